@@ -1,0 +1,24 @@
+"""`make bench`: every figure, one JSON line each."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+
+BENCHES = ("netcode", "matchmaker", "httpd", "turn", "gameserver", "profiles", "stack")
+
+
+def main(names: list[str]) -> int:
+    for name in names or BENCHES:
+        if name not in BENCHES:
+            print(f"no bench {name!r}; there are: {', '.join(BENCHES)}", file=sys.stderr)
+            return 2
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        for figure in importlib.import_module(f"bench.{name}").run():
+            print(json.dumps({"bench": name, **figure}), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

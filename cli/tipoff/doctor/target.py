@@ -1,0 +1,180 @@
+"""What `tipoff doctor` looks at: options first, then the compose stack's .env file, then the environment.
+
+From the .env file of deploy/ it knows the whole stack: its host, ports, secrets, games and engine.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tipoff_shared.errors import ConfigError
+from tipoff_shared.secret import Secret
+from tipoff_shared.settings import NatsSettings, inbox_prefix_of
+
+DEFAULT_PORTS = "30000-30999"
+DEFAULT_SOCKET = Path("/var/run/docker.sock")
+_LINE = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*)", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """`host`: the name players dial ("" where none is known); `url`: the page and API; `public_hosts`: what game
+    servers tell players. `nats` is None where no NATS is known, `nats_problem` why. `ca`: PEM of an authority that
+    `url` is trusted by, besides the system's."""
+
+    host: str = ""
+    url: str = ""
+    public_hosts: tuple[str, ...] = ()
+    ports: range = range(0)
+    nats: NatsSettings | None = None
+    nats_problem: str = ""
+    monitor: str = ""
+    games: Path | None = None
+    keys_dir: Path | None = None
+    engine: Path | None = None
+    network: str = ""
+    project: str = ""
+    """Of compose, whose NATS tells of itself to this host alone."""
+    pull: str = "missing"
+    ca: Path | None = None
+    servers_here: bool = True
+    """Game servers run on this host: its ports matter."""
+
+
+def parse_ports(text: str) -> range:
+    """`30000-30199` or `30000`; raises `ConfigError`."""
+    found = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", text.strip())
+    first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 1 <= first <= last <= 65535:
+        raise ConfigError(f"ports {text!r}: FIRST-LAST within 1-65535 is expected, like {DEFAULT_PORTS}")
+    return range(first, last + 1)
+
+
+def read_env_file(path: Path) -> dict[str, str]:
+    """`NAME=value` lines as docker compose reads them: comments, quotes, no substitution. Raises `ConfigError`."""
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeError) as exc:
+        raise ConfigError(f"{path}: {exc}") from exc
+    found: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        match = _LINE.fullmatch(line)
+        if match is None:
+            raise ConfigError(f"{path}:{number}: NAME=value is expected")
+        value = match[2].strip()
+        if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
+            value = value[1:-1]
+        else:
+            value = re.split(r"\s#", value, maxsplit=1)[0].strip()
+        found[match[1]] = value
+    return found
+
+
+def of_env_file(path: Path) -> Target:
+    """The stack of deploy/compose.yaml that this file sets up. Raises `ConfigError`."""
+    env = read_env_file(path)
+    base = path.resolve().parent
+    secrets = base / env.get("TIPOFF_SECRETS", "secrets")
+    profiles = env.get("COMPOSE_PROFILES", "local").split(",")
+    dev = "dev" in profiles
+    host = env.get("TIPOFF_HOST") or "localhost"
+    port = env.get("TIPOFF_HTTP_PORT") or "3000" if dev else env.get("TIPOFF_HTTPS_PORT") or "443"
+    url = f"http://127.0.0.1:{port}" if dev else _https(host, port)
+    nats, problem = _operator(env, secrets, dev)
+    games = base / (env.get("TIPOFF_GAMES_FILE") or "games.toml")
+    here = "edgegap" not in profiles or "local" in profiles
+    return Target(
+        host="" if dev else host,
+        url=url,
+        public_hosts=_hosts(env.get("TIPOFF_PUBLIC_HOST") or "127.0.0.1") if here else (),
+        ports=parse_ports(env.get("TIPOFF_PORT_RANGE") or "30000-30199") if here else range(0),
+        nats=nats,
+        nats_problem=problem,
+        games=games,
+        keys_dir=secrets / "netcode",
+        engine=Path(env.get("DOCKER_SOCKET") or DEFAULT_SOCKET) if here else None,
+        network=f"{env.get('COMPOSE_PROJECT_NAME') or 'tipoff'}_games" if here else "",
+        project=env.get("COMPOSE_PROJECT_NAME") or "tipoff",
+        pull=env.get("TIPOFF_PULL") or "missing",
+        servers_here=here,
+    )
+
+
+def of_environment(env: Mapping[str, str], *, nats: NatsSettings | None, problem: str) -> Target:
+    """What the services themselves would read."""
+    games = env.get("TIPOFF_GAMES") or ("games.toml" if Path("games.toml").exists() else "")
+    keys = env.get("TIPOFF_KEYS_DIR", "")
+    docker = env.get("TIPOFF_LAUNCHER_BACKEND") == "docker"
+    public = _hosts(env.get("TIPOFF_LAUNCHER_PUBLIC_HOST", ""))
+    return Target(
+        host="",
+        public_hosts=public,
+        ports=parse_ports(env.get("TIPOFF_LAUNCHER_PORT_RANGE") or DEFAULT_PORTS),
+        nats=nats,
+        nats_problem=problem,
+        games=Path(games) if games else None,
+        keys_dir=Path(keys) if keys else None,
+        engine=engine_socket(env) if docker else None,
+        network=env.get("TIPOFF_LAUNCHER_DOCKER_NETWORK", ""),
+        pull=env.get("TIPOFF_LAUNCHER_DOCKER_PULL") or "missing",
+    )
+
+
+def engine_socket(env: Mapping[str, str]) -> Path:
+    """The engine's Unix socket, by the variables that the launcher and `docker` know."""
+    host = env.get("TIPOFF_LAUNCHER_DOCKER_HOST") or env.get("DOCKER_HOST") or ""
+    return Path(host.removeprefix("unix://")) if host.startswith("unix://") else DEFAULT_SOCKET
+
+
+def monitor_of(nats: NatsSettings) -> str:
+    """Where nats-server usually tells of itself (port 8222 of the first server)."""
+    first = nats.servers[0].partition("://")[2].rpartition("@")[2]
+    host = first.rpartition(":")[0] or first
+    return f"http://{host}:8222"
+
+
+def is_local(host: str) -> bool:
+    """Loopback, by name or address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def _https(host: str, port: str) -> str:
+    return f"https://{host}" if port == "443" else f"https://{host}:{port}"
+
+
+def _hosts(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _operator(env: Mapping[str, str], secrets: Path, dev: bool) -> tuple[NatsSettings | None, str]:
+    """NATS as the role `operator` reaches it from this host."""
+    published = env.get("TIPOFF_NATS_PUBLISH") or "127.0.0.1:4222"
+    host, _, port = published.rpartition(":")
+    host = "127.0.0.1" if host in ("", "0.0.0.0", "[::]") else host  # noqa: S104 # compared
+    password, ca = secrets / "nats" / "operator.password", secrets / "nats" / "ca.pem"
+    try:
+        text = password.read_text().strip()
+    except OSError as exc:
+        return None, f"{password}: {exc.strerror}; `tipoff secrets init {secrets}` makes it"
+    if not dev and not ca.is_file():
+        return None, f"{ca} is not there; `tipoff secrets init {secrets}` makes it"
+    settings = NatsSettings(
+        servers=(f"{'nats' if dev else 'tls'}://{host}:{port}",),
+        user="operator",
+        password=Secret(text),
+        ca_file="" if dev else str(ca),
+        insecure=dev,
+        namespace=env.get("TIPOFF_NAMESPACE", ""),
+        inbox_prefix=inbox_prefix_of("operator"),
+    )
+    return settings, ""

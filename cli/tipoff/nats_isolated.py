@@ -1,0 +1,84 @@
+"""nats-server's users file for the isolated profile: game servers nobody trusts, in an account of their own.
+
+It takes the place of `users.conf`. All other roles share the account TIPOFF, with the permissions they have in the
+trusted profile. The account GAMESERVERS has no JetStream, no bucket, no subject of TIPOFF's but two, imported:
+
+    gs.*.ev    a service: an event goes to the stream in TIPOFF, the stream's answer comes back
+    gs.*.cmd   a stream: the matchmakers' commands come in, nothing goes out
+
+So there is nothing for a header or a reply subject to reach: an answer is delivered in the account that asked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from tipoff.nats_permissions import Access, Permissions, inboxes, on_stream, permissions
+from tipoff.nats_users import permissions_block
+from tipoff_shared.event_stream import SECRET_BUCKET
+from tipoff_shared.settings import ROLES
+from tipoff_shared.subjects import Subjects
+
+ACCOUNT = "TIPOFF"
+SERVERS_ACCOUNT = "GAMESERVERS"
+SERVER_ROLE = "gameserver"
+
+
+def isolated_permissions(role: str, subjects: Subjects) -> Permissions:
+    """Everything `role` may do within its account. Raises `KeyError` for an unknown role."""
+    if role == SERVER_ROLE:
+        return Permissions((subjects.events("*"),), (subjects.commands("*"), inboxes(role)))
+    allowed = permissions(role, subjects)
+    if role == "matchmaker":
+        secret = subjects.bucket(SECRET_BUCKET)
+        more = (
+            *on_stream(subjects.events_stream, "", Access.MAKE | Access.CONSUMERS | Access.DURABLE),
+            *on_stream(f"KV_{secret}", f"$KV.{secret}", Access.MAKE | Access.GET | Access.WRITE),
+            inboxes("launcher"),  # which asks whether a matchmaker lives
+        )
+    elif role == "launcher":
+        more = (
+            subjects.ping_matchmaker,
+        )  # without one nobody writes leases: whether their absence means anything
+    else:
+        return allowed
+    return Permissions(
+        tuple(dict.fromkeys((*allowed.publish, *more))), allowed.subscribe, allowed.deny_publish
+    )
+
+
+def accounts(hashes: Mapping[str, str], subjects: Subjects, *, more_users: str = "") -> str:
+    """The `accounts` block. `hashes`: role -> bcrypt hash, for every role; `more_users` are added to TIPOFF as they
+    are."""
+    users = "".join(_user(role, hashes[role], subjects) for role in ROLES if role != SERVER_ROLE)
+    events, commands = json.dumps(subjects.events("*")), json.dumps(subjects.commands("*"))
+    return (
+        "accounts {\n"
+        f"  {ACCOUNT} {{\n"
+        "    jetstream: enabled\n"
+        f"    users: [\n{users}{more_users}    ]\n"
+        "    exports: [\n"
+        f"      {{ service: {events}, accounts: [{SERVERS_ACCOUNT}] }}\n"
+        f"      {{ stream: {commands}, accounts: [{SERVERS_ACCOUNT}] }}\n"
+        "    ]\n"
+        "  }\n"
+        f"  {SERVERS_ACCOUNT} {{\n"
+        f"    users: [\n{_user(SERVER_ROLE, hashes[SERVER_ROLE], subjects)}    ]\n"
+        "    imports: [\n"
+        f"      {{ service: {{ account: {ACCOUNT}, subject: {events} }} }}\n"
+        f"      {{ stream: {{ account: {ACCOUNT}, subject: {commands} }} }}\n"
+        "    ]\n"
+        "  }\n"
+        "}\n"
+    )
+
+
+def _user(role: str, password_hash: str, subjects: Subjects) -> str:
+    return (
+        "      {\n"
+        f"        user: {json.dumps(role)}\n"
+        f"        password: {json.dumps(password_hash)}\n"
+        f"{permissions_block(isolated_permissions(role, subjects), '        ')}"
+        "      }\n"
+    )

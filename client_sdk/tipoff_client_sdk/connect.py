@@ -1,0 +1,177 @@
+"""The one call: ask a matchmaker for a seat, take the token to the game server, be in the game."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+import ssl as tls
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Literal, TypeAlias, TypedDict
+
+from tipoff_client_sdk.connection import Channel, Player
+from tipoff_client_sdk.errors import ConnectionFailed
+from tipoff_client_sdk.inbox import Inbox
+from tipoff_client_sdk.matchmaking import matchmaker_url, request_seat
+from tipoff_client_sdk.progress import Progress, ProgressCallback, Stage
+from tipoff_client_sdk.transports.udp import dial_udp
+from tipoff_client_sdk.transports.websocket import dial_websocket
+from tipoff_shared.errors import Malformed, NoServerInTime
+from tipoff_shared.messages import PlayRequest, SessionReady
+from tipoff_shared.names import check_name, check_request_id, new_request_id
+from tipoff_shared.netcode import Address, ConnectToken, Dialect, InvalidToken
+
+Transport: TypeAlias = Literal["udp", "websocket"]
+
+
+class ConnectOptions(TypedDict, total=False):
+    """The optional arguments of `connect`, for those who pass them on."""
+
+    progress: ProgressCallback | None
+    transports: Sequence[Transport]
+    timeout: float
+    fall_back_after: float
+    receive_queue: int
+    auth: dict[str, Any] | None
+    client_ip: str | None
+    request_id: str | None
+    dialect: Dialect | Literal["standard", "lightyear"]
+    ssl: tls.SSLContext | None
+
+
+@asynccontextmanager
+async def connect(
+    url: str,
+    *,
+    game: str,
+    version: str,
+    progress: ProgressCallback | None = None,
+    transports: Sequence[Transport] = ("udp", "websocket"),
+    timeout: float = 60.0,
+    fall_back_after: float = 3.0,
+    receive_queue: int = 256,
+    auth: dict[str, Any] | None = None,
+    client_ip: str | None = None,
+    request_id: str | None = None,
+    dialect: Dialect | Literal["standard", "lightyear"] = Dialect.STANDARD,
+    ssl: tls.SSLContext | None = None,
+) -> AsyncIterator[Player]:
+    """Play `game` in `version`: `async with connect("http://localhost:3000", game="arena", version="1") as player:`
+
+    * `url`: the matchmaker, http(s) or ws(s); `/matchmaker/ws` is appended where it is missing.
+    * `progress`: called with a `Progress` for every step, from the event loop.
+    * `transports`: tried in this order, as far as the server offers them. UDP gets `fall_back_after` seconds for its
+      first answer when something else can be tried. The token is good for one completed connection, so what is tried
+      next is only what never got through.
+    * `timeout`: seconds for all of it, until connected.
+    * `receive_queue`: messages that may wait for the game (see `Player`).
+    * `auth`: for the matchmaker's login hook. `client_ip`: for development, where the operator allows it.
+    * `request_id`: 22 to 64 letters and digits that nobody guesses; the same one always leads to the same session. A
+      fresh one is made when none is given, and used again when the matchmaker's socket breaks before the answer.
+    * `dialect`: "lightyear" for Bevy servers. `ssl`: for a private certificate authority.
+
+    Leaving the block says goodbye to the server, so that the seat is free at once. To play again, call `connect` again.
+    Raises the errors of `tipoff_client_sdk.errors`, which says which.
+    """
+    request = PlayRequest(
+        game=check_name(game, "game"),
+        version=check_name(version, "version"),
+        client_ip=client_ip,
+        request_id=check_request_id(request_id) if request_id is not None else new_request_id(),
+        auth=auth,
+    )
+    tell = progress or _tell_nobody
+    where = matchmaker_url(url)
+    if not transports or not set(transports) <= {"udp", "websocket"}:
+        raise Malformed(f"transports {tuple(transports)!r}: one or more of udp, websocket")
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout
+    tell(Progress(Stage.ASKING, f"asking {where} for {game} {version}"))
+    seat = await request_seat(where, request, progress=tell, timeout=timeout, ssl=ssl)
+    inbox = Inbox(receive_queue)
+    channel = await _dial(
+        seat, inbox, tuple(transports), Dialect(dialect), deadline - loop.time(), fall_back_after, tell, ssl
+    )
+    player = Player(
+        channel,
+        inbox,
+        session_id=seat.session_id,
+        client_id=seat.client_id,
+        deployment_id=seat.deployment_id,
+    )
+    async with player:
+        tell(Progress(Stage.CONNECTED, f"in the game, by {channel.transport}", seat.session_id))
+        yield player
+
+
+async def _dial(
+    seat: SessionReady,
+    inbox: Inbox,
+    wanted: tuple[Transport, ...],
+    dialect: Dialect,
+    timeout: float,
+    fall_back_after: float,
+    tell: ProgressCallback,
+    ssl: tls.SSLContext | None,
+) -> Channel:
+    """The first wanted transport that works. `Refused` is final: the other transports would hear the same."""
+    try:
+        token = ConnectToken.from_base64(seat.token, dialect)
+    except InvalidToken as exc:
+        raise ConnectionFailed(f"the matchmaker sent a token that cannot be used: {exc}") from exc
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout
+    open_ways = [way for way in wanted if _offered(seat, way)]
+    failures: list[str] = []
+    for number, way in enumerate(open_ways):
+        remaining = deadline - loop.time()
+        if remaining <= 0:
+            break
+        last = number == len(open_ways) - 1
+        tell(Progress(Stage.DIALLING, f"connecting by {way}", seat.session_id))
+        try:
+            if way == "udp":
+                give_up = None if last else fall_back_after
+                addresses = await _udp_addresses(seat, token)
+                return await dial_udp(token, addresses, inbox, give_up=give_up, timeout=remaining)
+            assert seat.transports.websocket is not None
+            url = seat.transports.websocket.url
+            return await dial_websocket(url, token.encode(), inbox, timeout=remaining, ssl=ssl)
+        except ConnectionFailed as exc:
+            failures.append(str(exc))
+    if not open_ways:
+        raise ConnectionFailed(f"the server offers none of the transports {', '.join(wanted)}")
+    if deadline - loop.time() <= 0:
+        raise NoServerInTime(f"not connected in time: {'; '.join(failures) or 'no time was left'}")
+    raise ConnectionFailed("; ".join(failures))
+
+
+def _offered(seat: SessionReady, way: Transport) -> bool:
+    """Whether the server is open that way. bevygap's matchmaker names none: then the token's addresses are UDP."""
+    offered = seat.transports
+    if way == "websocket":
+        return offered.websocket is not None
+    named = (offered.udp, offered.webtransport, offered.websocket, offered.tcp)
+    return offered.udp is not None or all(name is None for name in named)
+
+
+async def _udp_addresses(seat: SessionReady, token: ConnectToken) -> tuple[Address, ...]:
+    """Whom to dial: the token's own list, unless the server's UDP listener is elsewhere (a name, another port)."""
+    udp = seat.transports.udp
+    if udp is None or any(address.port == udp.port for address in token.addresses):
+        return token.addresses
+    try:
+        return (Address(ipaddress.ip_address(udp.host), udp.port),)
+    except ValueError:
+        pass  # a name
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(udp.host, udp.port, type=socket.SOCK_DGRAM)
+    except OSError as exc:
+        raise ConnectionFailed(f"udp {udp.host}: {exc}") from exc
+    unique = dict.fromkeys(Address(str(info[4][0]).partition("%")[0], udp.port) for info in found)
+    return tuple(unique)[:4]
+
+
+def _tell_nobody(progress: Progress) -> None:
+    """For callers who do not want to know."""

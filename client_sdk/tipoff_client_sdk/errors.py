@@ -1,0 +1,47 @@
+"""What can go wrong for a player, as types. All of them are `tipoff_shared.errors.TipoffError`.
+
+    TipoffError                 what the matchmaker answered: Malformed, NotAllowed, UnknownGame, NoServerInTime,
+    │                           SlowDown, Unavailable ... (see tipoff_shared.errors; `code`, `retry_after`)
+    └── PlayerError         what the client met on its own
+        ├── ConnectionFailed    no way to the matchmaker, or to the game server by any transport
+        ├── Refused             the game server did not let this player in; `server_code` is its answer
+        ├── ServerLost          the game server vanished: crashed, killed, unreachable. Ask for a new game
+        └── Closed              used after its end: closed by this side, or the match is over
+
+`connect` raises every kind but ServerLost and Closed. Receiving ends quietly when the match is over or the player was
+closed, and raises ServerLost when the server vanished; `send` raises ServerLost or Closed accordingly.
+"""
+
+from __future__ import annotations
+
+from tipoff_shared.errors import TipoffError
+
+
+class PlayerError(TipoffError):
+    """Base of what the client met on its own."""
+
+    code = 503
+
+
+class ConnectionFailed(PlayerError):
+    """Nobody there, or nothing gets through. The text names every way that was tried and how it ended."""
+
+
+class Refused(PlayerError):
+    """The game server's no. `server_code` is its number (403 where the transport carries none)."""
+
+    code = 403
+
+    def __init__(self, message: str, *, server_code: int = 403) -> None:
+        super().__init__(message)
+        self.server_code = server_code
+
+
+class ServerLost(PlayerError):
+    """The connection was up and ended without a word. What was sent last may or may not have arrived."""
+
+
+class Closed(PlayerError):
+    """The player was closed, or the server ended the connection in an orderly way; the text says which."""
+
+    code = 409

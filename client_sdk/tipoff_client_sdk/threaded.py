@@ -1,0 +1,259 @@
+"""For games with a frame loop (pygame, cocos, arcade): a thread does the network, `poll` never waits.
+
+    with connect_threaded("http://localhost:3000", game="arena", version="1") as game:
+        while running:                                  # sixty times a second
+            for event in game.poll():
+                match event:
+                    case Message(data): ...
+                    case Progress(): status = event.text
+                    case Joined(): ...
+                    case Ended(error=error): ...
+            game.send(b"...")
+            draw()
+
+The thread owns an event loop and one `connect`. What the two threads share: the inbox (a deque), the list of events and
+the outgoing queue (both under a lock that is held for an append only).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, TypeAlias, Unpack
+
+from tipoff_client_sdk.connect import ConnectOptions, connect
+from tipoff_client_sdk.connection import MAX_MESSAGE, Player
+from tipoff_client_sdk.progress import Progress
+from tipoff_shared.errors import Internal, Malformed, TipoffError, TooLarge
+
+OUTGOING = 256
+"""Messages that may wait to be sent; `send` says False beyond."""
+LAST_WORDS = 0.25
+"""Seconds that `close` gives messages handed over before it."""
+_EVENTS = 256
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """In the game: `transport` is udp or websocket, `server` its address."""
+
+    session_id: str
+    deployment_id: str
+    client_id: str
+    transport: str
+    server: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of the server."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The last event. `error` is None after `close` and when the match is over; else why it failed or broke."""
+
+    reason: str
+    error: TipoffError | None = None
+
+
+Event: TypeAlias = Progress | Joined | Message | Ended
+
+
+def connect_threaded(
+    url: str, *, game: str, version: str, **options: Unpack[ConnectOptions]
+) -> ThreadedPlayer:
+    """Start connecting in the background and return at once. Takes the options of `connect`, which see.
+
+    `options["progress"]` is called in the other thread; most games read the `Progress` events of `poll` instead.
+    Failures do not raise here: they come as the `Ended` event.
+    """
+    return ThreadedPlayer(url, game, version, options)
+
+
+class ThreadedPlayer:
+    """A player for one thread that draws. `poll` and `send` never block; make one object per game played."""
+
+    def __init__(self, url: str, game: str, version: str, options: ConnectOptions) -> None:
+        self._arguments: dict[str, Any] = {"game": game, "version": version, **options}
+        self._url = url
+        self._lock = threading.Lock()
+        self._events: deque[Event] = deque(maxlen=_EVENTS)
+        self._outgoing: deque[bytes] = deque()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._close_asked: asyncio.Event
+        self._send_asked: asyncio.Event
+        self._sent: asyncio.Event
+        self._player: Player | None = None
+        self._closing = False
+        self._ended: Ended | None = None
+        self._told_end = False
+        # A daemon: a game that is killed while it connects must not be kept alive by us.
+        self._thread = threading.Thread(target=self._run, name="tipoff", daemon=True)
+        self._thread.start()
+
+    # --- the frame loop's side ----------------------------------------------------------------------------------------
+
+    def poll(self) -> list[Event]:
+        """Everything that happened since the last call, in order; `Ended` comes once, after the last message."""
+        with self._lock:
+            ended = self._ended  # read before the messages: those before the end are all there then
+            events: list[Event] = list(self._events)
+            self._events.clear()
+        if (player := self._player) is not None:
+            events += [Message(data) for data in player.take_all()]
+        if ended is not None and not self._told_end:
+            self._told_end = True
+            events.append(ended)
+        return events
+
+    def send(self, message: bytes) -> bool:
+        """Send 1 to 1200 bytes soon. False, and nothing is sent, when not connected or when 256 messages wait.
+
+        Raises `TooLarge` or `Malformed` for a message of another size.
+        """
+        if len(message) > MAX_MESSAGE:
+            raise TooLarge(f"a message has at most {MAX_MESSAGE} bytes, not {len(message)}; send it in parts")
+        if not message:
+            raise Malformed("a message has at least one byte")
+        with self._lock:
+            if not self.connected or len(self._outgoing) >= OUTGOING:
+                return False
+            self._outgoing.append(bytes(message))
+        self._notify(self._send_asked)
+        return True
+
+    def close(self, timeout: float = 3.0) -> None:
+        """Leave the game and end the thread; idempotent. Waits at most `timeout` seconds for the goodbye to be sent
+        (usually milliseconds); 0 does not wait."""
+        self._closing = True
+        if self._loop is not None:
+            self._notify(self._close_asked)
+        if timeout > 0 and self._thread is not threading.current_thread():
+            self._thread.join(timeout)
+            if self._thread.is_alive():
+                log.warning("the connection's thread did not end within %g s", timeout)
+
+    @property
+    def connected(self) -> bool:
+        player = self._player
+        return player is not None and player.connected and not self._closing
+
+    @property
+    def ended(self) -> Ended | None:
+        return self._ended
+
+    @property
+    def rtt(self) -> float | None:
+        """Round trip in seconds, None before the first measurement."""
+        return self._player.rtt if self._player is not None else None
+
+    @property
+    def session_id(self) -> str:
+        return self._player.session_id if self._player is not None else ""
+
+    @property
+    def dropped(self) -> int:
+        """Messages dropped because `poll` was not called in time."""
+        return self._player.dropped if self._player is not None else 0
+
+    def __enter__(self) -> ThreadedPlayer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _notify(self, event: asyncio.Event) -> None:
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nothing is left to be told
+                self._loop.call_soon_threadsafe(event.set)
+
+    # --- the network thread -------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            ended = asyncio.run(self._play())
+        except TipoffError as exc:
+            ended = Ended(str(exc), exc)
+        except (
+            Exception
+        ) as exc:  # a bug of ours or of a callback must reach the game, not vanish with the thread
+            log.exception("the connection's thread failed")
+            ended = Ended(f"internal: {exc}", Internal(f"the client failed: {exc}"))
+        with self._lock:
+            self._ended = ended
+
+    async def _play(self) -> Ended:
+        """Connect and stay until the end or `close`, which also cancels a connecting that is still under way."""
+        self._close_asked, self._send_asked, self._sent = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._loop = asyncio.get_running_loop()  # last: from now on the other thread notifies
+        if self._closing:  # it was closed before it could notify
+            return Ended("closed by this side")
+        playing = asyncio.create_task(self._connected(), name="tipoff/threaded player")
+        closing = asyncio.create_task(self._close_asked.wait(), name="tipoff/threaded close")
+        try:
+            await asyncio.wait({playing, closing}, return_when=asyncio.FIRST_COMPLETED)
+            if playing.done():
+                return await playing
+            if self._player is not None and self._outgoing:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LAST_WORDS):
+                        await self._sent.wait()
+            return Ended("closed by this side")
+        finally:
+            for task in (playing, closing):
+                task.cancel()
+            await asyncio.gather(playing, closing, return_exceptions=True)
+
+    async def _send_all(self, player: Player) -> None:
+        """What the frame loop hands over, in order; ends with the connection."""
+        while True:
+            self._send_asked.clear()
+            with self._lock:
+                message = self._outgoing.popleft() if self._outgoing else None
+            if message is None:
+                self._sent.set()
+                await self._send_asked.wait()
+                continue
+            self._sent.clear()
+            try:
+                await player.send(message)
+            except TipoffError:
+                return  # the connection is over: `poll` tells why
+
+    async def _connected(self) -> Ended:
+        callback = self._arguments.pop("progress", None)
+
+        def tell(progress: Progress) -> None:
+            with self._lock:
+                self._events.append(progress)
+            if callback is not None:
+                callback(progress)
+
+        async with connect(self._url, progress=tell, **self._arguments) as player:
+            with self._lock:
+                self._player = player
+                self._events.append(
+                    Joined(
+                        player.session_id,
+                        player.deployment_id,
+                        player.client_id,
+                        player.transport,
+                        player.server,
+                    )
+                )
+            sender = asyncio.create_task(self._send_all(player), name="tipoff/threaded sender")
+            try:
+                ending = await player.ended()
+                return Ended(ending.reason, ending.error)
+            finally:
+                sender.cancel()
+                await asyncio.gather(sender, return_exceptions=True)

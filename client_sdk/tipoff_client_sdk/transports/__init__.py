@@ -1,0 +1,1 @@
+"""How a token becomes a connection: UDP (netcode) and WebSocket."""

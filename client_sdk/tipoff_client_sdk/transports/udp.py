@@ -1,0 +1,249 @@
+"""netcode over UDP, driven by asyncio: the state machine is `tipoff_shared.netcode.Client`.
+
+One connected socket for each address of the token: the kernel then reports "nobody listens there" (ICMP), which tells a
+closed port, or a killed server, long before a timeout would.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from typing import cast
+
+import msgspec
+
+from tipoff_client_sdk.errors import Closed, ConnectionFailed, Refused, ServerLost
+from tipoff_client_sdk.inbox import Ending, Inbox
+from tipoff_shared.netcode import Address, Client, ClientState, ConnectToken, Payload, StateChanged
+
+REFUSALS_WHILE_DIALLING = 3
+"""ICMP "port unreachable" answers after which an address counts as closed; one might be a server about to start."""
+REFUSED_FOR = 1.0
+"""Seconds of nothing but such answers after which a connected server counts as gone."""
+
+
+async def dial_udp(
+    token: ConnectToken,
+    addresses: tuple[Address, ...],
+    inbox: Inbox,
+    *,
+    give_up: float | None,
+    timeout: float,
+) -> UdpChannel:
+    """Connect by the first address that answers, tried in order, all within `timeout` seconds.
+
+    An address gets at most `give_up` seconds for its first answer when another follows, or the token's own timeout
+    where `give_up` is None. Raises `ConnectionFailed` or `Refused`. A token leads to one connection only: after a
+    `ConnectionFailed` it is still good for another transport.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout
+    sequence = 0
+    failures: list[str] = []
+    for number, address in enumerate(addresses):
+        last = number == len(addresses) - 1
+        patience = give_up if give_up is not None or last else 3.0
+        remaining = deadline - loop.time()
+        if remaining <= 0:
+            break
+        channel = UdpChannel(token, address, inbox, first_sequence=sequence)
+        try:
+            await channel.open(patience=patience, timeout=remaining)
+        except ConnectionFailed as exc:
+            failures.append(str(exc))
+            await channel.close()
+            sequence = channel.next_sequence
+        except BaseException:
+            await channel.close()
+            raise
+        else:
+            return channel
+    raise ConnectionFailed("; ".join(failures) or "no time was left")
+
+
+class UdpChannel(asyncio.DatagramProtocol):
+    """One netcode connection to one address. `open` once, then `send` until `close`; a timer of the loop drives it."""
+
+    transport = "udp"
+
+    def __init__(
+        self, token: ConnectToken, address: Address, inbox: Inbox, *, first_sequence: int = 0
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._address = address
+        self._inbox = inbox
+        single = msgspec.structs.replace(token, addresses=(address,))
+        self._client = Client(single, now=self._loop.time(), first_sequence=first_sequence)
+        self._socket: asyncio.DatagramTransport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_due = math.inf
+        self._settled: asyncio.Future[None] = self._loop.create_future()
+        self._answered = asyncio.Event()
+        self._lost: asyncio.Future[None] = self._loop.create_future()
+        self._refusals = 0
+        self._refused_since: float | None = None
+        self._was_connected = False
+        self._full = False
+
+    @property
+    def server(self) -> str:
+        return str(self._address)
+
+    @property
+    def rtt(self) -> float | None:
+        return self._client.rtt
+
+    @property
+    def client_index(self) -> int | None:
+        return self._client.client_index
+
+    @property
+    def next_sequence(self) -> int:
+        return self._client.next_sequence
+
+    async def open(self, *, patience: float | None, timeout: float) -> None:
+        """Connect; raises `ConnectionFailed` or `Refused`. The caller closes in either case.
+
+        `patience` is for the first answer: once the server has sent its challenge UDP works, and this waits for
+        the rest (it may have let us in already, and the token would be of no use elsewhere).
+        """
+        try:
+            await self._loop.create_datagram_endpoint(
+                lambda: self, remote_addr=self._address, family=self._address.family
+            )
+        except OSError as exc:
+            raise ConnectionFailed(f"udp {self._address}: {exc.strerror or exc}") from exc
+        self._pump()
+        try:
+            async with asyncio.timeout(timeout):
+                if patience is not None:
+                    await self._first_answer(patience)
+                await self._settled
+        except TimeoutError:
+            raise ConnectionFailed(f"udp {self._address}: no connection within {timeout:.1f} s") from None
+
+    async def _first_answer(self, patience: float) -> None:
+        try:
+            async with asyncio.timeout(patience):
+                await self._answered.wait()
+        except TimeoutError:
+            raise ConnectionFailed(f"udp {self._address}: no answer within {patience:g} s") from None
+
+    async def send(self, message: bytes) -> None:
+        """Never waits. Raises `Closed` when the connection is over."""
+        if not self._client.send(message, self._loop.time()):
+            raise Closed(self._client.failure or "the connection is closed")
+        self._pump()
+
+    async def close(self) -> None:
+        """Ten disconnect packets, then the socket; idempotent."""
+        self._client.disconnect(self._loop.time())
+        self._pump()
+        self._cancel_timer()
+        if self._settled.done() and not self._settled.cancelled():
+            self._settled.exception()  # seen: nobody may be waiting for it any more
+        socket, self._socket = self._socket, None
+        if socket is not None:
+            socket.close()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(self._lost), 1)
+            if not self._lost.done():
+                socket.abort()
+
+    # --- the driver: datagrams and time in, datagrams and the next deadline out ---------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._socket = cast(asyncio.DatagramTransport, transport)  # not always a subclass (3.11, uvloop)
+
+    def datagram_received(self, data: bytes, addr: object) -> None:
+        self._refusals = 0
+        self._refused_since = None
+        # The socket is connected: the kernel lets nobody else's datagrams through.
+        self._client.receive_datagram(data, self._address, self._loop.time())
+        self._pump()
+
+    def error_received(self, exc: Exception) -> None:
+        if not isinstance(exc, ConnectionRefusedError | ConnectionResetError):
+            return  # a full buffer or no route just now: the state machine's timeouts judge it
+        now = self._loop.time()
+        self._refusals += 1
+        if self._refused_since is None:
+            self._refused_since = now
+        if self._refusals < REFUSALS_WHILE_DIALLING:
+            return
+        if not self._was_connected:
+            self._fail(ConnectionFailed(f"udp {self._address}: nobody listens there"))
+        elif now - self._refused_since >= REFUSED_FOR:
+            self._end(
+                Ending(
+                    "the server is gone", ServerLost(f"the server at {self._address} is gone: port closed")
+                )
+            )
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self._lost.done():
+            self._lost.set_result(None)
+
+    def pause_writing(self) -> None:
+        self._full = True  # 64 KiB are unsent: what follows is dropped, as a network would
+
+    def resume_writing(self) -> None:
+        self._full = False
+
+    def _pump(self) -> None:
+        """After every input: tell what happened, send what is due, set the timer."""
+        client = self._client
+        for event in client.events():
+            if isinstance(event, Payload):
+                self._inbox.put(event.data)
+            elif isinstance(event, StateChanged):
+                self._state_changed(event.state)
+        if self._socket is not None and not self._socket.is_closing():
+            for data, _ in client.datagrams_to_send():
+                if not self._full:
+                    self._socket.sendto(data)
+        due = client.next_timeout()
+        if self._timer_due > due or due == math.inf:
+            self._cancel_timer()
+        if self._timer is None and due != math.inf:
+            self._timer_due = due
+            self._timer = self._loop.call_at(due, self._tick)
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._client.update(self._loop.time())
+        self._pump()
+
+    def _state_changed(self, state: ClientState) -> None:
+        client = self._client
+        if state is ClientState.SENDING_CONNECTION_RESPONSE:
+            self._answered.set()
+        elif state is ClientState.CONNECTED:
+            self._was_connected = True
+            if not self._settled.done():
+                self._settled.set_result(None)
+        elif state is ClientState.CONNECTION_DENIED:
+            self._fail(
+                Refused(f"the server at {self._address} let nobody in: {client.denial or 'it is full'}")
+            )
+        elif state is ClientState.CONNECTION_TIMED_OUT:
+            reason = client.failure or "nothing came any more"
+            self._end(Ending(reason, ServerLost(reason)))
+        elif state is ClientState.DISCONNECTED and self._was_connected:
+            self._end(Ending(client.failure or "closed by this side"))
+        elif state <= ClientState.DISCONNECTED:
+            self._fail(ConnectionFailed(f"udp {self._address}: {client.failure or 'closed'}"))
+
+    def _fail(self, error: Exception) -> None:
+        if not self._settled.done():
+            self._settled.set_exception(error)
+        self._answered.set()
+
+    def _end(self, ending: Ending) -> None:
+        self._inbox.end(ending)

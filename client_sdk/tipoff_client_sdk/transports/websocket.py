@@ -1,0 +1,161 @@
+"""The game's messages over a WebSocket: the token first, the server's answer, then one binary message each.
+
+TLS (wss) protects it; without, it is for loopback and the local network.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import ssl as tls
+from typing import Any
+from urllib.parse import urlsplit
+
+from websockets.asyncio.client import ClientConnection
+from websockets.asyncio.client import connect as open_websocket
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
+
+from tipoff_client_sdk.errors import Closed, ConnectionFailed, Refused, ServerLost
+from tipoff_client_sdk.frames_log import frames_log
+from tipoff_client_sdk.inbox import Ending, Inbox
+from tipoff_shared.errors import Malformed
+from tipoff_shared.messages import Failed, decode_admission
+
+ORDERLY = frozenset({1000, 1001, 1008, 1012, 1013, *range(4000, 5000)})
+"""Close codes by which a server says goodbye: its end, a kick, or whatever the game means by 4000 to 4999. Anything
+else, or no close frame, is a lost server."""
+PING_EVERY = 2.0
+PONG_WITHIN = 10.0
+
+log = logging.getLogger(__name__)
+
+
+async def dial_websocket(
+    url: str, token: bytes, inbox: Inbox, *, timeout: float, ssl: tls.SSLContext | None = None
+) -> WebSocketChannel:
+    """Connect to `url` and show the 2048 bytes of `token`, within `timeout` seconds.
+
+    Raises `ConnectionFailed` or `Refused`.
+    """
+    _warn_of_plain_text(url)
+    options: dict[str, Any] = {"ssl": ssl} if ssl is not None and url.startswith("wss:") else {}
+    loop = asyncio.get_running_loop()
+    socket: ClientConnection | None = None
+    try:
+        async with asyncio.timeout(timeout):
+            socket = await open_websocket(
+                url,
+                proxy=None,
+                compression=None,
+                open_timeout=None,
+                close_timeout=1,
+                ping_interval=PING_EVERY,
+                ping_timeout=PONG_WITHIN,
+                max_size=16384,
+                max_queue=64,
+                logger=frames_log,
+                **options,
+            )
+            asked = loop.time()
+            await socket.send(token)
+            answer = decode_admission(await socket.recv())
+            if isinstance(answer, Failed):
+                raise Refused(f"the server at {url} refused: {answer.message}", server_code=answer.code)
+            return WebSocketChannel(url, socket, inbox, answer.client_index, loop.time() - asked)
+    except TimeoutError:
+        failure: Exception = ConnectionFailed(f"websocket {url}: no answer within {timeout:.1f} s")
+    except Malformed as exc:
+        failure = ConnectionFailed(f"websocket {url}: {exc}")
+    except ConnectionClosed as exc:
+        failure = ConnectionFailed(f"websocket {url}: closed before the answer to the token ({exc})")
+    except (OSError, InvalidHandshake, InvalidURI) as exc:
+        failure = ConnectionFailed(f"websocket {url}: {exc or type(exc).__name__}")
+    except BaseException:
+        await _drop(socket)
+        raise
+    await _drop(socket)
+    raise failure
+
+
+async def _drop(socket: ClientConnection | None) -> None:
+    if socket is not None:
+        await socket.close()
+
+
+class WebSocketChannel:
+    """An admitted connection. A task of its own moves messages to the inbox until `close` or the end."""
+
+    transport = "websocket"
+
+    def __init__(
+        self, url: str, socket: ClientConnection, inbox: Inbox, client_index: int, first_rtt: float
+    ) -> None:
+        self._url = url
+        self._socket = socket
+        self._inbox = inbox
+        self._client_index = client_index
+        self._first_rtt = first_rtt
+        self._reader = asyncio.create_task(self._read(), name="tipoff/websocket reader")
+
+    @property
+    def server(self) -> str:
+        return self._url
+
+    @property
+    def rtt(self) -> float | None:
+        """The library's last ping; before the first one the time the admission took."""
+        return self._socket.latency or self._first_rtt
+
+    @property
+    def client_index(self) -> int | None:
+        return self._client_index
+
+    async def send(self, message: bytes) -> None:
+        """Waits while 32 KiB are unsent. Raises `Closed` or `ServerLost`."""
+        try:
+            await self._socket.send(message)
+        except ConnectionClosed as exc:
+            ending = _ending(exc)
+            self._inbox.end(ending)
+            raise (ending.error or Closed(ending.reason)) from exc
+
+    async def close(self) -> None:
+        """A close frame, at most a second for the answer, then the reader; idempotent."""
+        await self._socket.close()
+        self._reader.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._reader
+
+    async def _read(self) -> None:
+        try:
+            while True:
+                message = await self._socket.recv()
+                if isinstance(message, str):
+                    continue  # text is the transport's own, and admission is over
+                await self._inbox.room()
+                self._inbox.put(message)
+        except ConnectionClosed as exc:
+            self._inbox.end(_ending(exc))
+
+
+def _ending(exc: ConnectionClosed) -> Ending:
+    if exc.rcvd is not None and exc.rcvd.code in ORDERLY:
+        return Ending(exc.rcvd.reason or "the server closed the connection")
+    reason = "the server's connection broke off"
+    if exc.rcvd is not None:
+        reason = f"the server failed: {exc.rcvd.code} {exc.rcvd.reason}".strip()
+    elif exc.sent is not None and exc.sent.reason:
+        reason = f"the server does not react any more ({exc.sent.reason})"
+    return Ending(reason, ServerLost(reason))
+
+
+def _warn_of_plain_text(url: str) -> None:
+    parts = urlsplit(url)
+    try:
+        public = ipaddress.ip_address(parts.hostname or "").is_global
+    except ValueError:
+        public = False
+    if parts.scheme == "ws" and public:
+        log.warning("%s is not encrypted: anybody on the way can take over this player's token", url)

@@ -1,0 +1,1 @@
+"""The example game: authoritative squares in a walled map. Start reading at `rules.py`."""

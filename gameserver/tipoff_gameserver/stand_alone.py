@@ -1,0 +1,128 @@
+"""A matchmaker for a server that stands alone: the same messages, one server, itself.
+
+Pure: a request's bytes go in, the messages of `/matchmaker/ws` come out. So a client written against a stand-alone
+server needs no change to play through a real matchmaker.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from tipoff_gameserver.admission import Refusal
+from tipoff_gameserver.context import Context
+from tipoff_shared.errors import TipoffError
+from tipoff_shared.messages import (
+    Acknowledged,
+    Failed,
+    Feedback,
+    PlayRequest,
+    SessionReady,
+    SessionRequestAccepted,
+    Transports,
+    UdpAddress,
+    WebSocketAddress,
+    decode_request,
+)
+from tipoff_shared.names import new_request_id, session_id
+from tipoff_shared.netcode import Address, issue_token
+from tipoff_shared.user_data import TokenUserData
+
+TOKEN_LIFETIME = 30
+TOKEN_TIMEOUT = 15
+
+_HOST_HEADER = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+)(:\d{1,5})?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Dialled:
+    """How a client reached the WebSocket listener: our address at that connection, and its Host header."""
+
+    host: str
+    port: int
+    host_header: str = ""
+    secure: bool = False
+
+    @property
+    def url(self) -> str:
+        scheme = "wss" if self.secure else "ws"
+        if _HOST_HEADER.fullmatch(self.host_header):
+            return f"{scheme}://{self.host_header}/"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{scheme}://{host}:{self.port}/"
+
+
+class Matchmaker:
+    """`udp_port` is None without UDP; `full` says why nobody is let in now, or None."""
+
+    def __init__(
+        self,
+        context: Context,
+        boot_id: str,
+        *,
+        udp_port: int | None,
+        full: Callable[[], Refusal | None],
+    ) -> None:
+        self._context = context
+        self._boot_id = boot_id
+        self._udp_port = udp_port
+        self._full = full
+
+    def answer(self, request: bytes | str, dialled: Dialled, unix_now: float) -> Iterator[Feedback]:
+        """The messages that answer `request`; the last one is SessionReady or Failed."""
+        try:
+            play = decode_request(request)
+        except TipoffError as exc:
+            yield Failed(exc.code, str(exc))
+            return
+        yield Acknowledged()
+        context = self._context
+        if (context.game and play.game != context.game) or (
+            context.version and play.version != context.version
+        ):
+            yield Failed(404, f"this server runs {context.game or 'any game'} {context.version}".rstrip())
+        elif refusal := self._full():
+            yield refusal.message()
+        else:
+            session = session_id(play.request_id or new_request_id())
+            yield SessionRequestAccepted(session)
+            yield self._ready(play, session, dialled, unix_now)
+
+    def _ready(self, play: PlayRequest, session: str, dialled: Dialled, unix_now: float) -> SessionReady:
+        context = self._context
+        udp_port = self._udp_port
+        # The address at which this very client reached us is one that it can dial.
+        address = Address(dialled.host.partition("%")[0], dialled.port if udp_port is None else udp_port)
+        address = address.unmapped()
+        client_id = _client_id(session)
+        token = issue_token(
+            context.private_key,
+            protocol_id=context.protocol_id,
+            client_id=client_id,
+            public_addresses=[address],
+            user_data=TokenUserData(session, context.deployment_id, self._boot_id).encode(),
+            lifetime=TOKEN_LIFETIME,
+            timeout=TOKEN_TIMEOUT,
+            now=unix_now,
+            dialect=context.dialect,
+        )
+        return SessionReady(
+            token=token.to_base64(),
+            ip=address.host,
+            port=address.port,
+            session_id=session,
+            client_id=str(client_id),
+            deployment_id=context.deployment_id,
+            transports=Transports(
+                udp=None if udp_port is None else UdpAddress(address.host, udp_port),
+                websocket=WebSocketAddress(dialled.url),
+            ),
+        )
+
+
+def _client_id(session: str) -> int:
+    """The same one whenever the same request is repeated; never 0."""
+    digest = hashlib.blake2b(session.encode(), digest_size=8, person=b"tipoff client").digest()
+    return int.from_bytes(digest, "little") or 1

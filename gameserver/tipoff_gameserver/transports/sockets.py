@@ -1,0 +1,63 @@
+"""Sockets bound the same way on every system: one for each host, all with one port number."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Sequence
+
+from tipoff_shared.errors import ConfigError
+
+_ATTEMPTS = 20
+_BUFFER_BYTES = 1 << 20
+
+
+def bind(hosts: Sequence[str], port: int, kind: socket.SocketKind, what: str) -> list[socket.socket]:
+    """One non-blocking socket for each of `hosts` (IP addresses), bound to `port`; 0 is any port free on all.
+
+    IPv6 sockets take IPv6 only: a dual-stack socket would show IPv4 players under addresses no token names.
+    Raises `ConfigError` saying what to change.
+    """
+    for attempt in range(_ATTEMPTS):
+        sockets: list[socket.socket] = []
+        chosen = port
+        try:
+            for host in hosts:
+                sock = _bind_one(host, chosen, kind)
+                sockets.append(sock)
+                chosen = sock.getsockname()[1]
+        except OSError as exc:
+            for sock in sockets:
+                sock.close()
+            if port == 0 and sockets and attempt < _ATTEMPTS - 1:
+                continue  # the port that was free for the first host is taken for another
+            where = hosts[min(len(sockets), len(hosts) - 1)]
+            raise ConfigError(
+                f"cannot listen on {where}, port {port} ({what}): {exc.strerror or exc}. Is another server running "
+                "there, or is the address not one of this machine?"
+            ) from exc
+        return sockets
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _bind_one(host: str, port: int, kind: socket.SocketKind) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # asyncio turns Nagle's algorithm off only where the protocol is named: a snapshot would wait 40 ms for an answer.
+    sock = socket.socket(
+        family, kind, socket.IPPROTO_TCP if kind == socket.SOCK_STREAM else socket.IPPROTO_UDP
+    )
+    try:
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        # On Windows it would allow two listeners on one port.
+        if kind == socket.SOCK_STREAM and sys.platform != "win32":
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if kind == socket.SOCK_DGRAM:  # room for a tick's worth of everybody's packets; the system may cap it
+            for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+                sock.setsockopt(socket.SOL_SOCKET, option, _BUFFER_BYTES)
+        sock.setblocking(False)
+        sock.bind((host, port))
+    except OSError:
+        sock.close()
+        raise
+    return sock

@@ -1,0 +1,348 @@
+"""Players over WebSocket: browsers, and any engine without netcode.
+
+`/` is the game: the client's first message is its connect token (2048 bytes, binary), the answer is one text message,
+`{"Admitted": {"client_index": ..., "tick_rate": ...}}` or `{"Refused": [code, reason]}` with close code 1008; then
+binary messages of 1 to 1200 bytes are the game's own in both directions. A stand-alone server also answers
+`/matchmaker/ws`, as a matchmaker would.
+
+Behind a reverse proxy the game is at `/gs/DEPLOYMENT_ID` too, and a player's address is what the proxy says. No Origin
+is checked: what lets a player in is a token in the first message, which no foreign page has, and never a cookie.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http
+import ipaddress
+import logging
+import socket
+import ssl
+import time
+from collections.abc import Sequence
+
+from websockets.asyncio.server import Server, ServerConnection, broadcast, serve
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
+
+from tipoff_gameserver.admission import USED, Grant, LookUp, Refusal
+from tipoff_gameserver.complaints import Complaints
+from tipoff_gameserver.players import MAX_MESSAGE_BYTES, LeaveReason, Player
+from tipoff_gameserver.stand_alone import Dialled, Matchmaker
+from tipoff_gameserver.transports import Host
+from tipoff_gameserver.transports.sockets import bind
+from tipoff_shared.errors import ConfigError
+from tipoff_shared.messages import MAX_MESSAGE, Admitted, Failed, encode_admission, encode_feedback
+from tipoff_shared.supervise import Tasks
+
+log = logging.getLogger(__name__)
+_library = logging.getLogger(f"{__name__}.library")
+_library.setLevel(
+    logging.CRITICAL
+)  # it logs a traceback for every port scanner; failures of ours are logged here
+
+TOKEN_TIMEOUT = 5.0
+"""Seconds for the opening handshake, and again for the token."""
+REQUEST_TIMEOUT = 10.0
+PING_INTERVAL = 8.0
+PING_TIMEOUT = 10.0
+CLOSE_TIMEOUT = 2.0
+WRITE_BUFFER = 1 << 16
+"""Bytes that may wait for a client; what comes on top is dropped, as on UDP."""
+STALLED_AFTER = 15.0
+"""Seconds in which a client that has something waiting must read a part of it."""
+MAX_STRANGERS = 256
+"""Connections that have not shown a token yet."""
+
+_GOING_AWAY = 1001
+_POLICY = 1008
+_TOO_BIG = 1009
+_INTERNAL = 1011
+_MISBEHAVED = (1002, 1003, 1007, _TOO_BIG)
+
+
+class WebSocketLink:
+    """One client. `send` writes at once or drops; it never waits."""
+
+    __slots__ = ("_drained", "_stalled_since", "_tasks", "_written", "address", "dropped", "reason", "ws")
+
+    transport = "websocket"
+
+    def __init__(self, ws: ServerConnection, tasks: Tasks, address: str) -> None:
+        self.ws = ws
+        self.address = address
+        self.dropped = 0
+        self.reason: LeaveReason | None = None
+        """Why the connection ends, where that is our doing."""
+        self._tasks = tasks
+        self._written = 0
+        self._drained = 0
+        self._stalled_since: float | None = None
+
+    @property
+    def rtt(self) -> float | None:
+        return self.ws.latency or None  # 0.0 until the first pong
+
+    def send(self, data: bytes) -> None:
+        if self.ws.transport.get_write_buffer_size() > WRITE_BUFFER:
+            self.dropped += 1
+            return
+        self._written += len(data)
+        broadcast((self.ws,), data)  # the library's way to write without waiting for the client
+
+    def close(self, code: int, reason: str) -> None:
+        self._tasks.start(close_within(self.ws, code, reason, CLOSE_TIMEOUT + 1), "close")
+
+    def is_stalled(self, now: float) -> bool:
+        """Whether the client has read nothing for `STALLED_AFTER` seconds though something waits for it."""
+        waiting = self.ws.transport.get_write_buffer_size()
+        drained = self._written - waiting
+        if waiting == 0 or drained > self._drained:
+            self._stalled_since = None
+        elif self._stalled_since is None:
+            self._stalled_since = now
+        self._drained = drained
+        return self._stalled_since is not None and now - self._stalled_since >= STALLED_AFTER
+
+
+class WebSocketTransport:
+    """Made by `listen`. `matchmaker` is given for a stand-alone server only."""
+
+    def __init__(
+        self,
+        host: Host,
+        tasks: Tasks,
+        matchmaker: Matchmaker | None,
+        secure: bool,
+        paths: frozenset[str],
+        proxied: bool,
+    ) -> None:
+        self.port = 0
+        self.secure = secure
+        self._paths = paths
+        self._proxied = proxied
+        self._host = host
+        self._tasks = tasks
+        self._matchmaker = matchmaker
+        self._servers: list[Server] = []
+        self._links: dict[Player, WebSocketLink] = {}
+        self._strangers = 0
+        self._complaints = Complaints()
+
+    @classmethod
+    async def listen(
+        cls,
+        host: Host,
+        bind_hosts: Sequence[str],
+        port: int,
+        *,
+        tasks: Tasks,
+        tls: ssl.SSLContext | None = None,
+        matchmaker: Matchmaker | None = None,
+        paths: frozenset[str] = frozenset({"/"}),
+        proxied: bool = False,
+    ) -> WebSocketTransport:
+        """Start; raises `ConfigError` when the port cannot be had. `paths`: where the game is. `proxied`: a peer on
+        this machine or its network is a reverse proxy, which says in X-Forwarded-For whom it speaks for."""
+        self = cls(host, tasks, matchmaker, tls is not None, paths, proxied)
+        sockets = bind(bind_hosts, port, socket.SOCK_STREAM, "WebSocket")
+        self.port = sockets[0].getsockname()[1]
+        for sock in sockets:
+            self._servers.append(
+                await serve(
+                    self._serve,
+                    sock=sock,
+                    ssl=tls,
+                    compression=None,  # costs memory and lets a client send a bomb; games pack their bytes themselves
+                    max_size=MAX_MESSAGE,
+                    max_queue=32,
+                    write_limit=WRITE_BUFFER,
+                    open_timeout=TOKEN_TIMEOUT,
+                    ping_interval=PING_INTERVAL,
+                    ping_timeout=PING_TIMEOUT,
+                    close_timeout=CLOSE_TIMEOUT,
+                    process_request=self._route,
+                    server_header=None,
+                    logger=_library,
+                )
+            )
+        return self
+
+    def housekeeping(self, now: float) -> None:
+        for link in list(self._links.values()):
+            if link.is_stalled(now):
+                link.reason = LeaveReason.TOO_SLOW
+                link.ws.transport.abort()
+
+    async def close(self) -> None:
+        for server in self._servers:
+            server.close(code=_GOING_AWAY, reason="the server ends")
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT + 1):
+                for server in self._servers:
+                    await server.wait_closed()
+        except TimeoutError:  # somebody does not read our goodbye
+            for server in self._servers:
+                for ws in server.connections:
+                    ws.transport.abort()
+
+    # --- one connection ---------------------------------------------------------------------------------------
+
+    def _route(self, ws: ServerConnection, request: Request) -> Response | None:
+        path = request.path.partition("?")[0]
+        if path not in self._paths and not (path == "/matchmaker/ws" and self._matchmaker is not None):
+            return ws.respond(http.HTTPStatus.NOT_FOUND, "Nothing is here. The game is at /.\n")
+        if self._strangers >= MAX_STRANGERS:
+            return ws.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "Too many connections without a token.\n")
+        return None
+
+    async def _serve(self, ws: ServerConnection) -> None:
+        """Everything about one connection, from the opening handshake to its end. Raises nothing."""
+        assert ws.request is not None
+        self._strangers += 1
+        try:
+            if self._matchmaker is not None and ws.request.path.startswith("/matchmaker/"):
+                await self._match(ws, self._matchmaker)
+                return
+            player = await self._admit(ws)
+        except ConnectionClosed:
+            return
+        except Exception:
+            log.exception("a WebSocket connection from %s failed", self._address(ws))
+            await close_within(ws, _INTERNAL, "", CLOSE_TIMEOUT)
+            return
+        finally:
+            self._strangers -= 1
+        if player is not None:
+            await self._play(ws, player)
+
+    async def _admit(self, ws: ServerConnection) -> Player | None:
+        """From the token to a seat; None when there is none."""
+        try:
+            async with asyncio.timeout(TOKEN_TIMEOUT):
+                token = await ws.recv()
+        except TimeoutError:
+            return await self._refuse(ws, Refusal(408, f"no token came within {TOKEN_TIMEOUT:g} s"))
+        if not isinstance(token, bytes):
+            return await self._refuse(
+                ws, Refusal(400, "the first message is the connect token: 2048 bytes, binary")
+            )
+        # From here to the seat nothing else may happen in between, except for the look-up.
+        verdict = self._host.admission.open_stream(token, ws, time.time())
+        if isinstance(verdict, Refusal):
+            return await self._refuse(ws, verdict)
+        grant, private = verdict
+        if isinstance(grant, LookUp):
+            found = await self._host.look_up(grant.client_id)
+            if isinstance(found, Refusal):
+                return await self._refuse(ws, found)
+            grant = found
+        assert isinstance(grant, Grant)
+        if refusal := self._host.refusal(grant.client_id):
+            return await self._refuse(ws, refusal)
+        if not self._host.admission.spend(private.tag, ws):
+            return await self._refuse(ws, USED)
+        link = WebSocketLink(ws, self._tasks, self._address(ws))
+        player = self._host.seat(grant, link)
+        self._links[player] = link
+        answer = encode_admission(Admitted(player.id - 1, self._host.tick_rate)).decode()
+        broadcast((ws,), answer)
+        self._host.joined(player)
+        return player
+
+    async def _refuse(self, ws: ServerConnection, refusal: Refusal) -> Player | None:
+        """Say why and hang up; always None, so that one can `return await` it."""
+        self._complaints.say("refused", "refused %s: %s", self._address(ws), refusal.text)
+        broadcast((ws,), encode_admission(refusal.message()).decode())
+        await close_within(ws, _POLICY, refusal.text, CLOSE_TIMEOUT)
+        return None
+
+    async def _play(self, ws: ServerConnection, player: Player) -> None:
+        reason = LeaveReason.LEFT
+        received = self._host.received
+        try:
+            async for message in ws:
+                if not isinstance(message, bytes) or not 0 < len(message) <= MAX_MESSAGE_BYTES:
+                    reason = LeaveReason.MISBEHAVED
+                    text = f"messages are binary and have 1 to {MAX_MESSAGE_BYTES} bytes"
+                    await close_within(ws, _POLICY, text, CLOSE_TIMEOUT)
+                    break
+                received(player, message)
+        except ConnectionClosed as exc:
+            sent = exc.sent.code if exc.sent is not None and not exc.rcvd_then_sent else 0
+            if sent == _INTERNAL:  # the library's keepalive gave up
+                reason = LeaveReason.TIMED_OUT
+            elif sent in _MISBEHAVED:
+                reason = LeaveReason.MISBEHAVED
+        finally:
+            link = self._links.pop(player)
+            self._host.left(player, link.reason or reason)
+
+    async def _match(self, ws: ServerConnection, matchmaker: Matchmaker) -> None:
+        """Answer one request to play, as httpd and a matchmaker would."""
+        try:
+            async with asyncio.timeout(REQUEST_TIMEOUT):
+                request = await ws.recv()
+        except TimeoutError:
+            request = b""
+        code = 1000
+        for feedback in matchmaker.answer(request, self._dialled(ws), time.time()):
+            broadcast((ws,), encode_feedback(feedback).decode())
+            if isinstance(feedback, Failed) and feedback.code == 400:
+                code = _POLICY
+        await close_within(ws, code, "", CLOSE_TIMEOUT)
+
+    def _address(self, ws: ServerConnection) -> str:
+        """The player's, for people and logs: nothing is decided by it."""
+        peer = _peer(ws)
+        if not self._proxied or ws.request is None or not ws.remote_address:
+            return peer
+        # The last entry is the proxy's own; what stands before it anybody may have written. Several headers are one
+        # list (RFC 9110, 5.3).
+        told = ",".join(ws.request.headers.get_all("X-Forwarded-For")).rpartition(",")[2].strip()
+        try:
+            if ipaddress.ip_address(ws.remote_address[0]).is_private:
+                return str(ipaddress.ip_address(told))
+        except ValueError:
+            pass
+        return peer
+
+    def _dialled(self, ws: ServerConnection) -> Dialled:
+        """How the client reached us: it will reach the game in the same way."""
+        assert ws.request is not None
+        host, port = ws.local_address[:2]
+        return Dialled(host, port, ws.request.headers.get("Host", ""), self.secure)
+
+
+async def close_within(ws: ServerConnection, code: int, reason: str, timeout: float) -> None:
+    """The closing handshake; after `timeout` seconds (a client that does not read) the connection is cut."""
+    try:
+        async with asyncio.timeout(timeout):
+            await ws.close(code, _close_reason(reason))
+    except TimeoutError:
+        ws.transport.abort()
+
+
+def _close_reason(text: str) -> str:
+    """At most 123 bytes (RFC 6455, 5.5.1)."""
+    return text.encode()[:123].decode(errors="ignore")
+
+
+def _peer(ws: ServerConnection) -> str:
+    peer = ws.remote_address
+    if not peer:
+        return "a client that is gone"
+    return f"[{peer[0]}]:{peer[1]}" if ":" in peer[0] else f"{peer[0]}:{peer[1]}"
+
+
+def server_tls(cert: str, key: str) -> ssl.SSLContext | None:
+    """TLS for the listener, None when no certificate is configured. Raises `ConfigError`."""
+    if not cert:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(cert, key or None)
+    except (OSError, ssl.SSLError) as exc:
+        raise ConfigError(
+            f"TIPOFF_TLS_CERT={cert}, TIPOFF_TLS_KEY={key}: {exc}; PEM files are expected"
+        ) from exc
+    return context

@@ -1,0 +1,82 @@
+"""A circuit breaker, pure: what has failed several times in a row is left alone for a while, then tried once.
+
+    closed ──`threshold` failures in a row──> open ──the pause is over──> half-open, one call is let through
+       ^                                       ^                              │
+       └────────────── it answers ─────────────┼──────────────────────────────┤
+                                               └── it fails: a longer pause ──┘
+
+Times are seconds of whatever clock the caller reads; nothing here reads one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class BreakerState(StrEnum):
+    CLOSED = "closed"
+    HALF_OPEN = "half-open"
+    OPEN = "open"
+
+
+@dataclass(slots=True)
+class Breaker:
+    """One kind of call to one other side.
+
+    `threshold`: failures in a row that open it. `first_pause`: how long it then stays open, doubled with each trial
+    that fails, up to `longest_pause`; longer where the other side says so (Retry-After), up to `longest_asked`. A
+    trial that has not ended after `trial_timeout` counts for nothing, and another one is let through.
+    """
+
+    threshold: int = 5
+    first_pause: float = 2.0
+    longest_pause: float = 30.0
+    longest_asked: float = 60.0
+    trial_timeout: float = 30.0
+    state: BreakerState = BreakerState.CLOSED
+    failures: int = 0
+    """In a row."""
+    last_error: str = ""
+    retry_at: float = 0.0
+    """Open: when a trial is let through. Half-open: when another one is."""
+    _opened: int = field(default=0, repr=False)
+
+    def wait(self, now: float) -> float:
+        """Seconds until a call would be let through; 0: now."""
+        return 0.0 if self.state is BreakerState.CLOSED else max(0.0, self.retry_at - now)
+
+    def admit(self, now: float) -> float:
+        """0 when the call may be made (it must then be followed by `succeeded`, `failed` or `abandoned`), else the
+        seconds to wait."""
+        if self.state is BreakerState.CLOSED:
+            return 0.0
+        if now < self.retry_at:
+            return self.retry_at - now
+        self.state, self.retry_at = BreakerState.HALF_OPEN, now + self.trial_timeout
+        return 0.0
+
+    def succeeded(self) -> None:
+        """The other side has answered, be it a no. Also for a call from before it opened."""
+        self.state, self.failures, self._opened = BreakerState.CLOSED, 0, 0
+        self.last_error, self.retry_at = "", 0.0
+
+    def failed(self, now: float, error: str, retry_after: float | None = None) -> None:
+        """No answer, or none that can be used, or "not now"."""
+        self.failures += 1
+        self.last_error = error
+        if self.state is BreakerState.OPEN:
+            return  # a call from before it opened tells nothing new
+        if self.state is BreakerState.CLOSED and self.failures < self.threshold:
+            return
+        pause = min(self.longest_pause, self.first_pause * 2.0 ** min(self._opened, 20))
+        self._opened += 1
+        self.state, self.retry_at = (
+            BreakerState.OPEN,
+            now + max(pause, min(retry_after or 0.0, self.longest_asked)),
+        )
+
+    def abandoned(self, now: float) -> None:
+        """The caller has gone before there was an outcome: the next one is the trial."""
+        if self.state is BreakerState.HALF_OPEN:
+            self.retry_at = now

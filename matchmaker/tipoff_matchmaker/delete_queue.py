@@ -1,0 +1,73 @@
+"""bevygap's work queue of sessions to be deleted, read under the name of bevygap's own reader.
+
+A work queue has one reader; so this name is the only one that may read it. For us a message is a hint: "look at this
+session, it is closing". The record decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import nats.errors
+from nats.aio.msg import Msg
+from nats.js import api
+
+from tipoff_matchmaker.backoff import pause
+from tipoff_matchmaker.give_back import GiveBack
+from tipoff_matchmaker.session_book import SessionBook
+from tipoff_shared.errors import TipoffError
+from tipoff_shared.nats_connection import Bus
+from tipoff_shared.records import SessionState
+
+log = logging.getLogger(__name__)
+
+DURABLE = "api-deleter-1"
+_BATCH = 100
+_WAIT = 5.0
+
+
+class DeleteQueue:
+    def __init__(self, bus: Bus, book: SessionBook, give_back: GiveBack) -> None:
+        self._bus = bus
+        self._book = book
+        self._give_back = give_back
+
+    async def run(self) -> None:
+        tries = 0
+        stream = self._bus.subjects.delete_stream
+        while True:
+            try:
+                await self._bus.js.add_consumer(
+                    stream,
+                    api.ConsumerConfig(durable_name=DURABLE, ack_policy=api.AckPolicy.EXPLICIT, ack_wait=30),
+                )
+            except nats.errors.Error as exc:
+                # bevygap's own reader may have made it with other settings: those are as good.
+                log.debug("consumer %s: %s", DURABLE, exc)
+            try:
+                sub = await self._bus.js.pull_subscribe_bind(consumer=DURABLE, stream=stream)
+                while True:
+                    try:
+                        messages = await sub.fetch(_BATCH, timeout=_WAIT)
+                    except (TimeoutError, nats.errors.TimeoutError):
+                        if not self._bus.connected:
+                            raise
+                        continue
+                    tries = 0
+                    await asyncio.gather(*(self._handle(msg) for msg in messages))
+            except (TimeoutError, nats.errors.Error) as exc:
+                tries += 1
+                log.info("reading the delete queue: %s; again soon", exc or type(exc).__name__)
+                await asyncio.sleep(pause(tries, 0.2))
+
+    async def _handle(self, msg: Msg) -> None:
+        session_id = msg.data.decode(errors="replace")
+        try:
+            if not self._give_back.is_running(session_id) and not self._give_back.was_done(session_id):
+                record = await self._book.read(session_id)
+                if record is not None and record.state is SessionState.CLOSING:
+                    await self._give_back.start(record)
+        except TipoffError as exc:
+            log.info("delete queue, %s: %s; the sweep finds it", session_id[:64], exc)
+        await msg.ack()

@@ -1,0 +1,88 @@
+"""How the games of `edgegap-sessions` are put together with the rest of a matchmaker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from tipoff_matchmaker.allocator import Allocator
+from tipoff_matchmaker.contexts import Contexts
+from tipoff_matchmaker.edgegap_session_watch import SessionWatch
+from tipoff_matchmaker.edgegap_sessions import EdgegapSessions
+from tipoff_matchmaker.ledger import Ledger
+from tipoff_matchmaker.servers import Servers
+from tipoff_matchmaker.settings import Settings
+from tipoff_orchestrator_client.base import Deployment, Orchestrator
+from tipoff_orchestrator_client.edgegap.names import SESSIONS
+from tipoff_orchestrator_client.edgegap.session_servers import SessionServers
+from tipoff_shared.errors import ConfigError, TipoffError
+from tipoff_shared.games import Game, GameKey, Games
+from tipoff_shared.nats_connection import Bus
+from tipoff_shared.records import DeploymentRecord
+from tipoff_shared.stores import Stores
+from tipoff_shared.supervise import Tasks
+
+
+class AtEdgegap:
+    """`allocators`: for each of its games. `run` for as long as the matchmaker does; `close` before it drains."""
+
+    def __init__(
+        self,
+        orchestrator: Orchestrator,
+        bus: Bus,
+        stores: Stores,
+        games: Games,
+        ledger: Ledger,
+        servers: Servers,
+        contexts: Contexts,
+        tasks: Tasks,
+        settings: Settings,
+        *,
+        clock: Callable[[], float],
+    ) -> None:
+        if not isinstance(orchestrator, SessionServers):
+            raise ConfigError(
+                f"orchestrator {SESSIONS!r} is built in; a {type(orchestrator).__name__} is not it"
+            )
+        self._gameservers = stores.gameservers
+        self._servers = servers
+        self._contexts = contexts
+        self._watch = SessionWatch(orchestrator, bus)
+        own = [game for game in games.all() if game.orchestrator == SESSIONS]
+        self._allocator = EdgegapSessions(
+            orchestrator,
+            self._watch,
+            stores.edgegap_sessions,
+            ledger,
+            own,
+            tasks,
+            clock=clock,
+            arrive=self._arrive,
+            seat_hold=settings.seat_hold,
+            progress_interval=settings.progress_interval,
+            backoff=settings.backoff,
+        )
+        self.allocators: Mapping[GameKey, Allocator] = {game.key: self._allocator for game in own}
+
+    async def run(self) -> None:
+        await self._watch.run()
+
+    def close(self, error: TipoffError) -> None:
+        self._allocator.close(error)
+
+    async def settle(self, timeout: float) -> None:
+        await self._allocator.settle(timeout)
+
+    async def _arrive(self, record: DeploymentRecord, game: Game, deployment: Deployment) -> None:
+        """What would have made it ready may have been said before there was a record of it."""
+        match game.ready:
+            case "lease":
+                lease = await self._gameservers.get(record.id)
+                if lease is not None:
+                    await self._servers.lease_seen(lease.value)
+            case "running":
+                await self._servers.runs(deployment)
+            case "context":
+                said = {"request_id": record.id, "public_ip": deployment.host}
+                await self._contexts.received(msgspec.json.encode(said))

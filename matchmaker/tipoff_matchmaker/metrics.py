@@ -1,0 +1,119 @@
+"""What Prometheus may read: counters of one matchmaker, and the records as its last sweep saw them."""
+
+from __future__ import annotations
+
+from collections import Counter as Count
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from tipoff_matchmaker.breaker import BreakerState
+from tipoff_shared.records import DeploymentRecord, DeploymentState, SessionRecord, SessionState
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class Metrics:
+    """One registry per matchmaker, so that several may live in one process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "tipoff_matchmaker_requests",
+            "Play requests answered, by outcome: ready, or the error's code",
+            ["outcome"],
+            registry=self.registry,
+        )
+        seconds = Histogram(
+            "tipoff_matchmaker_request_seconds",
+            "Seconds from a play request to its answer, warm: a seat was free at once",
+            ["warm"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        # Looked up once: these are counted for every play.
+        self._ready = self._requests.labels("ready")
+        self._warm, self._cold = seconds.labels("yes"), seconds.labels("no")
+        self.in_flight = Gauge(
+            "tipoff_matchmaker_requests_in_flight", "Play requests in hand", registry=self.registry
+        )
+        self.brake = Counter(
+            "tipoff_matchmaker_brake", "Servers the sweep did not end at once", registry=self.registry
+        )
+        self._sessions = Gauge(
+            "tipoff_sessions",
+            "Sessions by state, as the last listing saw them",
+            ["state"],
+            registry=self.registry,
+        )
+        self._deployments = Gauge(
+            "tipoff_deployments", "Deployments by state", ["game", "version", "state"], registry=self.registry
+        )
+        self._breakers = Gauge(
+            "tipoff_orchestrator_breaker",
+            "Calls to an orchestrator that are left out for a while because they keep failing: 0 closed, 1 open",
+            ["orchestrator", "operation"],
+            registry=self.registry,
+        )
+        self._orchestrator_errors = Counter(
+            "tipoff_orchestrator_errors",
+            "Calls to an orchestrator that failed: no answer, none that can be used, or not now",
+            ["orchestrator", "operation"],
+            registry=self.registry,
+        )
+        self._events_refused = Counter(
+            "tipoff_gameserver_events_refused",
+            "Events of game servers that were not theirs to send (403) or could not be read (400)",
+            ["code"],
+            registry=self.registry,
+        )
+        self._seats = Gauge("tipoff_seats_taken", "Seats taken", ["game", "version"], registry=self.registry)
+
+    def answered(self, seconds: float, *, warm: bool) -> None:
+        """A play request led to a seat."""
+        self._ready.inc()
+        (self._warm if warm else self._cold).observe(seconds)
+
+    def refused(self, code: int) -> None:
+        """A play request was answered by an error."""
+        self._requests.labels(str(code)).inc()
+
+    def breaker_changed(self, orchestrator: str, operation: str, state: BreakerState) -> None:
+        self._breakers.labels(orchestrator, operation).set(state is not BreakerState.CLOSED)
+
+    def orchestrator_failed(self, orchestrator: str, operation: str) -> None:
+        self._orchestrator_errors.labels(orchestrator, operation).inc()
+
+    def event_refused(self, code: int) -> None:
+        self._events_refused.labels(str(code)).inc()
+
+    def sessions_seen(self, records: Iterable[SessionRecord]) -> None:
+        counts = Count(record.state for record in records)
+        for state in SessionState:
+            self._sessions.labels(state).set(counts[state])
+
+    def deployments_seen(self, records: Iterable[DeploymentRecord]) -> None:
+        seen = list(records)
+        counts = Count((r.game, r.version, r.state) for r in seen)
+        seats: Count[tuple[str, str]] = Count()
+        for record in seen:
+            seats[record.game, record.version] += len(record.seats)
+        for (game, version), taken in seats.items():
+            self._seats.labels(game, version).set(taken)
+            for state in DeploymentState:
+                self._deployments.labels(game, version, state).set(counts[game, version, state])
+
+    @contextmanager
+    def serve(self, host: str, port: int) -> Iterator[None]:
+        """`/metrics` on its own small thread for the time of the block; nothing when `port` is 0."""
+        if not port:
+            yield
+            return
+        server, thread = start_http_server(port, host, registry=self.registry)
+        try:
+            yield
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join(5)

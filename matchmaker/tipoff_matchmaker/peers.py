@@ -1,0 +1,82 @@
+"""Which matchmakers are alive: everyone says so regularly, and everyone listens."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from nats.aio.msg import Msg
+
+from tipoff_shared.errors import Unavailable
+from tipoff_shared.nats_connection import Bus
+from tipoff_shared.supervise import Tasks
+
+
+class Peers:
+    """`is_alive` is a hint: whoever takes over does so by compare-and-set."""
+
+    def __init__(self, bus: Bus, instance: str, *, silent_after: float) -> None:
+        self._bus = bus
+        self._silent_after = silent_after
+        self._instance = instance
+        self._heard: dict[str, float] = {}
+        self._listening_since = time.monotonic()
+
+    def is_alive(self, instance: str) -> bool:
+        """Whether `instance` has been heard of lately ("" never has); while we have not listened for long enough
+        to know, yes."""
+        if not instance:
+            return False
+        now = time.monotonic()
+        return now - self._heard.get(instance, self._listening_since) < self._silent_after
+
+    @property
+    def alone(self) -> bool:
+        """Whether no other matchmaker has been heard of lately."""
+        return not any(self.is_alive(instance) for instance in self._heard if instance != self._instance)
+
+    async def falls_silent(self, instance: str) -> bool:
+        """Whether `instance` is silent, or becomes so within one period of silence: waits until that is known."""
+        end = time.monotonic() + self._silent_after
+        while instance:
+            silent_at = self._heard.get(instance, self._listening_since) + self._silent_after
+            if silent_at > end:
+                return False
+            if (wait := silent_at - time.monotonic()) <= 0:
+                return True
+            await asyncio.sleep(wait)
+        return True
+
+    @asynccontextmanager
+    async def listening(self, tasks: Tasks) -> AsyncIterator[None]:
+        """Beat and listen for the time of the block."""
+        prefix = self._bus.subjects.alive("")
+
+        async def heard(msg: Msg) -> None:
+            now = time.monotonic()
+            self._heard[msg.subject[len(prefix) :][:64]] = now
+            if len(self._heard) > 1000:
+                self._heard = {name: at for name, at in self._heard.items() if now - at < self._silent_after}
+
+        sub = await self._bus.nc.subscribe(self._bus.subjects.alive("*"), cb=heard)
+        self._listening_since = time.monotonic()
+        self._bus.on_reconnect(self._deaf_until_now)
+        beat = tasks.start(self._beat(), "alive")
+        try:
+            yield
+        finally:
+            beat.cancel()
+            if self._bus.connected:
+                await sub.unsubscribe()
+
+    def _deaf_until_now(self) -> None:
+        self._listening_since = time.monotonic()
+        self._heard.clear()
+
+    async def _beat(self) -> None:
+        while True:
+            with suppress(Unavailable):  # nobody can hear anybody now
+                await self._bus.publish(self._bus.subjects.alive(self._instance), b"")
+            await asyncio.sleep(self._silent_after / 3)

@@ -1,0 +1,93 @@
+"""The reaper: what gameservers write, read through durable consumers, so that nothing written while every matchmaker
+was away is missed.
+
+A message may be older than its key, and two members may read a put and a delete at once: so the key is read, and a
+message is acted upon only if it is the key's present one. bevygap's bucket keeps a tombstone for every key for ever:
+handled ones are removed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from tipoff_matchmaker.backoff import pause
+from tipoff_matchmaker.servers import Servers
+from tipoff_matchmaker.session_book import SessionBook
+from tipoff_matchmaker.sessions import Connected, Left
+from tipoff_shared.errors import TipoffError, Unavailable
+from tipoff_shared.kv import Ack, Change, Store
+from tipoff_shared.records import GameserverLease
+from tipoff_shared.stores import Stores
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+CONNECTIONS = "matchmaker-connections"
+LEASES = "matchmaker-leases"
+"""Names of the durable consumers, shared by all matchmakers of a namespace."""
+
+
+class Reaper:
+    """Two loops: connections and leases."""
+
+    def __init__(self, stores: Stores, book: SessionBook, servers: Servers) -> None:
+        self._stores = stores
+        self._book = book
+        self._servers = servers
+
+    async def connections(self) -> None:
+        await _read(self._stores.active_connections, CONNECTIONS, self._connection)
+
+    async def leases(self) -> None:
+        await _read(self._stores.gameservers, LEASES, self._lease)
+
+    async def _connection(self, change: Change[str]) -> None:
+        session_id = change.key
+        current = await self._stores.active_connections.get(session_id)
+        if change.value is not None:
+            if current is not None and current.revision == change.revision:
+                await self._book.apply(session_id, Connected())
+        elif current is None:
+            await self._book.apply(session_id, Left())
+            await self._stores.active_connections.forget(session_id, change.revision)
+
+    async def _lease(self, change: Change[GameserverLease]) -> None:
+        await self._servers.lease_changed(change)
+
+
+async def _read(store: Store[T], name: str, handle: Callable[[Change[T]], Awaitable[None]]) -> None:
+    """Handle every change, a batch at a time, for ever; a change that cannot be handled now comes again."""
+    tries = 0
+    while True:
+        try:
+            async with store.durable(name) as changes:
+                while True:
+                    batch = await changes.fetch()
+                    tries = 0
+                    newest = {change.key: (change, ack) for change, ack in batch}
+                    older = [ack for change, ack in batch if newest[change.key][0] is not change]
+                    await asyncio.gather(
+                        *(ack() for ack in older),
+                        *(_handle(store, change, ack, handle) for change, ack in newest.values()),
+                    )
+        except Unavailable as exc:
+            tries += 1
+            log.info("reading %s: %s; again soon", store.bucket, exc)
+            await asyncio.sleep(pause(tries, 0.1))
+
+
+async def _handle(
+    store: Store[T], change: Change[T], ack: Ack, handle: Callable[[Change[T]], Awaitable[None]]
+) -> None:
+    try:
+        await handle(change)
+    except TipoffError as exc:
+        log.info("%s/%s: %s; it comes again", store.bucket, change.key, exc)
+        return
+    except Exception:  # one message that cannot be handled must not end the reading of all others
+        log.exception("%s/%s could not be handled", store.bucket, change.key)
+    await ack()

@@ -1,0 +1,405 @@
+"""One matchmaker: its parts put together, started in order and stopped in order.
+
+Any number of these may run on one NATS; they share requests by a queue group and everything else by compare-and-set.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
+
+from nats.aio.msg import Msg
+
+from tipoff_matchmaker.admin import Admin
+from tipoff_matchmaker.allocation import Allocations
+from tipoff_matchmaker.allocators import Allocators
+from tipoff_matchmaker.asks import Stopping
+from tipoff_matchmaker.backoff import pause
+from tipoff_matchmaker.contexts import Contexts
+from tipoff_matchmaker.deadlines import Deadlines
+from tipoff_matchmaker.delete_queue import DeleteQueue
+from tipoff_matchmaker.event_reader import EventReader
+from tipoff_matchmaker.event_rules import check_games
+from tipoff_matchmaker.event_secret import EventSecret
+from tipoff_matchmaker.event_writer import EventWriter
+from tipoff_matchmaker.fleet import Fleet
+from tipoff_matchmaker.gensession import GenSession, default_game
+from tipoff_matchmaker.give_back import GiveBack
+from tipoff_matchmaker.guarded import Guarded
+from tipoff_matchmaker.kicks import Kicks
+from tipoff_matchmaker.ledger import Ledger
+from tipoff_matchmaker.mappings import Mappings
+from tipoff_matchmaker.metrics import Metrics
+from tipoff_matchmaker.peers import Peers
+from tipoff_matchmaker.reaper import Reaper
+from tipoff_matchmaker.reconciler_lease import ReconcilerLease
+from tipoff_matchmaker.requests import QUEUE, Requests
+from tipoff_matchmaker.reservations import Reservations
+from tipoff_matchmaker.rules import Grace
+from tipoff_matchmaker.seat_allocator import SeatAllocator
+from tipoff_matchmaker.servers import Servers
+from tipoff_matchmaker.session_book import SessionBook
+from tipoff_matchmaker.sessions import Effect
+from tipoff_matchmaker.settings import Settings
+from tipoff_matchmaker.sweep import Sweep
+from tipoff_matchmaker.tokens import Tokens
+from tipoff_matchmaker.watch import watch_deployments
+from tipoff_orchestrator_client.base import Orchestrator
+from tipoff_orchestrator_client.edgegap.names import SESSIONS
+from tipoff_orchestrator_client.registry import open_orchestrators, orchestrator_names
+from tipoff_shared.errors import Unavailable
+from tipoff_shared.games import Games
+from tipoff_shared.kv import LostRace
+from tipoff_shared.nats_connection import Bus, connect
+from tipoff_shared.records import SessionRecord, SessionState
+from tipoff_shared.settings import NatsSettings
+from tipoff_shared.stores import Stores, create_stores
+from tipoff_shared.supervise import BoundedHandlers, Tasks
+
+if TYPE_CHECKING:
+    from tipoff_matchmaker.edgegap_wiring import AtEdgegap
+
+log = logging.getLogger(__name__)
+
+_WATCHING_ENDS = 1.0
+"""How long requests asked again may still take when the process is told to stop: others have them, too."""
+
+
+class Matchmaker:
+    """A running matchmaker. Its parts are attributes for those who look inside: tests, status, metrics."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        games: Games,
+        bus: Bus,
+        stores: Stores,
+        orchestrators: Mapping[str, Orchestrator],
+        tasks: Tasks,
+        loops: Tasks,
+        clock: Callable[[], float],
+    ) -> None:
+        self.settings = settings
+        self.instance = settings.instance
+        self.bus = bus
+        self.stores = stores
+        self.metrics = Metrics()
+        self.failed = asyncio.Event()
+        """Set when one of the loops that must run for ever has ended by a mistake: start a new process."""
+        self._games = games
+        self.orchestrators = {
+            name: Guarded(
+                orchestrator,
+                threshold=settings.breaker_failures,
+                first_pause=settings.breaker_pause,
+                on_change=self.metrics.breaker_changed,
+                on_error=self.metrics.orchestrator_failed,
+            )
+            for name, orchestrator in orchestrators.items()
+        }
+        self._loops = loops
+        by_key = {game.key: game for game in games.all()}
+
+        self.ledger = Ledger(stores.deployments, tasks)
+        self.peers = Peers(bus, self.instance, silent_after=settings.owner_silence)
+        self._tokens = Tokens(games, settings.gs_proxy_url)
+        self._reservations = Reservations(stores.fleets)
+        self.book = SessionBook(
+            stores.sessions,
+            clock=clock,
+            gone_ttl=settings.gone_ttl,
+            on_effect=self._effect,
+            on_write=self._session_written,
+        )
+        self.event_secret = EventSecret(bus) if settings.profile == "isolated" else None
+        self.servers = Servers(
+            stores, games, self.ledger, self._tokens, tasks, lambda: self.book, clock=clock
+        )
+        self.fleet = Fleet(
+            self.ledger,
+            self._reservations,
+            self.orchestrators,
+            [game for game in games.all() if game.orchestrator != SESSIONS],  # Edgegap starts those servers
+            tasks,
+            clock=clock,
+            backoff=settings.backoff,
+            deploy_tries=settings.deploy_tries,
+            start_failures=settings.start_failures,
+            tell_reasons=settings.tell_reasons,
+            gs_proxy_url=settings.gs_proxy_url,
+            end_sessions=self.servers.end_sessions,
+            runs=self.servers.runs,
+            trust=self.servers.trust,
+            event_key=self._event_key,
+        )
+        self.allocator = SeatAllocator(
+            self.ledger,
+            self.fleet,
+            tasks,
+            clock=clock,
+            trusted=self.servers.trusted,
+            seat_hold=settings.seat_hold,
+            progress_interval=settings.progress_interval,
+        )
+        self.servers.join(self.fleet, self.allocator.refresh)
+        self.mappings = Mappings(stores)
+        self.contexts = Contexts(games, self.ledger, self.fleet, self.servers, stores.cert_digests)
+        self._kicks = Kicks(bus, self.ledger, tasks)
+        self._at_edgegap: AtEdgegap | None = None
+        if SESSIONS in orchestrators:
+            from tipoff_matchmaker.edgegap_wiring import (
+                AtEdgegap,
+            )  # which needs httpx; nothing else here does
+
+            self._at_edgegap = AtEdgegap(
+                orchestrators[SESSIONS],
+                bus,
+                stores,
+                games,
+                self.ledger,
+                self.servers,
+                self.contexts,
+                tasks,
+                settings,
+                clock=clock,
+            )
+        self.allocators = Allocators(
+            self.allocator, {} if self._at_edgegap is None else self._at_edgegap.allocators
+        )
+        self._give_back = GiveBack(bus, stores, games, self.allocators, lambda: self.book, tasks)
+        self.reconciler_lease = ReconcilerLease(
+            stores.matchmakers, self.instance, ttl=settings.reconciler_ttl
+        )
+        self.sweep = Sweep(
+            bus,
+            stores,
+            by_key,
+            self.ledger,
+            self._reservations,
+            self.fleet,
+            self.servers,
+            self.book,
+            self._give_back,
+            self.orchestrators,
+            self.metrics,
+            self.reconciler_lease,
+            clock=clock,
+            interval=settings.sweep_interval,
+            listing_interval=settings.listing_interval,
+            settle=2 * settings.lease_ttl,
+            grace=Grace(settings.lease_grace, settings.orphan_grace, settings.claim_slack),
+            on_session=self._session_written,
+            look_for_digest=self.contexts.look_for_digest,
+        )
+        self._deadlines = Deadlines(clock, self._deadline)
+        self._handlers = BoundedHandlers("play request", settings.max_requests)
+        self._again = BoundedHandlers("play request asked again", settings.max_requests)
+        self.allocations = Allocations(
+            self.instance,
+            stores,
+            self.ledger,
+            self.allocators,
+            self.book,
+            self._tokens,
+            self.peers,
+            self.mappings,
+            tasks,
+            clock=clock,
+            claim_slack=settings.claim_slack,
+            backoff=settings.backoff,
+        )
+        self._requests = Requests(
+            bus,
+            games,
+            self.allocations,
+            self._handlers,
+            self._again,
+            self.metrics,
+            alone=lambda: self.peers.alone,
+        )
+        self._gensession = GenSession(
+            bus, default_game(games, settings.default_game), self.allocations, self._handlers
+        )
+        self._admin = Admin(
+            bus,
+            self.instance,
+            self.book,
+            self.ledger,
+            self.fleet,
+            self.servers,
+            self._kicks,
+            self.orchestrators,
+            lambda: self._handlers.in_flight,
+        )
+        if self.event_secret is not None:
+            writer = EventWriter(
+                bus, stores, self.ledger, self.contexts.received, longest_lease=3 * settings.lease_ttl
+            )
+            self._event_reader = EventReader(bus, writer, self.metrics, tasks, self.event_secret.key_of)
+        self._reaper = Reaper(stores, self.book, self.servers)
+        self._delete_queue = DeleteQueue(bus, self.book, self._give_back)
+        self.metrics.in_flight.set_function(lambda: self._handlers.in_flight)
+
+    @property
+    def in_flight(self) -> int:
+        """Requests in hand."""
+        return self._handlers.in_flight
+
+    async def start(self) -> None:
+        """Learn what is written down, compare it with what is, begin to follow it, then take requests."""
+        await self.follow()
+        self._loops.start(self._delete_queue.run(), "delete queue")
+        subjects, nc = self.bus.subjects, self.bus.nc
+        await nc.subscribe(subjects.contexts, queue=QUEUE, cb=self._context)
+        await nc.subscribe(subjects.ping_matchmaker, queue=QUEUE, cb=self._ping)
+        await self._requests.open()
+        await self._gensession.open()
+        await self._admin.open()
+        await self.bus.flush()
+
+    async def follow(self) -> None:
+        """All that goes on without being asked."""
+        start = self._loops.start
+        if self.event_secret is not None:
+            await self.event_secret.ensure()
+        for entry in (await self.stores.deployments.list()).values():
+            self.ledger.observe(entry)
+        self.servers.remember(await self.stores.gameservers.list(), at_start=True)
+        self.fleet.run(self.allocator.line, self._loops)
+        await self.reconciler_lease.seek()
+        await self.sweep.once()
+        start(self.reconciler_lease.run(self.sweep.soon), "reconciler lease")
+        self.bus.on_reconnect(self._nats_is_back)
+        start(self.sweep.run(), "sweep")
+        start(self._deadlines.run(), "deadlines")
+        start(self.mappings.run(), "mappings")
+        start(self._reaper.connections(), "connections")
+        start(self._reaper.leases(), "leases")
+        if self.event_secret is not None:
+            start(self._event_reader.run(), "events")
+        start(watch_deployments(self.stores.deployments, self.ledger), "watch")
+        if self._at_edgegap is not None:
+            start(self._at_edgegap.run(), "edgegap sessions")
+        for name, orchestrator in self.orchestrators.items():
+            start(self.servers.follow(orchestrator), f"events of {name}")
+
+    async def stop(self) -> None:
+        """In this order: take no more; tell those without a server to ask elsewhere; finish what is in hand."""
+        self._stopping = True
+        await self.reconciler_lease.give_up()
+        await self._requests.stop_taking()
+        stopping = Stopping("this matchmaker is stopping, ask again", retry_after=1)
+        self.allocator.close(stopping)
+        if self._at_edgegap is not None:
+            self._at_edgegap.close(stopping)
+        await asyncio.gather(
+            self._handlers.drain(self.settings.drain_timeout), self._again.drain(_WATCHING_ENDS)
+        )
+        await self.allocations.settle(timeout=1)
+        if self._at_edgegap is not None:
+            await self._at_edgegap.settle(timeout=3)
+        await self._gensession.stop()
+        await self._admin.stop()
+        await self.mappings.put_all_again()
+
+    _stopping = False
+
+    def _nats_is_back(self) -> None:
+        self.reconciler_lease.soon()
+        self.sweep.soon()
+        self._loops.start(self._make_stores_again(), "stores")
+
+    async def _make_stores_again(self) -> None:
+        """A NATS that comes back without its data has no buckets. Where they are, nothing happens."""
+        tries = 0
+        while self.bus.connected:
+            try:
+                await create_stores(self.bus)
+                if self.event_secret is not None:
+                    await self.event_secret.ensure()
+            except (Unavailable, LostRace) as exc:
+                tries += 1
+                log.info("%s; again soon", exc)
+                await asyncio.sleep(pause(tries, 0.2))
+            else:
+                return
+
+    async def _ping(self, msg: Msg) -> None:
+        if msg.reply and not self._stopping:
+            await self.bus.publish(msg.reply, self.instance.encode())
+
+    async def _context(self, msg: Msg) -> None:
+        if not self._handlers.submit(lambda: self.contexts.received(msg.data)):
+            log.warning("a gameserver's context is left to the sweep: too much in hand")
+
+    def _event_key(self, deployment_id: str) -> str:
+        """What a server of the isolated profile seals its events with; "" in the trusted profile."""
+        return "" if self.event_secret is None else self.event_secret.key_of(deployment_id).reveal()
+
+    # What follows from a session's steps.
+
+    def _session_written(self, record: SessionRecord) -> None:
+        if record.state in (SessionState.REQUESTED, SessionState.READY):
+            self._deadlines.add(record.id, record.deadline + 0.01)
+        else:
+            self._deadlines.drop(record.id)
+
+    def _effect(self, session_id: str, record: SessionRecord | None, effect: Effect) -> None:
+        match effect:
+            case Effect.GIVE_BACK if record is not None:
+                self._give_back.start(record)
+            case Effect.KICK:
+                self._kicks.start(session_id, record)
+            case Effect.CLAIMED if record is not None:
+                game = self._games.get(record.game, record.version)
+                if game is not None and game.bevygap:
+                    self._give_back.claimed(session_id)
+            case _:
+                pass
+
+    async def _deadline(self, session_id: str) -> None:
+        """A deadline we know of has passed."""
+        if self.sweep.settled:
+            await self.sweep.check_session(session_id)
+
+
+@asynccontextmanager
+async def run_matchmaker(
+    settings: Settings,
+    games: Games,
+    nats_settings: NatsSettings,
+    orchestrators: Mapping[str, Orchestrator] | None = None,
+    *,
+    clock: Callable[[], float] = time.time,
+) -> AsyncIterator[Matchmaker]:
+    """A matchmaker that serves, for the time of the block. Leaving drains it (within `settings.drain_timeout`).
+
+    `orchestrators`: name -> orchestrator, which stay the caller's; None opens those that the games name, on the
+    matchmaker's own connection. Raises `Unavailable` when NATS cannot be reached or has no JetStream, `ConfigError`
+    for a game's orchestrator that nobody knows.
+    """
+    if settings.profile == "isolated":
+        check_games(games.all())
+    async with AsyncExitStack() as stack:
+        # Left in reverse: first no more work is taken and what is in hand is finished (`stop`), then the background
+        # tasks end, then the orchestrators' clients and the connection close.
+        bus = await stack.enter_async_context(connect(nats_settings, name=f"matchmaker {settings.instance}"))
+        stores = await create_stores(bus)
+        if orchestrators is None:
+            orchestrators = await stack.enter_async_context(
+                open_orchestrators(orchestrator_names(games), bus, games)
+            )
+        name = f"matchmaker {settings.instance}"
+        tasks = await stack.enter_async_context(Tasks(name))
+        loops = await stack.enter_async_context(Tasks(name, lambda exc: matchmaker.failed.set()))
+        matchmaker = Matchmaker(settings, games, bus, stores, orchestrators, tasks, loops, clock)
+        stack.enter_context(matchmaker.metrics.serve(settings.metrics_host, settings.metrics_port))
+        await stack.enter_async_context(matchmaker.peers.listening(loops))
+        stack.push_async_callback(matchmaker.stop)
+        await matchmaker.start()
+        log.info("matchmaker %s serves %d game(s)", settings.instance, len(games.all()))
+        yield matchmaker

@@ -1,0 +1,265 @@
+"""The life of one session, as a pure state machine: record + event + now -> new record and what to do then.
+
+    requested ──seat found──> ready ──connected──> active
+        │                       │ deadline            │ left, server gone
+        └── deadline ──> closing <────────────────────┘
+                            └── everything given back ──> gone
+
+The driver (`session_book.py`) reads the record, calls `step`, writes the outcome by compare-and-set and carries out
+the effects; whoever loses the compare-and-set reads again and asks `step` again. Nothing here does I/O, reads a
+clock or draws random numbers. Times are Unix seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TypeAlias
+
+import msgspec
+
+from tipoff_shared.records import SessionRecord, SessionState
+
+
+@dataclass(frozen=True, slots=True)
+class SeatFound:
+    """A seat of this deployment is written down; the player has until `claim_deadline` to connect."""
+
+    deployment_id: str
+    boot_id: str
+    claim_deadline: float
+
+
+@dataclass(frozen=True, slots=True)
+class AskedAgain:
+    """The same request id once more: a fresh token goes out, which may be used until `claim_deadline`."""
+
+    claim_deadline: float
+
+
+@dataclass(frozen=True, slots=True)
+class StartFailed:
+    """The server this session waited for did not start; it goes on waiting for another."""
+
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TakenOver:
+    """`owner` looks after the request from now on, instead of `former` ("" is nobody: anyone may), until
+    `deadline` if that is later than before. Too late when somebody else has taken it from `former` already."""
+
+    owner: str
+    former: str
+    deadline: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class GivenUp:
+    """The request ended without a seat, for `owner`; somebody who has taken it over may still find one."""
+
+    reason: str
+    owner: str
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """`active_connections[id]` is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """`active_connections[id]` was there and is deleted."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeadlinePassed:
+    """The record's deadline may be over; `connected`: what `active_connections[id]` says now."""
+
+    connected: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ServerGone:
+    """The server is gone. `living_boot`: the boot id that lives in its place, "" when none does."""
+
+    deployment_id: str
+    reason: str
+    living_boot: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """An operator, or the end of the match, ends this session."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class GivenBack:
+    """The seat is free and the orchestrator knows."""
+
+
+Event: TypeAlias = (
+    SeatFound
+    | AskedAgain
+    | StartFailed
+    | TakenOver
+    | GivenUp
+    | Connected
+    | Left
+    | DeadlinePassed
+    | ServerGone
+    | Ended
+    | GivenBack
+)
+
+
+class Effect(Enum):
+    """What the driver does after the new record is written; each is idempotent."""
+
+    CLAIMED = "claimed"
+    """The session is no longer unclaimed (bevygap's bucket)."""
+
+    GIVE_BACK = "give back"
+    """Free the seat, tell the allocator, forget the token; then report `GivenBack`."""
+
+    KICK = "kick"
+    """End a connection that must not be: the session is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """`record`: what to write, None when nothing changes."""
+
+    record: SessionRecord | None = None
+    effects: tuple[Effect, ...] = ()
+
+
+NOTHING = Step()
+_OPEN = (SessionState.REQUESTED, SessionState.READY, SessionState.ACTIVE)
+
+
+def is_open(record: SessionRecord) -> bool:
+    """Whether the session has not ended: it may hold a seat, or is going to."""
+    return record.state in _OPEN
+
+
+def holds_seat(record: SessionRecord | None, deployment_id: str) -> bool:
+    """Whether this record makes the session's seat on `deployment_id` count."""
+    return (
+        record is not None
+        and record.deployment_id == deployment_id
+        and record.state in (SessionState.READY, SessionState.ACTIVE)
+    )
+
+
+def step(record: SessionRecord | None, event: Event, now: float) -> Step:
+    """What becomes of `record` (None: there is none) at `event`. Total: every pair has an answer."""
+    if record is None:
+        # A connection nobody knows the session of: it must end. All else comes too late to matter.
+        return Step(effects=(Effect.KICK,)) if isinstance(event, Connected) else NOTHING
+    match record.state:
+        case SessionState.REQUESTED:
+            return _requested(record, event, now)
+        case SessionState.READY:
+            return _ready(record, event, now)
+        case SessionState.ACTIVE:
+            return _active(record, event)
+        case SessionState.CLOSING:
+            return _closing(record, event)
+        case SessionState.GONE:
+            return Step(effects=(Effect.KICK,)) if isinstance(event, Connected) else NOTHING
+
+
+def _requested(record: SessionRecord, event: Event, now: float) -> Step:
+    match event:
+        case SeatFound(deployment_id, boot_id, claim_deadline):
+            return Step(
+                msgspec.structs.replace(
+                    record,
+                    state=SessionState.READY,
+                    deployment_id=deployment_id,
+                    boot_id=boot_id,
+                    deadline=claim_deadline,
+                    generation=record.generation + 1,
+                    reason="",
+                )
+            )
+        case StartFailed(reason):
+            return Step(msgspec.structs.replace(record, attempt=record.attempt + 1, reason=reason))
+        case TakenOver(owner, former, deadline) if record.owner == former:
+            after = msgspec.structs.replace(record, owner=owner, deadline=max(deadline, record.deadline))
+            return Step(after) if after != record else NOTHING
+        case GivenUp(reason, owner) if record.owner == owner:
+            return _close(record, reason)
+        case Ended(reason):
+            return _close(record, reason)
+        case DeadlinePassed():
+            return _close(record, "no server became ready in time") if now >= record.deadline else NOTHING
+        case _:
+            return NOTHING
+
+
+def _ready(record: SessionRecord, event: Event, now: float) -> Step:
+    match event:
+        case Connected():
+            return _activate(record)
+        case DeadlinePassed(connected):
+            if connected:
+                return _activate(record)
+            return _close(record, "the player did not connect in time") if now >= record.deadline else NOTHING
+        case AskedAgain(claim_deadline):
+            if claim_deadline <= record.deadline:
+                return NOTHING
+            return Step(msgspec.structs.replace(record, deadline=claim_deadline))
+        case Left():  # connected and left, and the two notices came as one
+            return _close(record, "the player left")
+        case ServerGone() | Ended():
+            return _lose_server(record, event)
+        case _:
+            return NOTHING
+
+
+def _active(record: SessionRecord, event: Event) -> Step:
+    match event:
+        case Left():
+            return _close(record, "the player left")
+        case ServerGone() | Ended():
+            return _lose_server(record, event)
+        case Connected() | DeadlinePassed(connected=True):
+            return Step(effects=(Effect.CLAIMED,))
+        case _:
+            return NOTHING
+
+
+def _closing(record: SessionRecord, event: Event) -> Step:
+    match event:
+        case GivenBack():
+            return Step(msgspec.structs.replace(record, state=SessionState.GONE, deadline=0.0))
+        case Connected():
+            return Step(effects=(Effect.KICK,))
+        case Left() | DeadlinePassed() | ServerGone() | Ended():
+            return Step(effects=(Effect.GIVE_BACK,))  # whoever closed it may have died half-way
+        case _:
+            return NOTHING
+
+
+def _activate(record: SessionRecord) -> Step:
+    return Step(msgspec.structs.replace(record, state=SessionState.ACTIVE, deadline=0.0), (Effect.CLAIMED,))
+
+
+def _lose_server(record: SessionRecord, event: ServerGone | Ended) -> Step:
+    if isinstance(event, ServerGone):
+        # A token without a boot id is good for any boot.
+        lives_on = event.living_boot and record.boot_id in ("", event.living_boot)
+        if record.deployment_id != event.deployment_id or lives_on:
+            return NOTHING
+    return _close(record, event.reason)
+
+
+def _close(record: SessionRecord, reason: str) -> Step:
+    return Step(
+        msgspec.structs.replace(record, state=SessionState.CLOSING, deadline=0.0, reason=reason),
+        (Effect.GIVE_BACK,),
+    )

@@ -1,0 +1,113 @@
+"""Settings of a matchmaker, each with a default that suits one machine and a fleet alike."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from tipoff_matchmaker.gs_proxy import BASE
+
+
+class Settings(BaseSettings):
+    """Read from the environment (`TIPOFF_MATCHMAKER_MAX_REQUESTS=500`), or given by the caller. Times are seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="TIPOFF_MATCHMAKER_", frozen=True, extra="forbid")
+
+    instance: str = Field(
+        default_factory=lambda: "m" + secrets.token_hex(6), pattern=r"^[A-Za-z0-9_-]{1,40}$"
+    )
+    """Name of this process, in heartbeats and as the owner of session records. Never two at once with the same."""
+
+    games: Path = Field(default=Path("games.toml"), validation_alias="TIPOFF_GAMES")
+    """The games.toml that `python -m tipoff_matchmaker` reads; the same file as the launcher's."""
+
+    default_game: str = ""
+    """`NAME/VERSION` that `session.gensession` means; by default the only bevygap game, else the first game."""
+
+    profile: Literal["trusted", "isolated"] = "trusted"
+    """How game servers are present: `trusted` ones write their keys in NATS themselves; `isolated` ones are in an
+    account of their own and send events, which matchmakers write down. The same for all matchmakers of a namespace."""
+
+    max_requests: int = Field(default=2000, ge=1)
+    """Play requests in hand at once, waiting ones included; more are refused with 503 and Retry-After."""
+
+    progress_interval: float = Field(default=2.0, gt=0)
+    """How often a waiting player hears what is going on, beyond what happens in between."""
+
+    owner_silence: float = Field(default=3.0, gt=0)
+    """After so long without a heartbeat of a matchmaker (there are three in this time) another one may go on with
+    the requests it has in hand."""
+
+    seat_hold: float = Field(default=15.0, gt=0)
+    """How long a seat counts whose session record is not written: the time this process has to write it."""
+
+    claim_slack: float = Field(default=2.0, ge=0)
+    """Added to every claim deadline: clocks of machines differ."""
+
+    gone_ttl: float = Field(default=120.0, ge=1)
+    """How long an ended session's record stays, so that a late message about it finds it ended."""
+
+    lease_ttl: float = Field(default=10.0, gt=0)
+    """Time to live of a gameserver's lease, as gameservers write it. After connecting to NATS nothing is closed for
+    want of news before two of these have passed."""
+
+    lease_grace: float = Field(default=10.0, gt=0)
+    """How long a server that still runs may be without a lease before it is stopped."""
+
+    orphan_grace: float = Field(default=30.0, gt=0)
+    """Age at which a server without a record is stopped, and a connection without a session is forgotten."""
+
+    sweep_interval: float = Field(default=2.0, gt=0)
+    """Between two comparisons of records, leases and orchestrators (jittered by a quarter)."""
+
+    reconciler_ttl: float = Field(default=6.0, ge=1)
+    """One matchmaker at a time acts on those comparisons, by a lease of this length: after a crash of that one, the
+    next one begins so many seconds later."""
+
+    listing_interval: float = Field(default=5.0, gt=0)
+    """Between two listings of all sessions, the truth behind the claim deadlines kept in memory."""
+
+    deploy_tries: int = Field(default=5, ge=1)
+    """Calls to an orchestrator for one deployment before it counts as failed."""
+
+    start_failures: int = Field(default=3, ge=1)
+    """Deployments of a game that fail in a row, while none is ready, before the waiting are told so (502)."""
+
+    tell_reasons: bool = False
+    """Tell players in the orchestrator's words why no server could be started: good while you develop a game, but
+    those words may quote a server's log."""
+
+    backoff: float = Field(default=0.2, gt=0)
+    """First pause after a failed call; doubled (to at most 5 s) and jittered each time."""
+
+    breaker_failures: int = Field(default=5, ge=1)
+    """Calls of one kind (deploy, get, stop, list) to an orchestrator that fail in a row before it is left alone."""
+
+    breaker_pause: float = Field(default=2.0, gt=0)
+    """How long it is then left alone before one call tries it; doubled (to at most 30 s) while that fails."""
+
+    drain_timeout: float = Field(default=6.0, gt=0)
+    """How long requests in hand may still take when the process is told to stop."""
+
+    gs_proxy_url: str = ""
+    """What browsers dial to reach game servers of the launcher through a reverse proxy, like
+    `wss://play.example.org/gs/`; the deployment's id is put behind it. "": players dial game servers directly."""
+
+    metrics_port: int = Field(default=0, ge=0, le=65535)
+    """Prometheus metrics at `http://HOST:PORT/metrics`; 0: none."""
+
+    metrics_host: str = "127.0.0.1"
+    """Address the metrics are served at."""
+
+    @field_validator("gs_proxy_url")
+    @classmethod
+    def _gs_proxy_url(cls, value: str) -> str:
+        if not BASE.fullmatch(value):
+            raise ValueError(
+                "wss://HOST/PATH/ with a slash at its end is expected, like wss://play.example.org/gs/"
+            )
+        return value

@@ -1,0 +1,190 @@
+"""Connect tokens: which addresses they name, what they carry, and the message that hands one to a player.
+
+Names are resolved to IPv4 literals when a server becomes ready, so that no player waits for DNS.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import ipaddress
+import secrets
+import socket
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from tipoff_matchmaker.gs_proxy import transports_told
+from tipoff_shared.errors import OrchestratorFailed
+from tipoff_shared.games import Game, Games
+from tipoff_shared.messages import SessionReady, Transports
+from tipoff_shared.netcode import Address, Dialect, NetcodeError, PrivateKey, issue_token
+from tipoff_shared.records import DeploymentRecord, SessionRecord
+from tipoff_shared.stores import MAPPING_TTL
+from tipoff_shared.user_data import TokenUserData
+
+BEVYGAP_LIFETIME = 15
+"""bevygap's mappings live 30 s, and a handshake may finish `token_timeout` seconds after the token expired."""
+
+_MAX_ADDRESSES = 32
+_DNS_TIMEOUT = 3.0
+_DEFAULT_PORTS = {"ws": 80, "http": 80, "wss": 443, "https": 443}
+
+
+def new_client_id() -> int:
+    """A netcode client id: random, not zero, below 2^63 (signed in many a game's code)."""
+    return secrets.randbelow(2**63 - 1) + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where the players of one deployment go: `ip` and `port` are those of the game's primary transport."""
+
+    ip: str
+    port: int
+    public: tuple[Address, ...]
+    internal: tuple[Address, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """A token on its way to a player: base64 text (a secret), and until when it may lead to a connection."""
+
+    text: str
+    claim_deadline: float
+
+    def __repr__(self) -> str:
+        return f"Issued(text=..., claim_deadline={self.claim_deadline})"
+
+
+def host_and_port(transports: Transports, name: str) -> tuple[str, int] | None:
+    """Host (name or literal) and port of one open transport."""
+    if name in ("udp", "tcp"):
+        plain = transports.udp if name == "udp" else transports.tcp
+        return None if plain is None else (plain.host, plain.port)
+    web = transports.websocket if name == "websocket" else transports.webtransport
+    if web is None:
+        return None
+    try:
+        parts = urlsplit(web.url)
+        port = parts.port or _DEFAULT_PORTS.get(parts.scheme)
+    except ValueError:
+        return None
+    return (parts.hostname, port) if parts.hostname and port else None
+
+
+class Tokens:
+    """Issues the tokens of all games. Private keys stay within."""
+
+    def __init__(self, games: Games, gs_proxy_url: str = "") -> None:
+        self._games = games
+        self._gs_proxy_url = gs_proxy_url
+        self._endpoints: dict[str, tuple[str, Transports, Endpoint]] = {}
+
+    def lifetime(self, game: Game) -> int:
+        """Seconds a token of this game may be used."""
+        if not game.bevygap:
+            return game.token_lifetime
+        return max(1, min(game.token_lifetime, BEVYGAP_LIFETIME, MAPPING_TTL - game.token_timeout))
+
+    async def endpoint(self, game: Game, deployment: DeploymentRecord) -> Endpoint:
+        """Where to send players; remembered until the deployment's addresses change. Raises
+        `OrchestratorFailed` when they cannot be used."""
+        known = self._endpoints.get(deployment.id)
+        if known is not None and known[0] == deployment.boot_id and known[1] == deployment.transports:
+            return known[2]
+        endpoint = await _endpoint(game, deployment)
+        self._endpoints[deployment.id] = (deployment.boot_id, deployment.transports, endpoint)
+        return endpoint
+
+    def forget(self, deployment_id: str) -> None:
+        self._endpoints.pop(deployment_id, None)
+
+    def issue(
+        self, game: Game, session: SessionRecord, endpoint: Endpoint, *, now: float, slack: float
+    ) -> Issued:
+        """A fresh token for the session's client id on the session's deployment."""
+        lifetime = self.lifetime(game)
+        user_data = b""
+        if not game.bevygap:
+            user_data = TokenUserData(
+                session.id, session.deployment_id, session.boot_id, session.generation
+            ).encode()
+        token = issue_token(
+            self._key(game),
+            protocol_id=game.netcode_protocol_id,
+            client_id=int(session.client_id),
+            public_addresses=endpoint.public,
+            internal_addresses=endpoint.internal,
+            user_data=user_data,
+            lifetime=lifetime,
+            timeout=game.token_timeout,
+            now=now,
+            dialect=Dialect(game.dialect),
+        )
+        return Issued(
+            base64.b64encode(token.encode()).decode(),
+            claim_deadline=now + lifetime + game.token_timeout + game.claim_timeout + slack,
+        )
+
+    def ready(
+        self, session: SessionRecord, deployment: DeploymentRecord, endpoint: Endpoint, issued: Issued
+    ) -> SessionReady:
+        """What the player is told."""
+        return SessionReady(
+            token=issued.text,
+            ip=endpoint.ip,
+            port=endpoint.port,
+            cert_digest=deployment.cert_digest,
+            session_id=session.id,
+            client_id=session.client_id,
+            deployment_id=deployment.id,
+            transports=transports_told(self._gs_proxy_url, deployment),
+        )
+
+    def _key(self, game: Game) -> PrivateKey:
+        return self._games.private_key(game)
+
+
+async def _endpoint(game: Game, deployment: DeploymentRecord) -> Endpoint:
+    transports = deployment.transports
+    where = None
+    for name in (game.primary, "udp", "websocket", "webtransport", "tcp"):
+        if (where := host_and_port(transports, name)) is not None:
+            break
+    if where is None:
+        raise OrchestratorFailed(f"server {deployment.id} announces no address that players could dial")
+    try:
+        primary = Address(await _ipv4(where[0]), where[1])
+        public = [primary]
+        # A netcode client dials the list in order, by UDP: so the UDP address comes first. bevygap's list has the
+        # primary one alone.
+        if not game.bevygap and (udp := host_and_port(transports, "udp")) is not None:
+            public = [Address(await _ipv4(udp[0]), udp[1])]
+            if primary not in public:
+                public.append(primary)
+        internal = [Address.parse(text) for text in deployment.internal][:_MAX_ADDRESSES]
+    except NetcodeError as exc:
+        raise OrchestratorFailed(f"server {deployment.id} announces an unusable address: {exc}") from exc
+    return Endpoint(primary.host, primary.port, tuple(public), tuple(internal or public))
+
+
+async def _ipv4(host: str) -> str:
+    """`host` as an IPv4 literal; raises `OrchestratorFailed` when it has none."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        pass
+    else:
+        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+            return str(address.ipv4_mapped)
+        if isinstance(address, ipaddress.IPv4Address):
+            return str(address)
+        raise OrchestratorFailed(f"{host} is IPv6; players are told an IPv4 address")
+    try:
+        async with asyncio.timeout(_DNS_TIMEOUT):
+            found = await asyncio.get_running_loop().getaddrinfo(
+                host, None, family=socket.AF_INET, type=socket.SOCK_DGRAM
+            )
+    except (OSError, TimeoutError) as exc:
+        raise OrchestratorFailed(f"the server's name {host} has no IPv4 address: {exc}") from exc
+    return str(found[0][4][0])

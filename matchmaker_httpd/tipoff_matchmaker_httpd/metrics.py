@@ -1,0 +1,67 @@
+"""What an operator's Prometheus reads at /metrics. One registry for each app, so that two in one process do not mix.
+
+No label holds anything a player can choose: labels are few for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class Metrics:
+    """Counters are bound once, because looking a label up costs more than counting."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self._requests = Counter(
+            "tipoff_httpd_requests",
+            "Requests for a seat that came to an end, by way in and outcome (200: a seat; 499: the player left)",
+            ["transport", "code"],
+            registry=self.registry,
+        )
+        self._refused = Counter(
+            "tipoff_httpd_refused_connections",
+            "Connections ended for what they sent or did not send",
+            ["reason"],
+            registry=self.registry,
+        )
+        self._seconds = Histogram(
+            "tipoff_httpd_ready_seconds",
+            "From a request to its SessionReady",
+            buckets=_BUCKETS,
+            registry=self.registry,
+        )
+        self._known: dict[tuple[str, int], Counter] = {}
+
+    def observe(
+        self, *, in_flight: Callable[[], float], connections: Callable[[], float], nats: Callable[[], float]
+    ) -> None:
+        """Gauges that are read when somebody asks."""
+        for name, text, read in (
+            ("tipoff_httpd_requests_in_flight", "Players being served or waiting", in_flight),
+            ("tipoff_httpd_connections", "Open sockets", connections),
+            ("tipoff_httpd_nats_connected", "1 while NATS is connected", nats),
+        ):
+            Gauge(name, text, registry=self.registry).set_function(read)
+
+    def finished(self, transport: str, code: int, seconds: float) -> None:
+        """One request came to its end. `transport`: websocket, stream or wannaplay; `code` is 200 for a seat."""
+        counter = self._known.get((transport, code))
+        if counter is None:
+            counter = self._known[transport, code] = self._requests.labels(transport, str(code))
+        counter.inc()
+        if code == 200:
+            self._seconds.observe(seconds)
+
+    def refused(self, reason: str) -> None:
+        self._refused.labels(reason).inc()
+
+    def render(self) -> bytes:
+        return generate_latest(self.registry)

@@ -1,0 +1,190 @@
+"""httpd's settings: one frozen class, each field a variable `TIPOFF_HTTPD_<NAME>`."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from tipoff_shared.errors import ConfigError, Malformed
+from tipoff_shared.names import check_name
+
+Network: TypeAlias = IPv4Network | IPv6Network
+
+PRIVATE_NETWORKS: tuple[Network, ...] = tuple(
+    ip_network(text)
+    for text in (
+        "127.0.0.0/8",
+        "10.0.0.0/8",
+        "172.16.0.0/12",
+        "192.168.0.0/16",
+        "169.254.0.0/16",
+        "100.64.0.0/10",  # carrier-grade NAT, RFC 6598
+        "::1/128",
+        "fc00::/7",
+        "fe80::/10",
+    )
+)
+"""Addresses that say nothing about where in the world a player is."""
+
+
+def _split(value: Any) -> Any:
+    """`a, b` as an environment variable writes a list."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+def _networks(value: Any) -> Any:
+    parts = _split(value)
+    if not isinstance(parts, list | tuple):
+        return parts
+    return tuple(ip_network(part, strict=False) if isinstance(part, str) else part for part in parts)
+
+
+def _name(value: str) -> str:
+    if value:
+        try:
+            check_name(value, "name")
+        except Malformed as exc:
+            raise ValueError(str(exc)) from exc
+    return value
+
+
+Strings = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+Networks = Annotated[tuple[Network, ...], NoDecode, BeforeValidator(_networks)]
+GameName = Annotated[str, AfterValidator(_name)]
+Seconds = Annotated[float, Field(gt=0, le=3600)]
+
+
+class Settings(BaseSettings):
+    """What httpd needs to know. Lists are separated by commas, times are seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="TIPOFF_HTTPD_", frozen=True, populate_by_name=True)
+
+    host: Strings = ("127.0.0.1",)
+    """Addresses to listen on; `0.0.0.0` and `::` are all of this machine's."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 3000
+    """0: any free one."""
+    listen_fd: Annotated[int, Field(ge=3)] | None = None
+    """A listening socket handed over by the parent process, instead of `host` and `port`: several httpds share one,
+    and connections wait in it while one of them restarts."""
+    tls_cert: Path | None = None
+    """PEM file with the certificate chain; with `tls_key`, https and wss are spoken."""
+    tls_key: Path | None = None
+    """PEM file with the certificate's private key."""
+
+    origins: Strings = ()
+    """Origins of pages elsewhere that may ask, like `https://game.example` or `https://*.game.example`; `*` is
+    any. Pages that this httpd serves itself always may."""
+    allow_missing_origin: bool = True
+    """Programs that are no browsers send no Origin."""
+    trusted_proxies: Networks = ()
+    """Addresses or networks of reverse proxies whose X-Forwarded-For or Forwarded header is believed."""
+    proxy_header: Literal["any", "x-forwarded-for", "forwarded"] = "any"
+    """Which header the proxies write. `any`: X-Forwarded-For where there is one, else Forwarded. Name the one
+    when your proxy lets the other pass as the player sent it."""
+    allow_client_ip: bool = False
+    """Believe the `client_ip` in a request: for development, since it decides where servers start."""
+    fake_ip: IPv4Address | None = None
+    """Stands in for loopback and private addresses, which no orchestrator can place a server near to."""
+
+    default_game: GameName = ""
+    default_version: GameName = ""
+    """What `/matchmaker/wannaplay` asks for; without them it asks the `session.gensession` service."""
+
+    request_timeout: Seconds = 65.0
+    """From a player's request to its answer, whatever happens. A little over the matchmaker's own deadline: raise it
+    where a game's `request_timeout` in games.toml is over 60."""
+    acknowledge_timeout: Seconds = 10.0
+    """No sign of life from any matchmaker for so long: 503."""
+    retry_timeout: Seconds = 2.0
+    """No sign of life from the matchmaker that was asked for so long: all of them are asked, and so again."""
+    silence_timeout: Seconds = 5.0
+    """The same once it has answered: it tells a waiting player something every two seconds."""
+    nats_patience: Seconds = 1.5
+    """How long requests in flight wait for a lost NATS connection to come back: then 503."""
+    first_message_timeout: Seconds = 9.0
+    """For the first message on a WebSocket; with the closing it stays under the 10 s that clients are told."""
+    head_timeout: Seconds = 9.0
+    """For a whole HTTP request, head and body, to arrive; a connection without one is closed."""
+    ping_interval: Seconds = 15.0
+    ping_timeout: Seconds = 15.0
+    """A WebSocket that does not answer a ping for so long is closed."""
+    stall_timeout: Seconds = 20.0
+    """A client that reads nothing of what is sent to it for so long is cut off."""
+    close_timeout: Seconds = 5.0
+    """For the answer to a normal close."""
+    linger: Seconds = 0.5
+    """After a close other than the normal one, for its last message to arrive before the socket goes."""
+    drain_timeout: Seconds = 8.0
+    """At SIGTERM, requests in flight have so long to finish; at most one second in demo mode."""
+
+    max_connections: Annotated[int, Field(ge=1)] = 4000
+    """Open sockets; more are answered 503. About 30 KiB of memory each."""
+    max_requests: Annotated[int, Field(ge=1)] = 2000
+    """Players being served or waiting at one time; more get 503 and close code 1013."""
+    max_requests_per_address: Annotated[int, Field(ge=1)] = 100
+    """The same for one address (an IPv6 /64 counts as one): 429. Loopback is exempt."""
+
+    requests_per_second: Annotated[float, Field(ge=0)] = 10.0
+    """New requests for a seat from one address (an IPv6 /64 counts as one) in the long run: 429. Loopback is exempt;
+    0: no limit."""
+    request_burst: Annotated[float, Field(ge=1)] = 100.0
+    """So many of them at once, when there were few before: a school or a household behind one address."""
+
+    turn_relay: bool = True
+    """Serve the turn relay: `POST /turn` and `/v1/turn/...`."""
+    turn_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """A port of its own for the turn relay's text protocol, at `/`, for clients of the original; 0: none."""
+    turn_requests_per_second: Annotated[float, Field(ge=0)] = 300.0
+    """To the turn relay from one address (an IPv6 /64 counts as one), twice as many at once: 429. Loopback is exempt;
+    0: no limit."""
+    turn_registrations_per_minute: Annotated[float, Field(ge=0)] = 120.0
+    """The same for registrations, as many at once."""
+
+    hook_key: SecretStr = Field(default=SecretStr(""), validation_alias="TIPOFF_HOOK_KEY")
+    """Checks the addresses that webhooks come to, `POST /hook/...`; the same as the matchmakers'. Without it nobody is
+    let in there."""
+    hook_key_file: Path | None = Field(default=None, validation_alias="TIPOFF_HOOK_KEY_FILE")
+    """A file with that key, instead."""
+    hooks_per_second: Annotated[float, Field(ge=0)] = 100.0
+    """Webhooks from one address (an IPv6 /64 counts as one), twice as many at once: 429. Loopback is exempt; 0: no
+    limit."""
+
+    metrics_networks: Networks = PRIVATE_NETWORKS
+    """Who may read /metrics."""
+    internal_networks: Networks = PRIVATE_NETWORKS
+    """Where the reverse proxy may be that asks `/internal/gs/...`: the socket's own peer counts, no header."""
+    demo: bool = False
+    """Serve the page at `/`, its live events, and the button that kills a server. Set by `tipoff up` alone."""
+    demo_listeners: Annotated[int, Field(ge=1)] = 64
+    """Pages that may follow the live events at one time."""
+    web_dir: Path | None = None
+    """Another page than the built-in one, in demo mode: a directory with index.html."""
+
+    @property
+    def drain_seconds(self) -> float:
+        return min(1.0, self.drain_timeout) if self.demo else self.drain_timeout
+
+    @classmethod
+    def load(cls, **given: Any) -> Settings:
+        """From the environment and `given`; raises `ConfigError` naming the variable and what is allowed."""
+        try:
+            settings = cls(**given)
+        except ValidationError as exc:
+            first = exc.errors()[0]
+            name = "_".join(str(part) for part in first["loc"][:1]).upper()
+            raise ConfigError(f"TIPOFF_HTTPD_{name}: {first['msg']} (it is {first['input']!r})") from exc
+        if (settings.tls_cert is None) != (settings.tls_key is None):
+            raise ConfigError(
+                "TIPOFF_HTTPD_TLS_CERT and TIPOFF_HTTPD_TLS_KEY belong together; one is missing"
+            )
+        if bool(settings.default_game) != bool(settings.default_version):
+            raise ConfigError("TIPOFF_HTTPD_DEFAULT_GAME and TIPOFF_HTTPD_DEFAULT_VERSION belong together")
+        if not settings.host:
+            raise ConfigError("TIPOFF_HTTPD_HOST is empty; an address to listen on is expected")
+        return settings

@@ -1,0 +1,91 @@
+"""The sockets httpd listens on, and TLS: whatever cannot be used is told with the setting's name and what to do."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+from typing import Any
+
+from tipoff_matchmaker_httpd.settings import Settings
+from tipoff_shared.errors import ConfigError
+
+BACKLOG = 2048
+
+
+def bind(settings: Settings, wanted: int | None = None) -> list[socket.socket]:
+    """A socket for every address of every host, on the port `wanted` (None: that of the settings); raises
+    `ConfigError` saying what to do."""
+    if settings.listen_fd is not None and wanted is None:
+        return [inherited(settings.listen_fd)]
+    sockets: list[socket.socket] = []
+    host, port = "", settings.port if wanted is None else wanted
+    try:
+        for host in settings.host:
+            for family, address in _resolve(host, port):
+                # asyncio turns Nagle's algorithm off only where the protocol is named: 40 ms for each answer else.
+                sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+                sockets.append(sock)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                sock.setblocking(False)
+                sock.bind(address)
+                # Listening shows at once whether another process has the port; clients wait in the backlog.
+                sock.listen(BACKLOG)
+                port = sock.getsockname()[1]
+    except OSError as exc:
+        for sock in sockets:
+            sock.close()
+        raise ConfigError(
+            f"cannot listen on {host} port {port}: {os.strerror(exc.errno) if exc.errno else exc}. Stop what uses it "
+            "or choose another: TIPOFF_HTTPD_PORT (0: any free one), TIPOFF_HTTPD_HOST"
+        ) from exc
+    return sockets
+
+
+def inherited(descriptor: int) -> socket.socket:
+    """The listening socket that the parent handed over; raises `ConfigError` when it is none."""
+    try:
+        sock = socket.socket(fileno=descriptor)
+        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise OSError("it does not listen")
+    except OSError as exc:
+        raise ConfigError(f"TIPOFF_HTTPD_LISTEN_FD={descriptor} is no listening socket: {exc}") from exc
+    sock.setblocking(False)
+    return sock
+
+
+def _resolve(host: str, port: int) -> list[tuple[socket.AddressFamily, Any]]:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as exc:
+        raise ConfigError(f"TIPOFF_HTTPD_HOST: {host!r} is no address of this machine: {exc}") from exc
+    unique: dict[Any, socket.AddressFamily] = {}
+    for family, _, _, _, address in found:
+        unique.setdefault(address, family)
+    return [(family, address) for address, family in unique.items()]
+
+
+def tls_context(settings: Settings) -> ssl.SSLContext | None:
+    """None without a certificate; raises `ConfigError` when it cannot be used."""
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        context.load_cert_chain(settings.tls_cert, settings.tls_key)
+    except (OSError, ssl.SSLError) as exc:
+        raise ConfigError(
+            f"TIPOFF_HTTPD_TLS_CERT={settings.tls_cert}, TIPOFF_HTTPD_TLS_KEY={settings.tls_key}: {exc}; "
+            "a PEM certificate and its key are expected"
+        ) from exc
+    return context
+
+
+def url_of(host: str, port: int, *, secure: bool) -> str:
+    if host in ("0.0.0.0", "::", ""):  # noqa: S104 # compared, not bound
+        host = "127.0.0.1" if host != "::" else "::1"
+    if ":" in host:
+        host = f"[{host}]"
+    return f"{'https' if secure else 'http'}://{host}:{port}"

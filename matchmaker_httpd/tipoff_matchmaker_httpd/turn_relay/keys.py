@@ -1,0 +1,47 @@
+"""Keys: decimal numbers of 63 random bits, opaque to players, who may keep them as signed 64-bit integers.
+
+A pairing key is random as a whole. A game key is the game's id (32 bits) and one side's secret (31 bits): both sides
+find the same record, and neither can act as the other, whose key it never sees.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+KEY_BITS = 63
+SECRET_BITS = 31
+ID_BITS = KEY_BITS - SECRET_BITS
+LUCK_BITS = 2 * KEY_BITS
+"""Random bits from which one request makes whatever new key it needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class GameKey:
+    game_id: int
+    secret: int
+
+    def __str__(self) -> str:
+        return str(self.game_id << SECRET_BITS | self.secret)
+
+    @classmethod
+    def parse(cls, text: str) -> GameKey | None:
+        """None for what cannot be a key."""
+        if not (text.isascii() and text.isdigit() and len(text) <= 19):
+            return None
+        number = int(text)
+        if number >> KEY_BITS:
+            return None
+        return cls(number >> SECRET_BITS, number & ((1 << SECRET_BITS) - 1))
+
+
+def new_pairing_key(luck: int) -> str:
+    return str(luck & ((1 << KEY_BITS) - 1))
+
+
+def new_game(luck: int) -> tuple[int, tuple[int, int]]:
+    """A game's id and the secrets of its two sides, which differ."""
+    mask = (1 << SECRET_BITS) - 1
+    first, second = luck & mask, luck >> SECRET_BITS & mask
+    if first == second:
+        second ^= 1
+    return luck >> 2 * SECRET_BITS & ((1 << ID_BITS) - 1), (first, second)

@@ -1,0 +1,1 @@
+"""The back end `docker`: a server is a container."""

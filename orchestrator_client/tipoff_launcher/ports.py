@@ -1,0 +1,69 @@
+"""Host ports for games that ask for fixed ones, picked from the configured range."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Callable, Mapping
+
+from tipoff_launcher.backend import PortWish
+from tipoff_orchestrator_client.base import NoCapacity, Port
+
+
+class PortPicker:
+    """Goes round the range, so that a port just freed, or just in conflict, is not the next one handed out.
+
+    `is_free(port, protocol)` asks the system, whose other programs use ports too.
+    """
+
+    def __init__(self, ports: range, is_free: Callable[[int, str], bool]) -> None:
+        self._ports = ports
+        self._is_free = is_free
+        self._next = 0
+
+    def pick(self, wanted: Mapping[str, PortWish], held: set[int]) -> dict[str, Port]:
+        """A port for each name in `wanted`, none of them in `held`. Raises `NoCapacity`."""
+        picked: dict[str, Port] = {}
+        taken = set(held)
+        for name, wish in wanted.items():
+            port = self._one(wish.protocol, taken)
+            taken.add(port)
+            picked[name] = Port(wish.internal or port, port, wish.protocol)
+        return picked
+
+    def _one(self, protocol: str, taken: set[int]) -> int:
+        for _ in range(len(self._ports)):
+            port = self._ports[self._next % len(self._ports)]
+            self._next += 1
+            if port not in taken and self._is_free(port, protocol):
+                return port
+        raise NoCapacity(
+            f"all ports {self._ports[0]}-{self._ports[-1]} are in use; TIPOFF_LAUNCHER_PORT_RANGE may name more",
+            retryable=True,
+            retry_after=5,
+        )
+
+
+def port_is_free(hosts: str, *, elsewhere: bool = False) -> Callable[[int, str], bool]:
+    """Asks by binding each of `hosts` (separated by commas): whether nobody has the port at this moment. `elsewhere`:
+    an address that this machine does not have is somebody else's matter."""
+
+    def is_free(port: int, protocol: str) -> bool:
+        return all(is_free_on(host.strip(), port, protocol) for host in hosts.split(","))
+
+    def is_free_on(host: str, port: int, protocol: str) -> bool:
+        kind = socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM
+        with socket.socket(socket.AF_INET, kind) as probe:
+            if protocol == "tcp":  # a connection of a minute ago does not count, a listener does
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as exc:
+                if exc.errno in (errno.EADDRINUSE, errno.EACCES):
+                    return False
+                if exc.errno == errno.EADDRNOTAVAIL and elsewhere:
+                    return True
+                raise
+        return True
+
+    return is_free

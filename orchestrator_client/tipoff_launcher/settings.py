@@ -1,0 +1,218 @@
+"""Settings of a launcher, from `TIPOFF_LAUNCHER_...` variables. How it reaches NATS: `tipoff_shared.settings`."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def _default_state_dir() -> Path:
+    return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "tipoff"
+
+
+class Settings(BaseSettings):
+    """One launcher: one host, one namespace, one state directory. Times are seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="TIPOFF_LAUNCHER_", frozen=True, extra="forbid")
+
+    games: Path = Field(default=Path("games.toml"), validation_alias="TIPOFF_GAMES")
+    """The games.toml that `python -m tipoff_launcher` reads; the same file as the matchmaker's."""
+
+    host: str = Field(default="local", pattern=r"^[a-zA-Z0-9_-]{1,32}$")
+    """What this host calls itself on NATS: the matchmakers' `launcher` orchestrator asks for `local`."""
+
+    backend: Literal["process", "docker"] = "process"
+    """What servers are: processes of this host, or containers of its Docker engine."""
+
+    state_dir: Path = Field(default_factory=_default_state_dir)
+    """Records and logs of the servers are kept in its `deployments` directory."""
+
+    public_host: str = "127.0.0.1"
+    """What players dial: IPv4 addresses or names, separated by commas; the first is the main one."""
+
+    bind_host: str = ""
+    """Where servers listen; "" is 127.0.0.1 when players can only be on this host, else every interface."""
+
+    proxy_host: str = Field(default="", pattern=r"^[a-zA-Z0-9.-]{0,253}$")
+    """What the reverse proxy for browsers (`/gs/...`) dials to reach servers that are processes of this host; "" is
+    127.0.0.1, or the address they are bound to."""
+
+    tls_cert: str = ""
+    tls_key: str = ""
+    """PEM files for the servers' WebSocket listeners, where the page that players come from is https."""
+
+    max_servers: int = Field(default=64, ge=1, le=2000)
+    """Servers that may run on this host at once."""
+
+    port_range: str = "30000-30999"
+    """Ports for games that ask for fixed ones (`ports` in games.toml); servers with our SDK need none."""
+
+    context_listen: str = ""
+    """ADDRESS:PORT of the HTTP endpoint where servers made for Edgegap (bevygap's) ask who they are; port 0 is any
+    free one, the same again after a restart. "" is 127.0.0.1:0, or 0.0.0.0:0 where such servers are containers."""
+
+    context_url: str = ""
+    """How servers reach that endpoint; "" is by loopback, and for containers by `host.docker.internal`. Where the
+    launcher is a container itself, by its name there, like `http://launcher:8070`."""
+
+    location: str = "here, local network"
+    """`CITY, COUNTRY` of this host, as such servers are told it."""
+
+    stop_grace: float = Field(default=5.0, ge=0, le=300)
+    """Between SIGTERM and SIGKILL."""
+
+    adopt_grace: float = Field(default=20.0, ge=0, le=3600)
+    """How long a restarted launcher waits for the lease of a server it finds running, before it stops it.
+    At least two lease TTLs (20): after an outage of NATS every lease has expired."""
+
+    stop_servers_on_exit: bool = False
+    """Stop every server when the launcher ends; otherwise they play on and the next launcher adopts them."""
+
+    die_with_parent: bool = False
+    """Let Linux kill the servers when the launcher dies without being able to stop them."""
+
+    demo: bool = False
+    """Also answer `kill`, which ends a server as a crash would."""
+
+    nice: int = Field(default=0, ge=0, le=19)
+    """Added to the servers' niceness."""
+
+    max_log_bytes: int = Field(default=10 * 1024 * 1024, ge=1024)
+    """Beyond this a server's log is moved aside (to server.log.1, replacing the one before)."""
+
+    keep_stopped: int = Field(default=20, ge=0, le=10_000)
+    """How many stopped servers keep their directory with its log."""
+
+    max_requests: int = Field(default=256, ge=1)
+    """Requests in hand at once; more are told to come again."""
+
+    server_nats_user: str = Field(default="", pattern=r"^[a-zA-Z0-9_-]{0,64}$")
+    """The NATS user that servers are given, with the inbox prefix `_INBOX_USER`; "" is the launcher's own."""
+
+    server_nats_password_file: str = ""
+    """File with that user's password."""
+
+    docker_host: str = Field(default="", pattern=r"^((unix|tcp|http|https|ssh)://.+)?$")
+    """The Docker engine, like unix:///var/run/docker.sock; "" is DOCKER_HOST, else that socket."""
+
+    docker_network: str = Field(default="", pattern=r"^[a-zA-Z0-9_.-]{0,128}$")
+    """The network containers are in: one of the engine's by name, or `host`; "" is the engine's default bridge."""
+
+    docker_owner: str = Field(default="", pattern=r"^[a-zA-Z0-9_.:/-]{0,200}$")
+    """Whose containers these are, where several systems share an engine: each touches its own alone. "" is the name of
+    the network. Containers of a former owner are nobody's: change it when none runs."""
+
+    docker_nats_host: str = Field(default="", pattern=r"^[a-zA-Z0-9_.:,/\[\]-]{0,512}$")
+    """Where containers reach NATS (as NATS_HOST), when it is not where the launcher does:
+    `host.docker.internal:4222` is the engine's host."""
+
+    docker_images: str = ""
+    """Images that may be run at all, as patterns like `tipoff/*,registry.example.org/*`, separated by commas; "" is
+    exactly those that games.toml names."""
+
+    docker_pull: Literal["missing", "always", "never"] = "missing"
+    """Whether an image is fetched before a start: when the engine does not have it, every time, or never."""
+
+    docker_pull_at_start: bool = True
+    """Fetch missing images when the launcher starts, so that no player has to wait for them."""
+
+    docker_pull_timeout: float = Field(default=900.0, ge=1, le=86_400)
+    """Longest time for one image."""
+
+    docker_config: Path | None = None
+    """A `config.json` as `docker login` writes it, with the credentials for private registries."""
+
+    docker_max_cpus: float = Field(default=0.0, ge=0)
+    """A game that asks for more processors is not started; 0: no ceiling."""
+
+    docker_max_memory: int = Field(default=0, ge=0)
+    """The same for MiB of memory."""
+
+    docker_init: bool = True
+    """Run a tiny init in front of each server, which hands on signals and reaps what the server leaves behind."""
+
+    docker_wait: float = Field(default=60.0, ge=0, le=3600)
+    """How long a starting launcher waits for an engine that does not answer yet."""
+
+    @field_validator("public_host")
+    @classmethod
+    def _public_host(cls, value: str) -> str:
+        hosts = [host.strip() for host in value.split(",")]
+        if not all(re.fullmatch(r"[a-zA-Z0-9.:-]{1,253}", host) for host in hosts):
+            raise ValueError("addresses or host names separated by commas are allowed")
+        return ",".join(hosts)
+
+    @field_validator("port_range")
+    @classmethod
+    def _port_range(cls, value: str) -> str:
+        found = re.fullmatch(r"(\d{1,5})-(\d{1,5})", value)
+        if not found or not 1024 <= int(found[1]) <= int(found[2]) <= 65535:
+            raise ValueError("FIRST-LAST within 1024-65535 is allowed, like 30000-30999")
+        return value
+
+    @field_validator("context_listen")
+    @classmethod
+    def _context_listen(cls, value: str) -> str:
+        if not value:
+            return value
+        address, _, port = value.rpartition(":")
+        try:
+            ipaddress.IPv4Address(address)
+        except ValueError:
+            raise ValueError("ADDRESS:PORT with an IPv4 address is allowed, like 127.0.0.1:8070") from None
+        if not re.fullmatch(r"\d{1,5}", port) or int(port) > 65535:
+            raise ValueError("ADDRESS:PORT is allowed, like 127.0.0.1:8070; port 0 is any free one")
+        return value
+
+    @field_validator("context_url")
+    @classmethod
+    def _context_url(cls, value: str) -> str:
+        if not re.fullmatch(r"(https?://[a-zA-Z0-9.-]{1,253}(:\d{1,5})?)?/?", value):
+            raise ValueError("http://HOST:PORT without a path is allowed, like http://launcher:8070")
+        return value.rstrip("/")
+
+    @property
+    def city_and_country(self) -> tuple[str, str]:
+        city, _, country = self.location.partition(",")
+        return city.strip(), country.strip() or city.strip()
+
+    @property
+    def ports(self) -> range:
+        first, last = self.port_range.split("-")
+        return range(int(first), int(last) + 1)
+
+    @property
+    def docker_owned_by(self) -> str:
+        return self.docker_owner or self.docker_network
+
+    @property
+    def main_public_host(self) -> str:
+        return self.public_host.split(",")[0]
+
+    @property
+    def listen_on(self) -> str:
+        """The address that servers bind: loopback alone where nobody else could reach them anyway."""
+        if self.bind_host:
+            return self.bind_host
+        only_here = all(_is_loopback(host) for host in self.public_host.split(","))
+        return "127.0.0.1" if only_here else "0.0.0.0"  # noqa: S104 # players come from other hosts
+
+    @property
+    def reached_by_proxy(self) -> str:
+        first = self.listen_on.split(",")[0]
+        return self.proxy_host or ("127.0.0.1" if first == "0.0.0.0" else first)  # noqa: S104 # compared
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,1 @@
+"""Orchestrators: what starts and stops game servers, behind one interface."""

@@ -1,0 +1,57 @@
+"""An Edgegap of one's own: the endpoints, limits and oddities of the real one, with real game servers behind it."""
+
+from tipoff_orchestrator_client.edgegap.emulator.consequences import Delivery
+from tipoff_orchestrator_client.edgegap.emulator.emulator import Emulator, running_emulator
+from tipoff_orchestrator_client.edgegap.emulator.misbehaviour import (
+    Dies,
+    Drip,
+    Fail,
+    Garbage,
+    GoesWrong,
+    Hold,
+    Huge,
+    NeverReady,
+    Order,
+    Repeat,
+    Silent,
+    Spoil,
+    Vanishes,
+    empty_list,
+    null_address,
+    port_70000,
+    without_ports,
+)
+from tipoff_orchestrator_client.edgegap.emulator.options import Options
+from tipoff_orchestrator_client.edgegap.emulator.requests import Recorded
+from tipoff_orchestrator_client.edgegap.emulator.sessions import Session, SessionStatus
+from tipoff_orchestrator_client.edgegap.emulator.state import Deployment, Phase, Rules
+
+__all__ = [
+    "Delivery",
+    "Deployment",
+    "Dies",
+    "Drip",
+    "Emulator",
+    "Fail",
+    "Garbage",
+    "GoesWrong",
+    "Hold",
+    "Huge",
+    "NeverReady",
+    "Options",
+    "Order",
+    "Phase",
+    "Recorded",
+    "Repeat",
+    "Rules",
+    "Session",
+    "SessionStatus",
+    "Silent",
+    "Spoil",
+    "Vanishes",
+    "empty_list",
+    "null_address",
+    "port_70000",
+    "running_emulator",
+    "without_ports",
+]

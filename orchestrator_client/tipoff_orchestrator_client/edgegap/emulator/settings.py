@@ -1,0 +1,72 @@
+"""Settings of an emulator that runs by itself, from `TIPOFF_EDGEGAP_EMULATOR_...` variables."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class EmulatorSettings(BaseSettings):
+    """One emulated account. Times are seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="TIPOFF_EDGEGAP_EMULATOR_", frozen=True, extra="forbid")
+
+    games: Path = Field(default=Path("games.toml"), validation_alias="TIPOFF_GAMES")
+    """Its games with `[game.edgegap]` are the applications of the account, and how their servers are started."""
+
+    token: SecretStr = Field(default=SecretStr(""), validation_alias="TIPOFF_EDGEGAP_TOKEN")
+    """The API token it takes; the same as the matchmaker's. Empty: a random one, told at the start."""
+
+    host: str = "127.0.0.1"
+    """Where it listens."""
+
+    port: int = Field(default=8099, ge=0, le=65535)
+    """Its port; 0 is any free one."""
+
+    listen_fd: int | None = Field(default=None, ge=0)
+    """A socket that listens already, handed down by whoever starts the emulator, instead of host and port."""
+
+    url: str = ""
+    """How game servers reach it, where that is not simply where it listens."""
+
+    public_host: str = "127.0.0.1"
+    """The IPv4 address of this machine that players dial."""
+
+    start_delay: float = Field(default=1.0, ge=0, le=3600)
+    """From the order to the start of a server."""
+
+    capacity: int = Field(default=0, ge=0, le=10_000)
+    """Deployments there may be at once: 1 is Edgegap's free plan, 0 is no limit."""
+
+    limits: bool = True
+    """Keep to Edgegap's rate limits (create 40, status 20, list 10 a second)."""
+
+    backend: Literal["process", "docker"] = "process"
+    """What runs the servers: processes, by `[game.process]`, or containers, by `[game.docker]` and the
+    `TIPOFF_LAUNCHER_DOCKER_...` variables."""
+
+    port_range: str = Field(default="31000-31999", pattern=r"^\d{4,5}-\d{4,5}$")
+    """Ports for the servers."""
+
+    logs: Path | None = None
+    """Directory for the servers' output; by default it is thrown away."""
+
+    empty: bool = False
+    """Begin without applications: `tipoff edgegap configure-app --create` then makes them, as on a new account."""
+
+    die_with_parent: bool = True
+    """Let Linux end the servers when the emulator dies."""
+
+    @field_validator("public_host")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        return str(ipaddress.IPv4Address(value))
+
+    @property
+    def ports(self) -> range:
+        first, last = self.port_range.split("-")
+        return range(int(first), int(last) + 1)

@@ -1,0 +1,116 @@
+"""What a deployment at Edgegap is told, as its environment: (name, value, hidden). No value is over 255 bytes.
+
+Edgegap adds `ARBITRIUM_*` itself: address and ports among them. A certificate authority is longer than one variable may
+be, so it goes in parts (`NATS_CA_CONTENTS_1`, ...), which our SDK puts together; bevygap's servers take it as the
+argument `--ca_contents`, which belongs to the application's version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeAlias
+
+from tipoff_orchestrator_client.base import DeploySpec, environment_of
+from tipoff_orchestrator_client.edgegap.settings import Settings
+from tipoff_shared.errors import ConfigError
+from tipoff_shared.games import EDGEGAP_VALUE_LIMIT, Game, Games
+from tipoff_shared.settings import NatsSettings
+
+Variable: TypeAlias = tuple[str, str, bool]
+
+_HIDDEN = frozenset({"TIPOFF_PRIVATE_KEY", "LIGHTYEAR_PRIVATE_KEY", "NATS_PASSWORD", "TIPOFF_EVENT_KEY"})
+_LEAST_CUT = 16
+
+
+class Environment:
+    """Made once at start, so that what cannot be told is a `ConfigError` before anything is started."""
+
+    def __init__(self, settings: Settings, nats: NatsSettings, games: Games) -> None:
+        self._games = games
+        self._namespace = nats.namespace
+        self._nats = _nats(settings, nats) if settings.pass_nats else {}
+        self._ca = _authority(settings, nats) if settings.pass_nats else ""
+
+    def of(self, spec: DeploySpec, game: Game) -> list[Variable]:
+        """Raises `ConfigError` naming a variable that is too long."""
+        own = dict(game.edgegap.env) if game.edgegap is not None else {}
+        variables = self._nats | own | dict(spec.environment)
+        if self._ca and "NATS_CA_CONTENTS_1" not in own and not game.bevygap:
+            variables |= _in_parts("NATS_CA_CONTENTS", self._ca)
+        variables |= {
+            "TIPOFF_DEPLOYMENT_ID": spec.deployment_id,
+            "TIPOFF_GAME": game.name,
+            "TIPOFF_VERSION": game.version,
+            "TIPOFF_CAPACITY": str(spec.capacity),
+            "TIPOFF_PROTOCOL_ID": str(game.netcode_protocol_id),
+            "TIPOFF_DIALECT": game.dialect,
+            "TIPOFF_NAMESPACE": self._namespace,
+            "TIPOFF_PRIVATE_KEY": self._games.private_key(game).reveal().hex(),
+            **environment_of(spec.event_key),
+        }
+        if game.bevygap:
+            variables |= _for_bevygap(variables, self._games.private_key(game).reveal())
+        for name, value in variables.items():
+            if (size := len(value.encode())) > EDGEGAP_VALUE_LIMIT:
+                raise ConfigError(
+                    f"{name} has {size} bytes; Edgegap takes {EDGEGAP_VALUE_LIMIT}: "
+                    f"put it into the version's environment or the image of {game.name!r}"
+                )
+        return [(name, value, name in _HIDDEN) for name, value in variables.items() if value]
+
+
+def _for_bevygap(variables: Mapping[str, str], key: bytes) -> dict[str, str]:
+    """Its plugin takes one NATS server and ends without a user and a password, even where NATS asks for none; lightyear
+    reads its key in decimal."""
+    changed = {"TIPOFF_BEVYGAP": "1", "LIGHTYEAR_PRIVATE_KEY": ",".join(map(str, key))}
+    if host := variables.get("NATS_HOST", ""):
+        changed["NATS_HOST"] = host.split(",")[0]
+        changed["NATS_USER"] = variables.get("NATS_USER", "gameserver")
+        changed["NATS_PASSWORD"] = variables.get("NATS_PASSWORD", "none")
+    return changed
+
+
+def _nats(settings: Settings, nats: NatsSettings) -> dict[str, str]:
+    """How game servers reach NATS: with credentials of their own, never the matchmaker's."""
+    user, password = settings.nats_user, settings.servers_password()
+    if not user and nats.user:
+        raise ConfigError(
+            "game servers at Edgegap need a NATS user of their own: set TIPOFF_EDGEGAP_NATS_USER and "
+            "TIPOFF_EDGEGAP_NATS_PASSWORD_FILE; or TIPOFF_EDGEGAP_PASS_NATS=0 where the application's version "
+            "holds them in its environment"
+        )
+    variables = {"NATS_HOST": settings.nats_host or ",".join(nats.servers)}
+    if user:
+        variables |= {"NATS_USER": user, "NATS_PASSWORD": password}
+    if nats.insecure:
+        variables["NATS_INSECURE"] = "1"
+    if nats.replicas != 1:
+        variables["TIPOFF_NATS_REPLICAS"] = str(nats.replicas)
+    if nats.bevygap_replicas != 1:
+        variables["TIPOFF_NATS_BEVYGAP_REPLICAS"] = str(nats.bevygap_replicas)
+    return variables
+
+
+def _authority(settings: Settings, nats: NatsSettings) -> str:
+    if nats.insecure:
+        return ""
+    file = settings.nats_ca_file or (Path(nats.ca_file) if nats.ca_file else None)
+    if file is None:
+        return nats.ca_contents
+    try:
+        return file.read_text()
+    except (OSError, UnicodeError) as exc:
+        raise ConfigError(f"the certificate authority of NATS: {exc}") from exc
+
+
+def _in_parts(name: str, value: str) -> Mapping[str, str]:
+    """`NAME_1`, `NAME_2`, ...: cut anywhere but beside white space, which some shells and panels take away."""
+    parts: dict[str, str] = {}
+    while value:
+        cut = min(EDGEGAP_VALUE_LIMIT, len(value))
+        while _LEAST_CUT < cut < len(value) and (value[cut - 1].isspace() or value[cut].isspace()):
+            cut -= 1
+        parts[f"{name}_{len(parts) + 1}"] = value[:cut]
+        value = value[cut:]
+    return parts

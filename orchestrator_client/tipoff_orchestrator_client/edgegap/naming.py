@@ -1,0 +1,114 @@
+"""How our deployments are told from everybody else's at Edgegap, and how one of theirs looks as one of ours. Pure.
+
+Three tags: whose it is (the namespace), which deployment, and which game and version as a short digest. They hold
+letters, digits and dashes and are at most 31 characters long.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+
+from tipoff_orchestrator_client.base import Deployment, Port, RunState
+from tipoff_orchestrator_client.edgegap.answers import NamedPort, Server
+from tipoff_shared.games import Game, GameKey
+
+_ID = "id-"
+_PROTOCOLS: dict[str, tuple[str, ...]] = {
+    "udp": ("udp", "tcp/udp"),
+    "webtransport": ("udp", "tcp/udp"),
+    "websocket": ("ws", "wss", "http", "https", "tcp", "tcp/udp"),
+    "tcp": ("tcp", "tcp/udp"),
+}
+"""What Edgegap calls the protocol of a port that a transport of ours can use, likeliest first."""
+
+
+def namespace_tag(namespace: str) -> str:
+    return f"tipoff-{namespace}" if namespace else "tipoff"
+
+
+def game_tag(key: GameKey) -> str:
+    digest = hashlib.blake2b("\0".join(key).encode(), digest_size=8, person=b"tipoff game")
+    return f"game-{digest.hexdigest()}"
+
+
+def tags_of(namespace: str, deployment_id: str, key: GameKey) -> list[str]:
+    return [namespace_tag(namespace), f"{_ID}{deployment_id}", game_tag(key)]
+
+
+def deployment_id_in(tags: Iterable[str], namespace: str) -> str | None:
+    """Which deployment of ours these tags name; None for one of somebody else's."""
+    tags = list(tags)
+    if namespace_tag(namespace) not in tags:
+        return None
+    ids = [tag.removeprefix(_ID) for tag in tags if tag.startswith(_ID) and tag != _ID]
+    return ids[0] if len(ids) == 1 else None
+
+
+def game_in(tags: Iterable[str], games: Iterable[Game]) -> Game | None:
+    known = {game_tag(game.key): game for game in games}
+    return next((known[tag] for tag in tags if tag in known), None)
+
+
+def as_deployment(
+    server: Server, deployment_id: str, key: GameKey, game: Game | None, *, reason: str = ""
+) -> Deployment:
+    """One of theirs in our terms. An address that cannot be used is left out; why stands in `reason`."""
+    state = RunState.RUNNING if server.running else RunState.STOPPED if server.ended else RunState.STARTING
+    ports = ports_of(server.ports, game)
+    host = server.ip
+    if server.fqdn and (not host or ":" in host or _browsers_need_a_name(server.ports)):
+        host = server.fqdn
+    return Deployment(
+        deployment_id,
+        *key,
+        state,
+        native_id=server.request_id,
+        host=host,
+        ports=ports,
+        reason=reason or server.reason or server.problem,
+    )
+
+
+def ports_of(ports: Mapping[str, NamedPort], game: Game | None) -> dict[str, Port]:
+    """By the names that the matchmaker knows (`udp`, `websocket`, ...): the game's named port carries the name of its
+    primary transport."""
+    found = {port.name.lower(): _port(port) for port in ports.values()}
+    if game is None or game.edgegap is None:
+        return found
+    chosen = choose_port({name: port.protocol for name, port in ports.items()}, game)
+    if chosen is None:
+        return found
+    found.pop(chosen.lower(), None)
+    return {game.primary: _port(ports[chosen], web=game.primary == "websocket")} | {
+        n: p for n, p in found.items() if n != game.primary
+    }
+
+
+def choose_port(protocols: Mapping[str, str], game: Game) -> str | None:
+    """Which of the ports (name -> protocol) the game's primary transport uses: the one that games.toml names, else
+    the one of the transport's name, else the first of a fitting protocol. None: there is none."""
+    wanted = game.edgegap.port if game.edgegap is not None else ""
+    if wanted:
+        return wanted if wanted in protocols else None
+    for name in protocols:
+        if name.lower() == game.primary:
+            return name
+    for fitting in _PROTOCOLS[game.primary]:
+        for name, protocol in protocols.items():
+            if protocol == fitting:
+                return name
+    return None
+
+
+def _port(port: NamedPort, *, web: bool = False) -> Port:
+    protocol = port.protocol
+    if web or protocol in ("ws", "http"):
+        secure = port.tls or protocol in ("wss", "https")
+        protocol = "wss" if secure else "ws"
+    return Port(port.internal, port.external, "udp" if protocol == "tcp/udp" else protocol)
+
+
+def _browsers_need_a_name(ports: Mapping[str, NamedPort]) -> bool:
+    """A certificate is for a name: where Edgegap speaks TLS before a port, players dial the name."""
+    return any(port.tls or port.protocol in ("wss", "https") for port in ports.values())

@@ -1,0 +1,238 @@
+"""What a launcher and its clients say to each other over NATS: one JSON request, one JSON reply.
+
+    deploy   {"deployment_id", "game", "version", "capacity", "near": [], "environment": {},
+              "websocket_url"}  -> {"deployment": {...}}
+    get      {"deployment_id"}                                                -> {"deployment": {...} or null}
+    stop     {"deployment_id"}                                                -> {}
+    list     (anything)                                                       -> {"deployments": [...]}
+    kill     {"deployment_id"}, in demo mode alone                            -> {}
+    events   published by the launcher                                        {"deployment": {...}}
+
+Instead of any reply: {"error": {"kind", "message", "retryable", "may_have_started", "retry_after"}}. Decoding is
+for hostile input: whatever the bytes, requests end as a value or `Malformed`, replies as a value or an
+`OrchestratorError`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TypeVar
+
+import msgspec
+
+from tipoff_orchestrator_client.base import (
+    Deployment,
+    DeploySpec,
+    GameUnavailable,
+    NoCapacity,
+    NotConfigured,
+    OrchestratorError,
+    OrchestratorUnavailable,
+)
+from tipoff_shared.errors import Malformed
+from tipoff_shared.names import check_name
+
+MAX_REQUEST = 64 * 1024
+"""Bytes of the longest request a launcher reads."""
+
+MAX_REPLY = 8 * 1024 * 1024
+"""Bytes of the longest reply that is read; a reply that lists ten thousand servers has 3 MB."""
+
+MAX_CAPACITY = 1000
+
+_DEPLOYMENT_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}", re.ASCII)
+_ENVIRONMENT_NAME = re.compile(r"(GAME|MATCH)_[A-Z0-9_]{1,60}", re.ASCII)
+_ENVIRONMENT_ENTRIES = 64
+_ENVIRONMENT_VALUE = 4096
+_NEAR = 1000
+_EVENT_KEY = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_WEBSOCKET_URL = re.compile(r"wss?://[a-zA-Z0-9.-]{1,253}(:[0-9]{1,5})?/[a-zA-Z0-9._/-]{0,200}", re.ASCII)
+
+
+class _Deploy(msgspec.Struct, omit_defaults=True):
+    deployment_id: str
+    game: str
+    version: str
+    capacity: int
+    near: tuple[str, ...] = ()
+    environment: dict[str, str] = {}
+    websocket_url: str = ""
+    event_key: str = ""
+
+
+class _One(msgspec.Struct):
+    deployment_id: str
+
+
+class _Error(msgspec.Struct, omit_defaults=True):
+    kind: str
+    message: str
+    retryable: bool = False
+    may_have_started: bool = False
+    retry_after: float | None = None
+
+
+class _Reply(msgspec.Struct, omit_defaults=True):
+    deployment: Deployment | None = None
+    deployments: list[Deployment] = []
+    error: _Error | None = None
+
+
+_KINDS: dict[str, type[OrchestratorError]] = {
+    "no_capacity": NoCapacity,
+    "game_unavailable": GameUnavailable,
+    "not_configured": NotConfigured,
+    "unavailable": OrchestratorUnavailable,
+    "failed": OrchestratorError,
+}
+_KIND_OF = {cls: kind for kind, cls in _KINDS.items()}
+
+_deploy_decoder = msgspec.json.Decoder(_Deploy)
+_one_decoder = msgspec.json.Decoder(_One)
+_reply_decoder = msgspec.json.Decoder(_Reply)
+T = TypeVar("T")
+_UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
+
+
+def check_deployment_id(value: str) -> str:
+    """A deployment id is also a directory, a KV key and a subject token: nothing else is let in."""
+    if not _DEPLOYMENT_ID.fullmatch(value):
+        raise Malformed(
+            "deployment_id: 1 to 63 of the characters a-z 0-9 - are allowed, no - at the beginning"
+        )
+    return value
+
+
+def check_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """A spec's variables: their names are ours to bound, because LD_PRELOAD and its like are commands too."""
+    if len(environment) > _ENVIRONMENT_ENTRIES:
+        raise Malformed(f"environment: at most {_ENVIRONMENT_ENTRIES} variables are allowed")
+    for name, value in environment.items():
+        if not _ENVIRONMENT_NAME.fullmatch(name):
+            raise Malformed("environment: names are GAME_... or MATCH_..., of the characters A-Z 0-9 _")
+        if len(value) > _ENVIRONMENT_VALUE or "\0" in value:
+            raise Malformed(
+                f"environment: {name} is over {_ENVIRONMENT_VALUE} characters or holds a zero byte"
+            )
+    return dict(environment)
+
+
+# Requests.
+
+
+def encode_deploy(spec: DeploySpec) -> bytes:
+    return msgspec.json.encode(
+        _Deploy(
+            spec.deployment_id,
+            spec.game,
+            spec.version,
+            spec.capacity,
+            spec.near,
+            dict(spec.environment),
+            spec.websocket_url,
+            spec.event_key,
+        )
+    )
+
+
+def decode_deploy(data: bytes) -> DeploySpec:
+    """The spec in `data`, everything in it checked; raises `Malformed`."""
+    asked = _decode(data, _deploy_decoder)
+    check_deployment_id(asked.deployment_id)
+    check_name(asked.game, "game")
+    check_name(asked.version, "version")
+    if not 1 <= asked.capacity <= MAX_CAPACITY:
+        raise Malformed(f"capacity: 1 to {MAX_CAPACITY} is allowed")
+    if len(asked.near) > _NEAR:
+        raise Malformed(f"near: at most {_NEAR} are allowed")
+    if asked.event_key and not _EVENT_KEY.fullmatch(asked.event_key):
+        raise Malformed("event_key: 64 hex digits are expected")
+    if asked.websocket_url and not _WEBSOCKET_URL.fullmatch(asked.websocket_url):
+        raise Malformed("websocket_url: wss://HOST/PATH is expected")
+    return DeploySpec(
+        asked.deployment_id,
+        asked.game,
+        asked.version,
+        asked.capacity,
+        asked.near,
+        check_environment(asked.environment),
+        asked.websocket_url,
+        asked.event_key,
+    )
+
+
+def encode_one(deployment_id: str) -> bytes:
+    return msgspec.json.encode(_One(deployment_id))
+
+
+def decode_one(data: bytes) -> str:
+    """The deployment id in `data`, checked; raises `Malformed`."""
+    return check_deployment_id(_decode(data, _one_decoder).deployment_id)
+
+
+def _decode(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
+    if len(data) > MAX_REQUEST:
+        raise Malformed(f"a request to a launcher is at most {MAX_REQUEST} bytes")
+    try:
+        return decoder.decode(data)
+    except _UNREADABLE as exc:
+        raise Malformed(f"not a request to a launcher: {exc}") from exc
+
+
+# Replies and events.
+
+
+def encode_deployment(deployment: Deployment | None) -> bytes:
+    return msgspec.json.encode({"deployment": deployment})
+
+
+def encode_deployments(deployments: list[Deployment]) -> bytes:
+    return msgspec.json.encode({"deployments": deployments})
+
+
+def encode_done() -> bytes:
+    return b"{}"
+
+
+def encode_error(error: OrchestratorError) -> bytes:
+    kind = _KIND_OF.get(type(error), "failed")
+    return msgspec.json.encode(
+        {"error": _Error(kind, str(error), error.retryable, error.may_have_started, error.retry_after)}
+    )
+
+
+def decode_deployment(data: bytes) -> Deployment | None:
+    """The deployment of a reply or an event; raises the `OrchestratorError` that it carries."""
+    return _reply(data).deployment
+
+
+def decode_deployments(data: bytes) -> list[Deployment]:
+    """The deployments of a reply to `list`; raises the `OrchestratorError` that it carries."""
+    return _reply(data).deployments
+
+
+def decode_done(data: bytes) -> None:
+    """Raises the `OrchestratorError` that a reply carries, if any."""
+    _reply(data)
+
+
+def _reply(data: bytes) -> _Reply:
+    if len(data) > MAX_REPLY:
+        raise OrchestratorUnavailable(
+            f"the launcher's answer has over {MAX_REPLY} bytes", retryable=True, may_have_started=True
+        )
+    try:
+        reply = _reply_decoder.decode(data)
+    except _UNREADABLE as exc:
+        raise OrchestratorUnavailable(
+            f"the launcher's answer cannot be read: {exc}", retryable=True, may_have_started=True
+        ) from exc
+    if (error := reply.error) is not None:
+        raise _KINDS.get(error.kind, OrchestratorError)(
+            error.message,
+            retryable=error.retryable,
+            may_have_started=error.may_have_started,
+            retry_after=error.retry_after,
+        )
+    return reply

@@ -1,0 +1,142 @@
+"""What operators and matchmakers say to each other: one JSON request, one JSON reply, over NATS.
+
+    matchmaker.admin.kick    {"session_id", "reason"}               -> {"session_id", "state", "deployment_id", ...}
+    matchmaker.admin.drain   {"deployment_id", "reason", "now"}     -> {"deployment_id", "state", "seats", ...}
+    matchmaker.admin.status  (anything)                             -> {"instance", "in_flight", "orchestrators"}
+
+One matchmaker answers `kick` and `drain` (queue group), every one answers `status`. Instead of any reply:
+{"error": {"code", "message", "retry_after"}}. Repeating a request is harmless. Whoever may publish here may end
+everybody's game: the operators' role alone.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TypeVar
+
+import msgspec
+
+from tipoff_shared.errors import Internal, Malformed, TipoffError, from_code
+
+OPERATIONS = ("kick", "drain", "status")
+MAX_REQUEST = 4096
+MAX_REASON = 200
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
+
+T = TypeVar("T")
+
+
+class KickSession(msgspec.Struct, frozen=True):
+    session_id: str
+    reason: str = ""
+
+
+class DrainDeployment(msgspec.Struct, frozen=True):
+    """`now`: end it at once, whoever plays there."""
+
+    deployment_id: str
+    reason: str = ""
+    now: bool = False
+
+
+class Kicked(msgspec.Struct, frozen=True):
+    """`state`: the session's, before; a session that was `closing` or `gone` had ended already."""
+
+    session_id: str
+    state: str
+    deployment_id: str = ""
+    reason: str = ""
+
+
+class Drained(msgspec.Struct, frozen=True):
+    """As it is now. `seats`: how many are still taken; the server ends with the last one."""
+
+    deployment_id: str
+    state: str
+    seats: int = 0
+    reason: str = ""
+
+
+class Failing(msgspec.Struct, frozen=True):
+    """A kind of call that fails. `failures` in a row; `retry_in`: seconds until it is tried again, when `open`."""
+
+    operation: str
+    state: str
+    failures: int
+    error: str
+    retry_in: float = 0.0
+
+
+class OrchestratorStatus(msgspec.Struct, frozen=True):
+    """As one matchmaker finds it. `state`: the worst of closed, half-open, open; `failing`: what fails, if anything."""
+
+    name: str
+    state: str
+    failing: list[Failing] = []
+
+
+class MatchmakerStatus(msgspec.Struct, frozen=True):
+    instance: str
+    in_flight: int
+    orchestrators: list[OrchestratorStatus]
+
+
+class _Error(msgspec.Struct, frozen=True):
+    code: int
+    message: str
+    retry_after: float | None = None
+
+
+class _Failed(msgspec.Struct, frozen=True):
+    error: _Error | None = None
+
+
+def encode(message: msgspec.Struct) -> bytes:
+    return msgspec.json.encode(message)
+
+
+def encode_error(error: TipoffError) -> bytes:
+    return msgspec.json.encode(_Failed(_Error(error.code, error.message, error.retry_after)))
+
+
+def decode_kick(data: bytes) -> KickSession:
+    """Raises `Malformed`."""
+    asked = _request(data, KickSession)
+    return KickSession(_id(asked.session_id, "session_id"), _reason(asked.reason))
+
+
+def decode_drain(data: bytes) -> DrainDeployment:
+    """Raises `Malformed`."""
+    asked = _request(data, DrainDeployment)
+    return DrainDeployment(_id(asked.deployment_id, "deployment_id"), _reason(asked.reason), asked.now)
+
+
+def decode_reply(data: bytes, kind: type[T]) -> T:
+    """The reply, or the typed error it carries; raises `Internal` for what is neither."""
+    try:
+        if (error := msgspec.json.decode(data, type=_Failed).error) is not None:
+            raise from_code(error.code, error.message, retry_after=error.retry_after)
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
+        raise Internal(f"a matchmaker's reply cannot be read: {exc}") from exc
+
+
+def _request(data: bytes, kind: type[T]) -> T:
+    if len(data) > MAX_REQUEST:
+        raise Malformed(f"a request of an operator has at most {MAX_REQUEST} bytes")
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
+        raise Malformed(f"not a request of an operator: {exc}") from exc
+
+
+def _id(text: str, what: str) -> str:
+    if not _ID.fullmatch(text):
+        raise Malformed(f"{what}: 1 to 64 letters, digits, - and _ are expected")
+    return text
+
+
+def _reason(text: str) -> str:
+    if len(text) > MAX_REASON or not text.isprintable():
+        raise Malformed(f"reason: one line of at most {MAX_REASON} characters is allowed")
+    return text

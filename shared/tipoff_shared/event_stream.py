@@ -1,0 +1,77 @@
+"""Where the isolated profile keeps what it needs: the stream of game servers' events, and the matchmakers' secret.
+
+Both are made by the first matchmaker of that profile. The stream refuses everything but plain messages (no rollup, no
+schedules, no counters: nats-server's defaults, asked for here by silence), and takes only so much of one server and of
+all, so that one who floods it stops nobody for longer than it takes to read that.
+"""
+
+from __future__ import annotations
+
+import nats.errors
+import nats.js.errors
+from nats.js import api
+
+from tipoff_shared.errors import Unavailable
+from tipoff_shared.kv import Store
+from tipoff_shared.nats_connection import Bus
+from tipoff_shared.server_events import MAX_EVENT
+
+SECRET_BUCKET = "event_secret"  # noqa: S105 # a bucket's name
+SECRET_KEY = "present"  # noqa: S105 # a key's name
+DURABLE = "matchmaker-events"
+"""Name of the consumer that all matchmakers share."""
+
+_HEADERS = 4096
+_MAX_PER_SERVER = 256
+_MAX_OF_ALL = 100_000
+_MAX_BYTES = 256 * 1024 * 1024
+
+
+def declarations(bus: Bus) -> list[api.StreamConfig]:
+    bucket = bus.subjects.bucket(SECRET_BUCKET)
+    return [
+        api.StreamConfig(
+            name=bus.subjects.events_stream,
+            description="What game servers of the isolated profile say, until it is handled",
+            subjects=[bus.subjects.events("*")],
+            retention=api.RetentionPolicy.WORK_QUEUE,
+            storage=api.StorageType.FILE,
+            num_replicas=bus.settings.replicas,
+            max_msg_size=MAX_EVENT + _HEADERS,
+            discard=api.DiscardPolicy.NEW,
+            discard_new_per_subject=True,
+            max_msgs_per_subject=_MAX_PER_SERVER,
+            max_msgs=_MAX_OF_ALL,
+            max_bytes=_MAX_BYTES,
+            allow_msg_ttl=True,
+        ),
+        api.StreamConfig(
+            name=f"KV_{bucket}",
+            description="What game servers' event keys are made of: secret",
+            subjects=[f"$KV.{bucket}.>"],
+            allow_direct=False,
+            discard=api.DiscardPolicy.NEW,
+            max_msgs_per_subject=1,
+            max_msg_size=1024,
+            num_replicas=bus.settings.replicas,
+            storage=api.StorageType.FILE,
+        ),
+    ]
+
+
+def secret_store(bus: Bus) -> Store[str]:
+    """The bucket with the secret, for the matchmaker's role alone."""
+    return Store(bus, SECRET_BUCKET, str)
+
+
+async def create_event_stream(bus: Bus) -> None:
+    """Make both where they are not; raises `Unavailable` with what NATS said. What an operator has changed stays."""
+    for config in declarations(bus):
+        try:
+            await bus.js.add_stream(config)
+        except nats.js.errors.APIError as exc:
+            if exc.err_code != 10058:  # in use with a different configuration
+                raise Unavailable(f"cannot create {config.name}: {exc.description}") from exc
+        except (TimeoutError, nats.errors.Error) as exc:
+            said = bus.last_error or str(exc) or type(exc).__name__
+            raise Unavailable(f"cannot create {config.name}: {said}. Is JetStream enabled?") from exc

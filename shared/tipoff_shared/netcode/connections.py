@@ -1,0 +1,89 @@
+"""What a server keeps about one address: first a pending handshake, then a slot."""
+
+from __future__ import annotations
+
+import math
+from enum import Enum
+
+from .addresses import Address
+from .events import Connected, Denial
+from .packet import cipher
+from .replay import ReplayWindow
+from .token import PrivateToken
+
+_PENDING_SECONDS = 15.0  # for tokens without a timeout; the reference would keep those for ever
+
+
+class Stage(Enum):
+    """How far admission is."""
+
+    ASKED = "asked"  # the application has yet to answer the AdmitRequest
+    ADMITTED = "admitted"
+    DENIED = "denied"
+
+
+class Pending:
+    """A valid token came from this address; whether its sender receives there is not proved yet."""
+
+    __slots__ = ("address", "decrypt", "denial", "encrypt", "expires", "id", "patience", "private", "stage")
+
+    def __init__(self, id: int, address: Address, private: PrivateToken, now: float) -> None:
+        self.id = id
+        self.address = address
+        self.private = private
+        self.stage = Stage.ASKED
+        self.denial: Denial | None = None
+        self.encrypt = cipher(private.server_to_client_key).encrypt
+        self.decrypt = cipher(private.client_to_server_key).decrypt
+        self.patience = float(private.timeout_seconds) if private.timeout_seconds > 0 else _PENDING_SECONDS
+        self.expires = now + self.patience
+
+    def decide(self, denial: Denial | None) -> None:
+        self.stage = Stage.ADMITTED if denial is None else Stage.DENIED
+        self.denial = denial
+
+    def refresh(self, now: float) -> None:
+        self.expires = now + self.patience
+
+
+class Slot:
+    """A connected client. `queued` counts its payloads in the batch of events numbered `batch`."""
+
+    __slots__ = (
+        "address",
+        "batch",
+        "client_id",
+        "confirmed",
+        "decrypt",
+        "encrypt",
+        "index",
+        "keep_alive",
+        "last_receive",
+        "last_send",
+        "queued",
+        "sequence",
+        "timeout",
+        "token_tag",
+        "user_data",
+        "window",
+    )
+
+    def __init__(self, index: int, pending: Pending, keep_alive: bytes, now: float) -> None:
+        private = pending.private
+        self.index = index
+        self.client_id = private.client_id
+        self.address = pending.address
+        self.user_data = private.user_data
+        self.token_tag = private.tag
+        self.encrypt = pending.encrypt
+        self.decrypt = pending.decrypt
+        self.timeout = float(private.timeout_seconds) if private.timeout_seconds > 0 else math.inf
+        self.keep_alive = keep_alive
+        self.window = ReplayWindow()
+        self.confirmed = False  # until a keep-alive or payload shows that the client knows it is connected
+        self.sequence = 0
+        self.last_send = self.last_receive = now
+        self.batch = self.queued = 0
+
+    def connected(self) -> Connected:
+        return Connected(self.index, self.client_id, self.address, self.user_data, self.token_tag)

@@ -1,0 +1,26 @@
+"""A value that never shows itself: not in a repr, a log line, an f-string or a pickle."""
+
+from __future__ import annotations
+
+
+class Secret:
+    """Holds text; `reveal()` is the one way to it. Compares by identity only, so that nothing leaks by timing."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        return self._value
+
+    def __bool__(self) -> bool:
+        return bool(self._value)
+
+    def __repr__(self) -> str:
+        return "Secret(...)"
+
+    __str__ = __repr__
+
+    def __reduce__(self) -> str:
+        raise TypeError("a Secret is not serialised")

@@ -1,0 +1,107 @@
+"""Tasks with an owner, and handlers with a bound.
+
+`Tasks` owns background work whose failure must be heard: an exception in any of them is logged and handed to
+`on_failure`, never lost. `BoundedHandlers` runs one task per request, at most `limit` at once: the caller
+decides what a request gets that finds no place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from types import TracebackType
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+class Tasks:
+    """Background tasks of one component. `async with`; leaving cancels what still runs and waits for it."""
+
+    def __init__(self, name: str, on_failure: Callable[[BaseException], None] | None = None) -> None:
+        self._name = name
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._on_failure = on_failure
+
+    def start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=f"{self._name}/{name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled():
+            return
+        if (exc := task.exception()) is not None:
+            log.error("task %s failed", task.get_name(), exc_info=exc)
+            if self._on_failure is not None:
+                self._on_failure(exc)
+
+    async def close(self, timeout: float = 5.0) -> None:
+        """Cancel all and wait at most `timeout` seconds; idempotent."""
+        pending = {task for task in self._tasks if task is not asyncio.current_task()}
+        end = asyncio.get_running_loop().time() + timeout
+        while pending and (left := end - asyncio.get_running_loop().time()) > 0:
+            # More than once, because `asyncio.wait_for` before Python 3.12 (nats-py waits by it) loses a
+            # cancellation that comes together with what it waits for.
+            for task in pending:
+                task.cancel()
+            _, pending = await asyncio.wait(pending, timeout=min(left, 1.0))
+        for task in pending:
+            log.error("task %s did not end within %.0f s of being cancelled", task.get_name(), timeout)
+
+    async def __aenter__(self) -> Tasks:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class BoundedHandlers:
+    """At most `limit` requests in hand at once."""
+
+    def __init__(self, name: str, limit: int) -> None:
+        self._name = name
+        self._limit = limit
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._tasks)
+
+    @property
+    def full(self) -> bool:
+        return len(self._tasks) >= self._limit
+
+    def submit(self, handler: Callable[[], Awaitable[None]]) -> bool:
+        """Start `handler`; False when there is no place (nothing was started)."""
+        if self.full:
+            return False
+
+        async def run() -> None:
+            await handler()
+
+        task = asyncio.create_task(run(), name=self._name)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return True
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (exc := task.exception()) is not None:
+            log.error("%s failed", self._name, exc_info=exc)
+
+    async def drain(self, timeout: float) -> None:
+        """Wait for what is in hand, at most `timeout` seconds, then cancel the rest and wait for that."""
+        if not self._tasks:
+            return
+        _, pending = await asyncio.wait(set(self._tasks), timeout=timeout)
+        for task in pending:
+            task.cancel()
+        if pending:
+            log.warning("%d %s cancelled after %.0f s", len(pending), self._name, timeout)
+            await asyncio.wait(pending, timeout=5)

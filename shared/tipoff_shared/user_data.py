@@ -1,0 +1,56 @@
+"""What our connect tokens carry in their 256 bytes of user data, so that a gameserver admits without network.
+
+Layout (little-endian): 4 bytes `TPF1` | u32 generation | four strings, each u8 length and UTF-8 bytes:
+session id, deployment id, boot id, player (free for the login hook; empty) | zeros. It is authenticated by the
+private key that encrypts the token's private part. All zeros means: not ours (bevygap's matchmaker).
+"""
+
+from __future__ import annotations
+
+import struct
+
+import msgspec
+
+MAGIC = b"TPF1"
+SIZE = 256
+
+
+class TokenUserData(msgspec.Struct, frozen=True):
+    """`generation` counts the seats a session has had; a gameserver refuses an older one than it has seen."""
+
+    session_id: str
+    deployment_id: str
+    boot_id: str
+    generation: int = 0
+    player: str = ""
+
+    def encode(self) -> bytes:
+        """Exactly 256 bytes; raises `ValueError` when the strings do not fit."""
+        parts = [MAGIC, struct.pack("<I", self.generation)]
+        for text in (self.session_id, self.deployment_id, self.boot_id, self.player):
+            raw = text.encode()
+            if len(raw) > 255:
+                raise ValueError("a string of the token's user data is over 255 bytes")
+            parts.append(bytes((len(raw),)) + raw)
+        data = b"".join(parts)
+        if len(data) > SIZE:
+            raise ValueError("the token's user data is over 256 bytes")
+        return data.ljust(SIZE, b"\0")
+
+
+def decode_user_data(data: bytes) -> TokenUserData | None:
+    """The content, or None for user data that is not ours (zeros); raises `ValueError` when damaged."""
+    if not any(data):
+        return None
+    if len(data) != SIZE or data[:4] != MAGIC:
+        raise ValueError("user data of another kind")
+    (generation,) = struct.unpack_from("<I", data, 4)
+    strings: list[str] = []
+    at = 8
+    for _ in range(4):
+        if at >= SIZE or at + 1 + data[at] > SIZE:
+            raise ValueError("user data cut short")
+        end = at + 1 + data[at]
+        strings.append(data[at + 1 : end].decode())
+        at = end
+    return TokenUserData(strings[0], strings[1], strings[2], generation, strings[3])

@@ -1,0 +1,23 @@
+"""A launcher, a matchmaker and a NATS of its own for each test: bevygap's parts know no namespaces."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tipoff.embedded_nats import EmbeddedNats, embedded_nats
+
+_TESTS = Path(__file__).parent.parent
+for _area in ("matchmaker", "bevygap"):
+    if str(_TESTS / _area) not in sys.path:
+        sys.path.insert(0, str(_TESTS / _area))
+
+
+@pytest.fixture
+async def own_nats(tmp_path: Path) -> AsyncIterator[EmbeddedNats]:
+    """A nats-server for this test alone, where nobody has made a bucket yet."""
+    async with embedded_nats(tmp_path / "nats") as server:
+        yield server

@@ -1,0 +1,285 @@
+"""`tipoff kick`, `tipoff drain`, and what `tipoff status` says of orchestrators."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import sys
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matchmaker_world import ARENA, World
+from rich.console import Console
+
+from tipoff.operate import drain, kick, until_gone
+from tipoff.status import print_status, read_status
+from tipoff_orchestrator_client.base import OrchestratorUnavailable
+from tipoff_shared.admin import Drained, decode_drain, decode_kick, decode_reply
+from tipoff_shared.errors import Malformed, NoServerInTime, TipoffError, Unavailable
+from tipoff_shared.messages import SessionReady
+from tipoff_shared.records import Kick, SessionState
+
+BUSY = OrchestratorUnavailable("503 try later", retryable=True)
+
+
+async def playing(world: World) -> SessionReady:
+    ready = await world.play()
+    await world.server_of(ready).connect(ready)
+    await world.session_becomes(ready.session_id, SessionState.ACTIVE)
+    return ready
+
+
+async def test_a_kicked_player_loses_connection_and_seat(world: World) -> None:
+    """The server is told with the reason; asked again, nothing more happens."""
+    async with world.matchmaker():
+        ready = await playing(world)
+        done = await kick(world.bus, ready.session_id, "cheating")
+        assert (done.state, done.deployment_id, done.reason) == ("active", ready.deployment_id, "cheating")
+        async with asyncio.timeout(5):
+            command = await world.server_of(ready).commands.get()
+        assert command == Kick(ready.session_id, "cheating")
+        await world.server_of(ready).disconnect(ready)
+        session = await world.session_becomes(ready.session_id, SessionState.GONE)
+        assert session.reason == "cheating"
+        assert (await kick(world.bus, ready.session_id)).state == "gone"
+        await world.nothing_is_left()
+
+
+async def test_a_kicked_player_who_has_not_come_yet_does_not_get_in(world: World) -> None:
+    """The token is out; the connection it makes is ended."""
+    async with world.matchmaker():
+        ready = await world.play()
+        assert (await kick(world.bus, ready.session_id)).state == "ready"
+        server = world.server_of(ready)
+        await server.commands.get()
+        await world.session_becomes(ready.session_id, SessionState.GONE)
+        await server.connect(ready)
+        async with asyncio.timeout(5):
+            assert isinstance(await server.commands.get(), Kick)
+
+
+async def test_a_waiting_player_may_be_kicked(world: World) -> None:
+    """The request ends with an error, and no seat is taken."""
+    world.announce = False
+    async with world.matchmaker():
+        answers = await world.ask(timeout=6)
+        await world.eventually(lambda: world.ran(1), "a server starts")
+        await kick(world.bus, answers.session_id if answers.seen else (await _session(world)))
+        await world.announce_all()
+        feedback = await answers.end()
+        assert not isinstance(feedback, SessionReady)
+
+
+async def _session(world: World) -> str:
+    (session_id,) = await world.stores.sessions.list()
+    return session_id
+
+
+async def test_what_is_not_there_is_a_typed_error(world: World) -> None:
+    """404 with a hint, 400 for what is no id, 503 without a matchmaker."""
+    with pytest.raises(Unavailable, match="no matchmaker runs here"):
+        await kick(world.bus, "nobody")
+    async with world.matchmaker():
+        for work in (kick(world.bus, "nobody"), drain(world.bus, "nobody")):
+            with pytest.raises(TipoffError, match="tipoff status") as caught:
+                await work
+            assert caught.value.code == 404
+        with pytest.raises(Malformed, match="session_id"):
+            await kick(world.bus, "*")
+        with pytest.raises(Malformed, match="reason"):
+            await drain(world.bus, "arena-1", "two\nlines")
+
+
+async def test_a_drained_server_ends_with_its_last_player(world: World) -> None:
+    """Nobody new comes; who plays goes on, and who holds a token gets in."""
+    async with world.matchmaker(msgspec.structs.replace(ARENA, empty_ttl=60)):
+        first, second = await playing(world), await world.play()
+        assert first.deployment_id == second.deployment_id
+        server = world.server_of(first)
+        states: list[tuple[str, int]] = []
+        done = await drain(world.bus, server.id)
+        assert (done.state, done.seats) == ("draining", 2)
+        other = await world.play()
+        assert other.deployment_id != server.id
+        await server.connect(second)
+        await world.session_becomes(second.session_id, SessionState.ACTIVE)
+        assert server.commands.empty()
+        waiting = asyncio.create_task(
+            until_gone(
+                world.bus,
+                server.id,
+                timeout=10,
+                on_change=lambda record: states.append((record.state.value, len(record.seats))),
+            )
+        )
+        await server.disconnect(first)
+        await server.disconnect(second)
+        await waiting
+        assert states[0] == ("draining", 2)
+        assert ("draining", 1) in states
+        assert server.id not in world.fake.living
+
+
+async def test_an_empty_server_is_drained_at_once(world: World) -> None:
+    """Also one that is kept ready: another takes its place."""
+    async with world.matchmaker(msgspec.structs.replace(ARENA, min_ready=1, empty_ttl=60)):
+        (record,) = await world.servers_ready(1)
+        await drain(world.bus, record.id)
+        await until_gone(world.bus, record.id, timeout=5, on_change=lambda record: None)
+        (other,) = await world.servers_ready(1)
+        assert other.id != record.id
+
+
+async def test_now_means_with_its_players(world: World) -> None:
+    """Their sessions end with the operator's reason."""
+    async with world.matchmaker():
+        ready = await playing(world)
+        done = await drain(world.bus, ready.deployment_id, "the host goes down", now=True)
+        assert done.state == "stopping"
+        session = await world.session_becomes(ready.session_id, SessionState.GONE)
+        assert session.reason == "the host goes down"
+        await world.nothing_is_left()
+
+
+async def test_a_server_that_starts_may_be_drained(world: World) -> None:
+    """It ends; those who wait for it get another one."""
+    world.announce = False
+    async with world.matchmaker():
+        answers = await world.ask()
+        await world.eventually(lambda: world.ran(1), "the first server runs")
+        first = next(iter(world.servers))
+        world.announce = True
+        await drain(world.bus, first)
+        ready = await answers.end()
+        assert isinstance(ready, SessionReady)
+        assert ready.deployment_id != first
+
+
+async def test_waiting_for_a_server_that_stays_ends_in_time(world: World) -> None:
+    async with world.matchmaker():
+        ready = await playing(world)
+        await drain(world.bus, ready.deployment_id)
+        with pytest.raises(NoServerInTime, match=r"draining, 1 seat.*--now"):
+            await until_gone(world.bus, ready.deployment_id, timeout=0.3, on_change=lambda record: None)
+
+
+async def test_one_of_several_matchmakers_does_it(world: World) -> None:
+    """And every one of them says how it finds its orchestrators."""
+    async with world.matchmaker(instance="m1"), world.matchmaker(instance="m2"):
+        ready = await playing(world)
+        await kick(world.bus, ready.session_id)
+        await world.session_becomes(ready.session_id, SessionState.GONE)
+        status = await read_status(world.bus)
+        assert [(o["matchmaker"], o["name"], o["state"]) for o in status["orchestrators"]] == [
+            ("m1", "fake", "closed"),
+            ("m2", "fake", "closed"),
+        ]
+
+
+@pytest.mark.row(37)
+async def test_status_and_metrics_show_an_orchestrator_that_fails(world: World) -> None:
+    """What fails, why, and when it is tried again; and that it works again."""
+    async with world.matchmaker(breaker_failures=3, breaker_pause=0.4) as matchmaker:
+        world.fake.fail("list", BUSY, times=4)
+        for _ in range(3):
+            await matchmaker.sweep.once()
+
+        async def is_open() -> Any:
+            (orchestrator,) = (await read_status(world.bus))["orchestrators"]
+            return orchestrator if orchestrator["state"] == "open" else None
+
+        orchestrator = await world.eventually(is_open, "the breaker is open")
+        (failing,) = orchestrator["failing"]
+        assert (failing["operation"], failing["error"]) == ("list", "503 try later")
+        labels = {"orchestrator": "fake", "operation": "list"}
+        value = matchmaker.metrics.registry.get_sample_value
+        assert value("tipoff_orchestrator_breaker", labels) == 1
+        assert (value("tipoff_orchestrator_errors_total", labels) or 0) >= 3
+        shown = io.StringIO()
+        print_status(await read_status(world.bus), Console(file=shown, width=200))
+        assert "503 try later" in shown.getvalue()
+
+        async def works() -> bool:
+            return (await read_status(world.bus))["orchestrators"][0]["state"] == "closed"
+
+        await world.eventually(works, "the breaker is closed")
+        assert value("tipoff_orchestrator_breaker", labels) == 0
+        shown = io.StringIO()
+        print_status(await read_status(world.bus), Console(file=shown, width=200))
+        assert "orchestrator fake: works" in shown.getvalue()
+
+
+async def test_status_without_a_matchmaker_is_quick(world: World) -> None:
+    """NATS says at once that nobody listens."""
+    began = asyncio.get_running_loop().time()
+    status = await read_status(world.bus)
+    assert status["orchestrators"] == []
+    assert asyncio.get_running_loop().time() - began < 0.9
+    shown = io.StringIO()
+    print_status(status, Console(file=shown, width=200))
+    assert "no matchmaker answers" in shown.getvalue()
+
+
+async def command(world: World, *arguments: str) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of the real command."""
+    settings = world.nats_settings
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "tipoff",
+        *arguments,
+        "--nats",
+        settings.servers[0],
+        "--namespace",
+        settings.namespace,
+        env=os.environ | settings.to_environment(),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(20):
+        out, err = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+async def test_the_commands(world: World) -> None:
+    """What they print, for people and machines, and their exit codes."""
+    async with world.matchmaker(msgspec.structs.replace(ARENA, empty_ttl=60)):
+        ready = await playing(world)
+        code, out, _ = await command(world, "kick", ready.session_id, "--reason", "bye")
+        assert (code, out) == (
+            0,
+            f"session {ready.session_id} was active on {ready.deployment_id} and is ended: bye\n",
+        )
+        await world.server_of(ready).disconnect(ready)
+        code, out, _ = await command(world, "drain", ready.deployment_id, "--now", "--wait", "--json")
+        assert code == 0
+        assert json.loads(out)["state"] == "gone"
+        code, out, err = await command(world, "drain", ready.deployment_id)
+        assert (code, out) == (1, "")
+        assert err.startswith(f"tipoff: there is no server {ready.deployment_id}")
+
+
+@given(
+    st.binary(max_size=200)
+    | st.text(max_size=100).map(lambda text: msgspec.json.encode({"session_id": text}))
+)
+def test_any_request_is_read_or_refused(data: bytes) -> None:
+    for decode in (decode_kick, decode_drain):
+        try:
+            decode(data)
+        except Malformed:
+            continue
+
+
+@given(st.binary(max_size=200))
+def test_any_reply_is_read_or_a_typed_error(data: bytes) -> None:
+    try:
+        decode_reply(data, Drained)
+    except TipoffError:
+        return

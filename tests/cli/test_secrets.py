@@ -1,0 +1,404 @@
+"""`tipoff secrets`: made once, kept, replaced one at a time, never shown."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import ssl
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import bcrypt
+import pytest
+from typer.testing import CliRunner
+
+from tipoff.nats_users import hashes_in, namespace_of
+from tipoff.secrets_certificates import describe, is_signed_by
+from tipoff.secrets_commands import app
+from tipoff.secrets_directory import EDITED, KEPT, MADE, RENEWED, Report, SecretsDirectory
+from tipoff_shared.errors import ConfigError
+from tipoff_shared.games import Game, load_games, parse_games, read_games
+from tipoff_shared.settings import ROLES
+
+GAMES = """
+[[game]]
+name = "arena"
+version = "1"
+[game.process]
+command = ["python", "-m", "tipoff_arena.server"]
+
+[[game]]
+name = "own key"
+version = "v0.0.2"
+private_key_env = "OWN_KEY"
+[game.process]
+command = ["python", "-m", "tipoff_arena.server"]
+"""
+
+
+@pytest.fixture
+def games_toml(tmp_path: Path) -> Path:
+    path = tmp_path / "games.toml"
+    path.write_text(GAMES)
+    return path
+
+
+@pytest.fixture
+def games(games_toml: Path) -> list[Game]:
+    return parse_games(read_games(games_toml), str(games_toml))
+
+
+@pytest.fixture
+def made(tmp_path: Path, games: list[Game]) -> SecretsDirectory:
+    directory = SecretsDirectory(tmp_path / "secrets", games)
+    directory.initialise(["play.example.org"])
+    return directory
+
+
+def contents(directory: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(directory)): path.read_text() for path in directory.rglob("*") if path.is_file()
+    }
+
+
+def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
+    return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+
+
+def states(report: Report) -> set[str]:
+    return {item.state for item in report.items}
+
+
+@pytest.fixture
+def tipoff(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """`tipoff secrets ...` in an empty directory: all that it prints."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: str) -> str:
+        done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    return run
+
+
+def test_init_makes_everything_that_an_installation_needs(made: SecretsDirectory) -> None:
+    """A password for each role, nats-server's files, certificates, a key for each game that names none itself."""
+    assert set(contents(made.directory)) == {
+        ".gitignore",
+        *(f"nats/{role}.password" for role in ROLES),
+        *(f"nats/{name}" for name in ("users.conf", "isolated.conf")),
+        *(f"nats/{name}" for name in ("ca.pem", "ca.key", "server.pem", "server.key")),
+        "edgegap/hook.key",
+        "netcode/arena.1.key",
+    }
+
+
+def test_nobody_else_reads_them(made: SecretsDirectory) -> None:
+    """The directory keeps others out; files inside can be mounted one by one; the authority's key cannot be."""
+    modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in made.directory.rglob("*") if p.is_file()}
+    assert stat.S_IMODE(made.directory.stat().st_mode) == 0o700
+    assert modes.pop("ca.key") == 0o400
+    assert modes.pop(".gitignore") == 0o644
+    assert set(modes.values()) == {0o444}
+
+
+def test_the_keys_are_those_that_a_matchmaker_reads(
+    made: SecretsDirectory, games_toml: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TIPOFF_KEYS_DIR=DIR/netcode."""
+    monkeypatch.setenv("OWN_KEY", "17" * 32)
+    monkeypatch.setenv("TIPOFF_KEYS_DIR", str(made.directory / "netcode"))
+    loaded = load_games(games_toml)
+    game = loaded.get("arena", "1")
+    assert game is not None
+    key = (made.directory / "netcode" / "arena.1.key").read_text().strip()
+    assert loaded.private_key(game).reveal().hex() == key
+
+
+def test_users_conf_holds_hashes_of_the_passwords(made: SecretsDirectory) -> None:
+    """And not one of the passwords."""
+    text = (made.directory / "nats" / "users.conf").read_text()
+    hashes = hashes_in(text)
+    assert set(hashes) == set(ROLES)
+    for role in ROLES:
+        password = (made.directory / "nats" / f"{role}.password").read_text().strip()
+        assert len(password) >= 43
+        assert password not in text
+        assert bcrypt.checkpw(password.encode(), hashes[role].encode())
+
+
+def test_init_again_changes_nothing(made: SecretsDirectory) -> None:
+    before = contents(made.directory)
+    report = made.initialise(["play.example.org"])
+    assert states(report) == {KEPT}
+    assert report.next == []
+    assert contents(made.directory) == before
+
+
+def test_init_again_completes_what_is_missing(made: SecretsDirectory) -> None:
+    """As after a crash half-way, or for a new game."""
+    before = contents(made.directory)
+    for name in ("nats/httpd.password", "nats/users.conf", "netcode/arena.1.key", "nats/server.key"):
+        (made.directory / name).unlink()
+    report = made.initialise()
+    assert MADE in states(report)
+    assert changed(before, contents(made.directory)) == {
+        "nats/httpd.password",
+        "nats/users.conf",
+        "nats/isolated.conf",
+        "nats/server.pem",
+        "nats/server.key",
+        "netcode/arena.1.key",
+    }
+
+
+def test_what_docker_made_of_missing_files_gives_way(tmp_path: Path) -> None:
+    """`docker compose up` before `tipoff secrets init` leaves empty directories where files belong."""
+    for name in ("nats/users.conf", "nats/server.pem", "nats/httpd.password", "netcode"):
+        (tmp_path / "secrets" / name).mkdir(parents=True)
+    SecretsDirectory(tmp_path / "secrets").initialise()
+    assert (tmp_path / "secrets" / "nats" / "users.conf").is_file()
+    assert (tmp_path / "secrets" / "nats" / "httpd.password").is_file()
+
+
+def test_a_directory_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
+    """`tipoff secrets init ~` must not close the home directory to everybody."""
+    (tmp_path / "homework.txt").write_text("x")
+    mode = tmp_path.stat().st_mode
+    with pytest.raises(ConfigError, match="not empty"):
+        SecretsDirectory(tmp_path).initialise()
+    assert tmp_path.stat().st_mode == mode
+    assert [path.name for path in tmp_path.iterdir()] == ["homework.txt"]
+
+
+def test_permissions_of_a_new_version_are_brought_up_to_date(made: SecretsDirectory) -> None:
+    """users.conf as an older version made it is renewed, with the same hashes, and NATS is to reload it."""
+    path = made.directory / "nats" / "users.conf"
+    hashes = hashes_in(path.read_text())
+    older = SecretsDirectory(made.directory)
+    older.initialise(namespace="older")  # another table, unedited
+    report = made.initialise(namespace="")
+    assert any("reload" in line for line in report.next)
+    assert hashes_in(path.read_text()) == hashes
+
+
+def test_users_conf_edited_by_hand_is_kept(made: SecretsDirectory) -> None:
+    """An operator's own user is not lost at the next init; `rotate users` makes the file anew."""
+    path = made.directory / "nats" / "users.conf"
+    edited = path.read_text().replace("timeout: 5", "timeout: 9")
+    path.chmod(0o644)
+    path.write_text(edited)
+    report = made.initialise(namespace="blue")
+    assert EDITED in states(report)
+    assert path.read_text() == edited
+    made.rotate("users")
+    assert "timeout: 5" in path.read_text()
+
+
+def test_the_namespace_is_remembered(tmp_path: Path) -> None:
+    directory = SecretsDirectory(tmp_path / "secrets")
+    directory.initialise(namespace="blue")
+    assert directory.initialise().namespace == "blue"
+    assert namespace_of((tmp_path / "secrets" / "nats" / "users.conf").read_text()) == "blue"
+    with pytest.raises(ConfigError, match="namespace"):
+        directory.initialise(namespace="a b")
+
+
+def test_rotating_a_password_changes_that_user_alone(made: SecretsDirectory) -> None:
+    before = contents(made.directory)
+    report = made.rotate("httpd")
+    after = contents(made.directory)
+    assert changed(before, after) == {"nats/httpd.password", "nats/users.conf", "nats/isolated.conf"}
+    old, new = hashes_in(before["nats/users.conf"]), hashes_in(after["nats/users.conf"])
+    assert {role for role in ROLES if old[role] != new[role]} == {"httpd"}
+    assert any("restart every httpd" in line for line in report.next)
+
+
+def test_a_rotated_file_is_the_same_file(made: SecretsDirectory) -> None:
+    """A container that has it mounted by itself sees the new content: the inode stays, the mode too."""
+    path = made.directory / "nats" / "users.conf"
+    before = path.stat()
+    made.rotate("users")
+    made.rotate("admin")
+    assert path.stat().st_ino == before.st_ino
+    assert path.stat().st_mode == before.st_mode
+
+
+def test_the_server_certificate_is_for_every_name_and_signed_by_the_authority(made: SecretsDirectory) -> None:
+    """With its chain accepted by Python's own checks (3.13's are strict)."""
+    nats = made.directory / "nats"
+    names = describe((nats / "server.pem").read_text()).names
+    assert set(names) == {"nats", "localhost", "127.0.0.1", "::1", "play.example.org"}
+    assert is_signed_by((nats / "server.pem").read_text(), (nats / "ca.pem").read_text())
+    assert handshake(nats, "play.example.org")
+    with pytest.raises(ssl.SSLCertVerificationError):
+        handshake(nats, "other.example.org")
+
+
+def handshake(nats: Path, name: str) -> bool:
+    """TLS in memory between a server with our certificate and a client that trusts our authority alone."""
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(nats / "server.pem", nats / "server.key")
+    client = ssl.create_default_context(cafile=str(nats / "ca.pem"))
+    client.verify_flags |= ssl.VERIFY_X509_STRICT
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = [
+        client.wrap_bio(to_client, to_server, server_hostname=name),
+        server.wrap_bio(to_server, to_client, server_side=True),
+    ]
+    for _ in range(10):
+        for end in list(ends):
+            try:
+                end.do_handshake()
+            except ssl.SSLWantReadError:
+                continue
+            ends.remove(end)
+    return not ends
+
+
+def test_rotating_the_certificate_keeps_its_names_and_the_authority(made: SecretsDirectory) -> None:
+    before = contents(made.directory)
+    made.rotate("nats-tls", ["192.0.2.7"])
+    after = contents(made.directory)
+    assert changed(before, after) == {"nats/server.pem", "nats/server.key"}
+    assert {"play.example.org", "192.0.2.7", "nats"} <= set(describe(after["nats/server.pem"]).names)
+    assert is_signed_by(after["nats/server.pem"], after["nats/ca.pem"])
+
+
+def test_rotating_the_authority_signs_the_server_anew(made: SecretsDirectory) -> None:
+    before = contents(made.directory)
+    report = made.rotate("nats-ca")
+    after = contents(made.directory)
+    assert changed(before, after) == {
+        f"nats/{name}" for name in ("ca.pem", "ca.key", "server.pem", "server.key")
+    }
+    assert is_signed_by(after["nats/server.pem"], after["nats/ca.pem"])
+    assert stat.S_IMODE((made.directory / "nats" / "ca.key").stat().st_mode) == 0o400
+    assert any("NATS_CA" in line for line in report.next)
+
+
+def test_a_missing_name_in_the_certificate_is_said_with_the_command(made: SecretsDirectory) -> None:
+    report = made.initialise(["new.example.org"])
+    assert any("rotate nats-tls --host new.example.org" in line for line in report.next)
+
+
+def test_a_certificate_that_ends_soon_is_said_with_the_command(tmp_path: Path) -> None:
+    """30 days before, and after it has ended."""
+    now = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+    SecretsDirectory(tmp_path / "s", now=lambda: now).initialise()
+    for days, words in ((729 - 28, "expires in"), (731, "has expired")):
+        later = SecretsDirectory(tmp_path / "s", now=lambda days=days: now + datetime.timedelta(days=days))
+        assert any(words in line and "rotate nats-tls" in line for line in later.show().next), days
+    early = SecretsDirectory(tmp_path / "s", now=lambda: now + datetime.timedelta(days=600))
+    assert early.show().next == []
+
+
+def test_rotating_a_netcode_key_says_who_must_restart(made: SecretsDirectory) -> None:
+    before = contents(made.directory)
+    report = made.rotate("arena.1")
+    assert changed(before, contents(made.directory)) == {"netcode/arena.1.key"}
+    assert any("drain" in line for line in report.next)
+    assert RENEWED in states(report)
+
+
+def test_an_unknown_name_is_answered_with_those_there_are(made: SecretsDirectory) -> None:
+    with pytest.raises(ConfigError, match=r"matchmaker, .*nats-tls, .*arena\.1"):
+        made.rotate("nope")
+
+
+@pytest.mark.parametrize("host", ["a b", "-x", "", "host:4222", "é.example.org", "x" * 254])
+def test_a_host_that_is_none_is_refused(tmp_path: Path, host: str) -> None:
+    with pytest.raises(ConfigError, match="--host"):
+        SecretsDirectory(tmp_path / "secrets").initialise([host])
+
+
+@pytest.mark.row(58)
+def test_no_command_shows_a_secret(tmp_path: Path, games_toml: Path, tipoff: Callable[..., str]) -> None:
+    """Init, again, show-paths and rotate, as a table and as JSON: places, never contents."""
+    said = ""
+    for arguments in (
+        ("init", "--games", str(games_toml)),
+        ("init", "--json"),
+        ("show-paths",),
+        ("show-paths", "--json"),
+        ("rotate", "httpd", "--json"),
+        ("rotate", "nats-ca"),
+    ):
+        said += tipoff(*arguments)
+    for name, text in contents(tmp_path / "secrets").items():
+        if name.endswith((".password", ".key")):
+            for line in text.strip().splitlines():
+                assert line.startswith("-----") or line not in said, name
+
+
+def test_the_json_says_where_everything_lies(tmp_path: Path, tipoff: Callable[..., str]) -> None:
+    told = json.loads(tipoff("init", "--json", "--host", "nats.example.org"))
+    assert told["directory"] == str(tmp_path / "secrets")
+    assert all(Path(item["path"]).is_file() for item in told["items"])
+    assert {"name", "path", "state", "for", "back_up"} <= set(told["items"][0])
+    assert sum("expires" in item for item in told["items"]) == 2
+
+
+def test_a_file_that_was_being_written_at_a_crash_is_made_again(made: SecretsDirectory) -> None:
+    """An empty password would let anybody in."""
+    for name in ("nats/httpd.password", "netcode/arena.1.key", "nats/users.conf"):
+        (made.directory / name).chmod(0o644)
+        (made.directory / name).write_text("")
+    made.initialise()
+    assert len((made.directory / "nats" / "httpd.password").read_text().strip()) >= 43
+    assert set(hashes_in((made.directory / "nats" / "users.conf").read_text())) == set(ROLES)
+    assert len((made.directory / "netcode" / "arena.1.key").read_text().strip()) == 64
+
+
+@pytest.mark.parametrize("name", ["server.pem", "ca.pem"])
+def test_a_certificate_that_cannot_be_read_is_said_and_can_be_replaced(
+    made: SecretsDirectory, name: str
+) -> None:
+    """`init` and `show-paths` say with which command, and that one works."""
+    path = made.directory / "nats" / name
+    path.chmod(0o600)
+    path.write_text("no certificate")
+    asked = "nats-tls" if name == "server.pem" else "nats-ca"
+    for report in (made.show(), made.initialise()):
+        assert any(f"rotate {asked}" in line for line in report.next)
+    made.rotate(asked)
+    assert not any("rotate" in line for line in made.show().next)
+    assert handshake(made.directory / "nats", "localhost")
+
+
+def test_a_certificate_beside_another_ones_key_is_said(made: SecretsDirectory) -> None:
+    """A rotation that died between the two files: nats-server would not start."""
+    path = made.directory / "nats" / "server.pem"
+    before = path.read_text()
+    made.rotate("nats-tls")
+    path.chmod(0o600)
+    path.write_text(before)
+    assert any("rotate nats-tls" in line for line in made.initialise().next)
+
+
+def test_a_file_whose_writing_broke_off_before_its_last_step_can_be_read_again(
+    made: SecretsDirectory,
+) -> None:
+    """It was written, and still nobody's but its owner's: containers could not read it."""
+    path = made.directory / "nats" / "httpd.password"
+    path.chmod(0o600)
+    made.initialise()
+    assert path.stat().st_mode & 0o777 == 0o444
+
+
+def test_rotating_the_game_servers_password_says_what_it_costs(made: SecretsDirectory) -> None:
+    """Servers that run lose their leases, and with them their players."""
+    assert any("with their players" in line for line in made.rotate("gameserver").next)
+
+
+def test_an_empty_namespace_in_the_environment_means_the_one_there_is(
+    tipoff: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compose files pass variables on that nobody has set."""
+    monkeypatch.setenv("TIPOFF_NAMESPACE", "blue")
+    assert json.loads(tipoff("init", "--json"))["namespace"] == "blue"
+    monkeypatch.setenv("TIPOFF_NAMESPACE", "")
+    assert json.loads(tipoff("init", "--json"))["namespace"] == "blue"

@@ -1,0 +1,93 @@
+"""`tipoff up` that cannot start says why and what to do, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tipoff.state_dir import locked
+from tipoff.up import UpOptions, listen, public_hosts, run_up, write_missing_keys
+from tipoff_shared.errors import ConfigError
+from tipoff_shared.games import key_file, load_games, parse_games
+
+GAMES = '[[game]]\nname = "a"\nversion = "1"\n[game.process]\ncommand = ["python", "server.py"]\n'
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> UpOptions:
+    games = tmp_path / "games.toml"
+    games.write_text(GAMES)
+    return UpOptions(games=games, state_dir=tmp_path / "state", port=0)
+
+
+async def refusal(options: UpOptions) -> str:
+    with pytest.raises(ConfigError) as caught:
+        await run_up(options, say=lambda _: None, on_ready=lambda _: None, stop=asyncio.Event())
+    return str(caught.value)
+
+
+async def test_a_busy_port(options: UpOptions) -> None:
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = busy.getsockname()[1]
+        assert f"port {port} is in use" in await refusal(dataclasses.replace(options, port=port))
+
+
+async def test_a_state_directory_in_use(options: UpOptions) -> None:
+    with locked(options.state_dir):
+        assert "in use by another" in await refusal(options)
+
+
+async def test_a_missing_games_file(options: UpOptions) -> None:
+    assert "tipoff new" in await refusal(dataclasses.replace(options, games=Path("/nowhere/games.toml")))
+
+
+async def test_half_of_tls(options: UpOptions) -> None:
+    assert "belong together" in await refusal(dataclasses.replace(options, tls_cert=Path("x")))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"web": Path("/nowhere")}, "no index.html"),
+        ({"tls_cert": Path("/nowhere"), "tls_key": Path("/nowhere")}, "no such file"),
+        ({"host": "localhost"}, "an IPv4 address or `auto`"),
+        ({"namespace": "a.b"}, "letters, digits and dashes"),
+    ],
+)
+async def test_a_mistaken_option_is_said_before_anything_starts(
+    options: UpOptions, change: dict[str, Any], says: str
+) -> None:
+    assert says in await refusal(dataclasses.replace(options, **change))
+    assert not options.state_dir.exists()
+
+
+def test_an_address_of_another_machine() -> None:
+    with pytest.raises(ConfigError, match="not an address of this machine"):
+        listen("203.0.113.7", 0)
+
+
+def test_host_auto_keeps_this_machine_in_reach() -> None:
+    """Whatever the network, tokens name an address that works here."""
+    hosts, _ = public_hosts("auto")
+    assert "127.0.0.1" in hosts
+
+
+def test_every_start_makes_new_keys(tmp_path: Path) -> None:
+    """Random, private, and never the same twice."""
+    games = parse_games(GAMES)
+    write_missing_keys(games, tmp_path)
+    first = key_file(tmp_path, games[0]).read_text()
+    write_missing_keys(games, tmp_path)
+    second = key_file(tmp_path, games[0]).read_text()
+    assert first != second
+    assert key_file(tmp_path, games[0]).stat().st_mode & 0o077 == 0
+    (tmp_path / "games.toml").write_text(GAMES)
+    loaded = load_games(tmp_path / "games.toml", environ={"TIPOFF_KEYS_DIR": str(tmp_path)})
+    assert loaded.private_key(games[0]).reveal().hex() == second

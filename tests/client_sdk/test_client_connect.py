@@ -1,0 +1,308 @@
+"""Playing through a real gameserver: both transports, falling back, every way in which a game ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from client_sdk_support import Echo, ask_upstream, scripted_matchmaker, until, with_transports
+from websockets.asyncio.server import ServerConnection
+
+from tipoff_client_sdk import (
+    Closed,
+    ConnectionFailed,
+    Player,
+    Progress,
+    Refused,
+    ServerLost,
+    Transport,
+    connect,
+)
+from tipoff_gameserver import GameServer, LeaveReason
+from tipoff_shared.errors import Malformed, TooLarge, Unavailable
+
+WAYS: list[Transport] = ["udp", "websocket"]
+
+
+def game_of(server: GameServer) -> Echo:
+    assert isinstance(server.game, Echo)
+    return server.game
+
+
+async def read_all(player: Player) -> list[bytes]:
+    return [message async for message in player]
+
+
+@asynccontextmanager
+async def arena_process() -> AsyncIterator[tuple[str, asyncio.subprocess.Process]]:
+    """A gameserver that can be killed, and its URL."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        listen = f"127.0.0.1:{free.getsockname()[1]}"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "tipoff_arena.server",
+        env=os.environ | {"TIPOFF_LISTEN": listen, "TIPOFF_LOG_LEVEL": "INFO"},
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    try:
+        async with asyncio.timeout(20):
+            while b"stand-alone: " not in (line := await process.stderr.readline()):
+                assert line, "the server ended before it listened"
+        yield f"http://{listen}", process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_what_is_sent_comes_back(echo: GameServer, way: Transport) -> None:
+    """The whole way: request, token, transport, game."""
+    async with connect(echo.url, game="any", version="1", transports=[way]) as player:
+        await player.send(b"hello")
+        assert await player.receive() == b"hello"
+        assert player.transport == way
+        assert player.session_id == (await game_of(echo).joined.get()).session_id
+        assert player.deployment_id == "stand-alone"
+        assert player.rtt is not None
+        assert 0 < player.rtt < 1
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_leaving_frees_the_seat_at_once(echo: GameServer, way: Transport) -> None:
+    """The server hears a goodbye, not a timeout."""
+    async with connect(echo.url, game="any", version="1", transports=[way]):
+        pass
+    async with asyncio.timeout(2):
+        assert await game_of(echo).left.get() is LeaveReason.LEFT
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_leaving_works_while_being_cancelled(echo: GameServer, way: Transport) -> None:
+    """A cancelled game says goodbye too."""
+
+    async def play() -> None:
+        async with connect(echo.url, game="any", version="1", transports=[way]) as player:
+            await player.receive()
+
+    task = asyncio.create_task(play())
+    await game_of(echo).joined.get()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    async with asyncio.timeout(2):
+        assert await game_of(echo).left.get() is LeaveReason.LEFT
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_the_end_of_the_match_ends_the_iteration(echo: GameServer, way: Transport) -> None:
+    """Quietly, and what is sent afterwards is `Closed`."""
+    async with connect(echo.url, game="any", version="1", transports=[way]) as player:
+        (await game_of(echo).joined.get()).kick("enough")
+        async with asyncio.timeout(5):
+            assert await read_all(player) == []
+        assert not player.connected
+        assert player.end_reason
+        with pytest.raises(Closed):
+            await player.send(b"too late")
+        with pytest.raises(Closed):
+            await player.receive()
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_killed_server_is_lost(way: Transport) -> None:
+    """Found out within seconds on both transports, not after the 15 s of netcode's timeout."""
+    async with (
+        arena_process() as (url, process),
+        connect(url, game="arena", version="1", transports=[way]) as player,
+    ):
+        await player.receive()
+        process.send_signal(signal.SIGKILL)
+        async with asyncio.timeout(5):
+            with pytest.raises(ServerLost):
+                await read_all(player)
+        with pytest.raises(ServerLost):
+            await player.send(b"anybody?")
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_game_may_run_on_uvloop(way: Transport) -> None:
+    """Its timers and transports differ in small ways; what is played and how a loss is noticed do not."""
+    uvloop = pytest.importorskip("uvloop")
+
+    async def play(url: str, pid: int) -> None:
+        async with connect(url, game="arena", version="1", transports=[way]) as player:
+            for _ in range(20):
+                await player.send(b"\x02" + bytes(5))
+                await player.receive()
+            os.kill(pid, signal.SIGKILL)
+            async with asyncio.timeout(6):
+                with pytest.raises(ServerLost):
+                    await read_all(player)
+
+    async with arena_process() as (url, process):
+        await asyncio.to_thread(uvloop.run, play(url, process.pid))
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_messages_of_a_wrong_size_are_refused_here(echo: GameServer, way: Transport) -> None:
+    """Before anything is sent, and the connection lives on."""
+    async with connect(echo.url, game="any", version="1", transports=[way]) as player:
+        with pytest.raises(TooLarge):
+            await player.send(bytes(1201))
+        with pytest.raises(Malformed):
+            await player.send(b"")
+        await player.send(bytes(1200))
+        assert await player.receive() == bytes(1200)
+
+
+async def test_over_udp_the_oldest_message_is_dropped_when_nobody_reads(echo: GameServer) -> None:
+    """The newest matter; the memory is bounded."""
+    async with connect(echo.url, game="any", version="1", transports=["udp"], receive_queue=4) as player:
+        for number in range(20):
+            await player.send(bytes([number]))
+        await until(lambda: player.received == 20)
+        assert player.take_all() == [bytes([number]) for number in range(16, 20)]
+        assert player.dropped == 16
+
+
+async def test_over_websocket_nothing_is_dropped(echo: GameServer) -> None:
+    """A slow reader makes the server wait."""
+    async with connect(
+        echo.url, game="any", version="1", transports=["websocket"], receive_queue=4
+    ) as player:
+        for number in range(200):
+            await player.send(bytes([number]))
+        async with asyncio.timeout(5):
+            assert [await player.receive() for _ in range(200)] == [bytes([n]) for n in range(200)]
+        assert player.dropped == 0
+
+
+async def test_a_silent_udp_port_leads_to_the_websocket(echo: GameServer) -> None:
+    """After the bound, with the same token: UDP never completed, so it is still good."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        port = silent.getsockname()[1]
+
+        async def script(player: ServerConnection, request: str) -> None:
+            for message in await ask_upstream(echo.url, request):
+                await player.send(with_transports(message, udp={"host": "127.0.0.1", "port": port}))
+
+        told: list[Progress] = []
+        async with (
+            scripted_matchmaker(script) as url,
+            connect(url, game="any", version="1", fall_back_after=0.3, progress=told.append) as player,
+        ):
+            assert player.transport == "websocket"
+            await player.send(b"through")
+            assert await player.receive() == b"through"
+    assert [str(step) for step in told if "connecting" in str(step)] == [
+        "connecting by udp",
+        "connecting by websocket",
+    ]
+
+
+async def test_a_closed_udp_port_leads_to_the_websocket_without_the_wait(echo: GameServer) -> None:
+    """The kernel says that nobody listens there."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    async def script(player: ServerConnection, request: str) -> None:
+        for message in await ask_upstream(echo.url, request):
+            await player.send(with_transports(message, udp={"host": "127.0.0.1", "port": port}))
+
+    async with (
+        scripted_matchmaker(script) as url,
+        asyncio.timeout(5),
+        connect(url, game="any", version="1", fall_back_after=30) as player,
+    ):
+        assert player.transport == "websocket"
+
+
+async def test_a_transport_that_the_server_does_not_offer_is_an_error(echo: GameServer) -> None:
+    async def script(player: ServerConnection, request: str) -> None:
+        for message in await ask_upstream(echo.url, request):
+            await player.send(with_transports(message, websocket=None))
+
+    async with scripted_matchmaker(script) as url:
+        with pytest.raises(ConnectionFailed, match="offers none of the transports"):
+            async with connect(url, game="any", version="1", transports=["websocket"]):
+                pass
+
+
+async def test_a_token_is_good_for_one_connection(echo: GameServer) -> None:
+    """The server's refusal comes as a type, with its number."""
+    answers: list[str] = []
+
+    async def script(player: ServerConnection, request: str) -> None:
+        if not answers:
+            answers.extend(await ask_upstream(echo.url, request))
+        for message in answers:
+            await player.send(message)
+
+    async with scripted_matchmaker(script) as url:
+        async with connect(url, game="any", version="1", transports=["websocket"]):
+            pass
+        with pytest.raises(Refused) as raised:
+            async with connect(url, game="any", version="1", transports=["websocket"]):
+                pass
+    assert raised.value.server_code in (403, 409)
+
+
+async def test_a_full_server_is_said_by_the_matchmaker() -> None:
+    """A typed error, long before any transport is tried."""
+    async with (
+        GameServer(Echo(), stand_alone=True, listen="127.0.0.1:0", capacity=1) as server,
+        connect(server.url, game="any", version="1"),
+    ):
+        with pytest.raises(Unavailable):
+            async with connect(server.url, game="any", version="1"):
+                pass
+
+
+async def test_the_same_request_id_leads_to_the_same_session(echo: GameServer) -> None:
+    """One after the other here; at once it would be a conflict."""
+    sessions = []
+    for _ in range(2):
+        async with connect(
+            echo.url, game="any", version="1", request_id="abcdefghijklmnopqrstuvwx"
+        ) as player:
+            sessions.append(player.session_id)
+    assert sessions[0] == sessions[1]
+
+
+async def test_nothing_of_the_token_is_logged(echo: GameServer, caplog: pytest.LogCaptureFixture) -> None:
+    """By either transport, with everything at DEBUG."""
+    tokens: list[str] = []
+
+    async def script(player: ServerConnection, request: str) -> None:
+        for message in await ask_upstream(echo.url, request):
+            if "SessionReady" in message:
+                tokens.append(message.partition('"token":"')[2][:2732])
+            await player.send(message)
+
+    async with scripted_matchmaker(script) as url:
+        with caplog.at_level(logging.DEBUG):
+            logging.getLogger("websockets").setLevel(logging.INFO)  # the test's own matchmaker
+            for way in WAYS:
+                async with connect(url, game="any", version="1", transports=[way]):
+                    pass
+    assert len(tokens) == 2
+    for token in tokens:
+        assert len(token) == 2732
+        assert token[60:90] not in caplog.text
+    # Every token begins with NETCODE 1.02, which base64 and a dump of a frame's bytes show as:
+    assert "TkVUQ09ERSAx" not in caplog.text
+    assert "4e 45 54 43" not in caplog.text

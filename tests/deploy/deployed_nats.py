@@ -1,0 +1,123 @@
+"""A nats-server on the configuration files of deploy/nats, outside of a container: other paths, a free port."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from tipoff.embedded_nats import dies_with_parent, find_nats_server
+from tipoff.secrets_directory import SecretsDirectory
+from tipoff_shared.settings import NatsSettings
+
+
+class DeployedNats:
+    """`secrets` is the directory of its secrets; `log` its log."""
+
+    def __init__(
+        self, directory: Path, source_tree: Path, configuration: str, *, namespace: str = ""
+    ) -> None:
+        self.directory = directory
+        self.secrets = directory / "secrets"
+        self.namespace = namespace
+        self.log = directory / "nats.log"
+        self.tls = configuration == "nats.conf"
+        self.port = -1
+        self._template = (source_tree / "deploy" / "nats" / configuration).read_text()
+        self._process: subprocess.Popen[bytes] | None = None
+        SecretsDirectory(self.secrets).initialise(["nats.example.org"], namespace)
+
+    def start(self, timeout: float = 15.0) -> None:
+        """Raises `AssertionError` with its log when it does not listen in time. Again after `stop`: same port."""
+        text = self._template
+        for there, here in (
+            ('"0.0.0.0:4222"', f'"127.0.0.1:{self.port}"'),
+            ('http: "nats-monitor:8222"', f'http: "127.0.0.1:-1"\nports_file_dir: "{self.directory}"'),
+            ("/etc/nats", str(self.secrets / "nats")),
+            ("./users.conf", f"{self.secrets}/nats/users.conf"),
+            ('"/data"', f'"{self.directory}/data"'),
+        ):
+            assert there in text or there == "/etc/nats", there
+            text = text.replace(there, here)
+        # `include` is relative to the file it stands in.
+        text = text.replace(f"include {self.secrets}/nats/users.conf", "include ./secrets/nats/users.conf")
+        config = self.directory / "nats.conf"
+        config.write_text(text)
+        for stale in self.directory.glob("*.ports"):
+            stale.unlink()
+        with self.log.open("ab") as out:
+            self._process = subprocess.Popen(
+                [find_nats_server(), "-c", str(config)],
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+                preexec_fn=dies_with_parent(),
+            )
+        ports = self.directory / f"nats-server_{self._process.pid}.ports"
+        deadline = time.monotonic() + timeout
+        while not (ports.exists() and ports.read_text()):
+            assert self._process.poll() is None and time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.01)  # nats-server tells its port by a file alone
+        told = json.loads(ports.read_text())
+        url: str = (told.get("tls") or told["nats"])[0]
+        self.port = int(url.rsplit(":", 1)[1])
+        self.monitoring: str = told["monitoring"][0]
+
+    async def stored(self) -> dict[str, Any]:
+        """All that is stored, as the server itself says: each stream's configuration, state and lasting consumers."""
+        found = await asyncio.to_thread(_read, f"{self.monitoring}/jsz?streams=1&consumers=1&config=1")
+        return {
+            stream["name"]: {
+                "config": stream["config"],
+                "state": {k: v for k, v in stream["state"].items() if k != "consumer_count"},
+                "consumers": sorted(
+                    (consumer["name"], consumer["delivered"], consumer["ack_floor"])
+                    for consumer in stream.get("consumer_detail") or []
+                    if consumer["config"].get("durable_name")
+                ),
+            }
+            for account in found.get("account_details") or []
+            for stream in account.get("stream_detail") or []
+        }
+
+    def reload(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGHUP)
+
+    def kill(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait(10)
+
+    def stop(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            self._process.wait(10)
+
+    def password_file(self, role: str) -> Path:
+        return self.secrets / "nats" / f"{role}.password"
+
+    def settings(self, role: str) -> NatsSettings:
+        return NatsSettings.from_environment(self.environment(role))
+
+    def environment(self, role: str) -> dict[str, str]:
+        """What a part of that role is started with."""
+        environment = {
+            "NATS_HOST": f"127.0.0.1:{self.port}",
+            "NATS_USER": role,
+            "NATS_PASSWORD_FILE": str(self.password_file(role)),
+            "TIPOFF_NAMESPACE": self.namespace,
+        }
+        if self.tls:
+            return environment | {"NATS_CA": str(self.secrets / "nats" / "ca.pem")}
+        return environment | {"NATS_INSECURE": "1"}
+
+
+def _read(url: str) -> Any:
+    with urllib.request.urlopen(url, timeout=5) as answer:
+        return json.load(answer)

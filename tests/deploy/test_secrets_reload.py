@@ -1,0 +1,96 @@
+"""What `tipoff secrets rotate` says is to be done, done to a running nats-server: a reload, no restart."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from deployed_nats import DeployedNats
+
+from tipoff.secrets_directory import SecretsDirectory
+from tipoff_shared.errors import Unavailable
+from tipoff_shared.nats_connection import Bus, PermissionDenied, connect
+from tipoff_shared.settings import NatsSettings
+from tipoff_shared.stores import stores
+
+
+@pytest.fixture
+def server(tmp_path: Path, source_tree: Path) -> Iterator[DeployedNats]:
+    server = DeployedNats(tmp_path, source_tree, "nats.conf")
+    server.start()
+    yield server
+    server.stop()
+
+
+async def _certificate_names(settings: NatsSettings) -> set[str]:
+    async with connect(settings, name="test") as bus:
+        transport = bus.nc._transport
+        found = transport._io_writer.get_extra_info("peercert")["subjectAltName"]  # type: ignore[union-attr]
+        return {value for _, value in found}
+
+
+async def _names_or_none(settings: NatsSettings) -> set[str]:
+    """None for who is refused: nats-server turns away some of those who come in the middle of its reload."""
+    try:
+        return await _certificate_names(settings)
+    except Unavailable as exc:
+        if "refuses the user or password" not in str(exc):
+            raise
+        return set()
+
+
+async def _lost(bus: Bus) -> None:
+    gone = asyncio.Event()
+    bus.on_disconnect(gone.set)
+    async with asyncio.timeout(15):
+        if bus.connected:
+            await gone.wait()
+
+
+async def test_a_new_password_holds_after_a_reload_and_others_stay_connected(server: DeployedNats) -> None:
+    old = server.settings("httpd")
+    async with connect(server.settings("admin"), name="admin") as other, connect(old, name="httpd") as httpd:
+        since = other.connected_since
+        SecretsDirectory(server.secrets).rotate("httpd")
+        server.reload()
+        await _lost(httpd)
+        await other.flush()
+        assert other.connected_since == since
+    with pytest.raises(Unavailable, match="refuses the user or password"):
+        async with connect(old, name="old"):
+            pass
+    async with connect(server.settings("httpd"), name="new") as bus:
+        assert bus.connected
+
+
+async def test_a_renewed_certificate_is_shown_after_a_reload(server: DeployedNats) -> None:
+    """Who is connected stays; whoever connects sees the new names."""
+    async with connect(server.settings("operator"), name="stays") as bus:
+        since = bus.connected_since
+        assert "new.example.org" not in await _certificate_names(server.settings("operator"))
+        SecretsDirectory(server.secrets).rotate("nats-tls", ["new.example.org"])
+        server.reload()
+        async with asyncio.timeout(15):
+            while "new.example.org" not in await _names_or_none(server.settings("operator")):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)  # nats-server says nowhere that it has reloaded
+        assert bus.connected_since == since
+
+
+async def test_a_foreign_inbox_is_still_the_reason_after_a_reconnect(server: DeployedNats) -> None:
+    """The subscriptions are made again before anybody hears of the new connection, and denied again."""
+    settings = dataclasses.replace(server.settings("launcher"), inbox_prefix="_INBOX_mine")
+    async with connect(settings, name="test") as bus:
+        for _ in range(2):
+            with pytest.raises(PermissionDenied, match="NATS_INBOX_PREFIX"):
+                async with asyncio.timeout(2):
+                    await stores(bus).gameservers.get("nobody")
+            back = asyncio.Event()
+            bus.on_reconnect(back.set)
+            server.kill()
+            await _lost(bus)
+            server.start()
+            async with asyncio.timeout(10):
+                await back.wait()

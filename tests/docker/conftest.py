@@ -1,0 +1,31 @@
+"""The images of this source tree, built when they are missing or older than it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+sys.path[:0] = [
+    str(Path(__file__).parent.parent),
+    str(Path(__file__).parent),
+]  # docker_engine, and beside this
+
+from docker_engine import require_engine  # noqa: E402 # found by the path above
+from image_builds import built_images, snapshot  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def sources(source_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A copy of what goes into the images, and its digest: all images and tests of a run are of one state."""
+    require_engine()
+    target = tmp_path_factory.mktemp("sources")
+    return target, snapshot(source_tree, target)
+
+
+@pytest.fixture(scope="session")
+def images(sources: tuple[Path, str]) -> Mapping[str, str]:
+    """role -> image, `tipoff/ROLE:test`, of this source tree. They are kept: the next run needs no build."""
+    return built_images(*sources)

@@ -1,0 +1,49 @@
+"""The compose stack in the isolated profile: game servers are containers that reach no record in NATS."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from compose_stack import Stack, eventually, stack_in
+from docker_engine import docker
+
+import tipoff
+
+pytestmark = [pytest.mark.slow, pytest.mark.docker, pytest.mark.timeout(240)]
+
+
+async def test_players_play_where_game_servers_are_not_trusted(
+    source_tree: Path, images: Mapping[str, str], tmp_path: Path
+) -> None:
+    """By UDP and by wss; they leave, and all is given back; a killed server's player is let go of."""
+    with stack_in(source_tree, tmp_path, "test", profile="local") as stack:
+        with (tmp_path / "env").open("a") as env:
+            env.write("TIPOFF_PROFILE=isolated\nTIPOFF_NATS_USERS=isolated.conf\n")
+        await stack.up()
+        for transport in ("udp", "websocket"):
+            async with tipoff.connect(
+                stack.url, game="arena", version="1", transports=[transport], ssl=stack.tls
+            ) as player:
+                await player.receive()
+                await eventually(lambda: _active(stack, 1), 10, "the session is active")
+            await eventually(lambda: _active(stack, 0), 10, "it is over")
+        container = stack.game_containers()[0]
+        variables = dict(
+            item.split("=", 1) for item in json.loads(docker("inspect", container))[0]["Config"]["Env"]
+        )
+        assert (variables["TIPOFF_PROFILE"], variables["NATS_USER"]) == ("isolated", "gameserver")
+        async with tipoff.connect(stack.url, game="arena", version="1", ssl=stack.tls) as player:
+            await player.receive()
+            (container,) = stack.game_containers(player.deployment_id)
+            docker("kill", container)
+            await eventually(lambda: _active(stack, 0), 20, "its session is over")
+        await stack.down()
+        assert stack.leftovers() == []
+
+
+async def _active(stack: Stack, count: int) -> bool:
+    sessions = (await stack.status())["sessions"]
+    return sum(session["state"] == "active" for session in sessions) == count

@@ -1,0 +1,117 @@
+"""The public NATS image and our launcher's image, by testcontainers: what the tests promise of a nats-server holds for
+the one in a container, and a launcher that is a container itself starts its neighbours."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")  # it would need an image and power of its own
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "shared"))  # test_kv
+
+import pytest
+from compose_stack import eventually, free_range
+from docker_engine import LABEL, docker, remove_containers, require_engine, socket_path
+from test_kv import *  # noqa: F403 # the same promises once more, with `settings` of this file
+from testcontainers.core.container import DockerContainer
+from testcontainers.core.network import Network
+
+from tipoff_orchestrator_client.base import DeploySpec, RunState
+from tipoff_orchestrator_client.launcher import LauncherOrchestrator
+from tipoff_shared.nats_connection import connect
+from tipoff_shared.settings import NatsSettings
+
+pytestmark = [pytest.mark.slow, pytest.mark.docker, pytest.mark.timeout(240)]
+
+GAMES = """
+[[game]]
+name = "arena"
+version = "1"
+[game.docker]
+image = "{image}"
+memory = 256
+"""
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[Network]:
+    require_engine()
+    with Network(docker_network_kw={"labels": {LABEL: "1"}}) as network:
+        yield network
+        network._docker.client.close()
+
+
+@pytest.fixture(scope="module")
+def nats_url(network: Network) -> Iterator[str]:
+    """`host:port` of nats-server in a container, from here; `nats:4222` on the network."""
+    container = DockerContainer("nats:2.12-alpine").with_command("-js").with_exposed_ports(4222)
+    container.with_network(network).with_network_aliases("nats").with_kwargs(labels={LABEL: "1"})
+    with container:
+        yield f"127.0.0.1:{container.get_exposed_port(4222)}"
+    container.get_docker_client().client.close()
+
+
+@pytest.fixture
+async def settings(nats_url: str, namespace: str) -> NatsSettings:
+    found = NatsSettings(servers=(f"nats://{nats_url}",), insecure=True, namespace=namespace)
+
+    async def answers() -> bool:
+        async with connect(found, name="test") as bus:
+            await bus.js.account_info()
+            return True
+
+    await eventually(answers, 20, "nats-server answers")
+    return found
+
+
+async def test_a_launcher_in_a_container_starts_and_stops_its_neighbours(
+    images: Mapping[str, str], network: Network, settings: NatsSettings, tmp_path: Path
+) -> None:
+    """As in the compose stack, without the stack: nothing but NATS, the engine's socket and two files."""
+    (tmp_path / "games.toml").write_text(GAMES.format(image=images["gameserver"]))
+    (tmp_path / "arena.1.key").write_text("5a" * 32)
+    os.chmod(tmp_path, 0o755)
+    first = free_range(8)
+    container = DockerContainer(images["launcher"]).with_network(network)
+    for name, value in {
+        "NATS_HOST": "nats:4222",
+        "NATS_INSECURE": "1",
+        "TIPOFF_NAMESPACE": settings.namespace,
+        "TIPOFF_KEYS_DIR": "/keys",
+        "TIPOFF_LAUNCHER_BIND_HOST": "0.0.0.0",
+        "TIPOFF_LAUNCHER_PORT_RANGE": f"{first}-{first + 7}",
+        "TIPOFF_LAUNCHER_DOCKER_NETWORK": network.name or "",
+    }.items():
+        container.with_env(name, value)
+    container.with_volume_mapping(socket_path(), "/var/run/docker.sock", "rw")
+    container.with_volume_mapping(str(tmp_path / "games.toml"), "/srv/tipoff/games.toml", "ro")
+    container.with_volume_mapping(str(tmp_path), "/keys", "ro")
+    group = str(os.stat(socket_path()).st_gid)
+    container.with_kwargs(labels={LABEL: "1"}, group_add=[group], read_only=True, cap_drop=["ALL"], init=True)
+    mark = f"label=tipoff.namespace={settings.namespace}"
+    try:
+        with container:
+            async with connect(settings, name="test") as bus:
+                launcher = LauncherOrchestrator(bus)
+
+                async def answers() -> bool:
+                    return await launcher.list() == []
+
+                await eventually(answers, 20, "the launcher answers")
+                await launcher.deploy(DeploySpec("arena-a", "arena", "1", 4))
+
+                async def runs() -> bool:
+                    found = await launcher.get("arena-a")
+                    return found is not None and found.state is RunState.RUNNING
+
+                await eventually(runs, 20, "the server runs")
+                assert len(docker("ps", "-q", "--filter", mark).split()) == 1
+                await launcher.stop("arena-a")
+                assert await launcher.list() == []
+                assert docker("ps", "-aq", "--filter", mark) == ""
+    finally:
+        remove_containers(mark)
+        container.get_docker_client().client.close()

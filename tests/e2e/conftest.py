@@ -1,0 +1,74 @@
+"""The whole system by `tipoff up`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from tipoff.testing import RunningUp, running_up
+
+sys.path.insert(0, str(Path(__file__).parent))  # e2e_steps
+
+ARENA = """
+[[game]]
+name = "arena"
+version = "1"
+seats = 8
+min_ready = 1
+max_deployments = 8
+empty_ttl = 1
+
+[game.process]
+command = ["python", "-m", "tipoff_arena.server"]
+env = { ARENA_BOTS = "0" }
+
+[[game]]
+name = "arena"
+version = "v0.0.2"
+seats = 8
+min_ready = 0
+max_deployments = 2
+empty_ttl = 1
+
+[game.process]
+command = ["python", "-m", "tipoff_arena.server"]
+env = { ARENA_BOTS = "0" }
+
+[[game]]
+name = "other game"
+version = "1"
+seats = 2
+min_ready = 0
+max_deployments = 1
+empty_ttl = 1
+
+[game.process]
+command = ["python", "-m", "tipoff_arena.server"]
+env = { ARENA_BOTS = "0" }
+"""
+
+
+@pytest.fixture(scope="session")
+def games_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The arena in two versions, and another game."""
+    path = tmp_path_factory.mktemp("games") / "games.toml"
+    path.write_text(ARENA)
+    return path
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def up(tmp_path_factory: pytest.TempPathFactory, games_file: Path) -> AsyncIterator[RunningUp]:
+    """One system for the tests of a file: for those that leave it as they found it."""
+    async with running_up(tmp_path_factory.mktemp("state"), games=games_file) as running:
+        yield running
+
+
+@pytest.fixture
+async def own_up(tmp_path: Path, games_file: Path) -> AsyncIterator[RunningUp]:
+    """A system of this test's own, to break."""
+    async with running_up(tmp_path / "state", games=games_file) as running:
+        yield running

@@ -1,0 +1,166 @@
+"""Caddy and nginx in front of an httpd, with the configurations that deploy/ has, changed in names and ports alone."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from tipoff_shared.errors import Unavailable
+
+PROGRAMS = ("caddy", "nginx")
+
+
+def program(name: str) -> str | None:
+    """Where it is: on the PATH, in Debian's /usr/sbin, or what `TIPOFF_TEST_CADDY`, `TIPOFF_TEST_NGINX` names."""
+    return (
+        os.environ.get(f"TIPOFF_TEST_{name.upper()}")
+        or shutil.which(name)
+        or shutil.which(name, path="/usr/sbin")
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """`url`: where players go; `tls`: trusts its certificate."""
+
+    name: str
+    url: str
+    tls: ssl.SSLContext
+
+    @property
+    def ws_url(self) -> str:
+        return self.url.replace("https", "wss", 1)
+
+
+@asynccontextmanager
+async def door(name: str, directory: Path, deploy: Path, port: int, httpd_port: int) -> AsyncIterator[Door]:
+    """`https://localhost:port`, which leads to the httpd on `httpd_port`; until the block ends."""
+    binary = program(name)
+    assert binary is not None
+    directory.mkdir()  # noqa: ASYNC240 # a test's own directory
+    write = _caddy if name == "caddy" else _nginx
+    command, authority = write(binary, directory, deploy, port, httpd_port)
+    log = directory / "log"
+    with log.open("wb") as output:
+        process = await asyncio.create_subprocess_exec(
+            *command, env=os.environ | _environment(directory, port), stdout=output, stderr=output
+        )
+    try:
+        await _listens(process, port, authority, log)
+        yield Door(name, f"https://localhost:{port}", ssl.create_default_context(cafile=str(authority)))
+    finally:
+        process.terminate()
+        try:
+            async with asyncio.timeout(5):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+
+def _environment(directory: Path, port: int) -> dict[str, str]:
+    return {
+        "TIPOFF_HOST": f"https://localhost:{port}",
+        "TIPOFF_TLS": "internal",
+        "XDG_DATA_HOME": str(directory),
+        "XDG_CONFIG_HOME": str(directory),
+    }
+
+
+def _caddy(binary: str, directory: Path, deploy: Path, port: int, httpd_port: int) -> tuple[list[str], Path]:
+    del port
+    text = (deploy / "Caddyfile").read_text()
+    assert "httpd-a:3000 httpd-b:3000" in text
+    text = text.replace("httpd-a:3000 httpd-b:3000", f"127.0.0.1:{httpd_port}")
+    text = text.replace(
+        "skip_install_trust", "skip_install_trust\n\tadmin off\n\tauto_https disable_redirects"
+    )
+    path = directory / "Caddyfile"
+    path.write_text(text)
+    command = [binary, "run", "--config", str(path), "--adapter", "caddyfile"]
+    return command, directory / "caddy/pki/authorities/local/root.crt"
+
+
+def _nginx(binary: str, directory: Path, deploy: Path, port: int, httpd_port: int) -> tuple[list[str], Path]:
+    certificate, key = _certificate(directory)
+    text = (deploy / "nginx/tipoff.conf").read_text()
+    for old, new in (
+        ("server 127.0.0.1:3000;", f"server 127.0.0.1:{httpd_port};"),
+        ("listen 443 ssl;", f"listen 127.0.0.1:{port} ssl;"),
+        ("server_name play.example.org;", "server_name localhost;"),
+        ("/etc/letsencrypt/live/play.example.org/fullchain.pem", str(certificate)),
+        ("/etc/letsencrypt/live/play.example.org/privkey.pem", str(key)),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    (directory / "site.conf").write_text(text)
+    temporary = "\n".join(
+        f"{kind}_temp_path {directory}/{kind};"
+        for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    (directory / "nginx.conf").write_text(
+        f"daemon off; pid {directory}/pid; error_log stderr; worker_processes 1;\nevents {{}}\n"
+        f"http {{ access_log off;\n{temporary}\ninclude {directory}/site.conf;\n}}\n"
+    )
+    return [binary, "-p", str(directory), "-c", str(directory / "nginx.conf")], certificate
+
+
+def _certificate(directory: Path) -> tuple[Path, Path]:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem, key_pem = directory / "cert.pem", directory / "key.pem"
+    pem.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    key_pem.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    return pem, key_pem
+
+
+async def _listens(process: asyncio.subprocess.Process, port: int, authority: Path, log: Path) -> None:
+    try:
+        async with asyncio.timeout(15):
+            while True:
+                if process.returncode is not None:
+                    raise Unavailable(f"the proxy ended: {_end_of(log)}")
+                try:
+                    tls = ssl.create_default_context(cafile=str(authority))
+                    _, writer = await asyncio.open_connection(
+                        "127.0.0.1", port, ssl=tls, server_hostname="localhost"
+                    )
+                except OSError:
+                    await asyncio.sleep(0.05)  # another program's start; nothing announces it
+                    continue
+                writer.close()
+                await writer.wait_closed()
+                return
+    except TimeoutError:
+        raise Unavailable(f"the proxy does not listen after 15 s: {_end_of(log)}") from None
+
+
+def _end_of(log: Path) -> str:
+    return log.read_text()[-500:]

@@ -1,0 +1,118 @@
+"""Chromium plays from the page. `TIPOFF_PICTURES=docs/pictures` keeps the screenshots that the README shows."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from chromium import FLAGS, chromium
+from e2e_steps import eventually
+from playwright.async_api import BrowserContext, Page, async_playwright
+
+from tipoff.new import write_game
+from tipoff.testing import running_up
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(120)]
+
+
+@pytest.fixture
+async def browser(tmp_path: Path) -> AsyncIterator[BrowserContext]:
+    """Debian's Chromium, headless, with a profile of its own."""
+    path = chromium()
+    async with async_playwright() as playwright:
+        context = await playwright.chromium.launch_persistent_context(
+            str(tmp_path / "profile"),
+            executable_path=path,
+            headless=True,
+            args=FLAGS,
+            viewport={"width": 1280, "height": 800},
+        )
+        try:
+            yield context
+        finally:
+            await context.close()
+
+
+async def picture(page: Page, name: str) -> None:
+    if directory := os.environ.get("TIPOFF_PICTURES"):
+        await page.screenshot(path=Path(directory) / name)
+
+
+async def state(page: Page, expression: str) -> object:
+    return await page.evaluate(f"window.tipoff.{expression}")
+
+
+async def connected(page: Page) -> None:
+    await page.wait_for_selector('body[data-connected="true"]', timeout=20_000)
+
+
+async def test_the_page_plays_and_survives_the_death_of_its_server(
+    tmp_path: Path, browser: BrowserContext
+) -> None:
+    """Play, ticks go up, Kill this server, back in a game on another server; the old seats are gone."""
+    async with running_up(tmp_path / "state", environ={"TIPOFF_STATE_DIR": str(tmp_path / "state")}) as up:
+        page = await browser.new_page()
+        errors: list[str] = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        await page.goto(up.url + "/")
+        await picture(page, "welcome.png")
+        await page.click("#play")
+        await connected(page)
+        await page.keyboard.down("ArrowRight")
+        first_tick = await state(page, "tick")
+        await page.wait_for_function(f"window.tipoff.tick > {first_tick} + 30", timeout=10_000)
+        await page.keyboard.up("ArrowRight")
+        await page.wait_for_selector('#session-strip [data-state="active"]')
+        await page.wait_for_selector("#servers .server .seat")
+        await picture(page, "arena.png")
+        old_server, old_session = await state(page, "deploymentId"), await state(page, "sessionId")
+        await page.click("#kill")
+        await page.wait_for_function(
+            f"window.tipoff.deploymentId && window.tipoff.deploymentId !== {old_server!r}", timeout=20_000
+        )
+        await connected(page)
+        assert await state(page, "sessionId") != old_session
+        second_tick = await state(page, "tick")
+        await page.wait_for_function(f"window.tipoff.tick > {second_tick} + 10", timeout=10_000)
+        await picture(page, "after-the-kill.png")
+
+        async def old_is_gone() -> bool:
+            return all(d["id"] != old_server for d in (await up.status())["deployments"])
+
+        await eventually(old_is_gone, 10, "the killed server gone")
+        assert errors == []
+
+
+async def dots_drawn(page: Page) -> bool:
+    """Whether anything orange stands on the canvas of a new game's page."""
+    return bool(
+        await page.evaluate(
+            """() => {
+                const canvas = document.getElementById("map");
+                const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+                return pixels.some((value, at) => at % 4 === 0 && value > 200);
+            }"""
+        )
+    )
+
+
+async def test_the_page_of_a_new_game_plays(tmp_path: Path, browser: BrowserContext) -> None:
+    """The 30 lines that `tipoff new` writes, opened where `tipoff up` serves them."""
+    game = write_game("my game", tmp_path)
+    async with running_up(tmp_path / "state", games=game / "games.toml") as up:
+        page = await browser.new_page()
+        await page.goto(up.url + "/")
+        await page.wait_for_function(
+            "document.getElementById('say').textContent === 'arrow keys'", timeout=20_000
+        )
+
+        async def drawn() -> bool:
+            return await dots_drawn(page)
+
+        await eventually(drawn, 5, "a dot on the canvas")
+        await page.keyboard.down("ArrowLeft")
+        await asyncio.sleep(0.3)  # a player holds the key for a while; nothing is awaited by this
+        await page.keyboard.up("ArrowLeft")

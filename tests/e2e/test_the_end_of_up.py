@@ -1,0 +1,42 @@
+"""The end of `tipoff up`, orderly or not: nothing is left running, and the next one cleans up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from e2e_steps import all_given_back, eventually, processes_of
+
+from tipoff.testing import RunningUp, running_up
+from tipoff_client_sdk import connect
+
+
+async def test_ctrl_c_leaves_nothing_running(own_up: RunningUp) -> None:
+    """One SIGINT, at most 10 s, and no process of ours is left."""
+    async with connect(own_up.url, game="arena", version="1"):
+        before = processes_of(own_up.state_dir)
+        assert len(before) >= 5  # nats-server, launcher, matchmaker, httpd, a game server
+    assert await own_up.stop(timeout=10) == 0
+    assert processes_of(own_up.state_dir) == []
+    assert not (own_up.state_dir / "up.json").exists()
+
+
+async def test_a_killed_up_leaves_nothing_running(own_up: RunningUp) -> None:
+    """kill -9 of `tipoff up` itself: the kernel ends its parts, and their game servers with them."""
+    own_up.process.kill()
+    await own_up.process.wait()
+
+    async def none_left() -> bool:
+        return processes_of(own_up.state_dir) == []
+
+    await eventually(none_left, 5, "every process gone")
+
+
+async def test_up_starts_again_on_what_a_killed_one_left(own_up: RunningUp, games_file: Path) -> None:
+    """Records of servers that are gone are cleaned away, and a new player is served."""
+    async with connect(own_up.url, game="arena", version="1"):
+        own_up.process.kill()
+        await own_up.process.wait()
+    async with running_up(own_up.state_dir, games=games_file) as again:
+        async with connect(again.url, game="arena", version="1", timeout=20):
+            pass
+        await eventually(lambda: all_given_back(again), 15, "nothing of before left")

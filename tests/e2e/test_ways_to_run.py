@@ -1,0 +1,153 @@
+"""Other ways to run it: with TLS, for the local network, parts by themselves in a namespace of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import ipaddress
+import os
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from e2e_steps import all_given_back, eventually, free_port
+
+from tipoff.parts import Part
+from tipoff.testing import running_up
+from tipoff.up import lan_address
+from tipoff_client_sdk import connect
+from tipoff_shared.errors import UnknownGame
+from tipoff_shared.settings import NatsSettings
+
+
+def certificate(directory: Path) -> tuple[Path, Path]:
+    """A self-signed certificate for 127.0.0.1; (certificate, key)."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "tipoff test")])
+    now = datetime.datetime.now(datetime.UTC)
+    cert = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False
+        )
+        .sign(key, hashes.SHA256())
+    )
+    cert_path, key_path = directory / "cert.pem", directory / "key.pem"
+    cert_path.write_bytes(cert.public_bytes(serialization.Encoding.PEM))
+    key_path.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    return cert_path, key_path
+
+
+async def test_with_tls_page_and_game_are_both_encrypted(tmp_path: Path, games_file: Path) -> None:
+    """`--tls-cert --tls-key`: https for the page, wss for the game; a browser on https allows nothing else."""
+    cert, key = certificate(tmp_path)
+    trust = ssl.create_default_context(cafile=str(cert))
+    arguments = ("--tls-cert", str(cert), "--tls-key", str(key))
+    async with running_up(tmp_path / "state", games=games_file, arguments=arguments) as up:
+        assert up.url.startswith("https://")
+        async with connect(up.url, game="arena", version="1", transports=("websocket",), ssl=trust) as player:
+            assert player.server.startswith("wss://")
+            await player.receive()
+
+
+async def test_host_auto_lets_a_friend_join(tmp_path: Path, games_file: Path) -> None:
+    """`--host auto` puts the address in the local network into tokens, and this machine still plays."""
+    lan = lan_address()
+    if lan is None:
+        pytest.skip("this machine has no network besides loopback")
+    async with running_up(tmp_path / "state", games=games_file, arguments=("--host", "auto")) as up:
+        assert lan in up.url
+        async with connect(up.url, game="arena", version="1") as player:
+            assert player.server.startswith(f"{lan}:")
+
+
+@asynccontextmanager
+async def served(
+    nats: NatsSettings, namespace: str, games: Path, state: Path, port: int
+) -> AsyncIterator[str]:
+    """The three roles as `tipoff serve` runs them, in a namespace of its own; the URL."""
+    env = (
+        os.environ
+        | nats.to_environment()
+        | {
+            "TIPOFF_NAMESPACE": namespace,
+            "TIPOFF_GAMES": str(games),
+            "TIPOFF_KEYS_DIR": str(state / "keys"),
+            "TIPOFF_LAUNCHER_STATE_DIR": str(state),
+            "TIPOFF_LAUNCHER_STOP_SERVERS_ON_EXIT": "true",
+            "TIPOFF_HTTPD_PORT": str(port),
+        }
+    )
+    modules = ("tipoff_launcher", "tipoff_matchmaker", "tipoff_matchmaker_httpd")
+    parts = [Part(module, module, env, state) for module in modules]
+    try:
+        for part in parts:
+            await part.start()
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        for part in reversed(parts):
+            await part.stop(6)
+
+
+@pytest.fixture
+def blue(tmp_path: Path) -> Path:
+    """State directory of a second system, with the key of its game."""
+    keys = tmp_path / "blue" / "keys"
+    keys.mkdir(parents=True)
+    (keys / "arena.9.key").write_text("17" * 32)
+    return keys.parent
+
+
+async def test_two_namespaces_on_one_nats_never_see_each_other(
+    tmp_path: Path, blue: Path, games_file: Path
+) -> None:
+    """A second system beside the first, by `tipoff serve`: neither has the other's games, servers or players."""
+    games = tmp_path / "games.toml"
+    games.write_text(
+        '[[game]]\nname = "arena"\nversion = "9"\nempty_ttl = 1\n'
+        '[game.process]\ncommand = ["python", "-m", "tipoff_arena.server"]\nenv = { ARENA_BOTS = "0" }\n'
+    )
+    async with running_up(tmp_path / "state", games=games_file) as up:
+        async with served(up.nats_settings, "blue", games, blue, free_port()) as url:
+
+            async def ready() -> bool:
+                try:
+                    reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1]))
+                except OSError:
+                    return False
+                writer.write(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                answer = await reader.readline()
+                writer.close()
+                return b" 200 " in answer
+
+            await eventually(ready, 20, "the second system ready")
+            async with (
+                connect(url, game="arena", version="9") as there,
+                connect(up.url, game="arena", version="1") as here,
+            ):
+                seen = {d["id"] for d in (await up.status())["deployments"]}
+                assert here.deployment_id in seen
+                assert there.deployment_id not in seen
+            with pytest.raises(UnknownGame):
+                async with connect(up.url, game="arena", version="9"):
+                    pass
+            with pytest.raises(UnknownGame):
+                async with connect(url, game="arena", version="1"):
+                    pass
+        await eventually(lambda: all_given_back(up), 5, "nothing taken")

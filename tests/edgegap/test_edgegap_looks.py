@@ -1,0 +1,118 @@
+"""Looking at several that are waited for, when Edgegap's answer about one of them cannot be used."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from edgegap_world import sleeper
+
+from tipoff_matchmaker.edgegap_session_watch import SessionWatch
+from tipoff_orchestrator_client.base import DeploySpec, OrchestratorError, RunState
+from tipoff_orchestrator_client.edgegap.answers import Session
+from tipoff_orchestrator_client.edgegap.emulator import Fail, Rules, Vanishes
+from tipoff_orchestrator_client.edgegap.errors import Unreadable
+from tipoff_orchestrator_client.edgegap.session_servers import SessionServers
+from tipoff_shared.nats_connection import Bus
+
+
+class TwoSessions:
+    """Edgegap: one session's answer is garbage, the other one is ready."""
+
+    async def session(self, session_id: str) -> Session:
+        if session_id == "a":
+            raise Unreadable("no JSON")
+        return Session(session_id, ready=True, request_id="4f2a")
+
+
+async def test_a_session_that_cannot_be_read_delays_no_other() -> None:
+    """Whatever the order in which they are looked at."""
+    settings = SimpleNamespace(poll_first=0.1, poll_slowest=0.5)
+    servers = SimpleNamespace(client=TwoSessions(), hooks=None, settings=settings)
+    watch = SessionWatch(cast(SessionServers, servers), cast(Bus, None))
+    bad = asyncio.ensure_future(watch.until_ready("a", "a"))
+    good = asyncio.ensure_future(watch.until_ready("b", "b"))
+    await asyncio.sleep(0)
+    with suppress(OrchestratorError):
+        await watch._look(["a", "b"])
+    async with asyncio.timeout(1):
+        assert (await good).request_id == "4f2a"
+    bad.cancel()
+
+
+@pytest.mark.slow
+async def test_a_deployment_that_cannot_be_read_delays_no_other(
+    edgegap: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are asked about."""
+    async with edgegap(sleeper(), matchmaker=False) as world, world.orchestrator() as orchestrator:
+        for id in ("arena-1", "arena-2"):
+            await orchestrator.deploy(DeploySpec(id, "arena", "1", 4))
+        asked: list[str] = []
+
+        async def status(request_id: str) -> None:
+            asked.append(request_id)
+            raise Unreadable("no JSON")
+
+        monkeypatch.setattr(orchestrator._client, "status", status)
+        with suppress(OrchestratorError):
+            await orchestrator._look(["arena-1", "arena-2"])
+        assert len(set(asked)) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("status", [400, 404])
+async def test_a_status_that_lags_behind_the_create_ends_nothing(
+    edgegap: Callable[..., Any], status: int
+) -> None:
+    """What was ordered a moment ago is not gone because its id is not known yet."""
+    async with edgegap(sleeper(), matchmaker=False) as world, world.orchestrator() as orchestrator:
+        world.emulator.misbehave("status", Fail(status, "unknown"), times=2)
+        await orchestrator.deploy(DeploySpec("arena-1", "arena", "1", 4))
+        events = orchestrator.events()
+        async with asyncio.timeout(4):
+            assert (await anext(events)).state is RunState.RUNNING
+        assert world.emulator.count("status", status) == 2
+        assert len(world.emulator.deployments) == 1
+        await events.aclose()
+
+
+@pytest.mark.slow
+async def test_what_edgegap_has_told_of_and_knows_no_more_is_gone(edgegap: Callable[..., Any]) -> None:
+    """At once, however young it is."""
+    async with edgegap(sleeper(), matchmaker=False) as world, world.orchestrator() as orchestrator:
+        world.emulator.misbehave("life", Vanishes(0.3), times=1)
+        await orchestrator.deploy(DeploySpec("arena-1", "arena", "1", 4))
+        events = orchestrator.events()
+        async with asyncio.timeout(4):
+            assert (await anext(events)).state is RunState.RUNNING
+            await world.emulator.until(lambda e: not e.deployments)
+            await orchestrator.get("arena-1")
+            while (found := await orchestrator.get("arena-1")) is not None:
+                if found.state is RunState.STOPPED:
+                    break
+                await asyncio.sleep(0.05)
+            assert (await anext(events)).state is RunState.STOPPED
+        await events.aclose()
+
+
+@pytest.mark.slow
+async def test_a_repeated_deploy_of_another_matchmaker_follows_the_server_too(
+    edgegap: Callable[..., Any],
+) -> None:
+    """The one that ordered it has died: that it runs is heard of within one look, not with the next sweep."""
+    spec = DeploySpec("arena-1", "arena", "1", 4)
+    async with edgegap(sleeper(), matchmaker=False, rules=Rules(start_delay=0.8)) as world:
+        async with world.orchestrator() as dead:
+            await dead.deploy(spec)
+        async with world.orchestrator() as orchestrator:
+            events = orchestrator.events()
+            heard = asyncio.ensure_future(anext(events))
+            assert (await orchestrator.deploy(spec)).state is RunState.STARTING
+            async with asyncio.timeout(4):
+                assert (await heard).state is RunState.RUNNING
+            await events.aclose()

@@ -1,0 +1,170 @@
+"""A matchmaker's world whose game servers are real ones: they run in this process, and real players connect to them."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import nats.errors
+from gameserver_players import Recorder, UdpPlayer, by_udp
+from matchmaker_world import ARENA, KEY, World
+
+from tipoff_gameserver import Context, GameServer
+from tipoff_matchmaker.service import Matchmaker
+from tipoff_orchestrator_client.base import DeploySpec
+from tipoff_shared import names
+from tipoff_shared.errors import TipoffError
+from tipoff_shared.messages import Failed, SessionReady
+from tipoff_shared.nats_connection import connect
+from tipoff_shared.records import SessionState
+from tipoff_shared.server_events import EventKey
+from tipoff_shared.settings import NatsSettings
+
+
+class RealServers:
+    """Started and stopped by the world's fake orchestrator. `crash` is a kill -9; `restart` a new boot of the same
+    deployment."""
+
+    def __init__(self, world: World, settings: NatsSettings, *, lease_ttl: int) -> None:
+        self.world = world
+        self.running: dict[str, GameServer] = {}
+        self._settings = settings
+        self._lease_ttl = lease_ttl
+        self._specs: dict[str, DeploySpec] = {}
+        world.fake.on_start = self._start
+        world.fake.on_stop = self._stop
+        world.fake.on_death = self.crash
+
+    def of(self, ready: SessionReady) -> GameServer:
+        return self.running[ready.deployment_id]
+
+    async def _start(self, spec: DeploySpec) -> None:
+        self._specs[spec.deployment_id] = spec
+        context = Context(
+            spec.deployment_id,
+            spec.game,
+            spec.version,
+            private_key=KEY,
+            protocol_id=ARENA.netcode_protocol_id,
+            capacity=spec.capacity,
+            nats=self._settings,
+            lease_ttl=self._lease_ttl,
+            event_key=EventKey.parse(spec.event_key) if spec.event_key else None,
+        )
+        server = GameServer(Recorder(), context=context, tick_rate=30)
+        await server.__aenter__()
+        self.running[spec.deployment_id] = server
+
+    async def _stop(self, deployment_id: str) -> None:
+        server = self.running.pop(deployment_id, None)
+        if server is not None:
+            await server.__aexit__(None, None, None)
+
+    async def crash(self, deployment_id: str) -> None:
+        """It writes and sends nothing any more, and takes nothing back."""
+        server = self.running.pop(deployment_id, None)
+        if server is None:
+            return
+        presence = server._presence
+        bus = presence._bus  # type: ignore[attr-defined]  # the loss of a whole process
+        if bus is not None:
+            bus.nc._transport.close()
+            bus.closing = True
+        await presence._tasks.close()  # type: ignore[attr-defined]
+        presence._closing = True  # type: ignore[attr-defined]
+        for player in server.players.all():
+            player.kick()
+        await server.__aexit__(None, None, None)
+
+    async def restart(self, deployment_id: str) -> GameServer:
+        """As a supervisor would after a crash: the same deployment, another boot id."""
+        await self.crash(deployment_id)
+        await self._start(self._specs[deployment_id])
+        return self.running[deployment_id]
+
+    async def close(self) -> None:
+        for deployment_id in list(self.running):
+            await self._stop(deployment_id)
+
+
+@asynccontextmanager
+async def real_world(
+    settings: NatsSettings, *, servers_settings: NatsSettings | None = None, lease_ttl: int = 1
+) -> AsyncIterator[tuple[World, RealServers]]:
+    """`servers_settings`: another way to NATS, for the game servers alone."""
+    async with AsyncExitStack() as stack:
+        bus = await stack.enter_async_context(connect(settings, name="world"))
+        world = await stack.enter_async_context(World(bus, settings))
+        servers = RealServers(world, servers_settings or settings, lease_ttl=lease_ttl)
+        stack.push_async_callback(servers.close)
+        yield world, servers
+
+
+@asynccontextmanager
+async def playing(ready: SessionReady) -> AsyncIterator[UdpPlayer]:
+    """A player at the server that the matchmaker has named."""
+    async with by_udp(base64.b64decode(ready.token)) as player:
+        yield player
+
+
+@asynccontextmanager
+async def active(world: World) -> AsyncIterator[tuple[SessionReady, UdpPlayer]]:
+    """One who asked, got a seat, connected, and whom the matchmaker knows to play."""
+    ready = await world.play()
+    async with playing(ready) as player:
+        await world.session_becomes(ready.session_id, SessionState.ACTIVE)
+        yield ready, player
+
+
+async def echoes(player: UdpPlayer, data: bytes = b"still here") -> bool:
+    """Whether the server answers this player, who repeats what gets lost."""
+    for _ in range(5):
+        player.send(data)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                while await player.received.get() != data:
+                    pass
+                return True
+    return False
+
+
+async def connected(world: World, ready: SessionReady) -> bool:
+    """Whether its server has written that this player is there; False also while that cannot be read."""
+    try:
+        return await world.stores.active_connections.get(ready.session_id) is not None
+    except TipoffError:
+        return False
+
+
+async def settled_sweeps(matchmaker: Matchmaker, count: int) -> None:
+    """Wait until absence means something to the matchmaker, then sweep that often."""
+    end = time.monotonic() + 10
+    while True:
+        if matchmaker.sweep.settled:
+            break
+        assert time.monotonic() < end, "the matchmaker does not settle"
+        await asyncio.sleep(0.05)
+    for _ in range(count):
+        await matchmaker.sweep.once()
+
+
+async def seat_within(world: World, timeout: float) -> SessionReady:
+    """A seat for one who asks with the same request id until there is an answer, as httpd and clients do; and with a
+    new one when the answer is that the old one has ended, as a player who tries again does."""
+    request_id = names.new_request_id()
+    end = time.monotonic() + timeout
+    while True:
+        try:
+            answer = await (await world.ask(request_id=request_id)).end(timeout=3)
+            if isinstance(answer, SessionReady):
+                return answer
+            if isinstance(answer, Failed) and answer.code == 409:
+                request_id = names.new_request_id()
+        except (TimeoutError, nats.errors.Error) as exc:
+            answer = Failed(503, f"no answer: {exc or type(exc).__name__}")
+        assert time.monotonic() < end, f"no seat within {timeout} s: {answer}"
+        await asyncio.sleep(0.2)

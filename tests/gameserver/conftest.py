@@ -1,0 +1,51 @@
+"""Game servers for tests: one that stands alone, and deployments with a real NATS."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # gameserver_players
+
+from gameserver_players import Recorder
+
+from tipoff_gameserver import Context, GameServer, PrivateKey
+from tipoff_shared.nats_connection import Bus
+from tipoff_shared.settings import NatsSettings
+from tipoff_shared.stores import Stores, create_stores
+
+
+@pytest.fixture
+def game() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture
+async def alone(game: Recorder) -> AsyncIterator[GameServer]:
+    """A running server that stands alone, with room for two."""
+    async with GameServer(game, stand_alone=True, listen="127.0.0.1:0", tick_rate=100, capacity=2) as server:
+        yield server
+
+
+@pytest.fixture
+async def kv(nats: Bus) -> Stores:
+    """All buckets of the test's namespace."""
+    return await create_stores(nats)
+
+
+@pytest.fixture
+def deployment(settings: NatsSettings, kv: Stores) -> Context:
+    """A deployment on loopback whose ports are free ones."""
+    return Context(
+        deployment_id="arena-1",
+        game="arena",
+        version="1",
+        private_key=PrivateKey.generate(),
+        protocol_id=77,
+        capacity=4,
+        nats=settings,
+        drain_grace=2.0,
+    )

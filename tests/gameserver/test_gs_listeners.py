@@ -1,0 +1,299 @@
+"""Listeners in unusual places: event loops without readers, two address families, TLS; and Edgegap's farewell."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import http.server
+import random
+import socket
+import ssl
+import threading
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from gameserver_players import (
+    Recorder,
+    by_udp,
+    by_websocket,
+    eventually,
+    ready,
+    token_for,
+    token_of,
+)
+from websockets.asyncio.client import connect
+
+from tipoff_gameserver import ConfigError, Context, GameServer, LeaveReason, Player
+from tipoff_gameserver.edgegap import end_deployment
+from tipoff_gameserver.transports.sockets import bind
+from tipoff_shared.netcode import Address
+from tipoff_shared.secret import Secret
+
+
+@pytest.fixture
+async def loop_without_readers(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    """Windows' default event loop has no `add_reader`; datagram transports it has."""
+
+    def add_reader(*_: object) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "add_reader", add_reader)
+    yield
+    monkeypatch.undo()
+
+
+async def test_udp_works_on_an_event_loop_without_readers(loop_without_readers: None, game: Recorder) -> None:
+    async with GameServer(game, stand_alone=True, listen="127.0.0.1:0") as server:
+        answer = await ready(server)
+        tokens = token_of(answer)
+        udp = server._listeners.udp
+        assert udp is not None
+        assert udp._datagram_transports
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.settimeout(5)
+
+        def play() -> bytes:
+            """A client in a thread, because this event loop cannot read sockets for it."""
+            import time
+
+            from tipoff_shared.netcode import Client, Payload
+
+            client = Client(tokens, now=time.monotonic())
+            said = False
+            while True:
+                for data, address in client.datagrams_to_send():
+                    sock.sendto(data, address)
+                data, peer = sock.recvfrom(2048)
+                client.receive_datagram(data, Address.from_socket(peer), time.monotonic())
+                client.update(time.monotonic())
+                said = said or client.send(b"hello", time.monotonic())
+                for event in client.events():
+                    if isinstance(event, Payload):
+                        return event.data
+
+        try:
+            assert await asyncio.to_thread(play) == b"hello"
+        finally:
+            sock.close()
+
+
+async def test_both_address_families_share_one_port(deployment: Context, game: Recorder) -> None:
+    """Separate sockets, each answering under its own address."""
+    try:
+        server = GameServer(
+            game,
+            context=replace(deployment, public_hosts=("127.0.0.1", "::1"), bind_hosts=("127.0.0.1", "::1")),
+        )
+        async with server:
+            assert server.transports.udp is not None
+            port = server.transports.udp.port
+            async with (
+                by_udp(token_for(server, "four", address=Address("127.0.0.1", port))) as four,
+                by_udp(token_for(server, "six", address=Address("::1", port)), local="::1") as six,
+            ):
+                for player in (four, six):
+                    player.send(b"hello")
+                    assert await player.receive() == b"hello"
+                server.broadcast(b"all")
+                assert await four.receive() == await six.receive() == b"all"
+    except ConfigError as exc:
+        pytest.skip(f"no IPv6 here: {exc}")
+
+
+def test_a_port_that_is_taken_for_one_family_is_not_chosen() -> None:
+    try:
+        sockets = bind(["127.0.0.1", "::1"], 0, socket.SOCK_DGRAM, "UDP")
+    except ConfigError as exc:
+        pytest.skip(f"no IPv6 here: {exc}")
+    try:
+        assert len({sock.getsockname()[1] for sock in sockets}) == 1
+    finally:
+        for sock in sockets:
+            sock.close()
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1, signed by itself."""
+    import ipaddress
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(hours=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
+        )
+        .sign(key, hashes.SHA256())
+    )
+    cert_file, key_file = tmp_path / "cert.pem", tmp_path / "key.pem"
+    cert_file.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    key_file.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    return cert_file, key_file
+
+
+async def test_the_websocket_listener_speaks_tls(
+    deployment: Context, game: Recorder, certificate: tuple[Path, Path]
+) -> None:
+    cert, key = certificate
+    context = replace(deployment, tls_cert=str(cert), tls_key=str(key))
+    async with GameServer(game, context=context) as server:
+        assert server.transports.websocket is not None
+        url = server.transports.websocket.url
+        assert url.startswith("wss://127.0.0.1:")
+        trust = ssl.create_default_context(cafile=str(cert))
+        async with connect(url, ssl=trust) as ws:
+            await ws.send(token_for(server))
+            assert "Admitted" in str(await ws.recv())
+            await ws.send(b"secret")
+            assert await ws.recv() == b"secret"
+
+
+async def test_a_certificate_that_cannot_be_read_is_told(deployment: Context, game: Recorder) -> None:
+    with pytest.raises(ConfigError, match=r"TIPOFF_TLS_CERT=/does/not/exist"):
+        async with GameServer(game, context=replace(deployment, tls_cert="/does/not/exist")):
+            pass
+
+
+async def test_silence_times_a_udp_player_out(deployment: Context, game: Recorder) -> None:
+    async with GameServer(game, context=deployment) as server, by_udp(token_for(server, timeout=1)) as player:
+        player.silent = True
+        (leave,) = await game.saw("leave")
+    assert leave[2] == LeaveReason.TIMED_OUT
+
+
+async def test_noise_on_the_udp_port_is_not_answered(deployment: Context, game: Recorder) -> None:
+    """Random, truncated and bit-flipped packets: no reply, no harm; the seed is printed."""
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    rng = random.Random(seed)
+    async with GameServer(game, context=deployment) as server:
+        assert server.transports.udp is not None
+        target = ("127.0.0.1", server.transports.udp.port)
+        request = bytearray(1078)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as noise:
+            noise.setblocking(False)
+            for _ in range(2000):
+                data = bytearray(rng.randbytes(rng.choice([0, 1, 17, 18, 100, 333, 1078, 1300, 1500])))
+                if rng.random() < 0.3:
+                    data = request.copy()
+                    data[1:14] = b"NETCODE 1.02\x00"
+                    data[rng.randrange(1078)] ^= 1 << rng.randrange(8)
+                noise.sendto(data, target)
+            async with by_udp(token_for(server)) as player:
+                player.send(b"fine")
+                assert await player.receive() == b"fine"
+            with pytest.raises(BlockingIOError):
+                noise.recvfrom(2048)
+
+
+async def test_handshakes_that_are_ignored_are_told_to_the_operator(
+    deployment: Context, game: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with GameServer(game, context=deployment) as server:
+        wrong = token_for(server, context=replace(deployment, protocol_id=1234))
+        async with by_udp(wrong, wait=False):
+            await eventually(lambda: "handshakes not answered lately" in caplog.text, "the log says so")
+
+
+async def test_a_slot_used_again_does_not_get_its_former_players_messages(
+    deployment: Context, game: Recorder
+) -> None:
+    """A game that holds on to a player who left cannot reach the one who has the slot now."""
+    async with GameServer(game, context=replace(deployment, capacity=1)) as server:
+        async with by_udp(token_for(server, "s1")):
+            ((_, former),) = await game.saw("join")
+        await game.saw("leave")
+        async with by_udp(token_for(server, "s2")) as now:
+            await game.saw("join", 2)
+            assert isinstance(former, Player)
+            former.send(b"for somebody else")
+            former.kick()
+            now.send(b"mine")
+            assert await now.receive() == b"mine"
+            assert len(server.players) == 1
+
+
+async def test_many_join_and_leave_in_a_storm(deployment: Context, game: Recorder) -> None:
+    """Thirty players on four seats by both transports: each join has its leave, nobody is left over."""
+    async with GameServer(game, context=deployment) as server:
+
+        async def one(number: int) -> None:
+            token = token_for(server, f"s{number}")
+            if number % 2:
+                async with by_websocket(server, token) as player:
+                    await asyncio.sleep(0.001 * (number % 7))
+                    player.ws.transport.abort() if number % 3 else None
+            else:
+                async with by_udp(token, wait=False):
+                    await asyncio.sleep(0.02)
+
+        await asyncio.gather(*(one(number) for number in range(30)))
+        await eventually(lambda: len(server._table.roster) == 0, "everybody is gone")
+        joins = {event[1] for event in game.happened if event[0] == "join"}
+        leaves = [event[1] for event in game.happened if event[0] == "leave"]
+        assert set(leaves) == joins
+        assert len(leaves) == len(joins)
+        assert len(server.players) == 0
+
+
+class _Api(http.server.BaseHTTPRequestHandler):
+    asked: list[tuple[str, str | None]] = []  # noqa: RUF012  # set anew by the fixture
+
+    def do_DELETE(self) -> None:
+        self.asked.append((self.path, self.headers.get("authorization")))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def edgegap_api() -> Iterator[http.server.HTTPServer]:
+    _Api.asked = []
+    server = http.server.HTTPServer(("127.0.0.1", 0), _Api)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+async def test_edgegap_is_told_when_the_match_is_over(
+    deployment: Context, game: Recorder, edgegap_api: http.server.HTTPServer
+) -> None:
+    url = f"http://127.0.0.1:{edgegap_api.server_port}/stop/me"
+    context = replace(deployment, delete_url=url, delete_token=Secret("the-token"))
+    async with GameServer(game, context=context):
+        pass
+    assert _Api.asked == []  # drained, not ended: whoever drained it stops it
+    async with GameServer(game, context=context) as server:
+        await server.shutdown()
+    assert _Api.asked == [("/stop/me", "the-token")]
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "http://127.0.0.1:1/nobody"])
+async def test_an_edgegap_that_cannot_be_told_is_only_logged(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await end_deployment(url, Secret("token"))
+    assert caplog.records
+    assert "token" not in caplog.text.replace("delete_token", "")

@@ -1,0 +1,242 @@
+"""WebSocket clients that misbehave: each is answered or closed in time, and harms nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import time
+
+import pytest
+from gameserver_players import Recorder, by_udp, by_websocket, eventually, ready, token_of
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from tipoff_gameserver import Context, GameServer, LeaveReason, Player, PrivateKey
+from tipoff_gameserver.transports import websocket
+
+
+def url_of(server: GameServer) -> str:
+    assert server.transports.websocket is not None
+    return server.transports.websocket.url
+
+
+async def test_silence_instead_of_a_token_is_closed(
+    alone: GameServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(websocket, "TOKEN_TIMEOUT", 0.1)
+    async with connect(url_of(alone)) as ws:
+        assert json.loads(await ws.recv())["Refused"][0] == 408
+        await ws.wait_closed()
+        assert ws.close_code == 1008
+
+
+async def test_silence_instead_of_a_handshake_is_closed(
+    game: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(websocket, "TOKEN_TIMEOUT", 0.1)
+    async with GameServer(game, stand_alone=True, listen="127.0.0.1:0") as server:
+        port = int(url_of(server).rsplit(":", 1)[1].strip("/"))
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET / HTTP/1.1\r\nHost:")
+        async with asyncio.timeout(5):
+            await reader.read()
+        writer.close()
+
+
+async def test_silence_instead_of_a_request_to_play_is_closed(
+    alone: GameServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(websocket, "REQUEST_TIMEOUT", 0.1)
+    async with connect(alone.url) as ws:
+        assert json.loads(await ws.recv())["Error"][0] == 400
+        await ws.wait_closed()
+        assert ws.close_code == 1008
+
+
+@pytest.mark.parametrize("first", ["text", b"", b"short", bytes(2048), bytes(2049)])
+async def test_something_else_instead_of_a_token_is_refused(alone: GameServer, first: str | bytes) -> None:
+    async with connect(url_of(alone)) as ws:
+        await ws.send(first)
+        code, reason = json.loads(await ws.recv())["Refused"]
+        assert code in (400, 403)
+        assert reason
+        await ws.wait_closed()
+        assert ws.close_code == 1008
+
+
+async def test_a_message_over_four_kilobytes_is_closed(alone: GameServer) -> None:
+    async with connect(url_of(alone)) as ws:
+        await ws.send(bytes(5000))
+        with pytest.raises(ConnectionClosed) as closed:
+            await ws.recv()
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1009
+
+
+@pytest.mark.parametrize("message", ["text", b"", bytes(1201)])
+async def test_a_player_who_breaks_the_protocol_is_closed(
+    alone: GameServer, game: Recorder, message: str | bytes
+) -> None:
+    async with by_websocket(alone, token_of(await ready(alone))) as player:
+        await player.ws.send(message)
+        await player.ws.wait_closed()
+        assert player.ws.close_code == 1008
+    (leave,) = await game.saw("leave")
+    assert leave[2] == LeaveReason.MISBEHAVED
+
+
+async def test_compression_is_not_negotiated(alone: GameServer) -> None:
+    async with connect(url_of(alone), compression="deflate") as ws:
+        assert ws.protocol.extensions == []
+
+
+async def test_a_connection_that_just_breaks_is_a_player_who_left(alone: GameServer, game: Recorder) -> None:
+    async with by_websocket(alone, token_of(await ready(alone))) as player:
+        await game.saw("join")
+        player.ws.transport.abort()
+        (leave,) = await game.saw("leave")
+    assert leave[2] == LeaveReason.LEFT
+
+
+async def test_a_client_that_stops_reading_is_closed_and_holds_up_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Memory stays bounded (what does not fit is dropped), ticks go on, and after a while the client is cut off."""
+    monkeypatch.setattr(websocket, "STALLED_AFTER", 0.5)
+
+    class Game(Recorder):
+        def tick(self, server: GameServer, dt: float) -> None:
+            for _ in range(20):
+                server.broadcast(bytes(1200))
+
+    game = Game()
+    async with GameServer(game, stand_alone=True, listen="127.0.0.1:0", tick_rate=200, capacity=4) as server:
+        token = token_of(await ready(server))
+        async with by_udp(token_of(await ready(server))) as other:
+            sock = socket.create_connection(("127.0.0.1", int(url_of(server).rsplit(":", 1)[1].strip("/"))))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            ws = await connect(url_of(server), sock=sock, max_queue=1)
+            await ws.send(token)
+            await game.saw("join", 2)
+            slow = next(event[1] for event in game.happened if event[1].transport == "websocket")
+            ws.transport.pause_reading()
+            began, ticks = time.monotonic(), server.ticks
+            (leave,) = await game.saw("leave", 1, timeout=30)
+            took = time.monotonic() - began
+            assert leave[1:] == (slow, LeaveReason.TOO_SLOW)
+            assert took < 10
+            assert server.ticks - ticks > 0.5 * took * 200
+            assert slow._link.dropped > 0
+            assert (await other.receive()) == bytes(1200)
+            ws.transport.abort()
+            await ws.wait_closed()
+
+
+async def test_a_dead_client_is_noticed_by_its_missing_pongs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is sent to it by the game, so only the pings can tell."""
+    monkeypatch.setattr(websocket, "PING_INTERVAL", 0.1)
+    monkeypatch.setattr(websocket, "PING_TIMEOUT", 0.2)
+    monkeypatch.setattr(websocket, "CLOSE_TIMEOUT", 0.2)
+    game = Recorder()
+    async with (
+        GameServer(game, stand_alone=True, listen="127.0.0.1:0") as server,
+        by_websocket(server, token_of(await ready(server))) as player,
+    ):
+        await game.saw("join")
+        player.ws.transport.pause_reading()
+        (leave,) = await game.saw("leave")
+        assert leave[2] == LeaveReason.TIMED_OUT
+        player.ws.transport.abort()
+
+
+async def test_the_round_trip_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(websocket, "PING_INTERVAL", 0.05)
+    game = Recorder()
+    async with (
+        GameServer(game, stand_alone=True, listen="127.0.0.1:0") as server,
+        by_websocket(server, token_of(await ready(server))),
+    ):
+        ((_, player),) = await game.saw("join")
+        await eventually(lambda: player.rtt is not None, "a round trip was measured")
+        assert 0 < player.rtt < 1
+
+
+async def test_strangers_are_bounded(alone: GameServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(websocket, "MAX_STRANGERS", 1)
+    async with connect(url_of(alone)):
+        with pytest.raises(Exception, match="503"):
+            await connect(url_of(alone))
+
+
+async def test_a_late_message_to_a_closing_client_is_harmless(alone: GameServer, game: Recorder) -> None:
+    """The game sends while the closing handshake is under way."""
+    async with by_websocket(alone, token_of(await ready(alone))) as player:
+        ((_, seen),) = await game.saw("join")
+        assert isinstance(seen, Player)
+        await player.ws.close()
+        seen._link.send(b"late")
+        await game.saw("leave")
+
+
+async def test_behind_a_proxy_the_game_is_at_the_path_players_dial(
+    game: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`/gs/ID` of its own id and the path of the announced URL; another deployment's path is not found."""
+    async with proxied_server(game) as server:
+        port = server._describe().websocket_port
+        for path in ("/", "/gs/arena-1", "/some/where/arena-1"):
+            async with connect(f"ws://127.0.0.1:{port}{path}") as ws:
+                await ws.send(b"no token")
+                assert json.loads(await ws.recv())["Refused"][0] == 403
+        with pytest.raises(InvalidStatus) as refused:
+            await connect(f"ws://127.0.0.1:{port}/gs/arena-2")
+        assert refused.value.response.status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("told", "believed"),
+    [
+        (["203.0.113.9"], "203.0.113.9"),
+        (["10.9.9.9, 203.0.113.9"], "203.0.113.9"),
+        (["10.9.9.9", "203.0.113.9"], "203.0.113.9"),
+        (["2001:db8::1"], "2001:db8::1"),
+        (["rubbish"], "127.0.0.1:"),
+        ([], "127.0.0.1:"),
+    ],
+)
+async def test_behind_a_proxy_a_player_has_the_address_that_the_proxy_tells(
+    game: Recorder, told: list[str], believed: str
+) -> None:
+    """The last entry of X-Forwarded-For, where it is an address."""
+    async with proxied_server(game) as server:
+        address = await address_seen(server, told)
+        assert address.startswith(believed)
+
+
+async def test_without_a_proxy_nobody_is_believed_to_speak_for_others(alone: GameServer) -> None:
+    """X-Forwarded-For is a client's own text where no proxy is configured."""
+    assert (await address_seen(alone, ["203.0.113.9"])).startswith("127.0.0.1:")
+
+
+async def address_seen(server: GameServer, forwarded_for: list[str]) -> str:
+    """The address that a client with these headers has for the server."""
+    [transport] = [one for one in server._listeners.all() if isinstance(one, websocket.WebSocketTransport)]
+    headers = [("X-Forwarded-For", value) for value in forwarded_for]
+    async with connect(f"ws://127.0.0.1:{transport.port}/", additional_headers=headers):
+        await eventually(lambda: any(one.connections for one in transport._servers), "a connection")
+        [connection] = transport._servers[0].connections
+        return transport._address(connection)
+
+
+def proxied_server(game: Recorder) -> GameServer:
+    """As a launcher starts it behind a proxy, but for NATS."""
+    context = Context(
+        "arena-1",
+        "arena",
+        "1",
+        PrivateKey.generate(),
+        7,
+        websocket_url="wss://play.example.org/some/where/arena-1",
+    )
+    return GameServer(game, context=context)

@@ -1,0 +1,87 @@
+"""Which pages may ask."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tipoff_matchmaker_httpd.origin import OriginRule, not_rebound, same_origin
+from tipoff_matchmaker_httpd.settings import Settings
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "secure", "same"),
+    [
+        ("http://localhost:3000", "localhost:3000", False, True),
+        ("http://LOCALHOST:3000", "localhost:3000", False, True),
+        ("https://play.example", "play.example", False, True),  # a proxy ends TLS
+        ("https://play.example", "play.example:443", False, True),
+        ("https://play.example", "play.example", True, True),
+        ("http://play.example", "play.example", True, False),
+        ("http://[::1]:3000", "[::1]:3000", False, True),
+        ("http://localhost:3001", "localhost:3000", False, False),
+        ("http://evil.example", "play.example", False, False),
+        ("http://play.example.evil.example", "play.example", False, False),
+        ("null", "play.example", False, False),
+        ("", "", False, False),
+        ("http://", "", False, False),
+        ("http://play.example", None, False, False),
+        ("http://play.example/", "play.example", False, False),
+        ("http://user@play.example", "play.example", False, False),
+    ],
+)
+def test_same_origin(origin: str, host: str | None, secure: bool, same: bool) -> None:
+    """Host and port of the page and of the request agree."""
+    assert same_origin(origin, host, secure) is same
+
+
+def test_listed_origins_are_allowed() -> None:
+    """Exactly, by wild card below a domain, or all."""
+    rule = OriginRule.from_settings(Settings(origins=("https://game.example/", "https://*.games.example")))
+    assert rule.allows("https://game.example", "mm.example", True)
+    assert rule.allows("https://a.b.games.example", "mm.example", True)
+    for other in (
+        "http://game.example",
+        "https://games.example",
+        "https://evilgames.example",
+        "https://evil.example/.games.example",
+        "https://game.example.evil.example",
+        "null",
+    ):
+        assert not rule.allows(other, "mm.example", True)
+    assert OriginRule(("*",)).allows("null", "mm.example", True)
+
+
+def test_a_missing_origin_is_the_operators_choice() -> None:
+    """Native clients send none."""
+    assert OriginRule().allows(None, "mm.example", True)
+    assert not OriginRule(allow_missing=False).allows(None, "mm.example", True)
+
+
+@pytest.mark.parametrize(
+    ("host", "safe"),
+    [
+        ("127.0.0.1:3000", True),
+        ("[::1]:3000", True),
+        ("localhost:3000", True),
+        ("devbox:3000", True),
+        ("devbox.local", True),
+        ("192.168.1.5:3000", True),
+        ("evil.example:3000", False),
+        ("localhost.evil.example", False),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_a_rebound_name_is_told_from_an_address(host: str | None, safe: bool) -> None:
+    """A public name in front of the demo is somebody else's page."""
+    assert not_rebound(host, secure=False) is safe
+
+
+@given(st.text(max_size=80), st.text(max_size=80))
+def test_hostile_origins_are_answered(origin: str, host: str) -> None:
+    """No exception, and only the same text is the same origin."""
+    rule = OriginRule(("https://*.games.example",))
+    if rule.allows(origin, host, False):
+        assert "://" in origin

@@ -1,0 +1,54 @@
+"""A nats-server of the isolated profile: accounts, roles and permissions as `tipoff secrets init` makes them, and
+beside them one user who may see everything, and asks as httpd does."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from matchmaker_world import World
+from real_servers import RealServers
+
+from tipoff.embedded_nats import EmbeddedNats
+from tipoff.nats_isolated import accounts
+from tipoff.nats_users import hashed
+from tipoff_shared.secret import Secret
+from tipoff_shared.settings import ROLES, NatsSettings, inbox_prefix_of
+from tipoff_shared.subjects import Subjects
+
+
+class IsolatedNats:
+    """A nats-server of the isolated profile."""
+
+    def __init__(self, store: Path, namespace: str = "") -> None:
+        self.namespace = namespace
+        self._passwords = {role: Secret(secrets.token_urlsafe(16)) for role in ROLES}
+        everything = Secret(secrets.token_urlsafe(16))
+        users = accounts(
+            {role: hashed(password) for role, password in self._passwords.items()},
+            Subjects(namespace),
+            more_users=f"      {{ user: eyes, password: {json.dumps(everything.reveal())} }}\n",
+        )
+        self._passwords["eyes"] = everything
+        self.server = EmbeddedNats(store, users=users)
+
+    def settings(self, role: str) -> NatsSettings:
+        return dataclasses.replace(
+            self.server.settings(self.namespace),
+            user=role,
+            password=self._passwords[role],
+            inbox_prefix=inbox_prefix_of("httpd" if role == "eyes" else role),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class IsolatedWorld:
+    """Matchmakers are started by the test (`world.matchmaker(..., profile="isolated")`), under their role; game
+    servers are real, under theirs."""
+
+    world: World
+    servers: RealServers
+    nats: IsolatedNats

@@ -1,0 +1,268 @@
+"""What a game server says stands in KV, in either profile: one contract, with a real nats-server and its accounts."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+import msgspec
+import pytest
+from gameserver_players import Recorder, by_udp, by_websocket, eventually, token_for
+from isolated_support import IsolatedNats
+from nats.aio.msg import Msg
+
+from tipoff_gameserver import Context, GameServer, LeaveReason, PrivateKey
+from tipoff_matchmaker.event_reader import EventReader
+from tipoff_matchmaker.event_secret import EventSecret
+from tipoff_matchmaker.event_writer import EventWriter
+from tipoff_matchmaker.ledger import Ledger
+from tipoff_matchmaker.metrics import Metrics
+from tipoff_shared.errors import Unavailable
+from tipoff_shared.nats_connection import Bus, connect
+from tipoff_shared.records import (
+    DeploymentRecord,
+    DeploymentState,
+    Drain,
+    Kick,
+    LeaseState,
+    SessionRecord,
+    SessionState,
+    encode,
+)
+from tipoff_shared.stores import Stores, create_stores, stores
+from tipoff_shared.supervise import Tasks
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """`context`: how the server is started; `kv`: what is written down, for eyes that see everything."""
+
+    context: Context
+    kv: Stores
+    bus: Bus
+    contexts: asyncio.Queue[dict[str, object]]
+
+    async def seat(self, server: GameServer, session_id: str, client_id: int) -> bytes:
+        """A token, and the session's record, as a matchmaker writes it before it issues one."""
+        context = self.context
+        record = SessionRecord(
+            session_id,
+            SessionState.READY,
+            context.game,
+            context.version,
+            str(client_id),
+            "m1",
+            time.time(),
+            deployment_id=context.deployment_id,
+            boot_id=server.boot_id,
+        )
+        await self.kv.sessions.put(session_id, record)
+        return token_for(server, session_id, client_id=client_id)
+
+    async def sessions(self) -> set[str]:
+        return set(await self.kv.active_connections.list())
+
+    async def sessions_are(self, *expected: str) -> bool:
+        try:
+            return await self.sessions() == set(expected)
+        except Unavailable:
+            return False
+
+    async def has_lease(self, state: LeaseState = LeaseState.READY) -> bool:
+        try:
+            entry = await self.kv.gameservers.get(self.context.deployment_id)
+        except Unavailable:
+            return False
+        return entry is not None and entry.value.state is state
+
+
+@pytest.fixture(params=["trusted", "isolated"])
+async def profile(
+    request: pytest.FixtureRequest, isolated_nats: IsolatedNats, eyes: Bus
+) -> AsyncIterator[Profile]:
+    kv = await create_stores(eyes)
+    contexts: asyncio.Queue[dict[str, object]] = asyncio.Queue()
+    context = Context(
+        deployment_id="arena-1",
+        game="arena",
+        version="1",
+        private_key=PrivateKey.generate(),
+        protocol_id=77,
+        capacity=4,
+        drain_grace=2.0,
+    )
+    await kv.deployments.create(
+        "arena-1", DeploymentRecord("arena-1", DeploymentState.READY, "arena", "1", "fake", 4, time.time())
+    )
+
+    async def told(data: bytes) -> None:
+        contexts.put_nowait(msgspec.json.decode(data))
+
+    async with AsyncExitStack() as stack:
+        if request.param == "trusted":
+
+            async def heard(msg: Msg) -> None:
+                await told(msg.data)
+
+            await eyes.nc.subscribe(eyes.subjects.contexts, cb=heard)
+            await eyes.flush()
+            # Of the trusted profile's permissions other tests tell.
+            context = dataclasses.replace(context, nats=isolated_nats.settings("eyes"))
+        else:
+            bus = await stack.enter_async_context(
+                connect(isolated_nats.settings("matchmaker"), name="matchmaker")
+            )
+            secret = EventSecret(bus)
+            await secret.ensure()
+            tasks = await stack.enter_async_context(Tasks("events"))
+            own = stores(bus)
+            writer = EventWriter(bus, own, Ledger(own.deployments, tasks), told)
+            reader = EventReader(bus, writer, Metrics(), tasks, secret.key_of)
+            tasks.start(reader.run(), "reader")
+            context = dataclasses.replace(
+                context, nats=isolated_nats.settings("gameserver"), event_key=secret.key_of("arena-1")
+            )
+        yield Profile(context, kv, eyes, contexts)
+
+
+@pytest.fixture
+def game() -> Recorder:
+    return Recorder()
+
+
+async def test_a_server_shows_itself_and_its_players(profile: Profile, game: Recorder) -> None:
+    """Lease and context at the start, connections while somebody plays, nothing of it afterwards."""
+    async with GameServer(game, context=profile.context, tick_rate=20) as server:
+        await eventually(profile.has_lease, "the lease")
+        async with asyncio.timeout(5):
+            context = await profile.contexts.get()
+        assert context["deployment_id"] == context["request_id"] == "arena-1"
+        entry = await profile.kv.gameservers.get("arena-1")
+        assert entry is not None
+        lease = entry.value
+        assert (lease.boot_id, lease.transports) == (server.boot_id, server.transports)
+        async with (
+            by_udp(await profile.seat(server, "s1", 11)),
+            by_websocket(server, await profile.seat(server, "s2", 12)),
+        ):
+            await eventually(lambda: profile.sessions_are("s1", "s2"), "both are active")
+            entries = await profile.kv.active_connections.list()
+            assert {key: entry.value for key, entry in entries.items()} == {"s1": "11", "s2": "12"}
+        await eventually(profile.sessions_are, "the connections are gone")
+    await eventually(lambda: _no_lease(profile), "the lease is withdrawn")
+
+
+async def test_a_closed_server_leaves_nothing_behind(profile: Profile, game: Recorder) -> None:
+    async with (
+        GameServer(game, context=profile.context) as server,
+        by_udp(await profile.seat(server, "s1", 11)),
+        by_websocket(server, await profile.seat(server, "s2", 12)),
+    ):
+        await eventually(lambda: profile.sessions_are("s1", "s2"), "both are active")
+        await server.__aexit__(None, None, None)
+        await eventually(profile.sessions_are, "the connections are gone")
+        await eventually(lambda: _no_lease(profile), "the lease is withdrawn")
+
+
+async def test_a_shut_down_server_says_that_it_has_ended(profile: Profile, game: Recorder) -> None:
+    server = GameServer(game, context=profile.context)
+    running = asyncio.create_task(server.run())
+    await eventually(profile.has_lease, "the lease")
+    async with by_udp(await profile.seat(server, "s1", 11)):
+        await server.shutdown()
+        await eventually(lambda: profile.has_lease(LeaseState.ENDED), "it says so")
+        async with asyncio.timeout(5):
+            await running
+    await eventually(profile.sessions_are, "nobody plays")
+    assert await profile.has_lease(LeaseState.ENDED)
+
+
+async def test_a_kick_command_ends_the_connection(profile: Profile, game: Recorder) -> None:
+    async with GameServer(game, context=profile.context) as server:
+        await eventually(profile.has_lease, "the lease")
+        async with by_websocket(server, await profile.seat(server, "s1", 11)) as player:
+            await profile.bus.publish(
+                profile.bus.subjects.commands("arena-1"), encode(Kick("s1", "you again"))
+            )
+            await player.ws.wait_closed()
+            assert player.ws.close_reason == "you again"
+        ((_, _, reason),) = await game.saw("leave")
+        assert reason == LeaveReason.KICKED
+        await eventually(profile.sessions_are, "the connection is gone")
+
+
+async def test_a_kick_for_a_session_that_is_not_here_removes_its_key(
+    profile: Profile, game: Recorder
+) -> None:
+    await profile.kv.active_connections.put("ghost", "1")
+    async with GameServer(game, context=profile.context):
+        await eventually(profile.has_lease, "the lease")
+        await profile.bus.publish(profile.bus.subjects.commands("arena-1"), encode(Kick("ghost")))
+        await eventually(profile.sessions_are, "the key is gone")
+
+
+async def test_a_drain_command_lets_nobody_in_and_ends_with_the_last_player(
+    profile: Profile, game: Recorder
+) -> None:
+    server = GameServer(game, context=profile.context)
+    running = asyncio.create_task(server.run())
+    await eventually(profile.has_lease, "the lease")
+    async with by_udp(await profile.seat(server, "s1", 11)):
+        await profile.bus.publish(profile.bus.subjects.commands("arena-1"), encode(Drain()))
+        await eventually(lambda: profile.has_lease(LeaseState.DRAINING), "the lease says so")
+        assert not running.done()
+    async with asyncio.timeout(5):
+        await running
+
+
+async def test_a_visit_too_short_to_be_written_is_told_all_the_same(profile: Profile, game: Recorder) -> None:
+    """Joined and left before anything went out: the delete is seen, so that the seat is free at once."""
+    async with GameServer(game, context=profile.context) as server:
+        await eventually(profile.has_lease, "the lease")
+        await profile.seat(server, "s1", 7)
+        async with profile.kv.active_connections.durable("reader") as changes:
+            server._presence.joined("s1", 7)
+            server._presence.left("s1")
+            seen: list[tuple[str, str | None]] = []
+            async with asyncio.timeout(5):
+                while not seen or seen[-1][1] is not None:
+                    for change, ack in await changes.fetch(timeout=1):
+                        seen.append((change.key, change.value))
+                        await ack()
+        assert seen[-1] == ("s1", None)
+
+
+async def test_a_nats_that_forgot_what_it_had_is_told_again(profile: Profile, game: Recorder) -> None:
+    async with (
+        GameServer(game, context=profile.context) as server,
+        by_udp(await profile.seat(server, "here", 11)),
+    ):
+        await eventually(lambda: profile.sessions_are("here"), "it is active")
+        await profile.kv.active_connections.forget("here", 1 << 40)
+        server._presence._nats_is_back()  # type: ignore[attr-defined]  # what a reconnect calls
+        await eventually(lambda: profile.sessions_are("here"), "it is active again")
+
+
+@pytest.mark.slow  # a reconnect
+async def test_the_truth_is_there_when_nats_is_back(
+    profile: Profile, game: Recorder, isolated_nats: IsolatedNats
+) -> None:
+    """NATS is killed; one player leaves, one joins, one stays: afterwards KV says who plays."""
+    async with GameServer(game, context=profile.context, tick_rate=50) as server:
+        joins = await profile.seat(server, "joins", 3)
+        async with by_udp(await profile.seat(server, "stays", 1)):
+            async with by_udp(await profile.seat(server, "leaves", 2)):
+                await eventually(lambda: profile.sessions_are("stays", "leaves"), "both are active")
+                await isolated_nats.server.kill()
+            await game.saw("leave", 1)
+            async with by_websocket(server, joins):
+                await isolated_nats.server.start()
+                await eventually(lambda: profile.sessions_are("stays", "joins"), "the truth is in KV", 15)
+
+
+async def _no_lease(profile: Profile) -> bool:
+    return await profile.kv.gameservers.get("arena-1") is None

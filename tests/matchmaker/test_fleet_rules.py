@@ -1,0 +1,386 @@
+"""Deployments' life and the size of a fleet; what makes a server ready; the rules of the sweep."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matchmaker_world import ARENA
+
+from tipoff_matchmaker import acts, deployments, rules
+from tipoff_matchmaker.arrivals import Arrival, decode_context, from_orchestrator
+from tipoff_matchmaker.backoff import pause
+from tipoff_matchmaker.settings import Settings
+from tipoff_orchestrator_client.base import Deployment, Port, RunState
+from tipoff_shared.errors import Malformed
+from tipoff_shared.messages import Transports, UdpAddress
+from tipoff_shared.records import (
+    LEASE_TTL,
+    DeploymentRecord,
+    DeploymentState,
+    FleetRecord,
+    GameserverLease,
+    LeaseState,
+    SessionRecord,
+    SessionState,
+)
+
+D = DeploymentState
+UDP = Transports(udp=UdpAddress("127.0.0.1", 7777))
+GRACE = rules.Grace(lease=10, orphan=30, slack=1)
+
+
+def record(name: str = "d1", state: DeploymentState = D.READY, **changes: object) -> DeploymentRecord:
+    plain = DeploymentRecord(
+        name, state, "arena", "1", "fake", 4, created_at=0.0, boot_id="b1", transports=UDP
+    )
+    return msgspec.structs.replace(plain, **changes)
+
+
+def lease(name: str = "d1", **changes: object) -> GameserverLease:
+    plain = GameserverLease(name, "b1", "arena", "1", LeaseState.READY, UDP, 4)
+    return msgspec.structs.replace(plain, **changes)
+
+
+def seats(*members: str) -> dict[str, float]:
+    return dict.fromkeys(members, 1000.0)
+
+
+# Deployments.
+
+
+def test_a_deployment_goes_its_way() -> None:
+    """planned, starting, ready, draining, stopping, gone."""
+    first = deployments.planned("d1", ARENA, 5.0)
+    assert (first.state, first.deadline) == (D.PLANNED, 5.0 + ARENA.start_timeout)
+    second = deployments.started(first)
+    third = deployments.arrived(second, Arrival(UDP, 16, "b1"), 6.0)
+    assert (third.state, third.capacity, third.empty_since, third.deadline) == (D.READY, 4, 6.0, 0.0)
+    fourth = deployments.draining(third, "why", only_empty=True)
+    fifth = deployments.stopping(fourth, "why", 16.0)
+    sixth = deployments.gone(fifth, "over")
+    assert [r.state for r in (second, fourth, fifth, sixth)] == [D.STARTING, D.DRAINING, D.STOPPING, D.GONE]
+    assert sixth.reason == "why"
+
+
+@pytest.mark.parametrize("state", list(D))
+def test_late_and_doubled_events_change_nothing(state: DeploymentState) -> None:
+    """Each answers with the very same record when it does not apply."""
+    before = record(state=state, empty_since=1.0)
+    if state is not D.PLANNED:
+        assert deployments.started(before) is before
+    if state not in (D.PLANNED, D.STARTING):
+        assert deployments.arrived(before, Arrival(UDP, 4, "b1"), 9.0) is before
+    if state is not D.READY:
+        assert deployments.draining(before, "", only_empty=False) is before
+    if state in (D.STOPPING, D.GONE):
+        assert deployments.stopping(before, "", 1.0) is before
+    if state is D.GONE:
+        assert deployments.gone(before, "") is before
+
+
+def test_a_server_with_players_does_not_drain_for_being_empty() -> None:
+    """Somebody came between the judgement and the write."""
+    taken = record(seats=seats("a"))
+    assert deployments.draining(taken, "", only_empty=True) is taken
+
+
+def test_what_the_orchestrator_says_does_not_undo_what_the_server_said() -> None:
+    """An announcement without a boot id is worth less than one with it."""
+    before = record(empty_since=1.0)
+    other = Transports(udp=UdpAddress("10.0.0.1", 1))
+    assert deployments.arrived(before, Arrival(other), 9.0) is before
+
+
+@pytest.mark.parametrize(
+    ("game", "waiting", "fleet", "expected"),
+    [
+        ({}, 0, [], 0),
+        ({}, 1, [], 1),
+        ({}, 5, [], 2),
+        ({}, 100, [], 4),  # max_deployments
+        ({}, 1, [record()], 0),  # a seat is free
+        ({}, 5, [record()], 1),
+        ({}, 3, [record(state=D.STARTING)], 0),  # on its way
+        ({}, 5, [record(state=D.STARTING)], 1),
+        ({}, 1, [record(seats=seats("a", "b", "c", "d"))], 1),
+        ({}, 1, [record(state=D.DRAINING)], 1),
+        ({}, 1, [record(state=D.STOPPING)], 1),
+        ({}, 1, [record(state=D.GONE)], 1),
+        ({"min_ready": 1}, 0, [], 1),
+        ({"min_ready": 1}, 0, [record()], 0),
+        ({"min_ready": 1}, 0, [record(seats=seats("a"))], 1),
+        ({"min_ready": 1}, 0, [record(seats=seats("a")), record(state=D.PLANNED)], 0),
+        ({"min_ready": 1}, 1, [], 2),  # one for him, one to keep ready
+        ({"min_ready": 2, "max_deployments": 2}, 0, [record(seats=seats("a"))], 1),
+        ({"max_deployments": 1}, 9, [record(seats=seats("a", "b", "c", "d"))], 0),
+        ({"max_deployments": 1}, 9, [record(state=D.STOPPING)], 0),  # it still counts
+    ],
+)
+def test_how_many_servers_to_start(
+    game: dict[str, int], waiting: int, fleet: list[DeploymentRecord], expected: int
+) -> None:
+    """Enough for those who wait and for min_ready, less those on their way, within max_deployments."""
+    assert deployments.starts_wanted(msgspec.structs.replace(ARENA, **game), waiting, fleet) == expected
+
+
+fleets = st.lists(
+    st.builds(
+        lambda state, taken: record(state=state, seats=seats(*"abcd"[:taken])),
+        st.sampled_from(list(D)),
+        st.integers(0, 4),
+    ),
+    max_size=8,
+)
+
+
+@given(st.integers(0, 50), fleets, st.integers(0, 3), st.integers(1, 6))
+def test_a_fleet_is_never_larger_than_allowed_and_never_starts_in_vain(
+    waiting: int, fleet: list[DeploymentRecord], min_ready: int, most: int
+) -> None:
+    """Whatever there is: within max_deployments, and no more than one server for each who waits beyond min_ready."""
+    game = msgspec.structs.replace(ARENA, min_ready=min(min_ready, most), max_deployments=most)
+    count = deployments.starts_wanted(game, waiting, fleet)
+    live = sum(map(deployments.is_live, fleet))
+    assert 0 <= count <= max(0, most - live)
+    assert count <= waiting + min_ready
+
+
+def test_the_longest_empty_retire_first_and_min_ready_stay() -> None:
+    """Only those empty for empty_ttl, and only the surplus."""
+    game = msgspec.structs.replace(ARENA, min_ready=1, empty_ttl=30)
+    fleet = [
+        record("young", empty_since=95.0),
+        record("old", empty_since=10.0),
+        record("older", empty_since=5.0),
+        record("taken", seats=seats("a")),
+        record("draining", state=D.DRAINING, empty_since=1.0),
+    ]
+    assert [r.id for r in deployments.to_retire(game, fleet, 100.0)] == ["older", "old"]
+    assert deployments.to_retire(game, fleet[:1], 200.0) == []
+
+
+# What makes it ready.
+
+
+def deployment(**ports: tuple[int, str]) -> Deployment:
+    made = {name: Port(number, number + 1, protocol) for name, (number, protocol) in ports.items()}
+    return Deployment("d1", "arena", "1", RunState.RUNNING, host="203.0.113.7", ports=made)
+
+
+def test_ports_are_known_by_name_or_by_protocol() -> None:
+    """`udp` is `udp`; a game's own name for its UDP port is found by the protocol."""
+    named = from_orchestrator(deployment(udp=(1, "UDP"), websocket=(2, "TCP"), tcp=(3, "TCP"))).transports
+    assert named.udp == UdpAddress("203.0.113.7", 2)
+    assert named.websocket is not None
+    assert named.websocket.url == "ws://203.0.113.7:3/"
+    assert named.tcp == UdpAddress("203.0.113.7", 4)
+    own = from_orchestrator(deployment(gameport=(1, "UDP"), web=(2, "WSS"))).transports
+    assert own.udp == UdpAddress("203.0.113.7", 2)
+    assert own.websocket is not None
+    assert own.websocket.url == "wss://203.0.113.7:3/"
+    assert own.tcp is None
+
+
+def test_a_udp_port_with_a_certificate_is_webtransport_too() -> None:
+    """bevygap's servers have one port and a digest."""
+    arrival = from_orchestrator(deployment(server=(1, "UDP")), "e3:76")
+    assert arrival.transports.webtransport is not None
+    assert arrival.transports.webtransport.url == "https://203.0.113.7:2"
+    assert arrival.cert_digest == "e3:76"
+
+
+@given(st.binary(max_size=200) | st.from_regex(rb'\{"(request_id|public_ip)": .*\}', fullmatch=True))
+def test_any_bytes_are_a_context_or_malformed(data: bytes) -> None:
+    """Anybody in the game server's role may publish there."""
+    try:
+        context = decode_context(data)
+    except Malformed:
+        return
+    assert context.ids
+
+
+@pytest.mark.parametrize("public_ip", [">", "*", "203.0.113.7 x", "", "a" * 300, 7, None, ["203.0.113.7"]])
+def test_a_context_tells_an_address_or_none(public_ip: object) -> None:
+    """A certificate's digest is looked for by it: one server must not come by another's."""
+    assert decode_context(msgspec.json.encode({"request_id": "a", "public_ip": public_ip})).public_ip == ""
+    context = decode_context(msgspec.json.encode({"request_id": "a", "public_ip": "203.0.113.7"}))
+    assert context.public_ip == "203.0.113.7"
+
+
+# The sweep.
+
+
+def facts(
+    *records: DeploymentRecord,
+    now: float = 100.0,
+    settled: bool = True,
+    before: list[DeploymentRecord] | None = None,
+    leases: list[GameserverLease] | None = None,
+    listed: list[str] | None = None,
+    sessions: list[SessionRecord] | None = None,
+    connections: list[str] | None = None,
+    fleet: dict[str, float] | None = None,
+    silent: bool = False,
+) -> rules.Facts:
+    ids = [r.id for r in records if r.state is not D.GONE] if listed is None else listed
+    known = [lease(r.id) for r in records] if leases is None else leases
+    running = {id: Deployment(id, "arena", "1", RunState.RUNNING) for id in ids}
+    return rules.Facts(
+        now=now,
+        settled=settled,
+        games={ARENA.key: msgspec.structs.replace(ARENA, empty_ttl=30)},
+        before={r.id: r for r in (records if before is None else before)},
+        after={r.id: r for r in records},
+        leases={entry.deployment_id: entry for entry in known},
+        listed={"fake": None if silent else running},
+        fleets={"arena.1": FleetRecord("arena", "1", fleet or {})},
+        sessions=None if sessions is None else {s.id: s for s in sessions},
+        connections=None if connections is None else frozenset(connections),
+    )
+
+
+def judged(given: rules.Facts, memory: rules.Memory | None = None) -> list[acts.Act]:
+    return rules.judge(given, GRACE, memory or rules.Memory(), lambda deployment_id: False)
+
+
+def session(state: SessionState, **changes: object) -> SessionRecord:
+    plain = SessionRecord("s1", state, "arena", "1", "7", "m1", 0.0, 50.0, deployment_id="d1", boot_id="b1")
+    return msgspec.structs.replace(plain, **changes)
+
+
+TAKEN = record(seats=seats("s1"))
+
+
+@pytest.mark.parametrize(
+    ("given_", "expected"),
+    [
+        (facts(TAKEN), [acts.Trust("d1")]),
+        (facts(TAKEN, silent=True), []),
+        (facts(TAKEN, listed=[]), [acts.Confirm("d1", "its orchestrator does not list it")]),
+        (facts(TAKEN, listed=[], before=[]), []),  # it came after the list was made
+        (facts(TAKEN, leases=[]), [acts.Confirm("d1", "it has no lease")]),
+        (facts(TAKEN, leases=[lease(boot_id="b2")]), [acts.Follow(lease(boot_id="b2"))]),
+        (
+            facts(TAKEN, leases=[lease(state=LeaseState.ENDED)]),
+            [acts.Follow(lease(state=LeaseState.ENDED))],
+        ),
+        (facts(record(state=D.DRAINING, reason="op")), [acts.End("d1", "op")]),
+        (facts(record(state=D.DRAINING, seats=seats("s1"))), []),
+        (facts(record(state=D.STOPPING, deadline=99.0, reason="op")), [acts.End("d1", "op")]),
+        (facts(record(state=D.STOPPING, deadline=101.0)), []),
+        (
+            facts(record(state=D.PLANNED, deadline=98.0), leases=[]),
+            [acts.End("d1", "it was not ready in time")],
+        ),
+        (facts(record(state=D.PLANNED, deadline=200.0), listed=[], leases=[]), []),
+        (facts(record(state=D.STARTING, deadline=200.0)), [acts.Follow(lease())]),
+        (
+            facts(record(state=D.STARTING, deadline=200.0), listed=[], leases=[]),
+            [acts.Confirm("d1", "its orchestrator does not list it")],
+        ),
+        (facts(record(empty_since=10.0)), [acts.Trust("d1"), acts.Shrink("d1")]),
+        (facts(record(state=D.GONE), fleet={"d1": 0.0}), [acts.Unreserve("arena", "1", "d1")]),
+        (facts(fleet={"d9": 0.0}), [acts.Unreserve("arena", "1", "d9")]),
+        (facts(fleet={"d9": 90.0}), []),
+        (facts(fleet={"d9": 0.0}, listed=["d9"]), []),
+    ],
+)
+def test_what_the_sweep_does_about_a_server(given_: rules.Facts, expected: list[acts.Act]) -> None:
+    """One fact, one act."""
+    assert judged(given_) == expected
+
+
+def test_a_missing_lease_ends_a_server_only_after_the_grace() -> None:
+    """And never while we have not been connected for long enough to know."""
+    memory = rules.Memory()
+    assert judged(facts(TAKEN, leases=[], now=100), memory) == [acts.Confirm("d1", "it has no lease")]
+    assert judged(facts(TAKEN, leases=[], now=109), memory) == [acts.Confirm("d1", "it has no lease")]
+    assert judged(facts(TAKEN, leases=[], now=111, settled=False), memory) == [
+        acts.Confirm("d1", "it has no lease")
+    ]
+    assert judged(facts(TAKEN, leases=[], now=111), memory) == [acts.End("d1", "it sends no heartbeat")]
+    assert judged(facts(TAKEN, now=112), memory) == [acts.Trust("d1")]
+    assert judged(facts(TAKEN, leases=[], now=120), memory) == [acts.Confirm("d1", "it has no lease")]
+
+
+def test_an_unknown_server_is_stopped_only_after_the_grace() -> None:
+    """It may be somebody's deployment that is not written down yet."""
+    memory = rules.Memory()
+    assert judged(facts(listed=["stray"], now=100), memory) == []
+    assert judged(facts(listed=["stray"], now=131), memory) == [acts.StopUnknown("fake", "stray")]
+
+
+@pytest.mark.parametrize(
+    ("known", "connections", "expected"),
+    [
+        (session(SessionState.READY, deadline=200.0), [], None),
+        (session(SessionState.READY, deadline=200.0), ["s1"], acts.CheckSession),
+        (session(SessionState.READY, deadline=98.0), [], acts.CheckSession),
+        (session(SessionState.ACTIVE), ["s1"], None),
+        (session(SessionState.ACTIVE, deployment_id="d9"), ["s1"], acts.Happen),
+        (session(SessionState.ACTIVE, boot_id="b0"), ["s1"], acts.Happen),
+        (session(SessionState.REQUESTED, deadline=98.0, deployment_id=""), [], acts.Happen),
+        (session(SessionState.REQUESTED, deadline=200.0, deployment_id=""), [], None),
+        (session(SessionState.CLOSING), [], acts.FinishClosing),
+        (session(SessionState.GONE), ["s1"], acts.Happen),
+        (session(SessionState.GONE), [], None),
+    ],
+)
+def test_what_the_sweep_does_about_a_session(
+    known: SessionRecord, connections: list[str], expected: type[object] | None
+) -> None:
+    """Its deadline, its server, its connection."""
+    made = judged(facts(TAKEN, sessions=[known], connections=connections))
+    about = [act for act in made if not isinstance(act, acts.Trust | acts.FreeSeats)]
+    assert [type(act) for act in about] == ([] if expected is None else [expected])
+
+
+def test_a_seat_nobody_holds_is_freed_after_its_deadline() -> None:
+    """Before it, somebody may be about to write the record."""
+    early = record(seats={"s1": 120.0})
+    late = record(seats={"s1": 90.0})
+    assert judged(facts(early, sessions=[], connections=[])) == [acts.Trust("d1")]
+    assert judged(facts(late, sessions=[], connections=[])) == [
+        acts.Trust("d1"),
+        acts.FreeSeats("d1", {"s1": 90.0}),
+    ]
+
+
+def test_the_brake_holds_back_all_but_a_few() -> None:
+    """At most max(3, 20 %) drastic acts in one sweep; the others go through."""
+    wanted: list[acts.Act] = [acts.End(f"d{n}", "") for n in range(10)]
+    wanted.append(acts.Trust("d1"))
+    kept, held = rules.brake(wanted, servers=10)
+    assert held == 7
+    assert kept[-1] == acts.Trust("d1")
+    assert rules.brake(wanted, servers=40)[1] == 2
+
+
+@given(st.integers(1, 100), st.floats(0.01, 1))
+def test_pauses_grow_and_are_bounded(tries: int, first: float) -> None:
+    """Half to all of the doubled pause, five seconds at most; never less than what the other side asked for."""
+    assert first / 2 <= pause(tries, first) <= 5.0
+    assert pause(tries, first, retry_after=7.0) == 7.0
+
+
+def test_the_settings_suit_the_leases_that_servers_write() -> None:
+    """One default, in two places."""
+    assert Settings().lease_ttl == LEASE_TTL
+
+
+def test_what_is_being_started_or_ended_here_needs_no_reminder() -> None:
+    """But a hint that was lost is made good all the same."""
+    late = record(state=D.STARTING, deadline=1.0)
+
+    def judged_busy(given: rules.Facts) -> list[acts.Act]:
+        return rules.judge(given, GRACE, rules.Memory(), lambda deployment_id: True)
+
+    assert judged_busy(facts(late, leases=[])) == []
+    assert judged_busy(facts(late)) == [acts.Follow(lease())]
+    early = record(state=D.STARTING, deadline=200.0)
+    assert judged_busy(facts(early, listed=[], leases=[])) == [
+        acts.Confirm("d1", "its orchestrator does not list it")
+    ]
+    assert judged_busy(facts(record(state=D.STOPPING, deadline=1.0))) == []

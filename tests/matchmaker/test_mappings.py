@@ -1,0 +1,138 @@
+"""bevygap's mappings are there for as long as a token may still lead to a connection, and not for ever."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+import pytest
+from matchmaker_world import ARENA, games_of
+
+from tipoff_matchmaker.mappings import Mappings
+from tipoff_matchmaker.tokens import Tokens
+from tipoff_shared.errors import ConfigError, Unavailable
+from tipoff_shared.games import parse_games
+from tipoff_shared.nats_connection import Bus
+from tipoff_shared.stores import MAPPING_TTL, Stores, create_stores
+
+BEVYGAP = """
+[[game]]
+name = "bevy"
+version = "1"
+bevygap = true
+token_timeout = {}
+process = {{ command = ["x"] }}
+"""
+
+
+@pytest.fixture
+async def stores(nats: Bus) -> Stores:
+    return await create_stores(nats)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def mappings(stores: Stores, clock: Clock) -> Mappings:
+    return Mappings(stores, clock=clock)
+
+
+async def revision(stores: Stores) -> int:
+    entry = await stores.sessions_ly2eg.get("42")
+    assert entry is not None
+    assert entry.value == "session"
+    return entry.revision
+
+
+async def renewed(mappings: Mappings, stores: Stores, clock: Clock, now: float) -> bool:
+    """Whether the mapping is written again when the clock says `now`."""
+    before = await revision(stores)
+    clock.now = now
+    await mappings.put_due()
+    return await revision(stores) > before
+
+
+async def test_a_mapping_is_put_again_until_its_token_can_lead_nowhere(
+    stores: Stores, mappings: Mappings, clock: Clock
+) -> None:
+    """For a token of 15 s and a handshake of 15 s: once more at half its life, then never."""
+    await mappings.put("session", "42", needed_for=30)
+    assert (await stores.sessions_eg2ly.get("session")) is not None
+    assert not await renewed(mappings, stores, clock, 1000 + MAPPING_TTL / 2 - 1)
+    assert await renewed(mappings, stores, clock, 1000 + MAPPING_TTL / 2)
+    assert not await renewed(mappings, stores, clock, 1000 + 10 * MAPPING_TTL)
+
+
+async def test_a_mapping_that_lives_long_enough_is_written_once(
+    stores: Stores, mappings: Mappings, clock: Clock
+) -> None:
+    await mappings.put("session", "42", needed_for=10)
+    assert not await renewed(mappings, stores, clock, 1000 + MAPPING_TTL)
+
+
+async def test_whoever_leaves_puts_all_again(stores: Stores, mappings: Mappings) -> None:
+    """A matchmaker that stops cannot do it later."""
+    await mappings.put("session", "42", needed_for=30)
+    before = await revision(stores)
+    await mappings.put_all_again()
+    assert await revision(stores) > before
+
+
+async def test_a_write_that_fails_is_tried_again(
+    stores: Stores, mappings: Mappings, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NATS is away for a second: nobody's server ends because of it."""
+    await mappings.put("session", "42", needed_for=30)
+
+    async def away(key: str, value: str, *, ttl: float | None = None) -> int:
+        raise Unavailable("NATS is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stores.sessions_ly2eg, "put", away)
+        assert not await renewed(mappings, stores, clock, 1016)
+    assert await renewed(mappings, stores, clock, 1018)
+
+
+async def test_it_is_put_again_without_being_asked(stores: Stores) -> None:
+    """`run` wakes when one is due, also one that is put while it waits."""
+    clock = Clock()
+    mappings = Mappings(stores, clock=clock, renew_after=0.05)
+    task = asyncio.create_task(mappings.run())
+    try:
+        await mappings.put("session", "42", needed_for=30)
+        before = await revision(stores)
+        clock.now += 0.05
+        async with asyncio.timeout(5), stores.sessions_ly2eg.watch("42") as changes:
+            while True:
+                for change, ack in await changes.fetch(timeout=5):
+                    await ack()
+                    if change.revision > before:
+                        return
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+@pytest.mark.parametrize(("timeout", "lifetime"), [(15, 15), (5, 15), (20, 10), (25, 5)])
+def test_tokens_end_early_enough_for_one_write(timeout: int, lifetime: int) -> None:
+    """Expiry and handshake together within a mapping's life: enough even if its matchmaker dies."""
+    game = msgspec.structs.replace(ARENA, bevygap=True, token_timeout=timeout)
+    assert Tokens(games_of(ARENA)).lifetime(game) == lifetime
+    assert lifetime + timeout <= MAPPING_TTL
+
+
+def test_a_handshake_that_would_outlive_the_mapping_is_not_configured() -> None:
+    assert parse_games(BEVYGAP.format(25))[0].bevygap
+    with pytest.raises(ConfigError, match=r"token_timeout = 26.*mapping"):
+        parse_games(BEVYGAP.format(26))

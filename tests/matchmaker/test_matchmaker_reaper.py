@@ -1,0 +1,197 @@
+"""What players and dead servers leave behind is taken back: once, whatever order the messages come in."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import msgspec
+import nats.js.errors
+import pytest
+from matchmaker_world import ARENA, Gameserver, World
+
+from tipoff_shared.messages import SessionReady
+from tipoff_shared.records import Kick, SessionState
+
+WARM = msgspec.structs.replace(ARENA, min_ready=1, empty_ttl=60)
+
+
+class Clock:
+    """Wall clock that a test moves on."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.ahead
+
+
+async def _tombstones(world: World) -> int:
+    """Messages in the bucket, markers too."""
+    info = await world.bus.js.stream_info(world.stores.active_connections.stream)
+    return info.state.messages
+
+
+async def test_a_connection_makes_the_session_active_and_its_end_frees_the_seat(world: World) -> None:
+    """And the tombstone that bevygap's bucket would keep for ever is gone."""
+    async with world.matchmaker(WARM):
+        await world.servers_ready(1)
+        ready = await world.play()
+        server = world.server_of(ready)
+        await server.connect(ready)
+        await world.session_becomes(ready.session_id, SessionState.ACTIVE)
+        began = time.monotonic()
+        await server.disconnect(ready)
+        await world.eventually(lambda: world.seats_are([]), "the seat is free")
+        assert time.monotonic() - began < 2
+        assert (await world.session_becomes(ready.session_id, SessionState.GONE)).reason == "the player left"
+
+        async def clean() -> bool:
+            return await _tombstones(world) == 0
+
+        await world.eventually(clean, "no tombstone is left")
+
+
+async def test_a_seat_nobody_claims_is_free_again(world: World) -> None:
+    """After the token can lead to no connection any more."""
+    clock = Clock()
+    async with world.matchmaker(WARM, clock=clock):
+        await world.servers_ready(1)
+        ready = await world.play()
+        await asyncio.sleep(0)
+        assert await world.seats() == [ready.session_id]
+        clock.ahead = 3600
+        session = await world.session_becomes(ready.session_id, SessionState.GONE)
+        assert "did not connect" in session.reason
+        await world.eventually(lambda: world.seats_are([]), "the seat is free")
+
+
+async def test_before_a_deadline_closes_a_session_its_connection_is_looked_for(world: World) -> None:
+    """The put may have been missed: present means active."""
+    clock = Clock()
+    async with world.matchmaker(WARM):
+        await world.servers_ready(1)
+        ready = await world.play()
+    await world.server_of(ready).connect(ready)
+    clock.ahead = 3600
+    async with world.matchmaker(WARM, clock=clock):
+        await world.session_becomes(ready.session_id, SessionState.ACTIVE)
+        assert await world.seats() == [ready.session_id]
+
+
+async def test_what_happened_while_no_matchmaker_ran_is_handled_later(world: World) -> None:
+    """A player who left meanwhile has left."""
+    async with world.matchmaker(WARM):
+        await world.servers_ready(1)
+        ready = await world.play()
+        await world.server_of(ready).connect(ready)
+        await world.session_becomes(ready.session_id, SessionState.ACTIVE)
+    await world.server_of(ready).disconnect(ready)
+    async with world.matchmaker(WARM):
+        await world.session_becomes(ready.session_id, SessionState.GONE)
+
+
+async def test_connected_and_left_before_anyone_looked_counts_as_left(world: World) -> None:
+    """Put and delete may come as one message."""
+    async with world.matchmaker(WARM):
+        await world.servers_ready(1)
+        ready = await world.play()
+    await world.server_of(ready).connect(ready)
+    await world.server_of(ready).disconnect(ready)
+    async with world.matchmaker(WARM):
+        assert (await world.session_becomes(ready.session_id, SessionState.GONE)).reason == "the player left"
+
+
+async def test_doubled_events_change_nothing(world: World) -> None:
+    """Connect twice, leave twice, and once more for a session that never was."""
+    async with world.matchmaker(WARM):
+        await world.servers_ready(1)
+        ready = await world.play()
+        server = world.server_of(ready)
+        await world.stores.active_connections.delete("snever")
+        await server.connect(ready)
+        await server.connect(ready)
+        await world.session_becomes(ready.session_id, SessionState.ACTIVE)
+        await server.disconnect(ready)
+        await server.disconnect(ready)
+        await world.session_becomes(ready.session_id, SessionState.GONE)
+        await world.nothing_is_left(servers=1)
+
+
+async def _kicked(server: Gameserver) -> Kick:
+    async with asyncio.timeout(5):
+        command = await server.commands.get()
+    assert isinstance(command, Kick)
+    return command
+
+
+async def test_a_connection_of_an_ended_session_is_kicked(world: World) -> None:
+    """Its server is told; when the server has taken it back, nothing is left."""
+    async with world.matchmaker(WARM):
+        await world.servers_ready(1)
+        ready = await world.play()
+        server = world.server_of(ready)
+        await server.connect(ready)
+        await server.disconnect(ready)
+        await world.session_becomes(ready.session_id, SessionState.GONE)
+        await server.connect(ready)
+        assert (await _kicked(server)).session_id == ready.session_id
+        await server.disconnect(ready)
+        await world.nothing_is_left(servers=1)
+
+
+async def test_a_connection_of_an_unknown_session_is_kicked_everywhere(world: World) -> None:
+    """Nobody knows where it is; and an entry that no server takes back is removed after the grace."""
+    async with world.matchmaker(WARM):
+        await world.servers_ready(1)
+        stranger = SessionReady("", "127.0.0.1", 1, session_id="sunknown", client_id="7")
+        server = next(iter(world.servers.values()))
+        await server.connect(stranger)
+        assert (await _kicked(server)).session_id == "sunknown"
+        await world.nothing_is_left(servers=1)
+
+
+async def test_the_delete_queue_finishes_what_a_crash_left(world: World) -> None:
+    """A session that is `closing` and has a message there is given back, also if the closer died."""
+    async with world.matchmaker(WARM, listing_interval=60):
+        await world.servers_ready(1)
+        ready = await world.play()
+        entry = await world.stores.sessions.get(ready.session_id)
+        assert entry is not None
+        closing = msgspec.structs.replace(entry.value, state=SessionState.CLOSING, reason="a test")
+        await world.stores.sessions.update(ready.session_id, closing, entry.revision)
+        await world.bus.js.publish(world.bus.subjects.delete_queue("x"), ready.session_id.encode())
+        await world.session_becomes(ready.session_id, SessionState.GONE)
+        await world.eventually(lambda: world.seats_are([]), "the seat is free")
+
+
+async def test_the_delete_queue_ends_no_session_that_lives(world: World) -> None:
+    """A message is a hint; the record decides."""
+    async with world.matchmaker(WARM):
+        await world.servers_ready(1)
+        ready = await world.play()
+        for body in (ready.session_id.encode(), b"nonsense", b"\xff" * 100, b"a b"):
+            await world.bus.js.publish(world.bus.subjects.delete_queue("x"), body)
+
+        async def read() -> bool:
+            info = await world.bus.js.stream_info(world.bus.subjects.delete_stream)
+            return info.state.messages == 0
+
+        await world.eventually(read, "the queue is empty")
+        assert (await world.session_becomes(ready.session_id, SessionState.READY)).reason == ""
+
+
+async def test_no_consumer_is_left_over(world: World) -> None:
+    """Matchmakers come and go; beside the durable ones nothing stays on the server."""
+    for _ in range(2):
+        async with world.matchmaker(WARM):
+            await world.servers_ready(1)
+            await world.play()
+    names: list[str] = []
+    for stream in (world.stores.active_connections.stream, world.stores.gameservers.stream):
+        names += [info.name for info in await world.bus.js.consumers_info(stream)]
+    assert names == ["matchmaker-connections", "matchmaker-leases"]
+    for stream in (world.stores.sessions.stream, world.stores.deployments.stream):
+        with pytest.raises(nats.js.errors.NotFoundError):
+            await world.bus.js.consumer_info(stream, "matchmaker-connections")
+        assert await world.bus.js.consumers_info(stream) == []

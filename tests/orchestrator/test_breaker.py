@@ -1,0 +1,319 @@
+"""The circuit breaker's rules, and the guard around an orchestrator that uses them."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+from collections.abc import AsyncIterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tipoff_matchmaker.backoff import retried
+from tipoff_matchmaker.breaker import Breaker, BreakerState
+from tipoff_matchmaker.guarded import Guarded, LeftAlone
+from tipoff_orchestrator_client.base import (
+    Deployment,
+    DeploySpec,
+    GameUnavailable,
+    NoCapacity,
+    Orchestrator,
+    OrchestratorError,
+    OrchestratorUnavailable,
+    Port,
+    RunState,
+)
+from tipoff_orchestrator_client.fake import FakeOrchestrator
+from tipoff_shared.admin import OrchestratorStatus
+
+SPEC = DeploySpec("arena-1", "arena", "1", 4)
+BUSY = OrchestratorUnavailable("503", retryable=True)
+
+
+def tripped(now: float = 0.0) -> Breaker:
+    breaker = Breaker(threshold=3, first_pause=2, longest_pause=10)
+    for _ in range(3):
+        assert breaker.admit(now) == 0
+        breaker.failed(now, "503")
+    return breaker
+
+
+def test_it_opens_after_failures_in_a_row() -> None:
+    """Two of three change nothing; an answer in between begins the count anew."""
+    breaker = Breaker(threshold=3)
+    for _ in range(2):
+        breaker.failed(0, "503")
+    breaker.succeeded()
+    for _ in range(2):
+        breaker.failed(0, "503")
+    assert breaker.state is BreakerState.CLOSED
+    breaker.failed(0, "503")
+    assert (breaker.state, breaker.last_error) == (BreakerState.OPEN, "503")
+
+
+def test_after_the_pause_one_call_is_let_through() -> None:
+    """And no second one before the first has ended."""
+    breaker = tripped()
+    assert breaker.admit(1.5) == 0.5
+    assert breaker.admit(2) == 0
+    assert breaker.admit(2) > 0
+
+
+def test_pauses_grow_while_trials_fail_and_are_bounded() -> None:
+    """2, 4, 8, 10, 10 seconds; then an answer, and it begins at 2 again."""
+    breaker, now, pauses = tripped(), 0.0, []
+    for _ in range(5):
+        pauses.append(breaker.wait(now))
+        now += breaker.wait(now)
+        assert breaker.admit(now) == 0
+        breaker.failed(now, "503")
+    assert pauses == [2, 4, 8, 10, 10]
+    breaker.admit(now + 10)
+    breaker.succeeded()
+    assert (breaker.state, breaker.admit(now + 10)) == (BreakerState.CLOSED, 0)
+    for _ in range(3):
+        breaker.failed(0, "503")
+    assert breaker.wait(0) == 2
+
+
+def test_a_trial_whose_asker_has_gone_is_given_to_the_next() -> None:
+    breaker = tripped()
+    assert breaker.admit(2) == 0
+    breaker.abandoned(3)
+    assert breaker.admit(3) == 0
+
+
+def test_what_the_other_side_asks_for_is_kept_to() -> None:
+    """Retry-After is longer than the pause; within reason."""
+    for asked, waited in ((25, 25), (1, 2), (1e300, 60), (-5, 2), (math.nan, 2)):
+        breaker = Breaker(threshold=1, first_pause=2)
+        breaker.failed(0, "429", retry_after=asked)
+        assert breaker.wait(0) == waited
+
+
+@given(st.lists(st.sampled_from(["ask", "fail", "succeed", "abandon", "second"]), max_size=60))
+def test_it_never_closes_for_good(events: list[str]) -> None:
+    """Whatever happens, after the longest time somebody may ask again."""
+    breaker, now = Breaker(threshold=2), 0.0
+    for event in events:
+        match event:
+            case "ask":
+                breaker.admit(now)
+            case "fail":
+                breaker.failed(now, "x")
+            case "succeed":
+                breaker.succeeded()
+            case "abandon":
+                breaker.abandoned(now)
+            case _:
+                now += 1
+    assert breaker.admit(now + 30) == 0
+
+
+class Stub:
+    """An orchestrator that answers as told; `hang` makes it never answer."""
+
+    name = "stub"
+
+    def __init__(self, answer: object = None, *, hang: bool = False) -> None:
+        self.answer = answer
+        self.hang = hang
+        self.calls = 0
+
+    async def _any(self) -> object:
+        self.calls += 1
+        if self.hang:
+            await asyncio.Event().wait()
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    async def deploy(self, spec: DeploySpec) -> Deployment:
+        return await self._any()  # type: ignore[return-value] # on purpose
+
+    async def get(self, deployment_id: str) -> Deployment | None:
+        return await self._any()  # type: ignore[return-value] # on purpose
+
+    async def stop(self, deployment_id: str) -> None:
+        await self._any()
+
+    async def list(self) -> list[Deployment]:
+        return await self._any()  # type: ignore[return-value] # on purpose
+
+    async def events(self) -> AsyncIterator[Deployment]:
+        return
+        yield
+
+    async def close(self) -> None:
+        pass
+
+
+def deployment(**changes: object) -> Deployment:
+    known = {"deployment_id": "arena-1", "game": "arena", "version": "1", "state": RunState.RUNNING}
+    return Deployment(**{**known, **changes})  # type: ignore[arg-type] # by test
+
+
+def test_guarded_it_is_still_an_orchestrator() -> None:
+    assert isinstance(Guarded(FakeOrchestrator()), Orchestrator)
+
+
+async def test_what_cannot_start_servers_may_still_stop_them() -> None:
+    """Each kind of call has a breaker of its own; while it is open the orchestrator is left alone."""
+    fake = FakeOrchestrator()
+    guarded = Guarded(fake, threshold=3, first_pause=20)
+    fake.fail("deploy", BUSY, times=100)
+    for _ in range(3):
+        with pytest.raises(OrchestratorUnavailable, match="503"):
+            await guarded.deploy(SPEC)
+    with pytest.raises(LeftAlone, match=r"3 times in a row \(503\).* again in 20 s") as caught:
+        await guarded.deploy(SPEC)
+    assert caught.value.retry_after == pytest.approx(20, abs=1)
+    assert len(fake.calls) == 3
+    await guarded.stop("arena-1")
+    assert await guarded.list() == []
+    assert guarded.describe().state == "open"
+    assert [failing.operation for failing in guarded.describe().failing] == ["deploy"]
+
+
+async def test_a_no_is_an_answer() -> None:
+    """No room, no such game, or an image that cannot be fetched: nothing is wrong with the orchestrator, and the games
+    beside that one start."""
+    fake = FakeOrchestrator()
+    guarded = Guarded(fake, threshold=1)
+    fake.fail("deploy", NoCapacity("full", retryable=True))
+    fake.fail("deploy", OrchestratorError("no such game"))
+    fake.fail("deploy", GameUnavailable("its image cannot be fetched", retryable=True))
+    for _ in range(3):
+        with pytest.raises(OrchestratorError):
+            await guarded.deploy(SPEC)
+    assert guarded.describe() == OrchestratorStatus("fake", "closed")
+
+
+@pytest.mark.row(39, 40)
+@pytest.mark.parametrize(
+    "answer",
+    [
+        deployment(deployment_id="another"),
+        deployment(ports={"udp": Port(7777, 70000, "UDP")}),
+        deployment(ports={"udp": Port(-1, 7777, "UDP")}),
+        deployment(ports={str(n): Port(1, 1, "UDP") for n in range(100)}),
+        deployment(host="evil/path"),
+        deployment(host="x" * 300),
+        deployment(host=None),
+        None,
+        "nonsense",
+        KeyError("ports"),
+        TimeoutError(),
+    ],
+    ids=repr,
+)
+async def test_an_answer_nobody_can_use_is_a_typed_error(answer: object) -> None:
+    """Whatever a client makes of what its service says."""
+    guarded = Guarded(Stub(answer))
+    with pytest.raises(OrchestratorUnavailable) as caught:
+        await guarded.deploy(SPEC)
+    assert caught.value.retryable
+    assert caught.value.may_have_started
+
+
+@pytest.mark.row(40)
+async def test_a_list_says_what_runs_even_where_an_address_is_unusable() -> None:
+    """One odd entry must not blind the reconciler; nobody is sent to the odd address."""
+    good, bad = deployment(), deployment(deployment_id="arena-2", host="a b")
+    found = await Guarded(Stub([good, bad])).list()
+    assert [(d.deployment_id, d.host) for d in found] == [("arena-1", ""), ("arena-2", "")]
+
+
+@pytest.mark.row(39)
+async def test_a_client_without_a_deadline_gets_one() -> None:
+    """It counts as a failure, so the breaker opens."""
+    guarded = Guarded(
+        Stub(hang=True), threshold=1, limits=dict.fromkeys(("deploy", "get", "stop", "list"), 0.02)
+    )
+    with pytest.raises(OrchestratorUnavailable, match="does not answer"):
+        await guarded.list()
+    with pytest.raises(LeftAlone):
+        await guarded.list()
+
+
+class Named(Stub):
+    async def deployment_named(self, native_id: str) -> str | None:
+        return await self._any()  # type: ignore[return-value] # on purpose
+
+
+@pytest.mark.row(39)
+@pytest.mark.parametrize(
+    "stub", [Named(hang=True), Named(KeyError("a mistake")), Named(BUSY)], ids=["hangs", "mistake", "busy"]
+)
+async def test_an_orchestrator_that_does_not_say_whose_a_server_is_holds_nobody_up(stub: Named) -> None:
+    """The message of a server that calls itself by the orchestrator's name is then left to the sweep."""
+    guarded = Guarded(stub, limits=dict.fromkeys(("deploy", "get", "stop", "list"), 0.02))
+    async with asyncio.timeout(2):
+        assert await guarded.deployment_named("4f2a") is None
+
+
+async def test_a_cancelled_trial_leaves_room_for_another() -> None:
+    """Nobody stays locked out by an asker that went away."""
+    stub = Stub(BUSY)
+    guarded = Guarded(stub, threshold=1, first_pause=0.01)
+    with pytest.raises(OrchestratorUnavailable):
+        await guarded.list()
+    await asyncio.sleep(0.02)  # the pause itself
+    stub.hang, stub.answer = True, []
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await guarded.list()
+    stub.hang = False
+    assert await guarded.list() == []
+    assert guarded.describe().state == "closed"
+
+
+@pytest.mark.row(37)
+@pytest.mark.parametrize(("retry_after", "at_least"), [(None, 0.01), (0.1, 0.1)])
+async def test_a_call_is_tried_five_times_with_growing_pauses(
+    retry_after: float | None, at_least: float
+) -> None:
+    """Never sooner than the other side asked for; what helps nothing is not repeated."""
+    stub = Stub(OrchestratorUnavailable("503", retryable=True, retry_after=retry_after))
+    times: list[float] = []
+
+    async def call() -> list[Deployment]:
+        times.append(asyncio.get_running_loop().time())
+        return await stub.list()
+
+    heard: list[int] = []
+    with pytest.raises(OrchestratorUnavailable, match="503"):
+        await retried(call, tries=5, first=0.02, on_failure=lambda number, exc: heard.append(number))
+    assert heard == [1, 2, 3, 4]
+    pauses = [b - a for a, b in itertools.pairwise(times)]
+    assert len(pauses) == 4
+    assert all(pause >= at_least for pause in pauses)
+    stub.answer, stub.calls = OrchestratorError("no such game"), 0
+    with pytest.raises(OrchestratorError, match="no such game"):
+        await retried(stub.list, tries=5, first=0.02, on_failure=lambda number, exc: None)
+    assert stub.calls == 1
+
+
+@pytest.mark.row(37)
+async def test_no_two_come_back_at_the_same_moment() -> None:
+    """Twenty that were told the same Retry-After are spread."""
+    seen: list[float] = []
+
+    async def one() -> None:
+        first = True
+
+        async def call() -> None:
+            nonlocal first
+            if first:
+                first = False
+                raise OrchestratorUnavailable("429", retryable=True, retry_after=0.05)
+            seen.append(asyncio.get_running_loop().time())
+
+        await retried(call, tries=5, first=0.1, on_failure=lambda number, exc: None)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(20):
+            group.create_task(one())
+    assert max(seen) - min(seen) > 0.02

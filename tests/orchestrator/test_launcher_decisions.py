@@ -1,0 +1,328 @@
+"""The launcher's rules without the launcher: what a pid means, whom to adopt, which port, what to say."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from tipoff_launcher import gate
+from tipoff_launcher.backend import Exit, PortWish, StartOrder, Surroundings
+from tipoff_launcher.child_environment import PASSED_ON, child_environment
+from tipoff_launcher.exit_reason import describe
+from tipoff_launcher.identity import Identity, identify, identify_by_ps, lives
+from tipoff_launcher.ports import PortPicker
+from tipoff_launcher.process import ProcessBackend
+from tipoff_launcher.record import Record
+from tipoff_launcher.recovery import Verdict, judge
+from tipoff_launcher.server_log import bound, last_words
+from tipoff_launcher.settings import Settings
+from tipoff_orchestrator_client.base import DeploySpec, NoCapacity, Port, RunState
+from tipoff_shared.games import Game, ProcessSpec
+from tipoff_shared.secret import Secret
+from tipoff_shared.settings import NatsSettings
+
+GATE = Path(gate.__file__)
+
+# Who is meant.
+
+
+def test_a_process_is_known_again_by_pid_and_start() -> None:
+    """The same process is equal to itself, also through the record."""
+    me = identify(os.getpid())
+    assert me is not None
+    assert lives(me)
+    assert Identity.parse(str(me)) == me
+
+
+def test_the_same_pid_with_another_start_is_another_process() -> None:
+    """A pid that was used again does not live."""
+    me = identify(os.getpid())
+    assert me is not None
+    assert not lives(dataclasses.replace(me, started="0.0"))
+
+
+def test_a_zombie_does_not_live() -> None:
+    """It still has its pid, but it is over."""
+    process = subprocess.Popen(["true"])
+    identity = identify(process.pid)
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    if identity is not None:
+        assert not lives(identity)
+    process.wait()
+
+
+def test_without_proc_ps_tells_processes_apart() -> None:
+    """The way of systems other than Linux gives the same answers."""
+    me = identify_by_ps(os.getpid())
+    assert me is not None
+    assert me == identify_by_ps(os.getpid())
+    assert identify_by_ps(2**22 + 1) is None
+
+
+@pytest.mark.parametrize("text", ["", "5", "@", "x@y", "99999999999@a", "5@", "a@5", "5@" + "x" * 100])
+def test_what_is_no_identity_is_none(text: str) -> None:
+    """A damaged record names nobody."""
+    assert Identity.parse(text) is None
+
+
+# The gate.
+
+
+def through_the_gate(word: bytes, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-I", "-S", str(GATE), *arguments]
+    return subprocess.run(command, input=word, capture_output=True, timeout=10, check=False)
+
+
+def test_the_gate_lets_nothing_through_without_the_word() -> None:
+    """A launcher that dies before it wrote down which process it is leaves no server."""
+    done = through_the_gate(b"", "0", "0", "echo", "through")
+    assert (done.returncode, done.stdout) == (125, b"")
+
+
+def test_the_gate_becomes_the_server() -> None:
+    """With its arguments as they are, nothing to read, and a broken pipe ending it as it ends any program."""
+    script = 'echo "$1"; cat; grep SigIgn /proc/$$/status'
+    done = through_the_gate(b"\nmore", "0", "0", "sh", "-c", script, "sh", "a b*")
+    words, ignored = done.stdout.splitlines()
+    assert words == b"a b*"
+    assert int(ignored.split()[1], 16) & (1 << (signal.SIGPIPE - 1)) == 0
+
+
+def test_the_gate_says_what_cannot_be_started() -> None:
+    """For the log of the server."""
+    done = through_the_gate(b"\n", "0", "0", "/no/such/program")
+    assert done.returncode == 127
+    assert done.stderr == b"cannot start /no/such/program: No such file or directory\n"
+
+
+def test_the_gate_goes_home_when_its_parent_is_another_already() -> None:
+    """It died between the fork and our asking to die with it."""
+    done = through_the_gate(b"\n", str(os.getpid() + 1), "0", "echo", "through")
+    assert (done.returncode, done.stdout) == (125, b"")
+
+
+def an_order(game: Game, tmp_path: Path) -> StartOrder:
+    record = Record("g-1", "", game.name, game.version, RunState.STARTING, "process", created_at=0)
+    return StartOrder(record, game, {"PATH": os.environ["PATH"]}, tmp_path / "log", lambda text: None)
+
+
+async def test_a_start_that_is_not_written_down_runs_nothing(tmp_path: Path) -> None:
+    """Whatever goes wrong while the record is written: the command never runs, and no child stays."""
+    backend = ProcessBackend(tmp_path)
+    game = Game("g", "1", process=ProcessSpec(["touch", "started"]))
+    order = an_order(game, tmp_path)
+
+    class Crash(BaseException):
+        pass
+
+    written: list[str] = []
+
+    def crash(native_id: str) -> None:
+        written.append(native_id)
+        raise Crash
+
+    with pytest.raises(Crash):
+        await backend.start(order, crash)
+    identity = Identity.parse(written[0])
+    assert identity is not None
+    assert identify(identity.pid) != identity
+    assert not (tmp_path / "started").exists()
+
+
+# Whom to adopt.
+
+RECORD = Record("g-1", "", "g", "1", RunState.RUNNING, "process", created_at=1000.0)
+GAME = Game("g", "1", start_timeout=30)
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict"),
+    [
+        pytest.param({"has_lease": True}, Verdict.ADOPT, id="its lease lives"),
+        pytest.param({"has_lease": True, "game": None}, Verdict.ADOPT, id="also when the game is gone"),
+        pytest.param({}, Verdict.STOP, id="no lease for the whole grace"),
+        pytest.param({"found_for": 19}, Verdict.WAIT, id="just found"),
+        pytest.param({"connected_for": 19}, Verdict.WAIT, id="NATS is just back: every lease has expired"),
+        pytest.param({"connected_for": None}, Verdict.WAIT, id="NATS is away"),
+        pytest.param({"has_lease": None}, Verdict.WAIT, id="the store does not answer"),
+        pytest.param({"now": 1029}, Verdict.WAIT, id="it may still be starting"),
+        pytest.param({"game": Game("g", "1", ready="running")}, Verdict.ADOPT, id="it never writes a lease"),
+        pytest.param({"game": None, "now": 1001}, Verdict.STOP, id="a game nobody knows any more"),
+    ],
+)
+def test_whom_a_restarted_launcher_adopts(changes: dict[str, object], verdict: Verdict) -> None:
+    """A lease decides; its absence only after the grace."""
+    asked: dict[str, object] = {
+        "game": GAME,
+        "has_lease": False,
+        "connected_for": 60.0,
+        "found_for": 60.0,
+        "grace": 20.0,
+        "now": 2000.0,
+        **changes,
+    }
+    assert judge(RECORD, **asked) is verdict  # type: ignore[arg-type] # a table of any of them
+
+
+# What to say.
+
+
+@pytest.mark.parametrize(
+    ("code", "stopped", "said", "reason"),
+    [
+        (3, False, "no map", "exited with code 3; its last words: no map"),
+        (3, False, "", "exited with code 3"),
+        (0, False, "bye", "exited with code 0"),
+        (-9, False, "", "killed by signal 9 (SIGKILL)"),
+        (-63, False, "", "killed by signal 63"),
+        (0, True, "bye", "stopped"),
+        (-15, True, "bye", "stopped"),
+        (-9, True, "bye", "stopped, by force"),
+        (None, False, "", "ended (with which code is not known: an earlier launcher started it)"),
+    ],
+)
+def test_the_reason_of_an_end_is_for_people(code: int | None, stopped: bool, said: str, reason: str) -> None:
+    """How it ended, and what it said where that explains it."""
+    assert describe(Exit(code), stopped=stopped, last_words=said) == reason
+
+
+def test_last_words_are_few_plain_and_without_secrets(tmp_path: Path) -> None:
+    """The last lines in one, no control characters, secrets struck out."""
+    log = tmp_path / "log"
+    log.write_bytes(b"old\n" * 10 + b"\x1b[31mred\x1b[0m\a\n\nkey ABCDEF\n\xff\nend\n")
+    assert last_words(log, ["abcdef", ""]) == "old | red | key *** | \ufffd | end"
+    log.write_text("x" * 5000)
+    assert len(last_words(log)) <= 603
+    log.write_text("secret" * 2000 + "\nend")  # the tail begins within a line that may hold a secret
+    assert last_words(log, ["secret" * 2000]) == "end"
+    assert last_words(tmp_path / "missing") == ""
+
+
+def test_a_log_over_its_size_is_moved_aside_with_its_newest_part(tmp_path: Path) -> None:
+    """Whoever writes goes on in the emptied file."""
+    log = tmp_path / "server.log"
+    log.write_text("old" + "n" * 100)
+    assert not bound(log, 200)
+    assert bound(log, 100)
+    assert log.read_text() == ""
+    assert (tmp_path / "server.log.1").read_text() == "n" * 100
+    assert not bound(tmp_path / "missing", 100)
+
+
+# Which port.
+
+
+def test_ports_go_round_the_range_and_leave_out_what_is_in_use() -> None:
+    """Not held by our servers, not used by others, and a freed one comes last."""
+    picker = PortPicker(range(10, 15), lambda port, protocol: port != 11)
+    first = picker.pick({"game": PortWish("udp"), "web": PortWish("tcp")}, held=set())
+    assert [port.external for port in first.values()] == [10, 12]
+    assert picker.pick({"game": PortWish("udp")}, held={10, 12})["game"].external == 13
+    assert picker.pick({"game": PortWish("udp")}, held=set())["game"].external == 14
+    assert picker.pick({"game": PortWish("udp")}, held=set())["game"].external == 10
+
+
+def test_no_port_left_is_no_capacity() -> None:
+    """The message names the setting."""
+    with pytest.raises(NoCapacity, match="TIPOFF_LAUNCHER_PORT_RANGE"):
+        PortPicker(range(10, 12), lambda port, protocol: True).pick({"game": PortWish("udp")}, held={10, 11})
+
+
+# Settings.
+
+
+@pytest.mark.parametrize(
+    ("public", "bind", "listen_on"),
+    [
+        ("127.0.0.1", "", "127.0.0.1"),
+        ("localhost", "", "127.0.0.1"),
+        ("192.168.1.5,127.0.0.1", "", "0.0.0.0"),
+        ("game.example.org", "", "0.0.0.0"),
+        ("192.168.1.5", "192.168.1.5", "192.168.1.5"),
+    ],
+)
+def test_servers_listen_where_players_can_reach_them(public: str, bind: str, listen_on: str) -> None:
+    """Loopback alone when only this host plays."""
+    assert Settings(public_host=public, bind_host=bind).listen_on == listen_on
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"port_range": "80-90"},
+        {"port_range": "30000"},
+        {"max_servers": 0},
+        {"public_host": "a b"},
+        {"public_host": ""},
+        {"host": "a.b"},
+        {"unknown": 1},
+    ],
+)
+def test_settings_out_of_range_are_refused(wrong: dict[str, object]) -> None:
+    """At the start, not at the first server."""
+    with pytest.raises(ValidationError):
+        Settings(**wrong)  # type: ignore[arg-type] # wrong by intention
+
+
+def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """TIPOFF_LAUNCHER_..., and TIPOFF_GAMES as for every service."""
+    monkeypatch.setenv("TIPOFF_LAUNCHER_MAX_SERVERS", "7")
+    monkeypatch.setenv("TIPOFF_GAMES", str(tmp_path / "games.toml"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    settings = Settings()
+    assert (settings.max_servers, settings.games) == (7, tmp_path / "games.toml")
+    assert settings.state_dir == tmp_path / "tipoff"
+
+
+def variables(settings: Settings, nats: NatsSettings, **env: str) -> dict[str, str]:
+    return child_environment(
+        {"PATH": "/bin", "SECRET": "x"},
+        DeploySpec("g-1", "g", "1", 4),
+        Game("g", "1"),
+        settings,
+        nats,
+        key_file=Path("/key"),
+        ports={"udp": Port(1, 2, "udp")},
+        surroundings=Surroundings(env, PASSED_ON, settings.listen_on),
+        arbitrium={},
+    )
+
+
+def test_a_game_may_say_how_its_servers_listen_but_not_who_they_are() -> None:
+    """What games.toml sets wins over what the launcher passes on, and loses against the identity."""
+    settings = Settings(tls_cert="/cert.pem", tls_key="/key.pem")
+    nats = NatsSettings(user="launcher", password=Secret("mine"))
+    found = variables(settings, nats)
+    assert (found["TIPOFF_TLS_CERT"], found["TIPOFF_TLS_KEY"]) == ("/cert.pem", "/key.pem")
+    assert found["TIPOFF_PORTS"] == '{"udp":{"internal":1,"external":2,"protocol":"udp"}}'
+    assert (found["NATS_USER"], found["NATS_PASSWORD"]) == ("launcher", "mine")
+    own = {"TIPOFF_BIND_HOST": "10.0.0.1", "TIPOFF_GAME": "other", "NATS_USER": "gameserver"}
+    found = variables(settings, nats, **own)
+    assert (found["TIPOFF_BIND_HOST"], found["TIPOFF_GAME"]) == ("10.0.0.1", "g")
+    assert found["NATS_USER"] == "gameserver"
+    assert "NATS_PASSWORD" not in found  # the launcher's own goes to nobody who has another
+
+
+async def test_without_pidfd_an_end_is_noticed_by_looking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Old kernels, and systems that are not Linux."""
+
+    def missing(pid: int, flags: int = 0) -> int:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(os, "pidfd_open", missing)
+    game = Game("g", "1", process=ProcessSpec(["sh", "-c", "exit 4"]))
+    order = an_order(game, tmp_path)
+    server = await ProcessBackend(tmp_path).start(order, lambda native_id: None)
+    begin = time.monotonic()
+    assert (await server.ended()).code == 4
+    assert time.monotonic() - begin < 2

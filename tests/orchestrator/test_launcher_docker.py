@@ -1,0 +1,432 @@
+"""The docker back end with a real engine: how containers start, what they may, how they end, what is left (nothing)."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import socket
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # docker_engine
+
+from docker_engine import docker
+
+from tipoff_launcher.docker import container
+from tipoff_launcher.docker.backend import DockerBackend
+from tipoff_launcher.docker.engine import Engine
+from tipoff_orchestrator_client.base import (
+    Deployment,
+    DeploySpec,
+    NoCapacity,
+    NotConfigured,
+    OrchestratorError,
+    RunState,
+)
+from tipoff_orchestrator_client.launcher import LauncherOrchestrator
+from tipoff_shared.games import Game, Games
+from tipoff_shared.nats_connection import Bus
+from tipoff_shared.netcode.keys import PrivateKey
+from tipoff_shared.secret import Secret
+from tipoff_shared.settings import NatsSettings
+
+pytestmark = [pytest.mark.slow, pytest.mark.docker]
+
+Spec = Callable[..., DeploySpec]
+Eventually = Callable[..., Awaitable[None]]
+Running = Callable[..., list[str]]
+MakeGame = Callable[..., Game]
+MakeGames = Callable[..., Games]
+
+ECHO = (
+    "import json, os, socket\n"
+    "port = json.loads(os.environ['TIPOFF_PORTS'])['udp']\n"
+    "sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+    "sock.bind((os.environ['TIPOFF_BIND_HOST'], port['internal']))\n"
+    "while True:\n"
+    "    data, peer = sock.recvfrom(100)\n"
+    "    sock.sendto(data + os.environ['TIPOFF_DEPLOYMENT_ID'].encode(), peer)\n"
+)
+
+
+@pytest.fixture
+def client(nats: Bus) -> LauncherOrchestrator:
+    return LauncherOrchestrator(nats)
+
+
+@pytest.fixture
+def games_of(tmp_path: Path, key: PrivateKey, make_docker_game: MakeGame) -> MakeGames:
+    """games.toml with these scripts, or games."""
+
+    def make(*games: Game, **scripts: str) -> Games:
+        known = [*games, *(make_docker_game(name, script) for name, script in scripts.items())]
+        return Games({game.key: game for game in known}, {game.key: key for game in known}, tmp_path)
+
+    return make
+
+
+def volumes(namespace: str, spec: DeploySpec) -> list[str]:
+    """What lies beside the container of that server."""
+    filters = (f"label=tipoff.namespace={namespace}", f"label=tipoff.deployment={spec.deployment_id}")
+    return docker("volume", "ls", "-q", *[part for text in filters for part in ("--filter", text)]).split()
+
+
+def log_of(launcher: Any, id: str) -> str:
+    return str((launcher.settings.state_dir / "deployments" / id / "server.log").read_text())
+
+
+async def ended(client: LauncherOrchestrator, id: str, timeout: float = 15) -> Deployment:
+    """The deployment, when it has ended."""
+    async with asyncio.timeout(timeout):
+        while True:
+            known = await client.get(id)
+            if known is not None and known.state is RunState.STOPPED:
+                return known
+            await asyncio.sleep(0.05)
+
+
+# What it may, and what it is told.
+
+
+async def test_secrets_are_files_that_only_the_server_finds(
+    docker_launcher: Any,
+    games_of: MakeGames,
+    key: PrivateKey,
+    settings: NatsSettings,
+    client: LauncherOrchestrator,
+    running_containers: Running,
+    spec: Spec,
+    eventually: Eventually,
+    namespace: str,
+) -> None:
+    """Neither the key nor the password shows in `docker inspect`; the server has both."""
+    games = games_of(
+        reader='sha256sum < "$TIPOFF_PRIVATE_KEY_FILE"; sha256sum < "$NATS_PASSWORD_FILE"; '
+        "rm -f /run/tipoff/* ; echo x > /run/tipoff/new; ls /run/tipoff; exec sleep 300"
+    )
+    nats = replace(settings, user="gs", password=Secret("canary-password"))
+    async with docker_launcher(games, server_nats_user="gs") as launcher:
+        launcher.servers._nats = nats  # the test's own NATS asks for no password
+        wanted = spec("reader")
+        await client.deploy(wanted)
+        (container,) = running_containers(wanted.deployment_id)
+        inspected = docker("inspect", container)
+        assert key.reveal().hex() not in inspected
+        assert "canary-password" not in inspected
+        await eventually(lambda: "nats_password\nprivate_key" in docker("logs", container))
+        said = docker("logs", container)
+        assert hashlib.sha256(key.reveal().hex().encode()).hexdigest() in said
+        assert hashlib.sha256(b"canary-password").hexdigest() in said
+        assert len(volumes(namespace, wanted)) == 1
+        await client.stop(wanted.deployment_id)
+    assert not volumes(namespace, wanted)
+
+
+@pytest.mark.row(59)
+async def test_a_server_cannot_leave_what_it_was_given(
+    docker_launcher: Any, games_of: MakeGames, client: LauncherOrchestrator, spec: Spec
+) -> None:
+    """Seen from inside: no capabilities, none to be had, nothing to write to but /tmp."""
+    games = games_of(
+        curious="grep -E 'CapEff|CapBnd|NoNewPrivs' /proc/self/status; touch /x /etc/x /run/tipoff/x; "
+        "touch /tmp/x && echo tmp-ok; ls /var/run/docker.sock; exit 5"
+    )
+    async with docker_launcher(games) as launcher:
+        wanted = spec("curious")
+        await client.deploy(wanted)
+        known = await ended(client, wanted.deployment_id)
+        assert "code 5" in known.reason
+        said = log_of(launcher, wanted.deployment_id)
+    for line in ("CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1", "tmp-ok"):
+        assert line in said
+    assert said.count("Read-only file system") == 2
+    assert "'/run/tipoff/x': Permission denied" in said
+    assert "cannot access '/var/run/docker.sock'" in said
+
+
+async def test_servers_are_reached_at_ports_of_the_range(
+    docker_launcher: Any,
+    games_of: MakeGames,
+    make_docker_game: MakeGame,
+    client: LauncherOrchestrator,
+    spec: Spec,
+) -> None:
+    """Two at once, each at its own, where the launcher says; what a server binds is what is dialled."""
+    games = games_of(make_docker_game("echo", "", command=["python", "-c", ECHO]))
+    async with docker_launcher(games, port_range="31200-31220"):
+        deployments = [await client.deploy(spec("echo")) for _ in range(2)]
+        ports = [each.ports["udp"] for each in deployments]
+        assert all(port.internal == port.external and 31200 <= port.external <= 31220 for port in ports)
+        for each in deployments:
+            answer = await ask(each.host, each.ports["udp"].external)
+            assert answer == b"hello " + each.deployment_id.encode()
+
+
+async def test_an_image_with_a_port_of_its_own_is_reached_at_one_of_the_range(
+    docker_launcher: Any,
+    games_of: MakeGames,
+    make_docker_game: MakeGame,
+    client: LauncherOrchestrator,
+    spec: Spec,
+) -> None:
+    """`internal` stays what the image listens on."""
+    from tipoff_shared.games import DockerPort
+
+    games = games_of(
+        make_docker_game("echo", "", command=["python", "-c", ECHO], ports={"udp": DockerPort(5000)})
+    )
+    async with docker_launcher(games, port_range="31221-31240"):
+        deployment = await client.deploy(spec("echo"))
+        port = deployment.ports["udp"]
+        assert (port.internal, port.external in range(31221, 31241)) == (5000, True)
+        assert (await ask(deployment.host, port.external)).startswith(b"hello ")
+
+
+async def ask(host: str, port: int) -> bytes:
+    """The answer of an echo server, asked until it is there."""
+    loop = asyncio.get_running_loop()
+    with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sock:
+        sock.setblocking(False)
+        sock.connect((host, port))
+        async with asyncio.timeout(10):
+            while True:
+                try:
+                    await loop.sock_sendall(sock, b"hello ")
+                    async with asyncio.timeout(0.2):
+                        return await loop.sock_recv(sock, 200)
+                except (ConnectionRefusedError, TimeoutError):
+                    await asyncio.sleep(0.05)
+
+
+# What goes wrong.
+
+
+async def test_a_port_that_somebody_else_has_is_left_to_them(
+    docker_launcher: Any,
+    games_of: MakeGames,
+    client: LauncherOrchestrator,
+    spec: Spec,
+    monkeypatch: pytest.MonkeyPatch,
+    running_containers: Running,
+) -> None:
+    """That it is taken shows only when the engine tries, as where the launcher is a container: another one is tried."""
+    monkeypatch.setattr(DockerBackend, "port_is_free", lambda *_: True)
+    with ExitStack() as stack:
+        for port in (31300, 31301):
+            for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+                sock = stack.enter_context(closing(socket.socket(socket.AF_INET, kind)))
+                sock.bind(("127.0.0.1", port))
+                if kind is socket.SOCK_STREAM:
+                    sock.listen()
+        async with docker_launcher(games_of(sleeper="exec sleep 300"), port_range="31300-31303"):
+            wanted = spec()
+            deployment = await client.deploy(wanted)
+            assert {port.external for port in deployment.ports.values()} == {31302, 31303}
+            full = spec()
+            with pytest.raises(NoCapacity, match="TIPOFF_LAUNCHER_PORT_RANGE") as caught:
+                await client.deploy(full)
+            assert caught.value.retryable
+            assert running_containers(full.deployment_id, all=True) == []
+            assert len(running_containers(wanted.deployment_id, all=True)) == 1
+
+
+async def test_what_cannot_be_started_is_not_configured_and_leaves_nothing(
+    docker_launcher: Any,
+    games_of: MakeGames,
+    make_docker_game: MakeGame,
+    client: LauncherOrchestrator,
+    spec: Spec,
+    running_containers: Running,
+) -> None:
+    """A missing image, a missing program, an image or a size that is not allowed: each says what to do."""
+    games = games_of(
+        make_docker_game("no-image", "", image="python:never-made"),
+        make_docker_game("no-program", "", command=["/no/such/program"]),
+        make_docker_game("not-allowed", "", image="alpine:3"),
+        make_docker_game("too-big", "", memory=2000),
+    )
+    words = {
+        "no-image": "TIPOFF_LAUNCHER_DOCKER_PULL",
+        "no-program": "cannot run its command",
+        "not-allowed": "TIPOFF_LAUNCHER_DOCKER_IMAGES",
+        "too-big": "TIPOFF_LAUNCHER_DOCKER_MAX_MEMORY",
+    }
+    limits = {"docker_images": "python:*", "docker_max_memory": 1000, "docker_init": False}
+    async with docker_launcher(games, **limits) as launcher:
+        for name, text in words.items():
+            wanted = spec(name)
+            with pytest.raises(NotConfigured, match=text) as caught:
+                await client.deploy(wanted)
+            assert not caught.value.retryable
+            assert running_containers(wanted.deployment_id, all=True) == []
+        assert not list(launcher.settings.state_dir.glob("deployments/*/private_key"))
+
+
+async def test_a_container_that_exits_at_once_leaves_its_log_and_nothing_else(
+    docker_launcher: Any,
+    client: LauncherOrchestrator,
+    spec: Spec,
+    running_containers: Running,
+    key: PrivateKey,
+) -> None:
+    """Its reason quotes its last words, without the secrets in them."""
+    async with docker_launcher() as launcher:
+        wanted, blab = spec("crash"), spec("blab")
+        await client.deploy(wanted)
+        await client.deploy(blab)
+        known = await ended(client, wanted.deployment_id)
+        assert known.reason.startswith("exited with code 3; its last words: ")
+        assert "no map called dust2" in known.reason
+        assert "no map called dust2" in log_of(launcher, wanted.deployment_id)
+        assert key.reveal().hex() not in (await ended(client, blab.deployment_id)).reason
+        assert running_containers(wanted.deployment_id, all=True) == []
+
+
+async def test_a_server_that_takes_too_much_memory_is_told_so(
+    docker_launcher: Any,
+    games_of: MakeGames,
+    make_docker_game: MakeGame,
+    client: LauncherOrchestrator,
+    spec: Spec,
+) -> None:
+    """Killed by the kernel, explained by the reason."""
+    games = games_of(
+        make_docker_game("hog", "", command=["python", "-c", "x = bytearray(500_000_000)"], memory=32)
+    )
+    async with docker_launcher(games):
+        wanted = spec("hog")
+        await client.deploy(wanted)
+        assert "[game.docker] memory" in (await ended(client, wanted.deployment_id)).reason
+
+
+async def test_a_log_is_bounded_on_the_engines_disk_and_on_ours(
+    docker_launcher: Any, games_of: MakeGames, client: LauncherOrchestrator, spec: Spec
+) -> None:
+    """The newest part is kept."""
+    games = games_of(chatty="seq 1 100000; exit 3")
+    async with docker_launcher(games, max_log_bytes=20_000) as launcher:
+        wanted = spec("chatty")
+        await client.deploy(wanted)
+        assert "100000" in (await ended(client, wanted.deployment_id)).reason
+        directory = launcher.settings.state_dir / "deployments" / wanted.deployment_id
+        assert sum(file.stat().st_size for file in directory.glob("server.log*")) <= 60_000
+
+
+async def test_a_container_that_somebody_removed_is_told_as_ended(
+    docker_launcher: Any, client: LauncherOrchestrator, spec: Spec, running_containers: Running
+) -> None:
+    """`docker rm -f` by hand is a crash like any other."""
+    async with docker_launcher():
+        wanted = spec()
+        await client.deploy(wanted)
+        docker("rm", "-fv", *running_containers(wanted.deployment_id))
+        assert (await ended(client, wanted.deployment_id)).reason
+
+
+async def test_the_secrets_of_a_container_that_somebody_removed_go_too(
+    docker_launcher: Any,
+    client: LauncherOrchestrator,
+    spec: Spec,
+    namespace: str,
+    running_containers: Running,
+) -> None:
+    """`docker rm -f` leaves the volume with the key in it: it is removed, and no volume of a server that plays."""
+    async with docker_launcher() as launcher:
+        gone, plays = spec(), spec()
+        for wanted in (gone, plays):
+            await client.deploy(wanted)
+        docker("rm", "-f", *running_containers(gone.deployment_id))
+        await ended(client, gone.deployment_id)
+        watch = launcher.servers._backend.watch
+        watch._look_every = 0  # what it sees it removes at once
+        await watch.look()
+        for wanted, count in ((gone, 0), (plays, 1)):
+            assert len(volumes(namespace, wanted)) == count
+
+
+async def test_what_a_broken_start_left_is_in_nobodys_way(
+    docker_launcher: Any,
+    client: LauncherOrchestrator,
+    spec: Spec,
+    namespace: str,
+    running_containers: Running,
+) -> None:
+    """A container of ours by that name that nobody knows makes room; a stranger's is left alone, and named."""
+    async with docker_launcher():
+        ours, theirs = spec(), spec()
+        marks = {**container.marks(namespace, "local", ""), "tipoff.deployment": ours.deployment_id}
+        left = [part for name, value in marks.items() for part in ("--label", f"{name}={value}")]
+        name = f"tipoff-{namespace}-"
+        docker("create", "--name", name + ours.deployment_id, *left, "python:3.13-slim", "true")
+        stranger = docker("create", "--name", name + theirs.deployment_id, "python:3.13-slim", "true")
+        try:
+            await client.deploy(ours)
+            assert len(running_containers(ours.deployment_id)) == 1
+            with pytest.raises(OrchestratorError, match="remove it"):
+                await client.deploy(theirs)
+            assert docker("inspect", "-f", "{{.State.Status}}", stranger) == "created"
+        finally:
+            docker("rm", stranger)
+
+
+async def test_kill_ends_the_container_as_a_crash_would(
+    docker_launcher: Any, client: LauncherOrchestrator, spec: Spec
+) -> None:
+    """In demo mode."""
+    async with docker_launcher(demo=True):
+        wanted = spec()
+        await client.deploy(wanted)
+        await client.kill(wanted.deployment_id)
+        assert "SIGKILL" in (await ended(client, wanted.deployment_id)).reason
+
+
+async def test_environment_says_who_and_where_the_server_is(
+    docker_launcher: Any, client: LauncherOrchestrator, spec: Spec, running_containers: Running
+) -> None:
+    """The launcher's own variables stay outside; labels carry what operators look for."""
+    async with docker_launcher(docker_nats_host="host.docker.internal:4222"):
+        wanted = spec()
+        await client.deploy(wanted)
+        (found,) = json.loads(docker("inspect", *running_containers(wanted.deployment_id)))
+        variables = dict(line.split("=", 1) for line in found["Config"]["Env"])
+        assert variables["TIPOFF_DEPLOYMENT_ID"] == wanted.deployment_id
+        assert variables["NATS_HOST"] == "host.docker.internal:4222"
+        assert variables["TIPOFF_BIND_HOST"] == "0.0.0.0"
+        assert "HOME" not in variables
+        assert found["HostConfig"]["ExtraHosts"] == ["host.docker.internal:host-gateway"]
+        labels = found["Config"]["Labels"]
+        assert (labels["tipoff.game"], labels["tipoff.version"]) == ("sleeper", "1")
+
+
+async def test_a_launcher_that_ends_while_it_starts_servers_leaves_none_half_made(
+    docker_launcher: Any,
+    client: LauncherOrchestrator,
+    spec: Spec,
+    namespace: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Given up while the engine was making the container, which it then had made all the same."""
+    create = Engine.create
+    making = asyncio.Event()
+
+    async def slowly(self: Engine, name: str, config: Any) -> str:
+        making.set()
+        await asyncio.sleep(0.5)
+        return await create(self, name, config)
+
+    monkeypatch.setattr(Engine, "create", slowly)
+    async with docker_launcher(stop_servers_on_exit=False) as launcher:
+        deploying = asyncio.create_task(launcher.servers.deploy(spec()))
+        await making.wait()
+        for task in launcher.servers._tasks._tasks:  # as its end does, when it has no time left
+            task.cancel()
+        await asyncio.wait([deploying])
+        assert isinstance(deploying.exception(), OrchestratorError)
+        assert not docker("ps", "-aq", "--filter", f"label=tipoff.namespace={namespace}")

@@ -1,0 +1,183 @@
+"""What a server gets from the launcher, and what nobody gets to see."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import stat
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tipoff_launcher.service import Launcher
+from tipoff_orchestrator_client.base import DeploySpec
+from tipoff_orchestrator_client.launcher import LauncherOrchestrator
+from tipoff_shared.errors import ConfigError
+from tipoff_shared.games import Games
+from tipoff_shared.nats_connection import Bus
+from tipoff_shared.netcode.keys import PrivateKey
+from tipoff_shared.settings import NatsSettings
+
+Spec = Callable[..., DeploySpec]
+Eventually = Callable[..., Awaitable[None]]
+
+
+@pytest.fixture
+def client(nats: Bus) -> LauncherOrchestrator:
+    return LauncherOrchestrator(nats)
+
+
+async def dumped(
+    client: LauncherOrchestrator, spec: DeploySpec, tmp_path: Path, eventually: Eventually
+) -> dict[str, str]:
+    """The environment that a server of the game `dump` found."""
+    file = tmp_path / "environment"
+    await client.deploy(spec)
+    await eventually(lambda: file.exists() and file.read_text().endswith("\n"))
+    return dict(line.split("=", 1) for line in file.read_text().splitlines() if "=" in line)
+
+
+async def test_a_server_learns_everything_from_its_environment(
+    launcher: Launcher,
+    client: LauncherOrchestrator,
+    spec: Spec,
+    games: Games,
+    settings: NatsSettings,
+    key: PrivateKey,
+    tmp_path: Path,
+    eventually: Eventually,
+) -> None:
+    """Who it is, where players and NATS are, and the file with its key."""
+    wanted = spec("dump", environment={"MATCH_MAP": "dust"})
+    found = await dumped(client, wanted, tmp_path, eventually)
+    game = games.get("dump", "1")
+    assert game is not None
+    assert found["TIPOFF_DEPLOYMENT_ID"] == wanted.deployment_id
+    assert (found["TIPOFF_GAME"], found["TIPOFF_VERSION"], found["TIPOFF_CAPACITY"]) == ("dump", "1", "4")
+    assert (found["TIPOFF_PUBLIC_HOST"], found["TIPOFF_BIND_HOST"]) == ("127.0.0.1", "127.0.0.1")
+    assert found["TIPOFF_PROTOCOL_ID"] == str(game.netcode_protocol_id)
+    assert found["TIPOFF_DIALECT"] == "standard"
+    assert found["MATCH_MAP"] == "dust"
+    assert contents(found["TIPOFF_PRIVATE_KEY_FILE"]) == key.reveal().hex()
+    again = NatsSettings.from_environment(found)
+    assert (again.servers, again.namespace) == (settings.servers, settings.namespace)
+    assert again.password.reveal() == settings.password.reveal()
+
+
+async def test_nothing_else_of_the_launchers_environment_is_passed_on(
+    start_launcher: Any,
+    client: LauncherOrchestrator,
+    spec: Spec,
+    tmp_path: Path,
+    eventually: Eventually,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Neither the launcher's secrets nor what would change how the server's Python works."""
+    for name in ("TIPOFF_LAUNCHER_SECRET", "EDGEGAP_TOKEN", "PYTHONPATH", "LD_LIBRARY_PATH", "ARENA_KEY"):
+        monkeypatch.setenv(name, "canary")
+    async with start_launcher():
+        found = await dumped(client, spec("dump"), tmp_path, eventually)
+    assert "canary" not in found.values()
+    allowed = {"PATH", "HOME", "USER", "LOGNAME", "LANG", "TZ", "TMPDIR", "VIRTUAL_ENV", "PYTHONUNBUFFERED"}
+    by_the_shell = {"PWD", "OLDPWD", "SHLVL", "_"}
+    others = {name for name in found if not name.startswith(("TIPOFF_", "ARBITRIUM_", "NATS_", "LC_"))}
+    assert others <= allowed | by_the_shell
+
+
+async def test_the_key_is_a_file_for_its_owner_and_goes_with_the_server(
+    launcher: Launcher, client: LauncherOrchestrator, spec: Spec
+) -> None:
+    """0600 in a 0700 directory; removed when the server has stopped."""
+    wanted = spec()
+    await client.deploy(wanted)
+    directory = launcher.settings.state_dir / "deployments" / wanted.deployment_id
+    file = directory / "private_key"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    assert stat.S_IMODE((directory / "record.json").stat().st_mode) == 0o600
+    await client.stop(wanted.deployment_id)
+    assert not file.exists()
+
+
+async def test_no_secret_is_seen_anywhere(
+    launcher: Launcher,
+    client: LauncherOrchestrator,
+    spec: Spec,
+    key: PrivateKey,
+    settings: NatsSettings,
+    nats: Bus,
+    caplog: pytest.LogCaptureFixture,
+    eventually: Eventually,
+) -> None:
+    """Not in command lines, logs, records, answers or events; not even when the server itself prints them."""
+    caplog.set_level(logging.DEBUG)
+    messages: list[bytes] = []
+
+    async def saw(msg: Any) -> None:
+        messages.append(msg.data)
+
+    await nats.nc.subscribe(nats.subjects.launcher("local", "events"), cb=saw)
+    await nats.flush()
+    running, blab = spec(), spec("blab")
+    await client.deploy(running)
+    await client.deploy(blab)
+    await eventually(lambda: not launcher.servers.runs(blab.deployment_id))
+    ended = await client.get(blab.deployment_id)
+    assert ended is not None
+    assert "***" in ended.reason
+    await eventually(lambda: len(messages) >= 3)
+    records = [path.read_text() for path in launcher.settings.state_dir.glob("deployments/*/record.json")]
+    seen = [*command_lines(), caplog.text, repr(ended), *records, *(data.decode() for data in messages)]
+    for secret in (key.reveal().hex(), settings.password.reveal()):
+        assert not [text for text in seen if secret.lower() in text.lower()]
+
+
+def contents(path: str) -> str:
+    return Path(path).read_text()
+
+
+def command_lines() -> list[str]:
+    found = []
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            found.append(Path(f"/proc/{entry}/cmdline").read_text(errors="replace"))
+        except OSError:
+            continue
+    return found
+
+
+async def test_a_spec_cannot_change_how_the_server_is_started(
+    launcher: Launcher, nats: Bus, spec: Spec, eventually: Eventually
+) -> None:
+    """LD_PRELOAD and PYTHONPATH are commands too: only GAME_... and MATCH_... are let in."""
+    client = LauncherOrchestrator(nats)
+    for name in ("LD_PRELOAD", "PATH", "PYTHONPATH", "TIPOFF_GAME", "NATS_HOST", "BASH_ENV"):
+        with pytest.raises(Exception, match="names are GAME_"):
+            await client.deploy(spec("sleeper", environment={name: "/tmp/evil"}))
+    assert await client.list() == []
+
+
+async def test_a_server_that_outlives_sigterm_has_no_key_left_behind(
+    launcher: Launcher, client: LauncherOrchestrator, spec: Spec, eventually: Eventually
+) -> None:
+    """Also a server that had to be killed."""
+    wanted = spec("stubborn")
+    await client.deploy(wanted)
+    await asyncio.gather(client.stop(wanted.deployment_id), client.stop(wanted.deployment_id))
+    assert not list(launcher.settings.state_dir.glob("deployments/*/private_key"))
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"\xff\xfe", None])
+async def test_a_password_for_servers_that_cannot_be_used_is_named(
+    start_launcher: Any, tmp_path: Path, content: bytes | None
+) -> None:
+    """At the launcher's start, not when no server gets into NATS."""
+    file = tmp_path / "gameserver.password"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ConfigError, match="SERVER_NATS_PASSWORD_FILE"):
+        async with start_launcher(server_nats_user="gs", server_nats_password_file=str(file)):
+            raise AssertionError

@@ -1,0 +1,508 @@
+"""What the launcher promises beyond the contract: ends, limits, ports, and who may ask for what."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from tipoff_launcher.backend import RunningServer, StartOrder
+from tipoff_launcher.process import ProcessBackend
+from tipoff_launcher.record import Records
+from tipoff_launcher.service import Launcher
+from tipoff_orchestrator_client.base import (
+    DeploySpec,
+    NoCapacity,
+    NotConfigured,
+    OrchestratorError,
+    OrchestratorUnavailable,
+    RunState,
+)
+from tipoff_orchestrator_client.launcher import LauncherOrchestrator
+from tipoff_shared.errors import ConfigError
+from tipoff_shared.games import Game, Games, ProcessSpec
+from tipoff_shared.nats_connection import Bus
+
+Spec = Callable[..., DeploySpec]
+Eventually = Callable[..., Awaitable[None]]
+RunningServers = Callable[..., list[int]]
+
+
+@pytest.fixture
+def client(nats: Bus) -> LauncherOrchestrator:
+    return LauncherOrchestrator(nats)
+
+
+def log_of(launcher: Launcher, deployment_id: str) -> str:
+    path = launcher.settings.state_dir / "deployments" / deployment_id / "server.log"
+    return path.read_text() if path.exists() else ""
+
+
+def with_game(games: Games, game: Game) -> Games:
+    known = {known.key: known for known in [*games.all(), game]}
+    key = games.private_key(games.all()[0])
+    return Games(known, dict.fromkeys(known, key), games.base)
+
+
+async def test_the_reason_of_a_crash_quotes_the_servers_last_words(
+    launcher: Launcher, client: LauncherOrchestrator, spec: Spec, eventually: Eventually
+) -> None:
+    """Whoever reads the reason knows what to repair."""
+    wanted = spec("crash")
+    await client.deploy(wanted)
+    await eventually(lambda: not launcher.servers.runs(wanted.deployment_id))
+    known = await client.get(wanted.deployment_id)
+    assert known is not None
+    assert known.reason == "exited with code 3; its last words: starting up | no map called dust2"
+
+
+async def test_the_log_of_a_stopped_server_is_kept(
+    launcher: Launcher, client: LauncherOrchestrator, spec: Spec, eventually: Eventually
+) -> None:
+    """What it said at the end is still there, also what it said on SIGTERM."""
+    wanted = spec("tidy")
+    await client.deploy(wanted)
+    await eventually(lambda: "ready" in log_of(launcher, wanted.deployment_id))
+    await client.stop(wanted.deployment_id)
+    assert log_of(launcher, wanted.deployment_id).endswith("tidied up\n")
+
+
+async def test_only_the_newest_stopped_servers_are_kept(
+    start_launcher: Any, client: LauncherOrchestrator, spec: Spec
+) -> None:
+    """Old logs go, and an id whose log is gone is not started again all the same."""
+    async with start_launcher(keep_stopped=2) as launcher:
+        specs = [spec() for _ in range(4)]
+        for wanted in specs:
+            await client.deploy(wanted)
+            await client.stop(wanted.deployment_id)
+        kept = sorted(path.name for path in (launcher.settings.state_dir / "deployments").iterdir())
+        assert kept == sorted(wanted.deployment_id for wanted in specs[2:])
+        assert (await client.deploy(specs[0])).state is RunState.STOPPED
+
+
+async def test_a_log_cannot_fill_the_disk(
+    start_launcher: Any, client: LauncherOrchestrator, spec: Spec, eventually: Eventually
+) -> None:
+    """A server that never stops talking goes on, but the log is cut to its size; the part before is kept once."""
+    async with start_launcher(max_log_bytes=20_000) as launcher:
+        wanted = spec("chatty")
+        await client.deploy(wanted)
+        path = launcher.settings.state_dir / "deployments" / wanted.deployment_id / "server.log"
+        for _ in range(2):
+            await eventually(lambda: path.exists() and path.stat().st_size > 20_000)
+            launcher.servers.bound_logs()
+        assert path.with_name("server.log.1").stat().st_size <= 20_000
+        await eventually(lambda: path.stat().st_size > 0)  # it goes on writing at the beginning
+        assert path.read_bytes()[:1] != b"\0"
+        await client.stop(wanted.deployment_id)
+
+
+async def test_stop_ends_what_the_server_has_started(
+    launcher: Launcher,
+    client: LauncherOrchestrator,
+    spec: Spec,
+    running_servers: RunningServers,
+    eventually: Eventually,
+) -> None:
+    """The whole process group goes."""
+    wanted = spec("family")
+    await client.deploy(wanted)
+    await eventually(lambda: len(running_servers(wanted.deployment_id)) == 3)
+    await client.stop(wanted.deployment_id)
+    assert running_servers(wanted.deployment_id) == []
+
+
+async def test_a_crash_takes_along_what_the_server_has_started(
+    start_launcher: Any,
+    client: LauncherOrchestrator,
+    spec: Spec,
+    running_servers: RunningServers,
+    eventually: Eventually,
+) -> None:
+    """No helper process outlives its server."""
+    async with start_launcher(demo=True):
+        wanted = spec("family")
+        await client.deploy(wanted)
+        await eventually(lambda: len(running_servers(wanted.deployment_id)) == 3)
+        await client.kill(wanted.deployment_id)
+        await eventually(lambda: running_servers(wanted.deployment_id) == [])
+
+
+async def test_a_server_behind_a_wrapper_gets_the_grace_too(
+    launcher: Launcher, client: LauncherOrchestrator, spec: Spec, eventually: Eventually
+) -> None:
+    """A shell that dies at once on SIGTERM does not take the time from the server that it has started."""
+    wanted = spec("guardian")
+    await client.deploy(wanted)
+    await eventually(lambda: "ready" in log_of(launcher, wanted.deployment_id))
+    await client.stop(wanted.deployment_id)
+    assert "tidied up" in log_of(launcher, wanted.deployment_id)
+
+
+async def test_no_zombie_and_no_descriptor_stays(
+    launcher: Launcher, client: LauncherOrchestrator, spec: Spec, eventually: Eventually
+) -> None:
+    """Starting and ending leaves the launcher as it was."""
+    await client.deploy(first := spec("crash"))
+    await eventually(lambda: not launcher.servers.runs(first.deployment_id))
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(10):
+        crash, sleeper = spec("crash"), spec()
+        await client.deploy(crash)
+        await client.deploy(sleeper)
+        await client.stop(sleeper.deployment_id)
+        await eventually(lambda id=crash.deployment_id: not launcher.servers.runs(id))
+    assert len(os.listdir("/proc/self/fd")) <= before + 1
+    assert zombies_of(os.getpid()) == []
+
+
+def zombies_of(parent: int) -> list[int]:
+    found = []
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            state, ppid = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[:2]
+        except OSError:
+            continue
+        if state == "Z" and int(ppid) == parent:
+            found.append(int(entry))
+    return found
+
+
+async def test_more_servers_than_the_host_takes_are_refused(
+    start_launcher: Any, client: LauncherOrchestrator, spec: Spec
+) -> None:
+    """`NoCapacity` names the setting; a stopped server makes room."""
+    async with start_launcher(max_servers=2):
+        first = spec()
+        await client.deploy(first)
+        await client.deploy(spec())
+        with pytest.raises(NoCapacity, match="TIPOFF_LAUNCHER_MAX_SERVERS") as caught:
+            await client.deploy(spec())
+        assert caught.value.retryable
+        await client.deploy(first)  # a repeat needs no room
+        await client.stop(first.deployment_id)
+        await client.deploy(spec())
+
+
+async def test_a_game_that_asks_for_ports_gets_free_ones(
+    start_launcher: Any, games: Games, client: LauncherOrchestrator, spec: Spec, tmp_path: Path
+) -> None:
+    """They are known before the server starts, differ between servers, and somebody else's are left out."""
+    process = ProcessSpec(["./dump.sh"], env={"HOME": str(tmp_path)}, ports={"game": "udp", "web": "tcp"})
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        first = min(taken.getsockname()[1], 65000)
+        async with start_launcher(
+            with_game(games, Game("ported", "1", process=process)), port_range=f"{first}-{first + 200}"
+        ):
+            one = await client.deploy(spec("ported"))
+            two = await client.deploy(spec("ported"))
+            ports = [port.external for known in (one, two) for port in known.ports.values()]
+            assert len(set(ports)) == 4
+            assert first not in (one.ports["game"].external, two.ports["game"].external)
+            assert one.ports["game"].protocol == "udp"
+
+
+async def test_kill_is_there_in_demo_mode_only(
+    start_launcher: Any, client: LauncherOrchestrator, spec: Spec, eventually: Eventually
+) -> None:
+    """It looks like a crash; outside the demo nobody listens."""
+    wanted = spec()
+    async with start_launcher(demo=True) as launcher:
+        await client.deploy(wanted)
+        await client.kill(wanted.deployment_id)
+        await eventually(lambda: not launcher.servers.runs(wanted.deployment_id))
+        known = await client.get(wanted.deployment_id)
+        assert known is not None
+        assert known.reason == "killed by signal 9 (SIGKILL)"
+        with pytest.raises(OrchestratorError, match="does not run"):
+            await client.kill(wanted.deployment_id)
+    async with start_launcher():
+        with pytest.raises(OrchestratorUnavailable, match="nobody listens"):
+            await client.kill(wanted.deployment_id)
+
+
+async def test_a_second_launcher_of_the_same_name_is_refused(
+    launcher: Launcher, start_launcher: Any, tmp_path: Path
+) -> None:
+    """Two would each start what the other has."""
+    with pytest.raises(ConfigError, match="TIPOFF_LAUNCHER_HOST"):
+        async with start_launcher(state_dir=tmp_path / "other"):
+            pass
+
+
+async def test_a_state_directory_in_use_is_refused(launcher: Launcher, start_launcher: Any) -> None:
+    """Two would adopt each other's servers."""
+    with pytest.raises(ConfigError, match="TIPOFF_LAUNCHER_STATE_DIR"):
+        async with start_launcher(host="another"):
+            pass
+
+
+async def test_a_state_directory_that_cannot_be_used_is_named(start_launcher: Any, tmp_path: Path) -> None:
+    """Before anything is started."""
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="TIPOFF_LAUNCHER_STATE_DIR"):
+        async with start_launcher(state_dir=tmp_path / "file"):
+            pass
+
+
+async def test_a_game_whose_start_fails_oddly_harms_no_other(
+    start_launcher: Any, games: Games, client: LauncherOrchestrator, spec: Spec
+) -> None:
+    """A command no system takes (a zero byte in it) is an error for the one who asked."""
+    odd = Game("odd", "1", process=ProcessSpec(["sh", "-c", "a\0b"]))
+    async with start_launcher(with_game(games, odd)) as launcher:
+        await client.deploy(well := spec())
+        with pytest.raises(OrchestratorError, match="its log says why"):
+            await client.deploy(spec("odd"))
+        assert not launcher.failed.is_set()
+        assert [known.deployment_id for known in await client.list()] == [well.deployment_id]
+
+
+async def test_leaving_stops_every_server_at_once(
+    start_launcher: Any, client: LauncherOrchestrator, spec: Spec, running_servers: RunningServers
+) -> None:
+    """Under `tipoff up`: all together within one grace, also those that do not want to."""
+    async with start_launcher() as launcher:
+        for game in ("sleeper", "stubborn", "stubborn", "family"):
+            await client.deploy(spec(game))
+        begin = time.monotonic()
+    assert time.monotonic() - begin < launcher.settings.stop_grace + 2
+    assert running_servers() == []
+
+
+async def test_a_deployment_id_of_another_game_is_refused(
+    launcher: Launcher, client: LauncherOrchestrator, spec: Spec
+) -> None:
+    """An id means one server for ever."""
+    await client.deploy(spec("sleeper", id="same"))
+    with pytest.raises(OrchestratorError, match="cannot be 'tidy'") as caught:
+        await client.deploy(spec("tidy", id="same"))
+    assert not caught.value.retryable
+
+
+@pytest.mark.parametrize(
+    ("process", "complaint"),
+    [
+        (ProcessSpec(["./missing.sh"]), "'./missing.sh' is not found"),
+        (ProcessSpec(["no-such-program"]), "'no-such-program' is not found"),
+        (ProcessSpec(["sh"], cwd="nowhere"), "is not a directory"),
+        (None, r"no \[game.process\]"),
+    ],
+)
+async def test_a_game_that_cannot_be_started_here_says_why(
+    start_launcher: Any,
+    games: Games,
+    client: LauncherOrchestrator,
+    spec: Spec,
+    process: ProcessSpec | None,
+    complaint: str,
+) -> None:
+    """`NotConfigured`, with what is wrong in games.toml."""
+    async with start_launcher(with_game(games, Game("broken", "1", process=process))):
+        with pytest.raises(NotConfigured, match=complaint):
+            await client.deploy(spec("broken"))
+
+
+async def test_python_means_this_interpreter_and_an_exec_that_fails_is_told(
+    start_launcher: Any, games: Games, client: LauncherOrchestrator, spec: Spec, eventually: Eventually
+) -> None:
+    """`python` needs no PATH; a script without an interpreter ends with the reason."""
+    (games.base / "odd.sh").write_text("#!/no/such/interpreter\n")
+    (games.base / "odd.sh").chmod(0o700)
+    show = ["python", "-c", "import sys; sys.exit(sys.executable)"]
+    both = with_game(games, Game("py", "1", process=ProcessSpec(show)))
+    both = with_game(both, Game("odd", "1", process=ProcessSpec(["./odd.sh"])))
+    async with start_launcher(both) as launcher:
+        for name, words in (("py", sys.executable), ("odd", "cannot start")):
+            wanted = spec(name)
+            await client.deploy(wanted)
+            await eventually(lambda id=wanted.deployment_id: not launcher.servers.runs(id))
+            known = await client.get(wanted.deployment_id)
+            assert known is not None
+            assert words in known.reason
+
+
+async def test_a_server_that_cannot_be_written_down_is_not_started(
+    launcher: Launcher,
+    client: LauncherOrchestrator,
+    spec: Spec,
+    running_servers: RunningServers,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """First the record, then the server: with a full disk nothing runs, and the caller hears it."""
+    save = Records.save
+    wanted = spec("dump")
+
+    def full(self: Records, record: Any) -> None:
+        if record.native_id:
+            raise OSError(28, "No space left on device")
+        save(self, record)
+
+    monkeypatch.setattr(Records, "save", full)
+    with pytest.raises(OrchestratorUnavailable, match="No space left") as caught:
+        await client.deploy(wanted)
+    assert caught.value.retryable
+    assert running_servers(wanted.deployment_id) == []
+    assert not (launcher.settings.state_dir.parent / "environment").exists()
+    monkeypatch.undo()
+    assert (await client.deploy(wanted)).state is RunState.RUNNING  # the same id may try again
+
+
+async def test_a_start_that_is_given_up_slowly_may_be_stopped_again(
+    launcher: Launcher, spec: Spec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine takes its time to undo what it has done: each stop says that it is not over, until it is."""
+    undone = asyncio.Event()
+
+    async def slow(self: ProcessBackend, order: StartOrder, write_down: object) -> RunningServer:
+        order.progress("fetching")
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await undone.wait()
+        raise AssertionError
+
+    monkeypatch.setattr(ProcessBackend, "start", slow)
+    wanted = spec()
+    await launcher.servers.deploy(wanted)
+    for _ in range(2):
+        with pytest.raises(OrchestratorUnavailable, match="still there"):
+            await launcher.servers.stop(wanted.deployment_id, margin=0)
+    undone.set()
+    await launcher.servers.stop(wanted.deployment_id)
+    assert (await launcher.servers.deploy(wanted)).state is RunState.STOPPED
+
+
+async def test_what_was_stopped_while_its_start_failed_is_not_started_again(
+    launcher: Launcher, spec: Spec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deploy that comes twice, or late, after the stop."""
+    failing = asyncio.Event()
+
+    async def fail(self: ProcessBackend, order: StartOrder, write_down: object) -> RunningServer:
+        await failing.wait()
+        raise NoCapacity("no")
+
+    wanted = spec()
+    with monkeypatch.context() as changed:
+        changed.setattr(ProcessBackend, "start", fail)
+        deploying = asyncio.create_task(launcher.servers.deploy(wanted))
+        await asyncio.sleep(0)
+        stopping = asyncio.create_task(launcher.servers.stop(wanted.deployment_id))
+        await asyncio.sleep(0)
+        failing.set()
+        await stopping
+        with pytest.raises(NoCapacity):
+            await deploying
+    assert (await launcher.servers.deploy(wanted)).state is RunState.STOPPED
+
+
+async def test_a_server_that_asks_for_its_end_again_and_again_is_stopped_once(
+    launcher: Launcher, spec: Spec, eventually: Eventually
+) -> None:
+    """However often it asks, it costs one task."""
+    wanted = spec("stubborn")
+    await launcher.servers.deploy(wanted)
+    before = len(launcher.servers._tasks._tasks)
+    for _ in range(5):
+        launcher.servers.stop_soon(wanted.deployment_id)
+        await asyncio.sleep(0)
+    assert len(launcher.servers._tasks._tasks) == before + 1
+    await eventually(lambda: not launcher.servers.runs(wanted.deployment_id))
+
+
+async def test_too_many_requests_are_told_to_come_again(
+    start_launcher: Any, client: LauncherOrchestrator, spec: Spec, eventually: Eventually
+) -> None:
+    """The bound on requests in hand is an answer, not a silence."""
+    async with start_launcher(max_requests=1) as launcher:
+        wanted = spec("stubborn")
+        await client.deploy(wanted)
+        await eventually(lambda: "ready" in log_of(launcher, wanted.deployment_id))
+        stopping = asyncio.create_task(client.stop(wanted.deployment_id))
+        await eventually(lambda: launcher._handlers.full)
+        with pytest.raises(OrchestratorUnavailable, match="busy") as caught:
+            await client.list()
+        assert caught.value.retry_after == 1
+        await stopping
+
+
+async def test_servers_are_nicer_where_that_is_set(
+    start_launcher: Any,
+    client: LauncherOrchestrator,
+    spec: Spec,
+    running_servers: RunningServers,
+    eventually: Eventually,
+) -> None:
+    """`nice` leaves the processor to the host's own services."""
+    async with start_launcher(nice=5):
+        wanted = spec("tidy")
+        await client.deploy(wanted)
+        (pid,) = running_servers(wanted.deployment_id)
+        before = os.getpriority(os.PRIO_PROCESS, 0)
+        await eventually(lambda: os.getpriority(os.PRIO_PROCESS, pid) == before + 5)
+
+
+async def test_without_a_launcher_nothing_can_have_started(client: LauncherOrchestrator, spec: Spec) -> None:
+    """At once, not after a time-out; and the caller knows that it need not look for a server."""
+    begin = time.monotonic()
+    with pytest.raises(OrchestratorUnavailable) as caught:
+        await client.deploy(spec())
+    assert time.monotonic() - begin < 1
+    assert caught.value.retryable
+    assert not caught.value.may_have_started
+
+
+async def test_a_launcher_that_does_not_answer_may_have_started_it(nats: Bus, spec: Spec) -> None:
+    """A time-out says so."""
+    await nats.nc.subscribe(nats.subjects.launcher("local", "deploy"))
+    with pytest.raises(OrchestratorUnavailable) as caught:
+        await LauncherOrchestrator(nats, deploy_deadline=0.1).deploy(spec())
+    assert caught.value.may_have_started
+
+
+@pytest.mark.parametrize("answer", [b"", b"nonsense", b"[]", b'{"deployment": 5}', b'{"deployment": null}'])
+async def test_an_answer_nobody_can_use_is_a_typed_error(nats: Bus, spec: Spec, answer: bytes) -> None:
+    """Whatever comes back, only `OrchestratorError` comes out."""
+
+    async def reply(msg: Any) -> None:
+        await nats.nc.publish(msg.reply, answer)
+
+    await nats.nc.subscribe(nats.subjects.launcher("local", "deploy"), cb=reply)
+    with pytest.raises(OrchestratorUnavailable):
+        await LauncherOrchestrator(nats).deploy(spec())
+
+
+async def test_an_event_nobody_can_read_does_not_end_the_listening(
+    launcher: Launcher, client: LauncherOrchestrator, nats: Bus, spec: Spec, eventually: Eventually
+) -> None:
+    """Garbage on the subject is passed over."""
+    heard: list[str] = []
+
+    async def listen() -> None:
+        async for event in client.events():
+            heard.append(event.deployment_id)  # noqa: PERF401 # read while it grows
+
+    task = asyncio.create_task(listen())
+    wanted = spec()
+
+    async def tell() -> bool:
+        await nats.nc.publish(nats.subjects.launcher("local", "events"), b"garbage")
+        record = {"deployment_id": wanted.deployment_id, "game": "g", "version": "1", "state": "running"}
+        payload = msgspec.json.encode({"deployment": record})
+        await nats.nc.publish(nats.subjects.launcher("local", "events"), payload)
+        return wanted.deployment_id in heard
+
+    await eventually(tell)
+    task.cancel()
+    await asyncio.wait([task])

@@ -1,0 +1,134 @@
+"""The stores on a real nats-server: what compare-and-set, listings, TTLs and durable changes promise."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tipoff_shared.kv import LostRace
+from tipoff_shared.nats_connection import Bus, connect
+from tipoff_shared.records import SessionRecord, SessionState
+from tipoff_shared.settings import NatsSettings
+from tipoff_shared.stores import create_stores
+
+
+def record(key: str, owner: str = "m1") -> SessionRecord:
+    return SessionRecord(key, SessionState.REQUESTED, "arena", "1", "7", owner, created_at=1.0)
+
+
+async def test_stores_are_created_twice_without_harm(nats: Bus) -> None:
+    """Every role creates the stores at start; the second time finds them."""
+    await create_stores(nats)
+    await create_stores(nats)
+
+
+async def test_create_succeeds_once(nats: Bus) -> None:
+    """Of many who create one key at once exactly one wins."""
+    sessions = (await create_stores(nats)).sessions
+    results = await asyncio.gather(
+        *(sessions.create("a", record("a", f"m{n}")) for n in range(20)), return_exceptions=True
+    )
+    assert sum(isinstance(r, int) for r in results) == 1
+    assert sum(isinstance(r, LostRace) for r in results) == 19
+
+
+async def test_create_succeeds_over_a_delete_marker(nats: Bus) -> None:
+    """A deleted key can be created again."""
+    gameservers = (await create_stores(nats)).connect_tokens
+    await gameservers.create("a", "one")
+    await gameservers.delete("a")
+    assert await gameservers.get("a") is None
+    await gameservers.create("a", "two")
+    entry = await gameservers.get("a")
+    assert entry is not None
+    assert entry.value == "two"
+
+
+async def test_update_with_an_old_revision_loses(nats: Bus) -> None:
+    """Compare-and-set names the revision it saw."""
+    sessions = (await create_stores(nats)).sessions
+    first = await sessions.create("a", record("a"))
+    await sessions.update("a", record("a", "m2"), first)
+    with pytest.raises(LostRace):
+        await sessions.update("a", record("a", "m3"), first)
+
+
+async def test_list_is_complete_under_concurrent_writes(nats: Bus) -> None:
+    """A key that exists during the whole call is in the listing, however much is written meanwhile."""
+    sessions = (await create_stores(nats)).sessions
+    steady = {f"steady{n}" for n in range(50)}
+    await asyncio.gather(*(sessions.create(key, record(key)) for key in steady))
+    stop = asyncio.Event()
+
+    async def churn() -> None:
+        n = 0
+        while not stop.is_set():
+            await sessions.put(f"churn{n % 20}", record("c"))
+            await sessions.put(f"steady{n % 50}", record("s"))
+            await sessions.delete(f"churn{(n + 10) % 20}")
+            n += 1
+
+    writers = [asyncio.create_task(churn()) for _ in range(3)]
+    try:
+        for _ in range(30):
+            assert steady <= set(await sessions.list())
+    finally:
+        stop.set()
+        await asyncio.gather(*writers)
+
+
+async def test_list_of_an_empty_store_is_empty(nats: Bus) -> None:
+    """Nothing there is an answer, not an error."""
+    assert await (await create_stores(nats)).sessions.list() == {}
+
+
+async def test_listings_leave_no_consumer_behind(nats: Bus) -> None:
+    """A listing cleans up after itself."""
+    sessions = (await create_stores(nats)).sessions
+    await sessions.create("a", record("a"))
+    await sessions.list()
+    assert (await nats.js.stream_info(sessions.stream)).state.consumer_count == 0
+
+
+async def test_durable_changes_wait_for_their_reader(nats: Bus) -> None:
+    """What happens while nobody reads is told afterwards, a delete as None."""
+    store = (await create_stores(nats)).active_connections
+    async with store.durable("reaper") as changes:
+        await store.put("s1", "42")
+        got = await changes.fetch()
+        assert [(c.key, c.value) for c, _ in got] == [("s1", "42")]
+        for _, ack in got:
+            await ack()
+    await store.delete("s1")
+    async with store.durable("reaper") as changes:
+        got = await changes.fetch()
+        assert [(c.key, c.value) for c, _ in got] == [("s1", None)]
+
+
+async def test_an_expired_lease_shows_as_a_change(nats: Bus) -> None:
+    """A key whose TTL passes is told as expired, and reads as absent."""
+    from tipoff_shared.messages import Transports
+    from tipoff_shared.records import GameserverLease, LeaseState
+
+    store = (await create_stores(nats)).gameservers
+    lease = GameserverLease("d1", "b1", "arena", "1", LeaseState.READY, Transports(), 8)
+    async with store.watch() as changes:
+        await store.put("d1", lease, ttl=1)
+        seen: list[bool] = []
+        async with asyncio.timeout(10):
+            while len(seen) < 2:
+                seen += [change.expired for change, _ in await changes.fetch(timeout=3)]
+        assert seen == [False, True]
+    assert await store.get("d1") is None
+    await store.create("d1", lease, ttl=5)
+
+
+async def test_two_namespaces_share_nothing(nats: Bus, settings: NatsSettings) -> None:
+    """The same key in another namespace is another key."""
+    import dataclasses
+
+    await (await create_stores(nats)).sessions.create("a", record("a"))
+    other = dataclasses.replace(settings, namespace=settings.namespace + "x")
+    async with connect(other, name="other") as bus:
+        assert await (await create_stores(bus)).sessions.get("a") is None

@@ -1,0 +1,143 @@
+"""The connection: fails fast and says why, survives a restart, refuses writes while NATS is away."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from tipoff.embedded_nats import embedded_nats
+from tipoff_shared.errors import Unavailable
+from tipoff_shared.nats_connection import Bus, connect
+from tipoff_shared.secret import Secret
+from tipoff_shared.settings import NatsSettings
+from tipoff_shared.supervise import BoundedHandlers
+
+
+async def test_nobody_listening_is_said_at_once() -> None:
+    """A refused port is an error with a reason, not an endless loop."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    settings = NatsSettings(servers=(f"nats://127.0.0.1:{port}",), insecure=True)
+    with pytest.raises(Unavailable, match="cannot connect to NATS"):
+        async with connect(settings, name="test", timeout=1):
+            pass
+
+
+async def test_a_wrong_password_is_said(settings: NatsSettings) -> None:
+    wrong = dataclasses.replace(settings, password=Secret("canary-password"))
+    with pytest.raises(Unavailable) as caught:
+        async with connect(wrong, name="test", timeout=1):
+            pass
+    assert "refuses the user or password" in str(caught.value)
+    assert "canary" not in str(caught.value)
+
+
+async def test_a_password_never_travels_in_clear_unless_told_so(settings: NatsSettings) -> None:
+    """A server that asks for no TLS gets nothing from a client that was not told NATS_INSECURE."""
+    heard: list[bytes] = []
+
+    async def plain_server(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(
+            b'INFO {"server_id":"x","version":"2.12.0","max_payload":1048576,"auth_required":true}\r\n'
+        )
+        heard.append(await reader.read(1000))
+        writer.close()
+
+    server = await asyncio.start_server(plain_server, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    for scheme in ("tls", "nats"):
+        careful = dataclasses.replace(
+            settings, servers=(f"{scheme}://127.0.0.1:{port}",), password=Secret("canary"), insecure=False
+        )
+        with pytest.raises(Unavailable, match="NATS_INSECURE"):
+            async with connect(careful, name="test", timeout=3):
+                pass
+    server.close()
+    await server.wait_closed()
+    assert not any(b"canary" in said for said in heard)
+
+
+async def test_no_responder_is_told_within_100_ms(nats: Bus) -> None:
+    began = time.monotonic()
+    with pytest.raises(Unavailable):
+        await nats.request("nobody.here", b"", timeout=5)
+    assert time.monotonic() - began < 0.1
+
+
+async def test_it_comes_back_after_a_restart_and_refuses_meanwhile(tmp_path: Path) -> None:
+    """kill -9 of NATS: writes fail at once while it is away, and work when it is back."""
+    async with embedded_nats(tmp_path) as server, connect(server.settings(), name="test") as bus:
+        back = asyncio.Event()
+        bus.on_reconnect(back.set)
+        server.process.kill()
+        await server.process.wait()
+        async with asyncio.timeout(5):
+            while bus.connected_since is not None:  # noqa: ASYNC110 # nats-py tells by a callback that others use
+                await asyncio.sleep(0.01)
+        with pytest.raises(Unavailable):
+            await bus.publish("x", b"")
+        assert not bus.connected
+        await server.start()
+        async with asyncio.timeout(10):
+            await back.wait()
+        await bus.publish("x", b"")
+        assert bus.connected_since is not None
+
+
+async def test_a_cancelled_flush_harms_nothing(nats: Bus) -> None:
+    """nats-py's reader dies of a pong whose flush was cancelled; ours lives on."""
+    for _ in range(20):
+        flush = asyncio.create_task(nats.flush())
+        await asyncio.sleep(0)
+        flush.cancel()
+        await asyncio.gather(flush, return_exceptions=True)
+    await nats.flush(timeout=2)
+    with pytest.raises(Unavailable, match="nobody listens"):
+        await nats.request("nobody.here", b"", timeout=2)
+
+
+async def test_a_pong_for_a_flush_that_was_given_up_harms_nothing(nats: Bus) -> None:
+    """nats-py's own flush, as nats-py itself calls it while it reconnects."""
+    for _ in range(20):
+        flush = asyncio.create_task(nats.nc.flush())
+        await asyncio.sleep(0)
+        flush.cancel()
+        await asyncio.gather(flush, return_exceptions=True)
+    await nats.flush(timeout=2)
+    inbox = await nats.nc.subscribe("here")
+    await nats.publish("here", b"heard")
+    assert (await inbox.next_msg(timeout=2)).data == b"heard"
+
+
+async def test_requests_are_served_at_the_same_time(nats: Bus) -> None:
+    """Handlers do not wait for each other (nats-py's callbacks do), up to a bound; then `busy` answers."""
+    handlers = BoundedHandlers("test", limit=3)
+    gate = asyncio.Event()
+
+    async def slow(msg: object) -> None:
+        await gate.wait()
+        await nats.publish(msg.reply, b"done")  # type: ignore[attr-defined] # a nats Msg
+
+    async def busy(msg: object) -> None:
+        await nats.publish(msg.reply, b"busy")  # type: ignore[attr-defined] # a nats Msg
+
+    await nats.serve("slow", slow, handlers=handlers, busy=busy)
+    asks = [asyncio.create_task(nats.request("slow", b"", timeout=5)) for _ in range(4)]
+    done, _ = await asyncio.wait(asks, return_when=asyncio.FIRST_COMPLETED)
+    assert [task.result().data for task in done] == [b"busy"]
+    gate.set()
+    answers = sorted(msg.data for msg in await asyncio.gather(*asks))
+    assert answers == [b"busy", b"done", b"done", b"done"]
+    await handlers.drain(1)
+
+
+def test_a_secret_does_not_show() -> None:
+    """Not in a repr, not formatted, not in the settings around it."""
+    settings = NatsSettings(password=Secret("canary"))
+    assert "canary" not in f"{settings} {settings!r} {settings.password}"

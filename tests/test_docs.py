@@ -1,0 +1,85 @@
+"""What the documentation says is true: settings are all there, links lead somewhere, the template is the example."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tipoff.new import write_game
+
+HEADINGS = [
+    "tipoff",
+    "Play in 60 seconds",
+    "Your own game in ten minutes",
+    "How a player gets in",
+    "Which setup is yours",
+    "Watching it",
+    "Status and limits",
+    "Contributing",
+    "Licence",
+]
+
+
+def test_the_settings_page_is_what_the_classes_say(source_tree: Path) -> None:
+    """Run `python docs/make_settings.py` when this fails."""
+    code = "import make_settings, sys; sys.stdout.write(make_settings.page())"
+    page = subprocess.run(
+        [sys.executable, "-c", code], cwd=source_tree / "docs", capture_output=True, text=True, check=True
+    ).stdout
+    assert page == (source_tree / "docs/settings.md").read_text()
+
+
+def test_the_readme_has_its_headings(source_tree: Path) -> None:
+    text = (source_tree / "README.md").read_text()
+    assert re.findall(r"^#{1,2} (.*)$", text, re.MULTILINE) == HEADINGS
+
+
+def test_links_between_pages_lead_somewhere(source_tree: Path) -> None:
+    broken = [
+        f"{page.relative_to(source_tree)}: {target}"
+        for page in [
+            *source_tree.glob("*.md"),
+            *source_tree.glob("*/*.md"),
+            *source_tree.glob("docs/adr/*.md"),
+        ]
+        if ".venv" not in page.parts
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text())
+        if "://" not in target and not (page.parent / target).exists()
+    ]
+    assert broken == []
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "shared",
+        "matchmaker_httpd",
+        "matchmaker",
+        "orchestrator_client",
+        "gameserver",
+        "client_sdk",
+        "cli",
+        "bench",
+        "tests",
+        "docs",
+        "examples/arena",
+        "examples/hello",
+    ],
+)
+def test_every_folder_has_a_readme(source_tree: Path, folder: str) -> None:
+    assert len((source_tree / folder / "README.md").read_text().splitlines()) >= 4
+
+
+def test_the_hello_example_is_what_new_writes(source_tree: Path, tmp_path: Path) -> None:
+    """Run `tipoff new hello --in examples` (after removing the old one) when this fails; README.md is its own."""
+    made = write_game("hello", tmp_path)
+    kept = source_tree / "examples/hello"
+    assert {p.relative_to(made): p.read_text() for p in made.rglob("*") if p.is_file()} == {
+        p.relative_to(kept): p.read_text()
+        for p in kept.rglob("*")
+        if p.is_file() and p.name != "README.md" and "__pycache__" not in p.parts
+    }

@@ -1,0 +1,309 @@
+"""Relays on stores that fail: what is promised to players holds whatever happens to a write."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any
+
+import pytest
+import uvloop
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tipoff_matchmaker_httpd.turn_relay import patience, rooms, waiting_list
+from tipoff_matchmaker_httpd.turn_relay.keys import GameKey
+from tipoff_matchmaker_httpd.turn_relay.memory_store import MemoryRecords
+from tipoff_matchmaker_httpd.turn_relay.messages import (
+    Answer,
+    Error,
+    Exchange,
+    Failed,
+    GameQuit,
+    GameUpdate,
+    MapInit,
+    MapReady,
+    Register,
+    Registered,
+    RequestPair,
+    Start,
+    Unregister,
+    Updates,
+)
+from tipoff_matchmaker_httpd.turn_relay.patience import ClientGone
+from tipoff_matchmaker_httpd.turn_relay.relay import TurnRelay
+from tipoff_matchmaker_httpd.turn_relay.text import encode_answer
+from tipoff_shared.errors import Unavailable
+
+
+async def begin(one: TurnRelay, other: TurnRelay) -> tuple[str, str]:
+    """A game: the keys of its player 0, at `one`, and of player 1, at `other`."""
+    keys = []
+    for relay, name, partner in ((one, "Ada", "Bob"), (other, "Bob", "Ada")):
+        answer = await relay.pair(Register(name, partner))
+        assert isinstance(answer, Registered)
+        keys.append(answer.key)
+    await other.pair(RequestPair(keys[1]))
+    await one.pair(MapInit(keys[0]))
+    await other.pair(MapInit(keys[1]))
+    await other.pair(MapReady(keys[1]))
+    starts = [await one.pair(MapReady(keys[0])), await other.pair(MapReady(keys[1]))]
+    game = []
+    for start in starts:
+        assert isinstance(start, Start)
+        game.append(str(GameKey(start.game_id, start.secrets[start.player])))
+    return game[0], game[1]
+
+
+async def insist(ask: Any) -> Answer:
+    """As a client does: again, until there is an answer."""
+    for _ in range(200):
+        try:
+            answer: Answer = await ask()
+        except Unavailable:
+            continue
+        return answer
+    raise AssertionError("no answer")
+
+
+async def test_two_relays_serve_the_two_players_of_one_game(relays: Any) -> None:
+    async with relays(MemoryRecords(), MemoryRecords()) as (one, other):
+        ada, bob = await begin(one, other)
+        assert encode_answer(await one.handle(GameUpdate(ada, 0, 0, "hello"))) == "0/10/*"
+        assert encode_answer(await other.handle(GameUpdate(bob, 1, 0, "hi"))) == "0/9/hello"
+        assert encode_answer(await other.handle(GameUpdate(ada, 0, 1, "moved"))) == "0/9/hi"
+        assert encode_answer(await one.handle(GameUpdate(ada, 0, 2, "and back"))) == "0/10/*"
+        assert encode_answer(await one.handle(GameUpdate(bob, 1, 1, None))) == "0/9/moved|and back"
+
+
+async def test_a_relay_that_knows_an_old_state_answers_from_the_new_one(relays: Any) -> None:
+    async with relays(MemoryRecords(), MemoryRecords()) as (one, other):
+        ada, bob = await begin(one, other)
+        await one.handle(GameUpdate(ada, 0, 0, "0"))
+        for number in range(1, 5):
+            await other.handle(GameUpdate(ada, 0, number, str(number)))
+        assert await one.handle(GameUpdate(ada, 0, 0, "old")) == Failed(Error.BEHIND)
+        assert await one.handle(GameUpdate(ada, 0, 6, "new")) == Failed(Error.AHEAD)
+        assert encode_answer(await one.handle(GameUpdate(bob, 1, 0, None))) == "0/9/0|1|2|3|4"
+
+
+async def test_the_key_of_one_player_does_not_serve_as_the_other(relays: Any) -> None:
+    async with relays(MemoryRecords(), MemoryRecords(), 1) as (relay,):
+        ada, bob = await begin(relay, relay)
+        for key, player in ((ada, 1), (bob, 0)):
+            assert await relay.handle(GameUpdate(key, player, 0, "x")) == Failed(Error.NOT_IN_GAME)
+            assert await relay.handle(GameQuit(key, player)) == Failed(Error.NOT_IN_GAME)
+        guessed = str(int(ada) ^ 1)
+        assert await relay.handle(GameUpdate(guessed, 0, 0, "x")) == Failed(Error.NOT_IN_GAME)
+        assert await relay.exchange(Exchange(guessed, after=0), wait=0) == Failed(Error.NOT_IN_GAME)
+        unknown = str(int(ada) ^ 1 << 40)
+        assert await relay.handle(GameUpdate(unknown, 0, 0, "x")) == Failed(Error.NO_GAME)
+
+
+async def test_one_write_for_an_update_and_none_for_an_idle_poll(relays: Any, unreliable: Any) -> None:
+    pairing, games = unreliable(0, 0.0), unreliable(0, 0.0)
+    async with relays(pairing, games, 1) as (relay,):
+        ada, bob = await begin(relay, relay)
+        games.writes = 0
+        for number in range(10):
+            await relay.handle(GameUpdate(ada, 0, number, "x"))
+        assert games.writes == 10
+        await relay.handle(GameUpdate(bob, 1, 0, None))
+        games.writes = 0
+        for _ in range(10):
+            await relay.handle(GameUpdate(bob, 1, 0, None))
+            await relay.exchange(Exchange(ada, after=0), wait=0)
+        assert games.writes == 0
+        waiting = await relay.pair(Register("Eve", "nobody"))
+        assert isinstance(waiting, Registered)
+        pairing.writes = 0
+        for _ in range(10):
+            await relay.pair(RequestPair(waiting.key))
+        assert pairing.writes == 0
+
+
+async def test_requests_to_the_list_at_one_moment_share_one_write(relays: Any, unreliable: Any) -> None:
+    pairing = unreliable(0, 0.0)
+    async with relays(pairing, MemoryRecords(), 1) as (relay,):
+        await asyncio.gather(*(relay.pair(Register(f"player {n}", "nobody")) for n in range(200)))
+        assert pairing.writes <= 3
+
+
+async def test_who_plays_leaves_the_list(relays: Any) -> None:
+    pairing = MemoryRecords()
+    async with relays(pairing, MemoryRecords(), 1) as (relay,):
+        ada, bob = await begin(relay, relay)
+        await relay.handle(GameUpdate(ada, 0, 0, None))
+        assert len(relay.list) == 2
+        await relay.handle(GameUpdate(bob, 1, 0, None))
+        await relay.pair(Unregister("1"))
+        assert len(relay.list) == 0
+
+
+async def test_no_room_for_another_game_is_error_12_for_both(relays: Any) -> None:
+    async with relays(MemoryRecords(), MemoryRecords(max_records=1), 1) as (relay,):
+        await begin(relay, relay)
+        keys = []
+        for name in ("Eve", "Max"):
+            answer = await relay.pair(Register(name))
+            assert isinstance(answer, Registered)
+            keys.append(answer.key)
+        await relay.pair(RequestPair(keys[0]))
+        for key in keys:
+            await relay.pair(MapInit(key))
+        await relay.pair(MapReady(keys[0]))
+        assert await relay.pair(MapReady(keys[1])) == Failed(Error.GAMES_FULL)
+        assert await relay.pair(MapReady(keys[0])) == Failed(Error.NOT_REGISTERED)
+
+
+async def test_a_repetition_nobody_waits_for_gives_nothing_away(relays: Any) -> None:
+    """Its client has closed the connection: what came meanwhile must go out with an answer that is read."""
+
+    async def gone() -> bool:
+        return True
+
+    async def there() -> bool:
+        return False
+
+    async with relays(MemoryRecords(), MemoryRecords(), 1) as (relay,):
+        ada, bob = await begin(relay, relay)
+        await relay.handle(GameUpdate(ada, 0, 0, None), abandoned=gone)
+        await relay.handle(GameUpdate(bob, 1, 0, "news"))
+        with pytest.raises(ClientGone):
+            await relay.handle(GameUpdate(ada, 0, 0, None), abandoned=gone)
+        assert encode_answer(await relay.handle(GameUpdate(ada, 0, 1, None), abandoned=there)) == "0/9/news"
+
+
+async def test_a_long_poll_is_answered_by_an_update_at_another_relay(relays: Any) -> None:
+    async with relays(MemoryRecords(), MemoryRecords()) as (one, other):
+        ada, bob = await begin(one, other)
+        poll = asyncio.ensure_future(one.exchange(Exchange(ada, after=0), wait=20))
+        await asyncio.sleep(0.01)
+        await other.handle(GameUpdate(bob, 1, 0, "news"))
+        async with asyncio.timeout(2):
+            assert await poll == Updates(("news",), -1, 1)
+
+
+async def test_a_long_poll_for_a_partner_is_answered_when_it_comes(relays: Any) -> None:
+    async with relays(MemoryRecords(), MemoryRecords()) as (one, other):
+        polls = []
+        for relay, name in ((one, "Ada"), (other, "Bob")):
+            answer = await relay.pair(Register(name))
+            assert isinstance(answer, Registered)
+            polls.append(asyncio.ensure_future(relay.play(answer.key, loaded=True, wait=20)))
+            await asyncio.sleep(0.01)
+        async with asyncio.timeout(2):
+            starts = await asyncio.gather(*polls)
+        assert {type(start) for start in starts} == {Start}
+
+
+async def test_an_update_that_finds_no_room_waits_for_it(
+    relays: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tipoff_matchmaker_httpd.turn_relay import game
+
+    monkeypatch.setattr(game, "MAX_CACHE", 10)
+    async with relays(MemoryRecords(), MemoryRecords(), 1) as (relay,):
+        ada, bob = await begin(relay, relay)
+        await relay.exchange(Exchange(ada, 0, "12345678"), wait=0)
+        assert await relay.exchange(Exchange(ada, 1, "12345678"), wait=0) == Failed(Error.CACHE_FULL)
+        send = asyncio.ensure_future(relay.exchange(Exchange(ada, 1, "12345678"), wait=20))
+        await asyncio.sleep(0.01)
+        await relay.exchange(Exchange(bob, 0, "", after=1), wait=0)
+        async with asyncio.timeout(2):
+            assert await send == Updates((), 1, 0)
+
+
+async def test_draining_ends_long_polls(relays: Any) -> None:
+    async with relays(MemoryRecords(), MemoryRecords(), 1) as (relay,):
+        ada, _ = await begin(relay, relay)
+        poll = asyncio.ensure_future(relay.exchange(Exchange(ada, after=0), wait=20))
+        await asyncio.sleep(0.01)
+        relay.drain()
+        async with asyncio.timeout(1):
+            assert await poll == Updates((), -1, 0)
+
+
+async def test_a_store_that_stays_away_is_an_error_after_the_patience(relays: Any) -> None:
+    class Away(MemoryRecords):
+        async def get(self, key: str) -> Any:
+            raise Unavailable("away")
+
+        async def available(self, timeout: float) -> bool:
+            await asyncio.sleep(0)
+            return False
+
+    async with relays(Away(), Away(), 1) as (relay,):
+        with pytest.raises(Unavailable):
+            await relay.pair(Register("Ada"))
+        with pytest.raises(Unavailable):
+            await relay.handle(GameUpdate(str(1 << 40), 0, 0, "x"))
+
+
+async def test_records_that_cannot_be_read_harm_nobody_else(
+    relays: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    pairing, games = MemoryRecords(), MemoryRecords()
+    await pairing.set(waiting_list.KEY, b"not a list", 0)
+    await games.set("5", b"not a game", 0)
+    async with relays(pairing, games, 1) as (relay,):
+        assert await relay.handle(GameUpdate(str(GameKey(5, 1)), 0, 0, "x")) == Failed(Error.NO_GAME)
+        await begin(relay, relay)
+    assert "cannot be read" in caplog.text
+
+
+async def test_rooms_are_forgotten_beyond_their_bound(relays: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rooms, "MAX_ROOMS", 3)
+    async with relays(MemoryRecords(), MemoryRecords(), 1) as (relay,):
+        games = [await begin(relay, relay) for _ in range(10)]
+        for ada, _ in games:
+            assert encode_answer(await relay.handle(GameUpdate(ada, 0, 0, "x"))) == "0/10/*"
+        assert len(relay.rooms) <= 3
+        assert encode_answer(await relay.handle(GameUpdate(games[0][1], 1, 0, None))) == "0/9/x"
+
+
+async def play_on_failing_stores(relays: Any, unreliable: Any, seed: int, failures: float) -> None:
+    """A game over two relays whose writes fail, late, early or half; every client insists."""
+    chance = random.Random(seed)
+    async with relays(unreliable(seed, failures), unreliable(seed + 1, failures)) as both:
+
+        async def ask(request: Any) -> Answer:
+            return await insist(lambda: chance.choice(both).handle(request))
+
+        keys: list[str] = []
+        for name, partner in (("Ada", "Bob"), ("Bob", "Ada")):
+            registered = await ask(Register(name, partner))
+            assert isinstance(registered, Registered)
+            keys.append(registered.key)
+        for key in keys:
+            while encode_answer(await ask(RequestPair(key))) == "0/2/*" and key == keys[1]:
+                pass
+        for key in keys:
+            assert encode_answer(await ask(MapInit(key))) in ("0/5/", "0/6/")
+        starts: list[Answer] = []
+        while len(starts) < 2:
+            starts = [s for s in [await ask(MapReady(key)) for key in keys] if isinstance(s, Start)]
+        got: list[list[str]] = [[], []]
+        sent = 30
+
+        async def play(start: Start) -> None:
+            key, number = str(GameKey(start.game_id, start.secrets[start.player])), 0
+            while number < sent or len(got[start.player]) < sent:
+                data = str(number) if number < sent else None
+                answer = await ask(GameUpdate(key, start.player, number, data))
+                assert isinstance(answer, Updates), answer
+                got[start.player] += answer.updates
+                number += 1
+
+        await asyncio.gather(*(play(start) for start in starts if isinstance(start, Start)))
+    assert got == [[str(n) for n in range(sent)]] * 2
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 2**32), st.sampled_from([0.0, 0.1, 0.4]))
+def test_every_update_arrives_once_and_in_order_on_stores_that_fail(
+    relays: Any, unreliable: Any, seed: int, failures: float
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(patience, "_PAUSE", 0.0)
+        uvloop.run(play_on_failing_stores(relays, unreliable, seed, failures))
