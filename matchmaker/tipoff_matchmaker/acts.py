@@ -123,6 +123,14 @@ class DropConnection:
     session_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class ForgetDeparture:
+    """The tombstone of a connection whose session is over: whoever handled it died before removing it."""
+
+    session_id: str
+    revision: int
+
+
 Act: TypeAlias = (
     Trust
     | Follow
@@ -139,6 +147,7 @@ Act: TypeAlias = (
     | CheckSession
     | FinishClosing
     | DropConnection
+    | ForgetDeparture
 )
 
 DRASTIC = (End, Shrink, StopUnknown)

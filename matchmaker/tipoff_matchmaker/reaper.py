@@ -3,7 +3,8 @@ was away is missed.
 
 A message may be older than its key, and two members may read a put and a delete at once: so the key is read, and a
 message is acted upon only if it is the key's present one. bevygap's bucket keeps a tombstone for every key for ever:
-handled ones are removed.
+handled ones are removed, but only when they are acknowledged (`Store.forget`). So a tombstone that stays is news that
+nobody has handled to the end, and the sweep looks after it.
 """
 
 from __future__ import annotations
@@ -45,22 +46,28 @@ class Reaper:
     async def leases(self) -> None:
         await _read(self._stores.gameservers, LEASES, self._lease)
 
-    async def _connection(self, change: Change[str]) -> None:
+    async def _connection(self, change: Change[str], ack: Ack) -> None:
         session_id = change.key
         current = await self._stores.active_connections.get(session_id)
         if change.value is not None:
             if current is not None and current.revision == change.revision:
                 await self._book.apply(session_id, Connected())
-        elif current is None:
+            await ack()
+        elif current is not None:
+            await ack()
+        else:
             await self._book.apply(session_id, Left())
+            await ack.confirmed()
             await self._stores.active_connections.forget(session_id, change.revision)
 
-    async def _lease(self, change: Change[GameserverLease]) -> None:
+    async def _lease(self, change: Change[GameserverLease], ack: Ack) -> None:
         await self._servers.lease_changed(change)
+        await ack()
 
 
-async def _read(store: Store[T], name: str, handle: Callable[[Change[T]], Awaitable[None]]) -> None:
-    """Handle every change, a batch at a time, for ever; a change that cannot be handled now comes again."""
+async def _read(store: Store[T], name: str, handle: Callable[[Change[T], Ack], Awaitable[None]]) -> None:
+    """Let `handle` handle and acknowledge every change, a batch at a time, for ever; a change that cannot be handled
+    now comes again."""
     tries = 0
     while True:
         try:
@@ -81,13 +88,12 @@ async def _read(store: Store[T], name: str, handle: Callable[[Change[T]], Awaita
 
 
 async def _handle(
-    store: Store[T], change: Change[T], ack: Ack, handle: Callable[[Change[T]], Awaitable[None]]
+    store: Store[T], change: Change[T], ack: Ack, handle: Callable[[Change[T], Ack], Awaitable[None]]
 ) -> None:
     try:
-        await handle(change)
+        await handle(change, ack)
     except TipoffError as exc:
         log.info("%s/%s: %s; it comes again", store.bucket, change.key, exc)
-        return
     except Exception:  # one message that cannot be handled must not end the reading of all others
         log.exception("%s/%s could not be handled", store.bucket, change.key)
-    await ack()
+        await ack()

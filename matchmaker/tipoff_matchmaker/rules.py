@@ -22,6 +22,7 @@ from tipoff_matchmaker.acts import (
     End,
     FinishClosing,
     Follow,
+    ForgetDeparture,
     FreeSeats,
     Happen,
     LookForDigest,
@@ -50,7 +51,8 @@ from tipoff_shared.records import (
 @dataclass(frozen=True, slots=True)
 class Facts:
     """Everything one sweep has read. `listed[name]` is None where that orchestrator gave no answer; `sessions`
-    and `connections` are None when they were not listed this time. `settled`: connected long enough that a missing
+    and `connections` are None when they were not listed this time; `departures`: revisions of the tombstones of
+    connections, as listed with these. `settled`: connected long enough that a missing
     lease or connection means something."""
 
     now: float
@@ -63,6 +65,7 @@ class Facts:
     fleets: Mapping[str, FleetRecord]
     sessions: Mapping[str, SessionRecord] | None = None
     connections: frozenset[str] | None = None
+    departures: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +265,11 @@ def _sessions(facts: Facts, sessions: Mapping[str, SessionRecord], grace: Grace,
                 acts.append(DropConnection(session_id))
             else:
                 acts.append(Happen(session_id, Connected()))
+    for session_id, revision in facts.departures.items():
+        known = sessions.get(session_id)
+        seated = known is not None and known.state in (SessionState.READY, SessionState.ACTIVE)
+        if not seated and memory.lasting(f"session/{session_id}/departure", now) > grace.orphan:
+            acts.append(ForgetDeparture(session_id, revision))
     return acts
 
 
@@ -275,6 +283,8 @@ def _seated(
     if session.boot_id and deployment.boot_id and deployment.boot_id != session.boot_id:
         event = ServerGone(deployment.id, "the server was restarted", living_boot=deployment.boot_id)
         return [Happen(session.id, event)]
+    if session.id in facts.departures:  # it left, and whoever was told of it died with the news
+        return [CheckSession(session.id)]
     if session.state is SessionState.READY:
         if session.id in connections or (facts.settled and facts.now > session.deadline + grace.slack):
             return [CheckSession(session.id)]

@@ -177,8 +177,11 @@ class Sweep:
     async def _read(self, reconciles: bool) -> rules.Facts:
         sessions: dict[str, Entry[SessionRecord]] | None = None
         connections: frozenset[str] | None = None
+        departures: dict[str, int] = {}
         if (started := time.monotonic()) >= self._next_listing:
-            connections = frozenset(await self._stores.active_connections.list())
+            latest = await self._stores.active_connections.list_latest()
+            connections = frozenset(id for id, change in latest.items() if change.value is not None)
+            departures = {id: change.revision for id, change in latest.items() if change.value is None}
             sessions = await self._stores.sessions.list()
             took = time.monotonic() - started
             self._next_listing = time.monotonic() + max(
@@ -215,6 +218,7 @@ class Sweep:
             fleets=_values(fleets),
             sessions=None if sessions is None else _values(sessions),
             connections=connections,
+            departures=departures,
         )
 
     async def _deployments(self) -> dict[str, DeploymentRecord]:
@@ -275,14 +279,19 @@ class Sweep:
                 self._give_back.start(session)
             case acts.DropConnection(session_id):
                 await self._stores.active_connections.forget(session_id, EVERYTHING)
+            case acts.ForgetDeparture(session_id, revision):
+                await self._stores.active_connections.forget(session_id, revision)
 
     async def check_session(self, session_id: str) -> None:
         """Before anything is closed for its deadline or its absence: is the player connected?"""
-        connected = await self._stores.active_connections.get(session_id) is not None
+        latest = await self._stores.active_connections.latest(session_id)
+        connected = latest is not None and latest.value is not None
         record = await self._book.read(session_id)
-        if record is not None and record.state is SessionState.ACTIVE and not connected:
+        if record is None:
+            return
+        if not connected and (latest is not None or record.state is SessionState.ACTIVE):
             await self._book.apply(session_id, Left())
-        elif record is not None:
+        else:
             await self._book.apply(session_id, DeadlinePassed(connected))
 
     async def _follow(self, lease: GameserverLease) -> None:

@@ -14,13 +14,14 @@ import asyncio
 import contextlib
 import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import nats.errors
 import nats.js.errors
+from nats.aio.msg import Msg
 from nats.js import api
 from nats.js.client import JetStreamContext
 
@@ -29,7 +30,6 @@ from tipoff_shared.nats_connection import Bus, PermissionDenied
 from tipoff_shared.records import decode, encode
 
 T = TypeVar("T")
-Ack = Callable[[], Awaitable[None]]
 
 _KEY = re.compile(r"[-/_=.a-zA-Z0-9]+", re.ASCII)
 _WRONG_LAST_SEQUENCE = 10071
@@ -64,12 +64,25 @@ class Entry(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Change(Generic[T]):
-    """One change of a key: `value` is None when it was deleted or expired (`expired` tells which)."""
+    """One change of a key: `value` is None when it was deleted or expired (`expired` tells which). What is left of a
+    deleted key is its tombstone: a change without a value."""
 
     key: str
     value: T | None
     revision: int
     expired: bool = False
+
+
+class Ack(Protocol):
+    """The change is handled, and is not to come again."""
+
+    async def __call__(self) -> None:
+        """Say so."""
+        ...
+
+    async def confirmed(self) -> None:
+        """Say so, and return when the server knows. Raises `Unavailable`: then it may come again."""
+        ...
 
 
 class Store(Generic[T]):
@@ -98,10 +111,17 @@ class Store(Generic[T]):
 
     async def get(self, key: str) -> Entry[T] | None:
         """The current entry, or None. Reads from the stream's leader: one reads one's own writes."""
+        latest = await self.latest(key)
+        return None if latest is None or latest.value is None else Entry(key, latest.value, latest.revision)
+
+    async def latest(self, key: str) -> Change[T] | None:
+        """As `get`, with the tombstone of a key that was deleted; None where there is neither."""
         raw = await self._last(key)
-        if raw is None or _is_marker(raw.headers, raw.data or b""):
+        if raw is None:
             return None
-        return Entry(key, self._decode(raw.data or b""), raw.seq or 0)
+        if _is_marker(raw.headers, raw.data or b""):
+            return Change(key, None, raw.seq or 0)
+        return Change(key, self._decode(raw.data or b""), raw.seq or 0)
 
     async def _last(self, key: str) -> api.RawStreamMsg | None:
         try:
@@ -141,7 +161,11 @@ class Store(Generic[T]):
         await self._publish(key, b"", revision=None, ttl=ttl, headers={_OPERATION: "PURGE", _ROLLUP: "sub"})
 
     async def forget(self, key: str, up_to: int) -> None:
-        """Remove the key's messages up to revision `up_to`, markers too: for buckets that keep those for ever."""
+        """Remove the key's messages up to revision `up_to`, markers too: for buckets that keep those for ever.
+
+        Not while a durable reader has one of them unacknowledged: nats-server (2.15.1) then counts everything before
+        it as acknowledged, and what another reader died with, of other keys, is not told again.
+        """
         try:
             await self._js.purge_stream(self.stream, subject=self._subject(key), seq=up_to + 1)
         except (TimeoutError, nats.errors.Error) as exc:
@@ -190,14 +214,20 @@ class Store(Generic[T]):
         Also on a cluster, where the listing may be read from a replica that is behind (it was away for a while): the
         leader says how far it must come.
         """
-        found: dict[str, Entry[T]] = {}
+        latest = await self.list_latest(pattern)
+        return {
+            key: Entry(key, change.value, change.revision)
+            for key, change in latest.items()
+            if change.value is not None
+        }
+
+    async def list_latest(self, pattern: str = ">") -> dict[str, Change[T]]:
+        """As `list`, with the tombstones of keys that were deleted."""
+        found: dict[str, Change[T]] = {}
         try:
             async with asyncio.timeout(10):
                 async for change in self._scan(pattern):
-                    if change.value is None:
-                        found.pop(change.key, None)
-                    else:
-                        found[change.key] = Entry(change.key, change.value, change.revision)
+                    found[change.key] = change
         except (nats.errors.Error, TimeoutError) as exc:
             raise self._unavailable(exc) from exc
         return found
@@ -206,7 +236,7 @@ class Store(Generic[T]):
         """All messages in order until the server says there are no more. A key that is rewritten meanwhile moves
         ahead and is met there; counting what was pending at the start would miss it (seen to happen)."""
         nc = self._bus.nc
-        newest = (await self._js.stream_info(self.stream)).state.last_seq
+        newest = await self._newest()
         seen = 0
         info = await self._js.add_consumer(self.stream, self._reader(pattern, api.AckPolicy.NONE, 10))
         inbox = nc.new_inbox()
@@ -227,6 +257,14 @@ class Store(Generic[T]):
         finally:
             await sub.unsubscribe()
             await self._js.delete_consumer(self.stream, info.name or "")
+
+    async def _newest(self) -> int:
+        """The stream's last revision, by its leader."""
+        info = await self._js.stream_info(self.stream)
+        if info.cluster is not None and not info.cluster.leader:
+            # A node that was stopped for a while answers too, with the little it has, until it hears of a leader.
+            raise nats.js.errors.ServiceUnavailableError(description="the stream has no leader")
+        return info.state.last_seq
 
     async def _lags(self, pattern: str, seen: int, newest: int) -> bool:
         """Whether the leader has more up to revision `newest` than a replica that ended with `seen`; waits a moment
@@ -335,8 +373,23 @@ class Changes(Generic[T]):
             if change is None:  # a value nobody can read must not come again for ever
                 await msg.ack()
             else:
-                changes.append((change, msg.ack))
+                changes.append((change, _MsgAck(self._store, msg)))
         return changes
+
+
+class _MsgAck:
+    def __init__(self, store: Store[T], msg: Msg) -> None:
+        self._store = store
+        self._msg = msg
+
+    async def __call__(self) -> None:
+        await self._msg.ack()
+
+    async def confirmed(self) -> None:
+        try:
+            await self._msg.ack_sync(timeout=2)
+        except (TimeoutError, nats.errors.Error) as exc:
+            raise self._store._unavailable(exc) from exc
 
 
 def _is_marker(headers: dict[str, str] | None, data: bytes) -> bool:

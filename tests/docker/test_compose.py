@@ -54,8 +54,7 @@ async def all_given_back(stack: Stack) -> None:
         return not status["sessions"] and not any(server["seats"] for server in status["deployments"])
 
     try:
-        # Where a matchmaker died with the news that a player left, that session waits for its claim deadline: 62 s.
-        await eventually(empty, 90, "everything given back")
+        await eventually(empty, 60, "everything given back")
     except pytest.fail.Exception:
         print(status)
         raise

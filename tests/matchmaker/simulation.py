@@ -110,6 +110,13 @@ class _Bucket:
         self.feeds: list[_Feed] = []
         self.durables: dict[str, _Feed] = {}
 
+    def latest(self) -> dict[str, Change[Any]]:
+        """Present values and tombstones."""
+        buried: dict[str, Change[Any]] = {
+            key: Change(key, None, revision) for key, revision in self.markers.items()
+        }
+        return buried | {k: Change(k, entry.value, entry.revision) for k, entry in self.entries.items()}
+
 
 class MemoryNats:
     """All buckets, and publish/subscribe. `trouble`: the share of writes whose outcome their writer does not learn.
@@ -194,6 +201,10 @@ class MemoryNats:
         for feed in bucket.feeds:
             if (change := feed.waiting.get(key)) and change.revision <= up_to:
                 del feed.waiting[key]
+            # What nats-server does when an unacknowledged message is purged: those before it are not told again.
+            purged = [out for out, held in feed.out.items() if held.key == key and out <= up_to]
+            for out in [out for out in feed.out if purged and out <= max(purged)]:
+                del feed.out[out]
 
     def feed(self, name: str, durable: str | None) -> _Feed:
         bucket = self.bucket(name)
@@ -239,14 +250,26 @@ class MemoryStore(Generic[T]):
         self.bucket = bucket
 
     async def get(self, key: str) -> Entry[T] | None:
+        latest = await self.latest(key)
+        return None if latest is None or latest.value is None else Entry(key, latest.value, latest.revision)
+
+    async def latest(self, key: str) -> Change[T] | None:
         await self._process.reach()
-        entry = self._nats.bucket(self.bucket).entries.get(key)
+        found = self._nats.bucket(self.bucket).latest().get(key)
         await self._process.reach()
-        return entry
+        return found
 
     async def list(self, pattern: str = ">") -> dict[str, Entry[T]]:
+        latest = await self.list_latest(pattern)
+        return {
+            key: Entry(key, change.value, change.revision)
+            for key, change in latest.items()
+            if change.value is not None
+        }
+
+    async def list_latest(self, pattern: str = ">") -> dict[str, Change[T]]:
         await self._process.reach()
-        found = dict(self._nats.bucket(self.bucket).entries)
+        found = self._nats.bucket(self.bucket).latest()
         await self._process.reach()
         return found
 
@@ -341,11 +364,22 @@ class MemoryChanges(Generic[T]):
             self._feed.tell(change)
 
     def _ack(self, change: Change[T]) -> Ack:
-        async def ack() -> None:
-            await self._process.reach()
-            self._feed.out.pop(change.revision, None)
+        return _MemoryAck(self._process, self._feed, change.revision)
 
-        return ack
+
+class _MemoryAck:
+    def __init__(self, process: Process, feed: _Feed, revision: int) -> None:
+        self._process = process
+        self._feed = feed
+        self._revision = revision
+
+    async def __call__(self) -> None:
+        await self._process.reach()
+        self._feed.out.pop(self._revision, None)
+
+    async def confirmed(self) -> None:
+        await self()
+        await self._process.reach()
 
 
 class MemoryBus:

@@ -221,6 +221,7 @@ def facts(
     listed: list[str] | None = None,
     sessions: list[SessionRecord] | None = None,
     connections: list[str] | None = None,
+    departures: dict[str, int] | None = None,
     fleet: dict[str, float] | None = None,
     silent: bool = False,
 ) -> rules.Facts:
@@ -238,6 +239,7 @@ def facts(
         fleets={"arena.1": FleetRecord("arena", "1", fleet or {})},
         sessions=None if sessions is None else {s.id: s for s in sessions},
         connections=None if connections is None else frozenset(connections),
+        departures=departures or {},
     )
 
 
@@ -335,6 +337,27 @@ def test_what_the_sweep_does_about_a_session(
     made = judged(facts(TAKEN, sessions=[known], connections=connections))
     about = [act for act in made if not isinstance(act, acts.Trust | acts.FreeSeats)]
     assert [type(act) for act in about] == ([] if expected is None else [expected])
+
+
+@pytest.mark.parametrize("state", [SessionState.READY, SessionState.ACTIVE])
+def test_a_departure_nobody_has_handled_is_looked_at_once(state: SessionState) -> None:
+    """Its tombstone is there, and the session still sits: whoever was told died with the news."""
+    given_ = facts(TAKEN, sessions=[session(state, deadline=200.0)], connections=[], departures={"s1": 9})
+    assert judged(given_) == [acts.Trust("d1"), acts.CheckSession("s1")]
+
+
+@pytest.mark.parametrize("known", [[session(SessionState.CLOSING)], [session(SessionState.GONE)], []])
+def test_a_tombstone_is_forgotten_after_the_grace(known: list[SessionRecord]) -> None:
+    """Before it, somebody may be handling the news: it must be acknowledged first."""
+    memory = rules.Memory()
+
+    def forgotten(now: float) -> list[acts.Act]:
+        made = judged(facts(now=now, sessions=known, connections=[], departures={"s1": 9}), memory)
+        return [act for act in made if isinstance(act, acts.ForgetDeparture)]
+
+    assert forgotten(100) == []
+    assert forgotten(100 + GRACE.orphan) == []
+    assert forgotten(101 + GRACE.orphan) == [acts.ForgetDeparture("s1", 9)]
 
 
 def test_a_seat_nobody_holds_is_freed_after_its_deadline() -> None:

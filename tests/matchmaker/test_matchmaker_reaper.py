@@ -10,6 +10,7 @@ import nats.js.errors
 import pytest
 from matchmaker_world import ARENA, Gameserver, World
 
+from tipoff_matchmaker.reaper import CONNECTIONS
 from tipoff_shared.messages import SessionReady
 from tipoff_shared.records import Kick, SessionState
 
@@ -100,6 +101,65 @@ async def test_connected_and_left_before_anyone_looked_counts_as_left(world: Wor
     await world.server_of(ready).disconnect(ready)
     async with world.matchmaker(WARM):
         assert (await world.session_becomes(ready.session_id, SessionState.GONE)).reason == "the player left"
+
+
+async def test_news_that_a_reader_died_with_is_seen_by_the_sweep(world: World) -> None:
+    """Whoever was told that the player left was killed: nobody waits for the news to come again."""
+    async with world.matchmaker(WARM):
+        await world.servers_ready(1)
+        ready = await world.play()
+    await world.server_of(ready).connect(ready)
+    await world.server_of(ready).disconnect(ready)
+    async with world.stores.active_connections.durable(CONNECTIONS) as reader:
+        assert [change.value for change, _ in await reader.fetch()] == [None]
+    async with world.matchmaker(WARM, listing_interval=0.2):
+        session = await world.session_becomes(ready.session_id, SessionState.GONE, timeout=5)
+        assert session.reason == "the player left"
+
+
+async def test_a_tombstone_left_by_a_dead_reader_is_removed(world: World) -> None:
+    """It had handled the news, and died before it removed what bevygap's bucket keeps for ever."""
+    async with world.matchmaker(WARM):
+        await world.servers_ready(1)
+    await world.stores.active_connections.put("sgone", "7")
+    await world.stores.active_connections.delete("sgone")
+    async with world.stores.active_connections.durable(CONNECTIONS) as reader:
+        for _, ack in await reader.fetch():
+            await ack.confirmed()
+    async with world.matchmaker(WARM, listing_interval=0.2, orphan_grace=0.5):
+
+        async def clean() -> bool:
+            return await _tombstones(world) == 0
+
+        await world.eventually(clean, "no tombstone is left")
+
+
+async def test_visits_of_others_do_not_swallow_what_a_reader_died_with(world: World) -> None:
+    """nats-server tells it again, however many have come, left and been forgotten meanwhile."""
+    async with world.matchmaker(WARM, listing_interval=60):
+        await world.servers_ready(1)
+        await world.stores.active_connections.put("sdead", "7")
+
+        async def told() -> bool:
+            info = await world.bus.js.consumer_info(world.stores.active_connections.stream, CONNECTIONS)
+            return info.num_ack_pending == 0 and info.num_pending == 0
+
+        await world.eventually(told, "the put is handled")
+    await world.stores.active_connections.delete("sdead")
+    async with world.stores.active_connections.durable(CONNECTIONS) as reader:
+        assert [change.key for change, _ in await reader.fetch()] == ["sdead"]
+    async with world.matchmaker(WARM, listing_interval=60):
+        for _ in range(4):
+            ready = await world.play()
+            await world.server_of(ready).connect(ready)
+            await world.session_becomes(ready.session_id, SessionState.ACTIVE)
+            await world.server_of(ready).disconnect(ready)
+            await world.session_becomes(ready.session_id, SessionState.GONE)
+
+        async def clean() -> bool:
+            return await _tombstones(world) == 0
+
+        await world.eventually(clean, "it came again, and was handled", timeout=20)
 
 
 async def test_doubled_events_change_nothing(world: World) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from nats.js.api import ClusterInfo, StreamInfo
 
-from tipoff_shared.kv import LostRace
+from tipoff_shared.errors import Unavailable
+from tipoff_shared.kv import Change, LostRace
 from tipoff_shared.nats_connection import Bus, connect
 from tipoff_shared.records import SessionRecord, SessionState
 from tipoff_shared.settings import NatsSettings
@@ -81,6 +83,37 @@ async def test_list_is_complete_under_concurrent_writes(nats: Bus) -> None:
 async def test_list_of_an_empty_store_is_empty(nats: Bus) -> None:
     """Nothing there is an answer, not an error."""
     assert await (await create_stores(nats)).sessions.list() == {}
+
+
+async def test_a_deleted_key_leaves_a_tombstone_until_it_is_forgotten(nats: Bus) -> None:
+    """`get` and `list` see nothing; `latest` and `list_latest` see that something was there."""
+    store = (await create_stores(nats)).active_connections
+    await store.put("s1", "42")
+    await store.put("s2", "43")
+    await store.delete("s1")
+    assert await store.get("s1") is None
+    assert list(await store.list()) == ["s2"]
+    assert await store.latest("s1") == Change("s1", None, 3)
+    assert await store.list_latest() == {"s1": Change("s1", None, 3), "s2": Change("s2", "43", 2)}
+    await store.forget("s1", 3)
+    assert await store.latest("s1") is None
+    assert list(await store.list_latest()) == ["s2"]
+
+
+async def test_a_listing_believes_no_node_without_a_leader(
+    nats: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that was stopped answers for the stream with what it has, until it hears who leads it."""
+    sessions = (await create_stores(nats)).sessions
+    info = await nats.js.stream_info(sessions.stream)
+    info.cluster = ClusterInfo(name="c", leader=None)
+
+    async def stale(name: str) -> StreamInfo:
+        return info
+
+    monkeypatch.setattr(sessions._js, "stream_info", stale)
+    with pytest.raises(Unavailable, match="no leader"):
+        await sessions.list()
 
 
 async def test_listings_leave_no_consumer_behind(nats: Bus) -> None:
