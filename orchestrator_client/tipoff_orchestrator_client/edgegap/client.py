@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
 from types import TracebackType
 from typing import Any
 from urllib.parse import quote
@@ -104,27 +105,12 @@ class EdgegapClient:
         if webhook_url:
             for occasion in ("ready", "error", "terminated"):
                 body[f"webhook_on_{occasion}"] = {"url": webhook_url}
-        answer = await self._http.call(
-            "POST",
-            "/v2/deployments",
-            body=body,
-            rate=self._creates,
-            longest_wait=longest_wait,
-            repeatable=False,
-            timeout=self._timeout * 1.5,
-        )
-        return identifier(answer, "request_id")
+        return identifier(await self._create("/v2/deployments", body, longest_wait), "request_id")
 
     async def status(self, request_id: str, *, longest_wait: float = 3.0) -> Server | None:
-        """None when there is no such deployment (404, 410; the live API says 400)."""
-        path = f"/v1/status/{_path_id(request_id)}"
-        try:
-            answer = await self._http.call("GET", path, rate=self._statuses, longest_wait=longest_wait)
-        except Gone:
-            return None
-        except Rejected as exc:
-            if exc.status != 400:
-                raise
+        """None when there is no such deployment."""
+        answer = await self._look(f"/v1/status/{_path_id(request_id)}", longest_wait)
+        if answer is None:
             return None
         server = parse_server(answer, strict=True)
         if server.request_id != request_id:
@@ -133,16 +119,7 @@ class EdgegapClient:
 
     async def stop(self, request_id: str, *, longest_wait: float = 8.0) -> None:
         """Returns when Edgegap has taken it; already gone is success."""
-        try:
-            await self._http.call(
-                "DELETE", f"/v1/stop/{_path_id(request_id)}", rate=self._stops, longest_wait=longest_wait
-            )
-        except Gone:
-            return
-        except Rejected as exc:
-            # As a status does, it may say 400 where there is nothing (any more); so look.
-            if exc.status != 400 or await self.status(request_id) is not None:
-                raise
+        await self._remove(f"/v1/stop/{_path_id(request_id)}", longest_wait, partial(self.status, request_id))
 
     async def deployments(self) -> list[Server]:
         """Every deployment of the account, each once. One whose address cannot be used has a `problem`."""
@@ -190,27 +167,12 @@ class EdgegapClient:
             body["deployment_request_id"] = deployment_request_id
         if webhook_url:
             body["webhook_url"] = webhook_url
-        answer = await self._http.call(
-            "POST",
-            "/v1/session",
-            body=body,
-            rate=self._creates,
-            longest_wait=longest_wait,
-            repeatable=False,
-            timeout=self._timeout * 1.5,
-        )
-        return identifier(answer, "session_id")
+        return identifier(await self._create("/v1/session", body, longest_wait), "session_id")
 
     async def session(self, session_id: str, *, longest_wait: float = 10.0) -> Session | None:
         """None when there is no such session (any more)."""
-        path = f"/v1/session/{_path_id(session_id)}"
-        try:
-            answer = await self._http.call("GET", path, rate=self._statuses, longest_wait=longest_wait)
-        except Gone:
-            return None
-        except Rejected as exc:
-            if exc.status != 400:
-                raise
+        answer = await self._look(f"/v1/session/{_path_id(session_id)}", longest_wait)
+        if answer is None:
             return None
         session = parse_session(answer)
         if session.ready and not session.request_id:
@@ -221,15 +183,8 @@ class EdgegapClient:
 
     async def delete_session(self, session_id: str, *, longest_wait: float = 8.0) -> None:
         """Already gone is success. Its deployment goes on."""
-        try:
-            await self._http.call(
-                "DELETE", f"/v1/session/{_path_id(session_id)}", rate=self._stops, longest_wait=longest_wait
-            )
-        except Gone:
-            return
-        except Rejected as exc:
-            if exc.status != 400 or await self.session(session_id) is not None:
-                raise
+        path = f"/v1/session/{_path_id(session_id)}"
+        await self._remove(path, longest_wait, partial(self.session, session_id))
 
     async def sessions(self) -> list[Session]:
         """Every session of the account, each once; it may lack what the session's own page tells. Of one that cannot be
@@ -245,6 +200,40 @@ class EdgegapClient:
                     continue  # none of ours: those have an id that can be read
             found[session.session_id] = session
         return list(found.values())
+
+    # What deployments and sessions share.
+
+    async def _create(self, path: str, body: Json, longest_wait: float) -> Json:
+        return await self._http.call(
+            "POST",
+            path,
+            body=body,
+            rate=self._creates,
+            longest_wait=longest_wait,
+            repeatable=False,
+            timeout=self._timeout * 1.5,
+        )
+
+    async def _look(self, path: str, longest_wait: float) -> Json | None:
+        """None when there is nothing: 404 and 410; the live API says 400."""
+        try:
+            return await self._http.call("GET", path, rate=self._statuses, longest_wait=longest_wait)
+        except Gone:
+            return None
+        except Rejected as exc:
+            if exc.status != 400:
+                raise
+            return None
+
+    async def _remove(self, path: str, longest_wait: float, look: Callable[[], Awaitable[object]]) -> None:
+        try:
+            await self._http.call("DELETE", path, rate=self._stops, longest_wait=longest_wait)
+        except Gone:
+            return
+        except Rejected as exc:
+            # As when one looks, it may say 400 where there is nothing (any more); so look.
+            if exc.status != 400 or await look() is not None:
+                raise
 
     async def _all(self, path: str) -> list[Mapping[str, Any]]:
         """The rows of all pages. Never a part of them: what cannot be read to its end is an error."""
