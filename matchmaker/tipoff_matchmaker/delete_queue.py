@@ -9,12 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 
-import nats.errors
 from nats.aio.msg import Msg
 from nats.js import api
 
-from tipoff_matchmaker.backoff import pause
 from tipoff_matchmaker.give_back import GiveBack
+from tipoff_matchmaker.pull_consumer import read_for_ever
 from tipoff_matchmaker.session_book import SessionBook
 from tipoff_shared.errors import TipoffError
 from tipoff_shared.nats_connection import Bus
@@ -34,32 +33,21 @@ class DeleteQueue:
         self._give_back = give_back
 
     async def run(self) -> None:
-        tries = 0
-        stream = self._bus.subjects.delete_stream
-        while True:
-            try:
-                await self._bus.js.add_consumer(
-                    stream,
-                    api.ConsumerConfig(durable_name=DURABLE, ack_policy=api.AckPolicy.EXPLICIT, ack_wait=30),
-                )
-            except nats.errors.Error as exc:
-                # bevygap's own reader may have made it with other settings: those are as good.
-                log.debug("consumer %s: %s", DURABLE, exc)
-            try:
-                sub = await self._bus.js.pull_subscribe_bind(consumer=DURABLE, stream=stream)
-                while True:
-                    try:
-                        messages = await sub.fetch(_BATCH, timeout=_WAIT)
-                    except (TimeoutError, nats.errors.TimeoutError):
-                        if not self._bus.connected:
-                            raise
-                        continue
-                    tries = 0
-                    await asyncio.gather(*(self._handle(msg) for msg in messages))
-            except (TimeoutError, nats.errors.Error) as exc:
-                tries += 1
-                log.info("reading the delete queue: %s; again soon", exc or type(exc).__name__)
-                await asyncio.sleep(pause(tries, 0.2))
+        """For ever."""
+        config = api.ConsumerConfig(durable_name=DURABLE, ack_policy=api.AckPolicy.EXPLICIT, ack_wait=30)
+        await read_for_ever(
+            self._bus,
+            self._bus.subjects.delete_stream,
+            config,
+            self._all,
+            batch=_BATCH,
+            wait=_WAIT,
+            first_pause=0.2,
+            may_differ=True,  # bevygap's own reader may have made it
+        )
+
+    async def _all(self, messages: list[Msg]) -> None:
+        await asyncio.gather(*map(self._handle, messages))
 
     async def _handle(self, msg: Msg) -> None:
         session_id = msg.data.decode(errors="replace")

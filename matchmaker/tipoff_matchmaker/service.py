@@ -22,14 +22,14 @@ from tipoff_matchmaker.backoff import pause
 from tipoff_matchmaker.contexts import Contexts
 from tipoff_matchmaker.deadlines import Deadlines
 from tipoff_matchmaker.delete_queue import DeleteQueue
-from tipoff_matchmaker.event_reader import EventReader
-from tipoff_matchmaker.event_rules import check_games
-from tipoff_matchmaker.event_secret import EventSecret
-from tipoff_matchmaker.event_writer import EventWriter
 from tipoff_matchmaker.fleet import Fleet
 from tipoff_matchmaker.gensession import GenSession, default_game
 from tipoff_matchmaker.give_back import GiveBack
 from tipoff_matchmaker.guarded import Guarded
+from tipoff_matchmaker.isolated.reader import EventReader
+from tipoff_matchmaker.isolated.rules import check_games
+from tipoff_matchmaker.isolated.secret import EventSecret
+from tipoff_matchmaker.isolated.writer import EventWriter
 from tipoff_matchmaker.kicks import Kicks
 from tipoff_matchmaker.ledger import Ledger
 from tipoff_matchmaker.mappings import Mappings
@@ -61,7 +61,7 @@ from tipoff_shared.stores import Stores, create_stores
 from tipoff_shared.supervise import BoundedHandlers, Tasks
 
 if TYPE_CHECKING:
-    from tipoff_matchmaker.edgegap_wiring import AtEdgegap
+    from tipoff_matchmaker.edgegap.wiring import AtEdgegap
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ class Matchmaker:
         self._kicks = Kicks(bus, self.ledger, tasks)
         self._at_edgegap: AtEdgegap | None = None
         if SESSIONS in orchestrators:
-            from tipoff_matchmaker.edgegap_wiring import (
+            from tipoff_matchmaker.edgegap.wiring import (
                 AtEdgegap,
             )  # which needs httpx; nothing else here does
 

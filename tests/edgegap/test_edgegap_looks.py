@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 from edgegap_world import sleeper
 
-from tipoff_matchmaker.edgegap_session_watch import SessionWatch
+from tipoff_matchmaker.edgegap.watch import SessionWatch
 from tipoff_orchestrator_client.base import DeploySpec, OrchestratorError, RunState
 from tipoff_orchestrator_client.edgegap.answers import Session
 from tipoff_orchestrator_client.edgegap.emulator import Fail, Rules, Vanishes

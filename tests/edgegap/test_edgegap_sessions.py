@@ -13,7 +13,7 @@ from edgegap_world import EdgegapWorld, leave, sleeper, with_sessions
 from matchmaker_world import failed
 
 from tipoff_matchmaker.allocator import Allocation, Allocator, Progress, Seats
-from tipoff_matchmaker.edgegap_sessions import EdgegapSessions
+from tipoff_matchmaker.edgegap.allocator import EdgegapSessions
 from tipoff_orchestrator_client.edgegap.emulator import Fail, Rules, Silent
 from tipoff_shared import names
 from tipoff_shared.errors import Unavailable
@@ -118,7 +118,7 @@ async def test_who_stops_waiting_for_room_is_not_waited_for_any_more(
     edgegap: Edgegap, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No session is asked for in the name of somebody who has gone: it could start a server for nobody."""
-    monkeypatch.setattr("tipoff_matchmaker.edgegap_sessions._NO_ROOM_PAUSE", 0.05)
+    monkeypatch.setattr("tipoff_matchmaker.edgegap.allocator._NO_ROOM_PAUSE", 0.05)
     async with edgegap(SEAT) as world:
         world.emulator.misbehave("session.create", Fail(422, retry_after=0.0))
         async with aclosing(allocator(world).allocate(group("a"))) as steps:

@@ -16,9 +16,9 @@ from isolated_support import IsolatedNats
 from nats.aio.msg import Msg
 
 from tipoff_gameserver import Context, GameServer, LeaveReason, PrivateKey
-from tipoff_matchmaker.event_reader import EventReader
-from tipoff_matchmaker.event_secret import EventSecret
-from tipoff_matchmaker.event_writer import EventWriter
+from tipoff_matchmaker.isolated.reader import EventReader
+from tipoff_matchmaker.isolated.secret import EventSecret
+from tipoff_matchmaker.isolated.writer import EventWriter
 from tipoff_matchmaker.ledger import Ledger
 from tipoff_matchmaker.metrics import Metrics
 from tipoff_shared.errors import Unavailable

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from tipoff_gameserver.environment import deployed_context
 from tipoff_gameserver.presence.events import refusal
-from tipoff_matchmaker import event_rules
-from tipoff_matchmaker.event_rules import Join, Leave
+from tipoff_matchmaker.isolated import rules as event_rules
+from tipoff_matchmaker.isolated.rules import Join, Leave
 from tipoff_orchestrator_client.base import DeploySpec, environment_of
 from tipoff_orchestrator_client.wire import decode_deploy, encode_deploy
 from tipoff_shared.errors import ConfigError, Malformed, NotAllowed

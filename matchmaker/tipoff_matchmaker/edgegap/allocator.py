@@ -24,7 +24,7 @@ import msgspec
 from tipoff_matchmaker import deployments
 from tipoff_matchmaker.allocator import Allocation, Progress, Seats, Step
 from tipoff_matchmaker.backoff import retried
-from tipoff_matchmaker.edgegap_session_watch import Place, SessionLost, SessionWatch
+from tipoff_matchmaker.edgegap.watch import Place, SessionLost, SessionWatch
 from tipoff_matchmaker.ledger import Ledger, NoRecord
 from tipoff_matchmaker.seats import NoSeat, leave, take
 from tipoff_orchestrator_client.base import Deployment, NoCapacity, OrchestratorError, RunState

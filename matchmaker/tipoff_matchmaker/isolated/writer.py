@@ -1,6 +1,6 @@
 """What game servers of the isolated profile say, written down on their behalf, as far as they may say it.
 
-`event_rules` judges by the records as they stand; every write is a compare-and-set. From the buckets everything goes on
+rules.py judges by the records as they stand; every write is a compare-and-set. From the buckets everything goes on
 as in the trusted profile (reaper.py, servers.py).
 """
 
@@ -12,8 +12,9 @@ from typing import Any
 
 import msgspec
 
-from tipoff_matchmaker import deployments, event_rules
-from tipoff_matchmaker.event_rules import Join, Leave
+from tipoff_matchmaker import deployments
+from tipoff_matchmaker.isolated import rules
+from tipoff_matchmaker.isolated.rules import Join, Leave
 from tipoff_matchmaker.ledger import Ledger
 from tipoff_shared.kv import LostRace
 from tipoff_shared.nats_connection import Bus
@@ -51,7 +52,7 @@ class EventWriter:
         match event.what:
             case Lease(lease, ttl):
                 await self._lease(
-                    deployment_id, event, event_rules.ordered(lease, event), min(ttl, self._longest_lease)
+                    deployment_id, event, rules.ordered(lease, event), min(ttl, self._longest_lease)
                 )
             case Goodbye():
                 await self._goodbye(deployment_id, event)
@@ -77,7 +78,7 @@ class EventWriter:
             entry = await store.get(deployment_id)
             if entry is None:
                 await store.create(deployment_id, lease, ttl=ttl)
-            elif event_rules.newer(entry.value, event):
+            elif rules.newer(entry.value, event):
                 await store.update(deployment_id, lease, entry.revision, ttl=ttl)
 
         await _until_won(write)
@@ -87,7 +88,7 @@ class EventWriter:
 
         async def write() -> None:
             entry = await store.get(deployment_id)
-            if entry is not None and event_rules.withdraws(entry.value, event):
+            if entry is not None and rules.withdraws(entry.value, event):
                 await store.delete(deployment_id, entry.revision)
 
         await _until_won(write)
@@ -98,7 +99,7 @@ class EventWriter:
         async def write() -> None:
             session = await self._stores.sessions.get(session_id)
             record = None if session is None else session.value
-            if event_rules.join(record, deployment_id, boot_id, client_id) is Join.WRITE:
+            if rules.join(record, deployment_id, boot_id, client_id) is Join.WRITE:
                 try:
                     # As the first one, or not at all: where there is a delete marker, the session has left.
                     await store.update(session_id, client_id, 0)
@@ -118,7 +119,7 @@ class EventWriter:
 
         async def write() -> None:
             session = await self._stores.sessions.get(session_id)
-            verdict = event_rules.leave(None if session is None else session.value, deployment_id)
+            verdict = rules.leave(None if session is None else session.value, deployment_id)
             if verdict is Leave.IGNORE:
                 return
             entry = await store.get(session_id)

@@ -8,8 +8,8 @@ import msgspec
 
 from tipoff_matchmaker.allocator import Allocator
 from tipoff_matchmaker.contexts import Contexts
-from tipoff_matchmaker.edgegap_session_watch import SessionWatch
-from tipoff_matchmaker.edgegap_sessions import EdgegapSessions
+from tipoff_matchmaker.edgegap.allocator import EdgegapSessions
+from tipoff_matchmaker.edgegap.watch import SessionWatch
 from tipoff_matchmaker.ledger import Ledger
 from tipoff_matchmaker.servers import Servers
 from tipoff_matchmaker.settings import Settings

@@ -1,8 +1,8 @@
-"""Events of game servers of the isolated profile: read from the stream, unsealed, handed on (event_writer.py).
+"""Events of game servers of the isolated profile: read from the stream, unsealed, handed on (writer.py).
 
 Any number of matchmakers read by one durable consumer; an event is acknowledged when what it says stands in the
 buckets. Events of one server are handled one after another, and only so many in a second; those of different servers
-side by side: one who sends much delays itself. Across matchmakers `event_rules` makes the order not matter.
+side by side: one who sends much delays itself. Across matchmakers rules.py makes the order not matter.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import nats.errors
 from nats.aio.msg import Msg
 from nats.js import api
 
-from tipoff_matchmaker.backoff import pause
-from tipoff_matchmaker.event_writer import EventWriter
+from tipoff_matchmaker.isolated.writer import EventWriter
 from tipoff_matchmaker.metrics import Metrics
+from tipoff_matchmaker.pull_consumer import read_for_ever
 from tipoff_shared.errors import Malformed, NotAllowed, TipoffError
 from tipoff_shared.event_stream import DURABLE
 from tipoff_shared.nats_connection import Bus
@@ -69,35 +69,24 @@ class EventReader:
 
     async def run(self) -> None:
         """For ever; an outage of NATS ends nothing."""
-        tries = 0
-        stream = self._bus.subjects.events_stream
         config = api.ConsumerConfig(
             durable_name=DURABLE,
             ack_policy=api.AckPolicy.EXPLICIT,
             ack_wait=_ACK_WAIT,
             max_ack_pending=4 * _IN_HAND,
         )
-        while True:
-            try:
-                await self._bus.js.add_consumer(stream, config)
-                sub = await self._bus.js.pull_subscribe_bind(consumer=DURABLE, stream=stream)
-                while True:
-                    try:
-                        messages = await sub.fetch(_BATCH, timeout=_WAIT)
-                    except (TimeoutError, nats.errors.TimeoutError):
-                        if not self._bus.connected:
-                            raise
-                        continue
-                    tries = 0
-                    for msg in messages:
-                        self._line_up(msg)
-                    while self._waiting >= _IN_HAND:
-                        self._room.clear()
-                        await self._room.wait()
-            except (TimeoutError, nats.errors.Error) as exc:
-                tries += 1
-                log.info("reading game servers' events: %s; again soon", exc or type(exc).__name__)
-                await asyncio.sleep(pause(tries, 0.1))
+        stream = self._bus.subjects.events_stream
+        await read_for_ever(
+            self._bus, stream, config, self._line_up_all, batch=_BATCH, wait=_WAIT, first_pause=0.1
+        )
+
+    async def _line_up_all(self, messages: list[Msg]) -> None:
+        """Into their lines; returns when there is room for more."""
+        for msg in messages:
+            self._line_up(msg)
+        while self._waiting >= _IN_HAND:
+            self._room.clear()
+            await self._room.wait()
 
     def _line_up(self, msg: Msg) -> None:
         deployment_id = self._bus.subjects.events_from(msg.subject)
