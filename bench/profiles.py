@@ -20,8 +20,8 @@ import msgspec
 from nats.aio.msg import Msg
 
 from tipoff.embedded_nats import EmbeddedNats
-from tipoff.nats_isolated import accounts
-from tipoff.nats_users import hashed
+from tipoff.nats_roles.isolated import accounts
+from tipoff.nats_roles.users import hashed
 from tipoff_gameserver.presence.events import EventPresence
 from tipoff_gameserver.presence.nats import NatsPresence
 from tipoff_matchmaker.service import Matchmaker, run_matchmaker

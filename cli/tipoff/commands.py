@@ -25,7 +25,7 @@ from tipoff.edgegap_commands import app as edgegap_app
 from tipoff.edgegap_commands import emulator_command
 from tipoff.operate import drain_command, kick_command
 from tipoff.relay_commands import bench_app, relay_command
-from tipoff.secrets_commands import app as secrets_app
+from tipoff.secrets_directory.commands import app as secrets_app
 from tipoff.state_dir import default_state_dir
 from tipoff.token_commands import app as token_app
 from tipoff.where import Namespace, NatsUrl, StateDir, nats_settings

@@ -13,10 +13,11 @@ import bcrypt
 import pytest
 from typer.testing import CliRunner
 
-from tipoff.nats_users import hashes_in, namespace_of
-from tipoff.secrets_certificates import describe, is_signed_by
-from tipoff.secrets_commands import app
-from tipoff.secrets_directory import EDITED, KEPT, MADE, RENEWED, Report, SecretsDirectory
+from tipoff.nats_roles.users import hashes_in, namespace_of
+from tipoff.secrets_directory.certificates import describe, is_signed_by
+from tipoff.secrets_directory.commands import app
+from tipoff.secrets_directory.directory import SecretsDirectory
+from tipoff.secrets_directory.items import EDITED, KEPT, MADE, RENEWED, Report
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.games import Game, load_games, parse_games, read_games
 from tipoff_shared.settings import ROLES

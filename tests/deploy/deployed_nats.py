@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tipoff.embedded_nats import dies_with_parent, find_nats_server
-from tipoff.secrets_directory import SecretsDirectory
+from tipoff.secrets_directory.directory import SecretsDirectory
 from tipoff_shared.settings import NatsSettings
 
 

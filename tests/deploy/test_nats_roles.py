@@ -13,7 +13,7 @@ import pytest
 from deployed_nats import DeployedNats
 from nats.js.errors import KeyNotFoundError
 
-from tipoff import nats_permissions
+from tipoff.nats_roles import permissions
 from tipoff.operate import kick
 from tipoff.status import read_status, watch_changes
 from tipoff_matchmaker import delete_queue, reaper
@@ -255,10 +255,10 @@ async def test_every_subject_and_every_bucket_stands_in_the_tables(roles: Deploy
     """Whoever adds one says here who may use it."""
     public = {name for name in dir(Subjects) if not name.startswith("_")}
     assert {name.split()[0] for name in CORE} == public - NOT_SUBJECTS - PATTERNS - ISOLATED
-    assert set(BUCKETS) == {*nats_permissions.BUCKETS, *nats_permissions.TURN_BUCKETS}
+    assert set(BUCKETS) == {*permissions.BUCKETS, *permissions.TURN_BUCKETS}
     async with connect(roles.settings("matchmaker"), name="owner") as bus:
         made = {config.name for config in declarations(bus)}
-    assert made >= {f"KV_{Subjects(roles.namespace).bucket(name)}" for name in nats_permissions.BUCKETS}
+    assert made >= {f"KV_{Subjects(roles.namespace).bucket(name)}" for name in permissions.BUCKETS}
 
 
 @pytest.mark.row(56)
@@ -293,7 +293,7 @@ async def test_a_bevygap_server_makes_its_buckets_and_works_with_them(
             denied: list[PermissionDenied] = []
             bus.on_denied(denied.append)
             await bus.js.account_info()
-            made = {f"KV_{name}" for name in nats_permissions.BEVYGAP_BUCKETS} | {bus.subjects.delete_stream}
+            made = {f"KV_{name}" for name in permissions.BEVYGAP_BUCKETS} | {bus.subjects.delete_stream}
             for config in declarations(bus):
                 if config.name in made:
                     await bus.js.add_stream(config)
@@ -320,8 +320,8 @@ async def test_an_operator_reads_as_the_nats_program_does(roles: DeployedNats) -
     async with a_role(roles, "operator") as (bus, denied):
         names = {info.config.name for info in await bus.js.streams_info()}
         assert f"KV_{bus.subjects.bucket('cert_digests')}" in names
-        for bucket in nats_permissions.BUCKETS:
-            if bucket == nats_permissions.SECRET_BUCKET:
+        for bucket in permissions.BUCKETS:
+            if bucket == permissions.SECRET_BUCKET:
                 continue
             bound = await bus.js.key_value(bus.subjects.bucket(bucket))
             await bound.status()

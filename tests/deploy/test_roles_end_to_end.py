@@ -21,7 +21,7 @@ import pytest
 from deployed_nats import DeployedNats
 from e2e_steps import command_lines, eventually, free_port
 
-from tipoff.secrets_directory import SecretsDirectory
+from tipoff.secrets_directory.directory import SecretsDirectory
 from tipoff.status import watch_changes
 from tipoff_client_sdk import Player, ServerLost, connect
 from tipoff_shared.games import parse_games, read_games

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from deployed_nats import DeployedNats
 
-from tipoff.secrets_directory import SecretsDirectory
+from tipoff.secrets_directory.directory import SecretsDirectory
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.nats_connection import Bus, PermissionDenied, connect
 from tipoff_shared.settings import NatsSettings

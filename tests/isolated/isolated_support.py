@@ -13,8 +13,8 @@ from matchmaker_world import World
 from real_servers import RealServers
 
 from tipoff.embedded_nats import EmbeddedNats
-from tipoff.nats_isolated import accounts
-from tipoff.nats_users import hashed
+from tipoff.nats_roles.isolated import accounts
+from tipoff.nats_roles.users import hashed
 from tipoff_shared.secret import Secret
 from tipoff_shared.settings import ROLES, NatsSettings, inbox_prefix_of
 from tipoff_shared.subjects import Subjects

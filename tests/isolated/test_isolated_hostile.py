@@ -18,7 +18,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from real_servers import active, echoes
 
-from tipoff.nats_isolated import isolated_permissions
+from tipoff.nats_roles.isolated import isolated_permissions
 from tipoff_matchmaker.service import Matchmaker
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.event_stream import create_event_stream

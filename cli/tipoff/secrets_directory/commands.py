@@ -56,7 +56,7 @@ def init_command(
     as_json: AsJson = False,
 ) -> None:
     """Make what is missing; what is there stays. Run it again after each upgrade: permissions may be new."""
-    from tipoff.secrets_directory import SecretsDirectory
+    from tipoff.secrets_directory.directory import SecretsDirectory
 
     found = _games(games)
     report = SecretsDirectory(directory, found).initialise(host or (), namespace)
@@ -68,7 +68,7 @@ def init_command(
 @app.command("show-paths")
 def show_command(directory: Directory = _DEFAULT, games: GamesFile = None, as_json: AsJson = False) -> None:
     """What lies where, who needs it, what to back up, and until when certificates hold."""
-    from tipoff.secrets_directory import SecretsDirectory
+    from tipoff.secrets_directory.directory import SecretsDirectory
 
     _print(SecretsDirectory(directory, _games(games)).show(), as_json=as_json)
 
@@ -87,7 +87,7 @@ def rotate_command(
     as_json: AsJson = False,
 ) -> None:
     """Replace one secret, and say what must be reloaded or restarted."""
-    from tipoff.secrets_directory import SecretsDirectory
+    from tipoff.secrets_directory.directory import SecretsDirectory
 
     _print(SecretsDirectory(directory).rotate(name, host or ()), as_json=as_json)
 

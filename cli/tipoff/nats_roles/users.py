@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 
 import bcrypt
 
-from tipoff.nats_permissions import Permissions, permissions
+from tipoff.nats_roles.permissions import Permissions, permissions
 from tipoff_shared.secret import Secret
 from tipoff_shared.settings import ROLES
 from tipoff_shared.subjects import Subjects
@@ -22,7 +22,7 @@ COST = 4
 _HEAD = """\
 # Made by `tipoff secrets init`: a user for each role.
 # namespace: {namespace}
-# Passwords are hashes; the permissions are those of the table in tipoff's nats_permissions.py.
+# Passwords are hashes; the permissions are those of the table in tipoff's nats_roles/permissions.py.
 # Once it is edited by hand, `tipoff secrets init` leaves it as it is; `tipoff secrets rotate users` makes it anew.
 # sha256 of what follows: """
 _HASH = re.compile(r'user: "([a-z]+)"\s+password: "(\$2a\$\d\d\$[./A-Za-z0-9]{53})"')

@@ -14,8 +14,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from tipoff.nats_permissions import Access, Permissions, inboxes, on_stream, permissions
-from tipoff.nats_users import permissions_block
+from tipoff.nats_roles.permissions import Access, Permissions, inboxes, on_stream, permissions
+from tipoff.nats_roles.users import permissions_block
 from tipoff_shared.event_stream import SECRET_BUCKET
 from tipoff_shared.settings import ROLES
 from tipoff_shared.subjects import Subjects
