@@ -1,4 +1,4 @@
-"""What the sweep may do, one thing each: the rules (rules.py) choose, the sweep (sweep.py) does."""
+"""What the sweep may do, one thing each: the rules (rules.py) choose, the deeds (deeds.py) do."""
 
 from __future__ import annotations
 

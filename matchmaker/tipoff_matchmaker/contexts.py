@@ -59,7 +59,7 @@ class Contexts:
             digest = await self._cert_digest(context.public_ip)
             if not digest:
                 reason = f"no certificate digest was reported for {context.public_ip or 'it'}"
-                if not self._fleet.start_died(record.id, reason):
+                if not self._fleet.starts.died(record.id, reason):
                     self._fleet.end(record.id, reason)
                 return
         await self._arrived(record, deployment, digest)

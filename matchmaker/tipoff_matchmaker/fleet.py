@@ -1,8 +1,8 @@
-"""The fleet: starts servers when players wait or too few are warm, and ends them when they are done.
+"""The fleet: how many servers there are. Starts some when players wait or too few are warm, and ends them when they are
+done.
 
-Starting: reserve (fleets) -> record planned -> orchestrator told -> record starting -> it announces itself -> ready.
-Each line may be the last one before the process dies: the sweep of any matchmaker goes on from what is written down.
-How a server ends is told in endings.py.
+Planning: reserve (fleets) -> record planned -> started (starts.py). Each line may be the last one before the process
+dies: the sweep of any matchmaker goes on from what is written down. How a server ends is told in endings.py.
 """
 
 from __future__ import annotations
@@ -14,26 +14,23 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
-from tipoff_matchmaker import deployments, failpoints
-from tipoff_matchmaker.arrivals import Arrival
-from tipoff_matchmaker.backoff import pause, retried
+from tipoff_matchmaker import deployments
+from tipoff_matchmaker.backoff import pause
 from tipoff_matchmaker.endings import Endings
-from tipoff_matchmaker.gs_proxy import websocket_url
 from tipoff_matchmaker.guarded import Guarded
-from tipoff_matchmaker.ledger import Ledger, NoRecord
+from tipoff_matchmaker.ledger import Ledger
 from tipoff_matchmaker.line import Line
 from tipoff_matchmaker.outlook import Outlook, brief, explain
 from tipoff_matchmaker.reservations import Reservations
+from tipoff_matchmaker.starts import Starts
 from tipoff_orchestrator_client.base import (
     Deployment,
-    DeploySpec,
     NoCapacity,
     NotConfigured,
     Orchestrator,
     OrchestratorError,
-    RunState,
 )
-from tipoff_shared.errors import OrchestratorFailed, TipoffError, Unavailable
+from tipoff_shared.errors import OrchestratorFailed, TipoffError
 from tipoff_shared.games import Game, GameKey
 from tipoff_shared.names import new_deployment_id
 from tipoff_shared.records import DeploymentRecord, DeploymentState
@@ -72,25 +69,29 @@ class Fleet:
         self._ledger = ledger
         self._reservations = reservations
         self._orchestrators = orchestrators
-        self._tasks = tasks
         self._clock = clock
         self._backoff = backoff
-        self._deploy_tries = deploy_tries
         self._start_failures = start_failures
         self._tell_reasons = tell_reasons
-        self._gs_proxy_url = gs_proxy_url
-        self._runs = runs
         self._trust = trust
-        self._event_key = event_key
         self._lines: Callable[[GameKey], Line] | None = None
         self._outlooks = {game.key: Outlook() for game in self.games}
         self._wanted = {game.key: asyncio.Event() for game in self.games}
         self._later: dict[GameKey, asyncio.TimerHandle] = {}
-        self._starting: dict[str, asyncio.Future[str]] = {}
-        """Starts this process looks after: done with "" when ready, else with why it ended."""
-        self._patience: dict[str, asyncio.Timeout] = {}
-        self._progress: dict[str, str] = {}
-        """What starts that take long are busy with, as their orchestrators tell; for all matchmakers' starts."""
+        self.starts = Starts(
+            ledger,
+            orchestrators,
+            self._by_key,
+            tasks,
+            clock=clock,
+            backoff=backoff,
+            tries=deploy_tries,
+            gs_proxy_url=gs_proxy_url,
+            event_key=event_key,
+            runs=runs,
+            failed=self._start_failed,
+            on_progress=self._announce,
+        )
         self._endings = Endings(
             ledger,
             reservations,
@@ -111,23 +112,14 @@ class Fleet:
 
     def _ledger_changed(self, before: DeploymentRecord | None, after: DeploymentRecord) -> None:
         """Any matchmaker may have moved it on."""
-        if not deployments.is_coming(after):
-            self._progress.pop(after.id, None)
+        key = (after.game, after.version)
         if after.state is DeploymentState.READY and before is not None and deployments.is_coming(before):
-            self._ready(after)
+            if key in self._outlooks:
+                self._outlooks[key].ready()
+            self._trust(after.id)
+            self.want(key)
         elif after.state is DeploymentState.GONE and (before is None or deployments.is_live(before)):
-            self.start_died(after.id, after.reason)
-            self.want((after.game, after.version))
-
-    def _ready(self, record: DeploymentRecord) -> None:
-        starting = self._starting.get(record.id)
-        if starting is not None and not starting.done():
-            starting.set_result("")
-        key = (record.game, record.version)
-        if key in self._outlooks:
-            self._outlooks[key].ready()
-        self._trust(record.id)
-        self.want(key)
+            self.want(key)
 
     def orchestrator(self, name: str) -> Orchestrator | None:
         return self._orchestrators.get(name)
@@ -137,14 +129,14 @@ class Fleet:
         if key in self._wanted:
             self._wanted[key].set()
 
-    def is_starting_here(self, deployment_id: str) -> bool:
-        """Whether this process itself looks after its start (and its start deadline)."""
-        return deployment_id in self._starting
+    def is_busy_with(self, deployment_id: str) -> bool:
+        """Whether this process is starting or ending it right now."""
+        return self.starts.is_running(deployment_id) or self.is_ending_here(deployment_id)
 
     def is_ending_here(self, deployment_id: str) -> bool:
         return self._endings.is_running(deployment_id)
 
-    # Starting.
+    # Planning.
 
     async def _plan_for_ever(self, game: Game) -> None:
         outlook, wanted = self._outlooks[game.key], self._wanted[game.key]
@@ -202,8 +194,7 @@ class Fleet:
         near = line.client_ips(10)
         for deployment_id in reserved:
             await self._ledger.create(deployments.planned(deployment_id, game, now))
-            self._starting[deployment_id] = asyncio.get_running_loop().create_future()
-            self._tasks.start(self._start(game, deployment_id, near), f"start/{deployment_id}")
+            self.starts.start(game, deployment_id, near)
         log.info("starting %d server(s) of %s %s", len(reserved), game.name, game.version)
 
     async def _fleet(self, game: Game) -> dict[str, DeploymentRecord]:
@@ -220,124 +211,7 @@ class Fleet:
                 known[deployment_id] = record or deployments.planned(deployment_id, game, at)
         return known
 
-    async def _start(self, game: Game, deployment_id: str, near: tuple[str, ...]) -> None:
-        """One server, from planned to ready or failed."""
-        arrived = self._starting[deployment_id]
-        try:
-            try:
-                async with asyncio.timeout(game.start_timeout) as patience:
-                    self._patience[deployment_id] = patience
-                    deployment = await self._deploy(game, deployment_id, near)
-                    failpoints.reach("F3")
-                    await self._note_started(deployment)
-                    failpoints.reach("F4")
-                    if deployment.state is RunState.STOPPED:
-                        raise OrchestratorError(deployment.reason or "it ended at once", retryable=True)
-                    if deployment.state is RunState.STARTING and deployment.reason:
-                        self.progress(deployment_id, deployment.reason)
-                    if game.ready == "running" and deployment.state is RunState.RUNNING:
-                        await self._runs(deployment)
-                    if died := await arrived:
-                        raise OrchestratorError(died, retryable=True)
-            except TimeoutError:
-                raise OrchestratorError(
-                    f"it was not ready within {game.start_timeout:g} s", retryable=True
-                ) from None
-        except OrchestratorError as exc:
-            await self._start_failed(game, deployment_id, exc)
-        except NoRecord:
-            log.info("deployment %s was ended by somebody else while it started", deployment_id)
-        finally:
-            self._starting.pop(deployment_id, None)
-            self._patience.pop(deployment_id, None)
-            self._progress.pop(deployment_id, None)
-
-    async def _note_started(self, deployment: Deployment) -> None:
-        try:
-            await self._ledger.change(
-                deployment.deployment_id,
-                lambda record: deployments.placed(deployments.started(record), deployment),
-            )
-        except Unavailable as exc:  # a server that is only `planned` becomes ready all the same
-            log.warning("that %s was started could not be written down: %s", deployment.deployment_id, exc)
-
-    async def note_place(self, deployment: Deployment) -> None:
-        """Its orchestrator says of it what the record does not."""
-        await self._ledger.change(
-            deployment.deployment_id, lambda record: deployments.placed(record, deployment)
-        )
-
-    async def _deploy(self, game: Game, deployment_id: str, near: tuple[str, ...]) -> Deployment:
-        """Tell the orchestrator, a few times if need be; safe to repeat, because the id is the tag."""
-        orchestrator = self._orchestrators.get(game.orchestrator)
-        if orchestrator is None:
-            raise NotConfigured(f"there is no orchestrator {game.orchestrator!r} here")
-        spec = DeploySpec(
-            deployment_id,
-            game.name,
-            game.version,
-            game.seats,
-            near,
-            websocket_url=websocket_url(self._gs_proxy_url, deployment_id),
-            event_key=self._event_key(deployment_id),
-        )
-        return await retried(
-            lambda: orchestrator.deploy(spec),
-            tries=self._deploy_tries,
-            first=self._backoff,
-            on_failure=lambda number, exc: log.warning("deploy %s, try %d: %s", deployment_id, number, exc),
-        )
-
-    async def arrived(self, deployment_id: str, arrival: Arrival) -> DeploymentRecord | None:
-        """The server serves. Returns the record as it now is, None when there is none."""
-        now = self._clock()
-        try:
-            return await self._ledger.change(
-                deployment_id, lambda record: deployments.arrived(record, arrival, now)
-            )
-        except NoRecord:
-            return None
-
-    def progress(self, deployment_id: str, text: str) -> None:
-        """What a start that takes long is busy with (an image is fetched), as its orchestrator tells: players hear of
-        it, and with every change `start_timeout` begins anew. "": that is over."""
-        record = self._ledger.get(deployment_id)
-        game = None if record is None else self._by_key.get((record.game, record.version))
-        text = brief("".join(c if c.isprintable() else " " for c in text))
-        if record is None or game is None or not deployments.is_coming(record):
-            return
-        if not text:
-            self._progress.pop(deployment_id, None)
-            return
-        if self._progress.get(deployment_id) == text:
-            return
-        self._progress[deployment_id] = text
-        patience = self._patience.get(deployment_id)
-        if patience is not None and not patience.expired() and patience.when() is not None:
-            patience.reschedule(asyncio.get_running_loop().time() + game.start_timeout)
-            now = self._clock()
-            if record.deadline < now + game.start_timeout / 2:
-                deadline = now + game.start_timeout
-                self._tasks.start(self._give_time(deployment_id, deadline), f"time/{deployment_id}")
-        if self._lines is not None:
-            self._lines(game.key).announce()
-
-    async def _give_time(self, deployment_id: str, deadline: float) -> None:
-        """So that no other matchmaker ends it."""
-        try:
-            await self._ledger.change(deployment_id, lambda record: deployments.given_time(record, deadline))
-        except (NoRecord, TipoffError) as exc:
-            log.info("%s keeps its old deadline: %s", deployment_id, exc)
-
-    def start_died(self, deployment_id: str, reason: str) -> bool:
-        """The server ended before it was ready; whether this process was waiting for it (and sees to the rest)."""
-        starting = self._starting.get(deployment_id)
-        if starting is None or starting.done():
-            return False
-        starting.set_result(reason)
-        return True
-
-    async def _start_failed(self, game: Game, deployment_id: str, exc: OrchestratorError) -> None:
+    def _start_failed(self, game: Game, deployment_id: str, exc: OrchestratorError) -> None:
         outlook = self._outlooks[game.key]
         reason = brief(str(exc) or type(exc).__name__)
         record = self._ledger.get(deployment_id)
@@ -356,6 +230,10 @@ class Fleet:
             line.announce(reason)
         if line or game.min_ready:
             self.want(game.key)
+
+    def _announce(self, key: GameKey) -> None:
+        if self._lines is not None:
+            self._lines(key).announce()
 
     def _give_up_hope(self, game: Game, reason: str, *, retry_after: float) -> bool:
         """Tell those who wait that no server can be started; not while there is one whose seats come free."""
@@ -394,7 +272,5 @@ class Fleet:
             waited=waited,
             position=position,
             start_failed=start_failed,
-            progress=next(
-                (text for r in self._ledger.of(*key) if (text := self._progress.get(r.id, ""))), ""
-            ),
+            progress=self.starts.busy_with(self._ledger.of(*key)),
         )

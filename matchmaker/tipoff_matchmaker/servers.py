@@ -163,10 +163,10 @@ class Servers:
                 await self._tokens.endpoint(game, deployments.arrived(before, arrival, self._clock()))
             except OrchestratorFailed as exc:
                 log.warning("server %s cannot be used: %s", before.id, exc)
-                if not self.fleet.start_died(before.id, str(exc)):
+                if not self.fleet.starts.died(before.id, str(exc)):
                     self.fleet.end(before.id, str(exc))
                 return False
-        await self.fleet.arrived(before.id, arrival)
+        await self.fleet.starts.arrived(before.id, arrival)
         if before.boot_id and arrival.boot_id != before.boot_id:
             log.warning("server %s was restarted; the sessions of its former life end", before.id)
             await self.end_sessions(before, "the server was restarted", living_boot=arrival.boot_id)
@@ -239,7 +239,7 @@ class Servers:
         if found is None or found.state is RunState.STOPPED:
             reason = brief(found.reason if found is not None else "") or "the server is gone"
             self.distrust(deployment_id)
-            if not self.fleet.start_died(deployment_id, reason):
+            if not self.fleet.starts.died(deployment_id, reason):
                 self.fleet.end(deployment_id, reason, confirmed_gone=True)
         elif deployments.is_coming(record) and self._is_ready_by_running(record, found):
             try:
@@ -292,7 +292,7 @@ class Servers:
         if deployment.state is RunState.STOPPED:
             self.suspect(record.id, deployment.reason or "it stopped")
             return
-        self.fleet.progress(record.id, deployment.reason)
+        self.fleet.starts.progress(record.id, deployment.reason)
         if deployments.is_coming(record) and self._is_ready_by_running(record, deployment):
             self.confirm(record.id, "it runs")  # anybody may have sent the event: where it runs is asked
 

@@ -21,6 +21,7 @@ from tipoff_matchmaker.asks import Stopping
 from tipoff_matchmaker.backoff import pause
 from tipoff_matchmaker.contexts import Contexts
 from tipoff_matchmaker.deadlines import Deadlines
+from tipoff_matchmaker.deeds import Deeds
 from tipoff_matchmaker.delete_queue import DeleteQueue
 from tipoff_matchmaker.fleet import Fleet
 from tipoff_matchmaker.gensession import GenSession, default_game
@@ -35,6 +36,7 @@ from tipoff_matchmaker.ledger import Ledger
 from tipoff_matchmaker.mappings import Mappings
 from tipoff_matchmaker.metrics import Metrics
 from tipoff_matchmaker.peers import Peers
+from tipoff_matchmaker.readings import Readings
 from tipoff_matchmaker.reaper import Reaper
 from tipoff_matchmaker.reconciler_lease import ReconcilerLease
 from tipoff_matchmaker.requests import QUEUE, Requests
@@ -174,10 +176,22 @@ class Matchmaker:
         self.reconciler_lease = ReconcilerLease(
             stores.matchmakers, self.instance, ttl=settings.reconciler_ttl
         )
-        self.sweep = Sweep(
+        self.readings = Readings(
             bus,
             stores,
             by_key,
+            self.ledger,
+            self.servers,
+            self.book,
+            self.orchestrators,
+            self.metrics,
+            clock=clock,
+            listing_interval=settings.listing_interval,
+            settle=2 * settings.lease_ttl,
+            on_session=self._session_written,
+        )
+        self.deeds = Deeds(
+            stores,
             self.ledger,
             self._reservations,
             self.fleet,
@@ -185,15 +199,19 @@ class Matchmaker:
             self.book,
             self._give_back,
             self.orchestrators,
-            self.metrics,
-            self.reconciler_lease,
             clock=clock,
-            interval=settings.sweep_interval,
-            listing_interval=settings.listing_interval,
-            settle=2 * settings.lease_ttl,
-            grace=Grace(settings.lease_grace, settings.orphan_grace, settings.claim_slack),
-            on_session=self._session_written,
             look_for_digest=self.contexts.look_for_digest,
+        )
+        self.sweep = Sweep(
+            self.readings,
+            self.deeds,
+            self.fleet,
+            self.servers,
+            self.reconciler_lease,
+            by_key,
+            self.metrics,
+            interval=settings.sweep_interval,
+            grace=Grace(settings.lease_grace, settings.orphan_grace, settings.claim_slack),
         )
         self._deadlines = Deadlines(clock, self._deadline)
         self._handlers = BoundedHandlers("play request", settings.max_requests)
@@ -363,8 +381,8 @@ class Matchmaker:
 
     async def _deadline(self, session_id: str) -> None:
         """A deadline we know of has passed."""
-        if self.sweep.settled:
-            await self.sweep.check_session(session_id)
+        if self.readings.settled:
+            await self.deeds.check_session(session_id)
 
 
 @asynccontextmanager

@@ -147,7 +147,7 @@ async def test_a_missed_context_is_made_good(own_nats: EmbeddedNats, tmp_path: P
 
             deaf.contexts.received = hears_nothing  # type: ignore[method-assign] # as if it had died meanwhile
             deaf.contexts.look_for_digest = hears_nothing  # type: ignore[method-assign, assignment]
-            deaf.sweep._look_for_digest = hears_nothing  # type: ignore[assignment]
+            deaf.deeds._look_for_digest = hears_nothing  # type: ignore[assignment]
             answers = await world.ask("spaceships")
 
             async def digest_written() -> bool:

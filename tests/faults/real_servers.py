@@ -144,7 +144,7 @@ async def settled_sweeps(matchmaker: Matchmaker, count: int) -> None:
     """Wait until absence means something to the matchmaker, then sweep that often."""
     end = time.monotonic() + 10
     while True:
-        if matchmaker.sweep.settled:
+        if matchmaker.readings.settled:
             break
         assert time.monotonic() < end, "the matchmaker does not settle"
         await asyncio.sleep(0.05)
