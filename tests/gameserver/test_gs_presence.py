@@ -207,6 +207,27 @@ async def test_the_game_goes_on_without_nats_and_the_truth_is_there_when_it_is_b
                 assert await joins.receive() == b"x"
 
 
+@pytest.mark.parametrize("isolated", [False, True])
+async def test_what_cannot_be_withdrawn_is_said_with_the_reason(
+    isolated: bool, fragile_nats: OwnNats, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert fragile_nats.server is not None
+    settings = fragile_nats.server.settings("away")
+    async with connect(settings, name="test") as bus:
+        await create_stores(bus)
+        await create_event_stream(bus)
+    presence: Presence = NatsPresence(settings, "d1", announcement={})
+    if isolated:
+        presence = EventPresence(settings, "d1", "b1", EventKey(bytes(32)), announcement={})
+    await presence.start(lease, ignore)
+    assert await presence.announce(5)
+    await fragile_nats.kill()
+    presence.joined("s1", 1)
+    async with asyncio.timeout(4):
+        await presence.close(keep_lease=False)
+    assert "has to expire by itself: NATS is away" in caplog.text
+
+
 async def test_a_nats_that_forgot_everything_is_told_again(
     deployment: Context, game: Recorder, kv: Stores, nats: Bus
 ) -> None:

@@ -64,18 +64,10 @@ class EventPresence(OverNats):
         self._context: Context | None = Context(dict(announcement))
         """Still to be told."""
 
-        self._connected: dict[str, str] = {}
-        """The truth: session id -> client id, in decimal."""
         self._visitors: dict[str, str] = {}
         """Sessions that came and of which nobody was told yet (with their client ids), whether or not still here."""
-        self._unsure: dict[str, None] = {}
-        """Sessions of which something is to be told, in order."""
         self._left: OrderedDict[str, None] = OrderedDict()
         """Sessions that left lately: a NATS that lost what it had is told again."""
-        self._changed = asyncio.Event()
-        """Something is to be told."""
-        self._settled = asyncio.Event()
-        self._settled.set()
         self._goodbye_wanted = False
         self._goodbye_told = asyncio.Event()
         self._answers: dict[str, asyncio.Future[bytes]] = {}
@@ -101,31 +93,12 @@ class EventPresence(OverNats):
         """bevygap's matchmaker needs the trusted profile: nothing can be looked up here."""
         return None
 
-    async def close(self, *, keep_lease: bool, timeout: float = 5.0) -> None:
-        """First the connections, then the lease: whoever sees the lease gone finds the connections gone too."""
-        if self._closing:
-            return
-        self._closing = True
-        for session_id in list(self._connected):
-            self.left(session_id)
-        if self._bus is not None:
-            try:
-                async with asyncio.timeout(timeout if self.connected else min(timeout, 1.0)):
-                    await self._settled.wait()
-                    if not keep_lease:
-                        self._goodbye_wanted = True
-                        self._changed.set()
-                        await self._goodbye_told.wait()
-            except TimeoutError:
-                log.warning("what this server leaves in NATS has to expire by itself: NATS is away")
-        await self._end(self._changed)
+    async def _end_lease(self) -> None:
+        self._goodbye_wanted = True
+        self._changed.set()
+        await self._goodbye_told.wait()
 
     # --- what is to be told -----------------------------------------------------------------------------------
-
-    def _doubt(self, session_id: str) -> None:
-        self._unsure[session_id] = None
-        self._settled.clear()
-        self._changed.set()
 
     def _nats_is_back(self) -> None:
         self._back.set()

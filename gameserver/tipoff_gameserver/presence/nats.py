@@ -46,19 +46,12 @@ class NatsPresence(OverNats):
         self._announced = False
         self._stores: Stores | None = None
 
-        self._connected: dict[str, str] = {}
-        """The truth: session id -> client id, in decimal."""
         self._written: dict[str, int] = {}
         """Revisions of the keys that we put and have not deleted; 0: the answer is still out."""
         self._untold: dict[str, str] = {}
         """Sessions that have been here (with their client ids) and whose key was not put yet."""
         self._deleted: OrderedDict[str, int] = OrderedDict()
         """Keys deleted lately, with the revision of our put: a NATS that lost writes may have them again."""
-        self._unsure: dict[str, None] = {}
-        """Sessions whose key may differ from the truth, in order."""
-        self._unsure_event = asyncio.Event()
-        self._settled = asyncio.Event()
-        self._settled.set()
 
     def joined(self, session_id: str, client_id: int) -> None:
         self._connected[session_id] = str(client_id)
@@ -77,28 +70,13 @@ class NatsPresence(OverNats):
             async with asyncio.timeout(_LOOK_UP_TIMEOUT):
                 entry = await self._stores.sessions_ly2eg.get(str(client_id))
         except (TimeoutError, TipoffError) as exc:
-            log.warning("the session of client %d cannot be looked up: %s", client_id, exc or "time-out")
+            log.warning("the session of client %d cannot be looked up: %s", client_id, str(exc) or "time-out")
             return None
         return entry.value if entry is not None else None
 
-    async def close(self, *, keep_lease: bool, timeout: float = 5.0) -> None:
-        """First the connections, then the lease: whoever sees the lease gone finds the connections gone too."""
-        if self._closing:
-            return
-        self._closing = True
-        for session_id in list(self._connected):
-            self.left(session_id)
+    async def _end_lease(self) -> None:
         if self._stores is not None:
-            try:
-                async with asyncio.timeout(timeout if self.connected else min(timeout, 1.0)):
-                    await self._settled.wait()
-                    if not keep_lease:
-                        await self._stores.gameservers.delete(self._deployment_id)
-            except (TimeoutError, TipoffError) as exc:
-                log.warning(
-                    "what this server leaves in NATS has to expire by itself: %s", exc or "NATS is away"
-                )
-        await self._end(self._unsure_event)
+            await self._stores.gameservers.delete(self._deployment_id)
 
     # --- the connection ---------------------------------------------------------------------------------------
 
@@ -143,7 +121,7 @@ class NatsPresence(OverNats):
             except (TimeoutError, Unavailable) as exc:
                 self._lease_waiters += waiters
                 if not failing:
-                    log.warning("the lease cannot be written: %s; the game goes on", exc or "time-out")
+                    log.warning("the lease cannot be written: %s; the game goes on", str(exc) or "time-out")
                 failing = True
                 await self._pause()
                 continue
@@ -159,16 +137,11 @@ class NatsPresence(OverNats):
 
     # --- the connections --------------------------------------------------------------------------------------
 
-    def _doubt(self, session_id: str) -> None:
-        self._unsure[session_id] = None
-        self._settled.clear()
-        self._unsure_event.set()
-
     async def _keep_connections(self, kv: Stores) -> None:
         failing = False
         while not self._ended:
-            await self._unsure_event.wait()
-            self._unsure_event.clear()
+            await self._changed.wait()
+            self._changed.clear()
             while self._unsure and not self._ended:
                 session_id = next(iter(self._unsure))
                 wanted = self._connected.get(session_id)
@@ -178,7 +151,8 @@ class NatsPresence(OverNats):
                 except (TimeoutError, TipoffError) as exc:
                     if not failing:
                         log.warning(
-                            "active_connections cannot be written: %s; the game goes on", exc or "time-out"
+                            "active_connections cannot be written: %s; the game goes on",
+                            str(exc) or "time-out",
                         )
                     failing = True
                     await self._pause()

@@ -1,4 +1,5 @@
-"""What the two ways of being present over NATS share: a connection that is kept, and commands that are heard.
+"""What the two ways of being present over NATS share: a connection that is kept, commands that are heard, and the truth
+that is to be told.
 
 A connection that is lost for good is made anew. So whatever NATS does, the game goes on.
 """
@@ -14,7 +15,7 @@ import nats.errors
 from nats.aio.msg import Msg
 
 from tipoff_gameserver.presence import DescribeLease, OnCommand
-from tipoff_shared.errors import Malformed, Unavailable
+from tipoff_shared.errors import Malformed, TipoffError, Unavailable
 from tipoff_shared.nats_connection import Bus, connect
 from tipoff_shared.records import LEASE_TTL, decode_command
 from tipoff_shared.settings import NatsSettings
@@ -43,6 +44,15 @@ class OverNats(ABC):
         self._describe: DescribeLease | None = None
         self._lease_due = asyncio.Event()
         self._lease_waiters: list[asyncio.Future[None]] = []
+        self._connected: dict[str, str] = {}
+        """The truth: session id -> client id, in decimal."""
+        self._unsure: dict[str, None] = {}
+        """Sessions of which something is to be told, in order."""
+        self._changed = asyncio.Event()
+        """Something is to be told."""
+        self._settled = asyncio.Event()
+        """Nothing of any session is to be told."""
+        self._settled.set()
         self._closing = False  # the lease is not refreshed any more
         self._ended = False  # nothing is to be done any more
 
@@ -65,6 +75,39 @@ class OverNats(ABC):
         except TimeoutError:
             return False
         return True
+
+    async def close(self, *, keep_lease: bool, timeout: float = 5.0) -> None:
+        """First the connections, then the lease: whoever sees the lease gone finds the connections gone too."""
+        if self._closing:
+            return
+        self._closing = True
+        for session_id in list(self._connected):
+            self.left(session_id)
+        if self._bus is not None:
+            try:
+                async with asyncio.timeout(timeout if self.connected else min(timeout, 1.0)):
+                    await self._settled.wait()
+                    if not keep_lease:
+                        await self._end_lease()
+            except (TimeoutError, TipoffError) as exc:
+                log.warning(
+                    "what this server leaves in NATS has to expire by itself: %s", str(exc) or "NATS is away"
+                )
+        await self._end()
+
+    @abstractmethod
+    def left(self, session_id: str) -> None:
+        """That player is not here any more."""
+
+    @abstractmethod
+    async def _end_lease(self) -> None:
+        """Returns when it is told."""
+
+    def _doubt(self, session_id: str) -> None:
+        """What was told of this session may differ from the truth."""
+        self._unsure[session_id] = None
+        self._settled.clear()
+        self._changed.set()
 
     @abstractmethod
     async def _serve(self, bus: Bus) -> None:
@@ -89,7 +132,7 @@ class OverNats(ABC):
                         "the NATS connection was closed for good (%s); making a new one", bus.last_error
                     )
             except (Unavailable, nats.errors.Error) as exc:
-                log.warning("%s; trying again in %.0f s", exc or type(exc).__name__, wait)
+                log.warning("%s; trying again in %.0f s", str(exc) or type(exc).__name__, wait)
             if self._ended:
                 return
             await asyncio.sleep(wait * random.uniform(0.8, 1.2))  # jitter, no secret
@@ -126,11 +169,11 @@ class OverNats(ABC):
             if not waiter.done():
                 waiter.set_result(None)
 
-    async def _end(self, *wake: asyncio.Event) -> None:
+    async def _end(self) -> None:
         """All is over. Cancelling alone is not enough: before Python 3.12 `asyncio.wait_for`, which nats-py uses, may
         swallow it."""
         self._ended = True
-        for event in (self._lease_due, self._back, *wake):
+        for event in (self._lease_due, self._back, self._changed):
             event.set()
         if self._bus is not None:
             self._bus.closed.set()
