@@ -14,9 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from certificates import self_signed
 
 from tipoff.doctor import engine, games, network, udp
 from tipoff.doctor import nats as nats_facts
@@ -112,33 +110,6 @@ async def test_a_nats_without_tls_shows_no_certificate(nats_server: EmbeddedNats
 # TLS.
 
 
-def certificate(
-    directory: Path, *, name: str = "localhost", days: float = 90, age: float = 1
-) -> tuple[Path, Path]:
-    """A self-signed one: (certificate, key)."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(NOW - timedelta(days=age))
-        .not_valid_after(NOW + timedelta(days=days))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    pem, key_pem = directory / "cert.pem", directory / "key.pem"
-    pem.write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    key_pem.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-    )
-    return pem, key_pem
-
-
 @asynccontextmanager
 async def tls_server(pem: Path, key: Path) -> AsyncIterator[int]:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -168,7 +139,7 @@ async def test_a_certificate_is_judged_as_a_client_sees_it(
     tmp_path: Path, name: str, days: float, trusted: bool, expected: Status, says: str
 ) -> None:
     """Good, of nobody, for somebody else, too old, almost."""
-    pem, key = certificate(tmp_path, name=name, days=days, age=30)
+    pem, key = self_signed(tmp_path, name=name, now=NOW, since=timedelta(days=30), left=timedelta(days=days))
     async with tls_server(pem, key) as port:
         facts = await network.look_at_https("localhost", port, pem if trusted else None)
     finding = judge_tls("https", facts, NOW)

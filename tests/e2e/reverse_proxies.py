@@ -9,12 +9,9 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from certificates import self_signed
 
 from tipoff_shared.errors import Unavailable
 
@@ -93,7 +90,7 @@ def _caddy(binary: str, directory: Path, deploy: Path, port: int, httpd_port: in
 
 
 def _nginx(binary: str, directory: Path, deploy: Path, port: int, httpd_port: int) -> tuple[list[str], Path]:
-    certificate, key = _certificate(directory)
+    certificate, key = self_signed(directory)
     text = (deploy / "nginx/tipoff.conf").read_text()
     for old, new in (
         ("server 127.0.0.1:3000;", f"server 127.0.0.1:{httpd_port};"),
@@ -114,31 +111,6 @@ def _nginx(binary: str, directory: Path, deploy: Path, port: int, httpd_port: in
         f"http {{ access_log off;\n{temporary}\ninclude {directory}/site.conf;\n}}\n"
     )
     return [binary, "-p", str(directory), "-c", str(directory / "nginx.conf")], certificate
-
-
-def _certificate(directory: Path) -> tuple[Path, Path]:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    pem, key_pem = directory / "cert.pem", directory / "key.pem"
-    pem.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    key_pem.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-    )
-    return pem, key_pem
 
 
 async def _listens(process: asyncio.subprocess.Process, port: int, authority: Path, log: Path) -> None:

@@ -2,44 +2,28 @@
 
 from __future__ import annotations
 
-import datetime
+from pathlib import Path
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from certificates import self_signed
 
 from tipoff_shared.settings import NatsSettings, pem_lines
 
 
-def certificate() -> str:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    return made.public_bytes(serialization.Encoding.PEM).decode()
+def certificate(directory: Path) -> str:
+    return self_signed(directory)[0].read_text()
 
 
-def test_an_authority_on_one_line_is_read() -> None:
+def test_an_authority_on_one_line_is_read(tmp_path: Path) -> None:
     """As bevygap's script hands it over: without line breaks."""
-    one_line = "".join(certificate().splitlines())
+    one_line = "".join(certificate(tmp_path).splitlines())
     context = NatsSettings(ca_contents=one_line).tls_context()
     assert context is not None
     assert len(context.get_ca_certs()) == 1
 
 
-def test_an_authority_as_it_was_written_stays_as_it_is() -> None:
+def test_an_authority_as_it_was_written_stays_as_it_is(tmp_path: Path) -> None:
     """Two certificates, one after the other."""
-    text = certificate() + certificate()
+    text = certificate(tmp_path) + certificate(tmp_path)
     assert pem_lines(text).replace("\n\n", "\n") == text
 
 
