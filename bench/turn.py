@@ -19,7 +19,7 @@ from typing import Any
 import uvloop
 
 from tipoff.embedded_nats import dies_with_parent, embedded_nats
-from tipoff.turn_load import LoadReport, run_load
+from tipoff.turn_relay.load import LoadReport, run_load
 from tipoff_matchmaker_httpd.serve import run_httpd
 from tipoff_matchmaker_httpd.settings import Settings
 from tipoff_matchmaker_httpd.turn_relay.memory_store import MemoryRecords

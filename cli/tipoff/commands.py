@@ -20,14 +20,14 @@ from rich.console import Console
 
 from tipoff import __version__
 from tipoff.doctor.command import doctor_command
-from tipoff.echo_commands import connect_command, gameserver_command
 from tipoff.edgegap_commands import app as edgegap_app
 from tipoff.edgegap_commands import emulator_command
+from tipoff.netcode.echo_commands import connect_command, gameserver_command
+from tipoff.netcode.token_commands import app as token_app
 from tipoff.operate import drain_command, kick_command
-from tipoff.relay_commands import bench_app, relay_command
 from tipoff.secrets_directory.commands import app as secrets_app
 from tipoff.state_dir import default_state_dir
-from tipoff.token_commands import app as token_app
+from tipoff.turn_relay.commands import bench_app, relay_command
 from tipoff.where import Namespace, NatsUrl, StateDir, nats_settings
 
 app = typer.Typer(

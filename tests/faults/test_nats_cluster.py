@@ -13,10 +13,10 @@ from pathlib import Path
 import msgspec
 import pytest
 from matchmaker_world import ARENA
+from nats_cluster import NatsCluster, nats_cluster
 from nats_writers import Acknowledged, write_until
 from real_servers import active, echoes, real_world, seat_within, settled_sweeps
 
-from tipoff.nats_cluster import NatsCluster, nats_cluster
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.kv import Changes, Entry, LostRace, Store
 from tipoff_shared.nats_connection import connect

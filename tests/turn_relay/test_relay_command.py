@@ -13,8 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 from tipoff.commands import app
-from tipoff.relay import decode, printable
-from tipoff.relay_commands import bench_app, histogram
+from tipoff.turn_relay.commands import bench_app, histogram
+from tipoff.turn_relay.pipe import decode, printable
 from tipoff_matchmaker_httpd.serve import RunningHttpd
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tipoff.embedded_nats import EmbeddedNats, dies_with_parent, embedded_nats
-from tipoff.turn_load import LoadReport, run_load
+from tipoff.turn_relay.load import LoadReport, run_load
 from tipoff_matchmaker_httpd.serve import run_httpd
 from tipoff_matchmaker_httpd.settings import Settings
 from tipoff_shared.settings import NatsSettings

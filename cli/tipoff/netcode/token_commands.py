@@ -17,14 +17,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from tipoff.private_key import (
+from tipoff.netcode.private_key import (
     AllowZeroKeyOption,
     KeyFileOption,
     KeyOption,
     read_private_key,
     require_private_key,
 )
-from tipoff.token_files import TokenFormat, read_token, write_token
+from tipoff.netcode.token_files import TokenFormat, read_token, write_token
 from tipoff_shared.netcode import (
     Address,
     ConnectToken,

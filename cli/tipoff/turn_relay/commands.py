@@ -36,8 +36,8 @@ def relay_command(
 ) -> None:
     """Pair with somebody and relay standard input to their standard output, and theirs to yours: a chat between two
     terminals, or a pipe for any program's data. Ends when both inputs have ended; exit code 1 when the partner left."""
-    from tipoff.relay import FileInput, relay
-    from tipoff.turn_client import TurnClient
+    from tipoff.turn_relay.client import TurnClient
+    from tipoff.turn_relay.pipe import FileInput, relay
 
     def say(text: str) -> None:
         if not quiet:
@@ -97,7 +97,7 @@ def bench_turn(
 ) -> None:
     """Load on a turn relay: players in pairs hand each other numbered updates by the text protocol, and every one is
     checked. Exit code 1 when there was an error or an update was lost, doubled or out of order."""
-    from tipoff.turn_load import run_load
+    from tipoff.turn_relay.load import run_load
 
     begin = _unix_time(start_at) if start_at else None
     report = _run(

@@ -15,11 +15,11 @@ from typing import Annotated, Any
 
 import typer
 
-from tipoff.echo_client import ConnectFailed, Report, connect_and_echo
-from tipoff.private_key import AllowZeroKeyOption, KeyFileOption, KeyOption, require_private_key
-from tipoff.token_commands import DialectOption, ProtocolId, fail, parse_address
-from tipoff.token_files import read_token
-from tipoff.udp_driver import UdpDriver, bind_udp
+from tipoff.netcode.echo_client import ConnectFailed, Report, connect_and_echo
+from tipoff.netcode.private_key import AllowZeroKeyOption, KeyFileOption, KeyOption, require_private_key
+from tipoff.netcode.token_commands import DialectOption, ProtocolId, fail, parse_address
+from tipoff.netcode.token_files import read_token
+from tipoff.netcode.udp_driver import UdpDriver, bind_udp
 from tipoff_shared.netcode import (
     MAX_PAYLOAD_BYTES,
     Address,

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from typing import Protocol
 
-from tipoff.turn_client import TurnClient, TurnRefused
+from tipoff.turn_relay.client import TurnClient, TurnRefused
 from tipoff_matchmaker_httpd.turn_relay.messages import Error
 from tipoff_shared.errors import TipoffError
 

@@ -9,7 +9,7 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
-from tipoff.udp_driver import UdpDriver, bind_udp
+from tipoff.netcode.udp_driver import UdpDriver, bind_udp
 from tipoff_shared.netcode import (
     Address,
     Client,
