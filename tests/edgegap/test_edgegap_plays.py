@@ -68,6 +68,7 @@ async def test_each_match_has_a_server_of_its_own(edgegap: Edgegap) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("game", [DEPLOYMENTS, SESSIONS])
 async def test_with_webhooks_a_player_waits_no_longer_than_the_server_starts(
     edgegap: Edgegap, game: Any
@@ -91,6 +92,7 @@ async def test_with_webhooks_a_player_waits_no_longer_than_the_server_starts(
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("game", [DEPLOYMENTS, SESSIONS])
 async def test_without_webhooks_a_player_waits_one_look_longer(edgegap: Edgegap, game: Any) -> None:
     """One interval between looks at most (and what the answer itself takes)."""

@@ -103,6 +103,7 @@ async def test_connected_and_left_before_anyone_looked_counts_as_left(world: Wor
         assert (await world.session_becomes(ready.session_id, SessionState.GONE)).reason == "the player left"
 
 
+@pytest.mark.row(16)
 async def test_news_that_a_reader_died_with_is_seen_by_the_sweep(world: World) -> None:
     """Whoever was told that the player left was killed: nobody waits for the news to come again."""
     async with world.matchmaker(WARM):
