@@ -25,12 +25,12 @@ import msgspec
 from nats.aio.msg import Msg
 
 from tipoff.embedded_nats import embedded_nats
-from tipoff_matchmaker.service import run_matchmaker
+from tipoff_matchmaker.run import run_matchmaker
 from tipoff_matchmaker.settings import Settings
 from tipoff_orchestrator_client.base import DeploySpec
 from tipoff_orchestrator_client.fake import FakeOrchestrator
 from tipoff_shared.games import Game, Games
-from tipoff_shared.kv import Changes
+from tipoff_shared.kv_changes import Changes
 from tipoff_shared.messages import PlayRequest, Transports, UdpAddress, encode_request
 from tipoff_shared.names import new_boot_id, new_request_id
 from tipoff_shared.nats_connection import Bus, connect

@@ -24,7 +24,8 @@ from tipoff.nats_roles.isolated import accounts
 from tipoff.nats_roles.users import hashed
 from tipoff_gameserver.presence.events import EventPresence
 from tipoff_gameserver.presence.nats import NatsPresence
-from tipoff_matchmaker.service import Matchmaker, run_matchmaker
+from tipoff_matchmaker.run import run_matchmaker
+from tipoff_matchmaker.service import Matchmaker
 from tipoff_matchmaker.settings import Settings
 from tipoff_orchestrator_client.base import DeploySpec
 from tipoff_orchestrator_client.fake import FakeOrchestrator

@@ -7,10 +7,10 @@ import logging
 import signal
 import sys
 
-from tipoff_matchmaker.service import run_matchmaker
+from tipoff_matchmaker.run import run_matchmaker
 from tipoff_matchmaker.settings import Settings
 from tipoff_shared.errors import ConfigError, TipoffError
-from tipoff_shared.games import load_games
+from tipoff_shared.games_toml import load_games
 from tipoff_shared.health import HealthFile
 from tipoff_shared.log import configure
 from tipoff_shared.settings import NatsSettings

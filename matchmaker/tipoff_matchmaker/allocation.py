@@ -14,7 +14,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from contextlib import aclosing
-from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -22,20 +21,19 @@ import msgspec
 from tipoff_matchmaker import failpoints
 from tipoff_matchmaker.allocator import Allocation, Seats
 from tipoff_matchmaker.allocators import Allocators
-from tipoff_matchmaker.asks import Ask, Elsewhere, Running, Stopping, Tell
+from tipoff_matchmaker.asks import Ask, Elsewhere, Running, Stopping
 from tipoff_matchmaker.backoff import pause
 from tipoff_matchmaker.deployments import serves
 from tipoff_matchmaker.ledger import Ledger
 from tipoff_matchmaker.mappings import Mappings
 from tipoff_matchmaker.peers import Peers
 from tipoff_matchmaker.session_book import SessionBook
-from tipoff_matchmaker.sessions import AskedAgain, GivenUp, SeatFound, StartFailed, TakenOver
+from tipoff_matchmaker.sessions import AskedAgain, SeatFound, StartFailed, TakenOver
 from tipoff_matchmaker.tokens import Endpoint, Issued, Tokens, new_client_id
 from tipoff_shared.errors import (
     Conflict,
     Internal,
     OrchestratorFailed,
-    TipoffError,
     Unavailable,
 )
 from tipoff_shared.games import Game
@@ -43,7 +41,6 @@ from tipoff_shared.kv import LostRace
 from tipoff_shared.messages import SessionReady
 from tipoff_shared.records import DeploymentRecord, SessionRecord, SessionState
 from tipoff_shared.stores import Stores
-from tipoff_shared.supervise import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +51,7 @@ _FOLLOW_LOOK = 1.0
 
 
 class Allocations:
-    """All play requests of one matchmaker."""
+    """The steps of every play request of one matchmaker; plays.py begins them."""
 
     def __init__(
         self,
@@ -66,7 +63,6 @@ class Allocations:
         tokens: Tokens,
         peers: Peers,
         mappings: Mappings,
-        tasks: Tasks,
         *,
         clock: Callable[[], float],
         claim_slack: float,
@@ -80,72 +76,13 @@ class Allocations:
         self._tokens = tokens
         self._peers = peers
         self._mappings = mappings
-        self._tasks = tasks
         self._clock = clock
         self._claim_slack = claim_slack
         self._backoff = backoff
-        self._running: dict[str, Running] = {}
-        self._letting_go: set[asyncio.Task[None]] = set()
 
-    async def settle(self, timeout: float) -> None:
-        """Until what was let go is written down, so that others can go on with it."""
-        if self._letting_go:
-            await asyncio.wait(self._letting_go, timeout=timeout)
-
-    def end(self, session_id: str, reason: str) -> None:
-        """Its record has been closed: whoever waits for a seat here is told `reason`."""
-        running = self._running.get(session_id)
-        if running is not None:
-            running.end(reason)
-
-    async def play(self, ask: Ask, tell: Tell) -> SessionReady:
-        """A seat and a token, or a `TipoffError`, within `ask.timeout` seconds. Raises `Elsewhere` when a
-        broadcast request is another matchmaker's to answer."""
-        running = self._running.get(ask.session_id)
-        if running is None or (running.ask.broadcast and not ask.broadcast):
-            # (A broadcast request in hand may be one that only watches over another matchmaker's work.)
-            return await self._lead(ask, tell)
-        try:
-            async with asyncio.timeout(ask.timeout):
-                await running.done(tell)
-                return await self._seat(Running(replace(ask, repeated=True, broadcast=False), tell))
-        except TimeoutError:
-            raise running.too_late() from None
-
-    async def _lead(self, ask: Ask, tell: Tell) -> SessionReady:
-        """See the request through; others with the same id wait for the outcome."""
-        running = self._running[ask.session_id] = Running(ask, tell)
-        error: TipoffError | None = Stopping("this matchmaker is stopping, ask again", retry_after=1)
-        try:
-            async with running.within():
-                ready = await self._seat(running)
-            error = None
-            return ready
-        except TimeoutError:
-            error = running.too_late()
-            raise error from None
-        except TipoffError as exc:
-            error = exc
-            raise
-        finally:
-            if self._running.get(ask.session_id) is running:
-                del self._running[ask.session_id]
-            running.finish(error)
-            if running.waits and error is not None:
-                me = self._instance
-                leave = TakenOver("", me) if isinstance(error, Stopping) else GivenUp(str(error), me)
-                task = self._tasks.start(self._let_go(ask.session_id, leave), f"let go/{ask.session_id}")
-                self._letting_go.add(task)
-                task.add_done_callback(self._letting_go.discard)
-
-    async def _let_go(self, session_id: str, event: GivenUp | TakenOver) -> None:
-        try:
-            await self._book.apply(session_id, event)
-        except TipoffError as exc:
-            log.info("session %s is left to its deadline: %s", session_id, exc)
-
-    async def _seat(self, running: Running) -> SessionReady:
-        """From what is written down, whatever that is, to an answer."""
+    async def seat(self, running: Running) -> SessionReady:
+        """From what is written down, whatever that is, to an answer. Raises a `TipoffError`, `Elsewhere` when a
+        broadcast request is another matchmaker's to answer, or `TimeoutError` when there is no time left."""
         ask = running.ask
         look_first = ask.repeated or ask.broadcast
         tries = 0

@@ -14,8 +14,8 @@ from nats.micro import add_service
 from nats.micro.request import Request
 from nats.micro.service import EndpointConfig, Service
 
-from tipoff_matchmaker.allocation import Allocations
 from tipoff_matchmaker.asks import Ask
+from tipoff_matchmaker.plays import Plays
 from tipoff_matchmaker.requests import address_or_nothing
 from tipoff_shared import names
 from tipoff_shared.errors import ConfigError, Internal, Malformed, TipoffError, Unavailable
@@ -58,10 +58,10 @@ def default_game(games: Games, name: str) -> Game:
 
 
 class GenSession:
-    def __init__(self, bus: Bus, game: Game, allocations: Allocations, handlers: BoundedHandlers) -> None:
+    def __init__(self, bus: Bus, game: Game, plays: Plays, handlers: BoundedHandlers) -> None:
         self._bus = bus
         self._game = game
-        self._allocations = allocations
+        self._plays = plays
         self._handlers = handlers
         self._service: Service | None = None
 
@@ -95,7 +95,7 @@ class GenSession:
     async def _handle(self, request: Request) -> None:
         try:
             ask = self._ask(request)
-            ready = await self._allocations.play(ask, _no_progress)
+            ready = await self._plays.play(ask, _no_progress)
         except TipoffError as exc:
             await self._fail(request, exc)
             return

@@ -19,7 +19,8 @@ from tipoff_matchmaker.servers import Servers
 from tipoff_matchmaker.session_book import SessionBook
 from tipoff_matchmaker.sessions import Connected, Left
 from tipoff_shared.errors import TipoffError, Unavailable
-from tipoff_shared.kv import Ack, Change, Store
+from tipoff_shared.kv import Store
+from tipoff_shared.kv_changes import Ack, Change
 from tipoff_shared.records import GameserverLease
 from tipoff_shared.stores import Stores
 

@@ -22,10 +22,10 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from tipoff_matchmaker import failpoints
-from tipoff_matchmaker.allocation import Allocations
 from tipoff_matchmaker.askers import Askers
 from tipoff_matchmaker.asks import Ask, Elsewhere, Stopping, Tell
 from tipoff_matchmaker.metrics import Metrics
+from tipoff_matchmaker.plays import Plays
 from tipoff_shared import names
 from tipoff_shared.errors import Internal, Malformed, TipoffError, Unavailable, UnknownGame
 from tipoff_shared.games import Games
@@ -59,7 +59,7 @@ class Requests:
         self,
         bus: Bus,
         games: Games,
-        allocations: Allocations,
+        plays: Plays,
         handlers: BoundedHandlers,
         again: BoundedHandlers,
         metrics: Metrics,
@@ -67,7 +67,7 @@ class Requests:
     ) -> None:
         self._bus = bus
         self._games = games
-        self._allocations = allocations
+        self._plays = plays
         self._handlers = handlers
         self._again = again
         self._alone = alone
@@ -130,7 +130,7 @@ class Requests:
             log.warning("a message on %s is not understood: %s", msg.subject, exc)
             return
         if isinstance(kick, Kick):
-            self._allocations.end(kick.session_id, kick.reason)
+            self._plays.end(kick.session_id, kick.reason)
 
     async def _play(self, ask: Ask, inbox: str, tell: Tell) -> SessionReady:
         """Let go of it when its players have left: others may take it over, and no seat is held for it."""
@@ -138,7 +138,7 @@ class Requests:
         assert task is not None
         self._askers.came(inbox, ask.session_id, task)
         try:
-            return await self._allocations.play(ask, tell)
+            return await self._plays.play(ask, tell)
         finally:
             self._askers.went(inbox, ask.session_id, task)
 

@@ -24,7 +24,8 @@ from tipoff_matchmaker.tokens import Tokens
 from tipoff_orchestrator_client.base import Deployment, Orchestrator, OrchestratorError, RunState
 from tipoff_shared.errors import OrchestratorFailed, TipoffError
 from tipoff_shared.games import Games
-from tipoff_shared.kv import Change, Entry
+from tipoff_shared.kv import Entry
+from tipoff_shared.kv_changes import Change
 from tipoff_shared.records import (
     DeploymentRecord,
     DeploymentState,

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from nats.aio.msg import Msg
@@ -18,7 +16,6 @@ from tipoff_matchmaker.admin import Admin
 from tipoff_matchmaker.allocation import Allocations
 from tipoff_matchmaker.allocators import Allocators
 from tipoff_matchmaker.asks import Stopping
-from tipoff_matchmaker.backoff import pause
 from tipoff_matchmaker.contexts import Contexts
 from tipoff_matchmaker.deadlines import Deadlines
 from tipoff_matchmaker.deeds import Deeds
@@ -28,7 +25,6 @@ from tipoff_matchmaker.gensession import GenSession, default_game
 from tipoff_matchmaker.give_back import GiveBack
 from tipoff_matchmaker.guarded import Guarded
 from tipoff_matchmaker.isolated.reader import EventReader
-from tipoff_matchmaker.isolated.rules import check_games
 from tipoff_matchmaker.isolated.secret import EventSecret
 from tipoff_matchmaker.isolated.writer import EventWriter
 from tipoff_matchmaker.kicks import Kicks
@@ -36,6 +32,7 @@ from tipoff_matchmaker.ledger import Ledger
 from tipoff_matchmaker.mappings import Mappings
 from tipoff_matchmaker.metrics import Metrics
 from tipoff_matchmaker.peers import Peers
+from tipoff_matchmaker.plays import Plays
 from tipoff_matchmaker.readings import Readings
 from tipoff_matchmaker.reaper import Reaper
 from tipoff_matchmaker.reconciler_lease import ReconcilerLease
@@ -45,21 +42,17 @@ from tipoff_matchmaker.rules import Grace
 from tipoff_matchmaker.seat_allocator import SeatAllocator
 from tipoff_matchmaker.servers import Servers
 from tipoff_matchmaker.session_book import SessionBook
-from tipoff_matchmaker.sessions import Effect
+from tipoff_matchmaker.session_effects import SessionEffects
 from tipoff_matchmaker.settings import Settings
+from tipoff_matchmaker.stores_again import make_stores_again
 from tipoff_matchmaker.sweep import Sweep
 from tipoff_matchmaker.tokens import Tokens
 from tipoff_matchmaker.watch import watch_deployments
 from tipoff_orchestrator_client.base import Orchestrator
 from tipoff_orchestrator_client.edgegap.names import SESSIONS
-from tipoff_orchestrator_client.registry import open_orchestrators, orchestrator_names
-from tipoff_shared.errors import Unavailable
 from tipoff_shared.games import Games
-from tipoff_shared.kv import LostRace
-from tipoff_shared.nats_connection import Bus, connect
-from tipoff_shared.records import SessionRecord, SessionState
-from tipoff_shared.settings import NatsSettings
-from tipoff_shared.stores import Stores, create_stores
+from tipoff_shared.nats_connection import Bus
+from tipoff_shared.stores import Stores
 from tipoff_shared.supervise import BoundedHandlers, Tasks
 
 if TYPE_CHECKING:
@@ -92,7 +85,6 @@ class Matchmaker:
         self.metrics = Metrics()
         self.failed = asyncio.Event()
         """Set when one of the loops that must run for ever has ended by a mistake: start a new process."""
-        self._games = games
         self.orchestrators = {
             name: Guarded(
                 orchestrator,
@@ -110,13 +102,6 @@ class Matchmaker:
         self.peers = Peers(bus, self.instance, silent_after=settings.owner_silence)
         self._tokens = Tokens(games, settings.gs_proxy_url)
         self._reservations = Reservations(stores.fleets)
-        self.book = SessionBook(
-            stores.sessions,
-            clock=clock,
-            gone_ttl=settings.gone_ttl,
-            on_effect=self._effect,
-            on_write=self._session_written,
-        )
         self.event_secret = EventSecret(bus) if settings.profile == "isolated" else None
         self.servers = Servers(
             stores, games, self.ledger, self._tokens, tasks, lambda: self.book, clock=clock
@@ -173,6 +158,15 @@ class Matchmaker:
             self.allocator, {} if self._at_edgegap is None else self._at_edgegap.allocators
         )
         self._give_back = GiveBack(bus, stores, games, self.allocators, lambda: self.book, tasks)
+        self._deadlines = Deadlines(clock, self._deadline)
+        effects = SessionEffects(games, self._give_back, self._kicks, self._deadlines)
+        self.book = SessionBook(
+            stores.sessions,
+            clock=clock,
+            gone_ttl=settings.gone_ttl,
+            on_effect=effects.follow,
+            on_write=effects.written,
+        )
         self.reconciler_lease = ReconcilerLease(
             stores.matchmakers, self.instance, ttl=settings.reconciler_ttl
         )
@@ -188,7 +182,7 @@ class Matchmaker:
             clock=clock,
             listing_interval=settings.listing_interval,
             settle=2 * settings.lease_ttl,
-            on_session=self._session_written,
+            on_session=effects.written,
         )
         self.deeds = Deeds(
             stores,
@@ -213,10 +207,9 @@ class Matchmaker:
             interval=settings.sweep_interval,
             grace=Grace(settings.lease_grace, settings.orphan_grace, settings.claim_slack),
         )
-        self._deadlines = Deadlines(clock, self._deadline)
         self._handlers = BoundedHandlers("play request", settings.max_requests)
         self._again = BoundedHandlers("play request asked again", settings.max_requests)
-        self.allocations = Allocations(
+        allocations = Allocations(
             self.instance,
             stores,
             self.ledger,
@@ -225,22 +218,22 @@ class Matchmaker:
             self._tokens,
             self.peers,
             self.mappings,
-            tasks,
             clock=clock,
             claim_slack=settings.claim_slack,
             backoff=settings.backoff,
         )
+        self.plays = Plays(self.instance, allocations, self.book, tasks)
         self._requests = Requests(
             bus,
             games,
-            self.allocations,
+            self.plays,
             self._handlers,
             self._again,
             self.metrics,
             alone=lambda: self.peers.alone,
         )
         self._gensession = GenSession(
-            bus, default_game(games, settings.default_game), self.allocations, self._handlers
+            bus, default_game(games, settings.default_game), self.plays, self._handlers
         )
         self._admin = Admin(
             bus,
@@ -317,7 +310,7 @@ class Matchmaker:
         await asyncio.gather(
             self._handlers.drain(self.settings.drain_timeout), self._again.drain(_WATCHING_ENDS)
         )
-        await self.allocations.settle(timeout=1)
+        await self.plays.settle(timeout=1)
         if self._at_edgegap is not None:
             await self._at_edgegap.settle(timeout=3)
         await self._gensession.stop()
@@ -329,22 +322,7 @@ class Matchmaker:
     def _nats_is_back(self) -> None:
         self.reconciler_lease.soon()
         self.sweep.soon()
-        self._loops.start(self._make_stores_again(), "stores")
-
-    async def _make_stores_again(self) -> None:
-        """A NATS that comes back without its data has no buckets. Where they are, nothing happens."""
-        tries = 0
-        while self.bus.connected:
-            try:
-                await create_stores(self.bus)
-                if self.event_secret is not None:
-                    await self.event_secret.ensure()
-            except (Unavailable, LostRace) as exc:
-                tries += 1
-                log.info("%s; again soon", exc)
-                await asyncio.sleep(pause(tries, 0.2))
-            else:
-                return
+        self._loops.start(make_stores_again(self.bus, self.event_secret), "stores")
 
     async def _ping(self, msg: Msg) -> None:
         if msg.reply and not self._stopping:
@@ -358,66 +336,7 @@ class Matchmaker:
         """What a server of the isolated profile seals its events with; "" in the trusted profile."""
         return "" if self.event_secret is None else self.event_secret.key_of(deployment_id).reveal()
 
-    # What follows from a session's steps.
-
-    def _session_written(self, record: SessionRecord) -> None:
-        if record.state in (SessionState.REQUESTED, SessionState.READY):
-            self._deadlines.add(record.id, record.deadline + 0.01)
-        else:
-            self._deadlines.drop(record.id)
-
-    def _effect(self, session_id: str, record: SessionRecord | None, effect: Effect) -> None:
-        match effect:
-            case Effect.GIVE_BACK if record is not None:
-                self._give_back.start(record)
-            case Effect.KICK:
-                self._kicks.start(session_id, record)
-            case Effect.CLAIMED if record is not None:
-                game = self._games.get(record.game, record.version)
-                if game is not None and game.bevygap:
-                    self._give_back.claimed(session_id)
-            case _:
-                pass
-
     async def _deadline(self, session_id: str) -> None:
         """A deadline we know of has passed."""
         if self.readings.settled:
             await self.deeds.check_session(session_id)
-
-
-@asynccontextmanager
-async def run_matchmaker(
-    settings: Settings,
-    games: Games,
-    nats_settings: NatsSettings,
-    orchestrators: Mapping[str, Orchestrator] | None = None,
-    *,
-    clock: Callable[[], float] = time.time,
-) -> AsyncIterator[Matchmaker]:
-    """A matchmaker that serves, for the time of the block. Leaving drains it (within `settings.drain_timeout`).
-
-    `orchestrators`: name -> orchestrator, which stay the caller's; None opens those that the games name, on the
-    matchmaker's own connection. Raises `Unavailable` when NATS cannot be reached or has no JetStream, `ConfigError`
-    for a game's orchestrator that nobody knows.
-    """
-    if settings.profile == "isolated":
-        check_games(games.all())
-    async with AsyncExitStack() as stack:
-        # Left in reverse: first no more work is taken and what is in hand is finished (`stop`), then the background
-        # tasks end, then the orchestrators' clients and the connection close.
-        bus = await stack.enter_async_context(connect(nats_settings, name=f"matchmaker {settings.instance}"))
-        stores = await create_stores(bus)
-        if orchestrators is None:
-            orchestrators = await stack.enter_async_context(
-                open_orchestrators(orchestrator_names(games), bus, games)
-            )
-        name = f"matchmaker {settings.instance}"
-        tasks = await stack.enter_async_context(Tasks(name))
-        loops = await stack.enter_async_context(Tasks(name, lambda exc: matchmaker.failed.set()))
-        matchmaker = Matchmaker(settings, games, bus, stores, orchestrators, tasks, loops, clock)
-        stack.enter_context(matchmaker.metrics.serve(settings.metrics_host, settings.metrics_port))
-        await stack.enter_async_context(matchmaker.peers.listening(loops))
-        stack.push_async_callback(matchmaker.stop)
-        await matchmaker.start()
-        log.info("matchmaker %s serves %d game(s)", settings.instance, len(games.all()))
-        yield matchmaker

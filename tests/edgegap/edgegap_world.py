@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 from matchmaker_world import FAST, KEY, World
 
-from tipoff_matchmaker.service import Matchmaker, run_matchmaker
+from tipoff_matchmaker.run import run_matchmaker
+from tipoff_matchmaker.service import Matchmaker
 from tipoff_matchmaker.settings import Settings as MatchmakerSettings
 from tipoff_matchmaker_httpd.serve import run_httpd
 from tipoff_matchmaker_httpd.settings import Settings as HttpdSettings

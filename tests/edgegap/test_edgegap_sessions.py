@@ -118,7 +118,7 @@ async def test_who_stops_waiting_for_room_is_not_waited_for_any_more(
     edgegap: Edgegap, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No session is asked for in the name of somebody who has gone: it could start a server for nobody."""
-    monkeypatch.setattr("tipoff_matchmaker.edgegap.allocator._NO_ROOM_PAUSE", 0.05)
+    monkeypatch.setattr("tipoff_matchmaker.edgegap.asking._NO_ROOM_PAUSE", 0.05)
     async with edgegap(SEAT) as world:
         world.emulator.misbehave("session.create", Fail(422, retry_after=0.0))
         async with aclosing(allocator(world).allocate(group("a"))) as steps:
@@ -131,7 +131,7 @@ async def test_who_stops_waiting_for_room_is_not_waited_for_any_more(
         at_edgegap = allocator(world)
         assert isinstance(at_edgegap, EdgegapSessions)
         async with asyncio.timeout(5):
-            await at_edgegap.settle(timeout=10)
+            await at_edgegap._asking.settle(timeout=10)
         world.emulator.behave()
         assert world.emulator.sessions == []
 
@@ -148,7 +148,7 @@ async def test_a_session_that_cannot_be_written_down_is_closed(
             raise Unavailable("NATS is away")
 
         with monkeypatch.context() as patched:
-            patched.setattr(at_edgegap._seats, "create", away)
+            patched.setattr(at_edgegap._parts._store, "create", away)
             with pytest.raises(Unavailable):
                 await allocate(world, group("a"))
         assert world.emulator.count("session.create") == 1
@@ -160,7 +160,7 @@ async def test_an_ask_that_was_let_go_does_not_take_the_next_ones_seat(edgegap: 
     async with edgegap(SEAT, changes={"seat_hold": 30.0}) as world:
         at_edgegap = allocator(world)
         assert isinstance(at_edgegap, EdgegapSessions)
-        create = at_edgegap._client.create_session
+        create = at_edgegap._asking._client.create_session
         late = asyncio.Event()
 
         async def slow(*args: Any, **more: Any) -> str:
@@ -168,7 +168,7 @@ async def test_an_ask_that_was_let_go_does_not_take_the_next_ones_seat(edgegap: 
             session_id: str = await create(*args, **more)
             return session_id
 
-        at_edgegap._client.create_session = slow  # type: ignore[method-assign] # for one call
+        at_edgegap._asking._client.create_session = slow  # type: ignore[method-assign] # for one call
         async with aclosing(at_edgegap.allocate(group("a"))) as steps:
             assert isinstance(await anext(steps), Progress)
             following = asyncio.ensure_future(anext(steps))
@@ -176,11 +176,11 @@ async def test_an_ask_that_was_let_go_does_not_take_the_next_ones_seat(edgegap: 
             following.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await following
-        at_edgegap._client.create_session = create  # type: ignore[method-assign]
+        at_edgegap._asking._client.create_session = create  # type: ignore[method-assign]
         await allocate(world, group("a"))
         (session,) = world.emulator.sessions
         late.set()
-        await at_edgegap.settle(timeout=5)
+        await at_edgegap._asking.settle(timeout=5)
         await world.emulator.until(lambda e: e.count("session.delete") >= 1)
         await asyncio.sleep(0.2)  # whatever else would follow
         assert world.emulator.sessions == [session]

@@ -21,7 +21,7 @@ from real_servers import active, echoes, real_world
 from tipoff_gameserver import GameServer
 from tipoff_launcher.service import run_launcher
 from tipoff_launcher.settings import Settings as LauncherSettings
-from tipoff_matchmaker.service import run_matchmaker
+from tipoff_matchmaker.run import run_matchmaker
 from tipoff_matchmaker.settings import Settings
 from tipoff_shared.games import Game, Games, ProcessSpec
 from tipoff_shared.kv import LostRace

@@ -24,7 +24,8 @@ from matchmaker_world import ARENA, KEY, World, failed
 from tipoff_launcher.service import Launcher, run_launcher
 from tipoff_launcher.settings import Settings as LauncherSettings
 from tipoff_matchmaker import endings
-from tipoff_matchmaker.service import Matchmaker, run_matchmaker
+from tipoff_matchmaker.run import run_matchmaker
+from tipoff_matchmaker.service import Matchmaker
 from tipoff_matchmaker.settings import Settings
 from tipoff_orchestrator_client import wire
 from tipoff_orchestrator_client.base import (

@@ -19,7 +19,8 @@ from real_servers import active, echoes
 
 from tipoff_launcher.service import Launcher, run_launcher
 from tipoff_launcher.settings import Settings as LauncherSettings
-from tipoff_matchmaker.service import Matchmaker, run_matchmaker
+from tipoff_matchmaker.run import run_matchmaker
+from tipoff_matchmaker.service import Matchmaker
 from tipoff_matchmaker.settings import Settings
 from tipoff_shared.games import Game, Games, ProcessSpec
 from tipoff_shared.messages import SessionReady

@@ -17,7 +17,8 @@ import msgspec
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from tipoff_matchmaker.service import Matchmaker, run_matchmaker
+from tipoff_matchmaker.run import run_matchmaker
+from tipoff_matchmaker.service import Matchmaker
 from tipoff_matchmaker.settings import Settings
 from tipoff_orchestrator_client.base import Deployment, DeploySpec, Orchestrator, Port
 from tipoff_orchestrator_client.fake import FakeOrchestrator

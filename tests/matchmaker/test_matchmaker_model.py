@@ -192,7 +192,7 @@ class World:
 
         try:
             await process.reach()
-            ready = await process.matchmaker.allocations.play(ask, tell)
+            ready = await process.matchmaker.plays.play(ask, tell)
             await process.reach()
         except (TipoffError, Elsewhere):
             pass

@@ -9,6 +9,9 @@ import msgspec
 from tipoff_matchmaker.allocator import Allocator
 from tipoff_matchmaker.contexts import Contexts
 from tipoff_matchmaker.edgegap.allocator import EdgegapSessions
+from tipoff_matchmaker.edgegap.arriving import Arriving
+from tipoff_matchmaker.edgegap.asking import Asking
+from tipoff_matchmaker.edgegap.parts import Parts
 from tipoff_matchmaker.edgegap.watch import SessionWatch
 from tipoff_matchmaker.ledger import Ledger
 from tipoff_matchmaker.servers import Servers
@@ -50,29 +53,34 @@ class AtEdgegap:
         self._contexts = contexts
         self._watch = SessionWatch(orchestrator, bus)
         own = [game for game in games.all() if game.orchestrator == SESSIONS]
-        self._allocator = EdgegapSessions(
-            orchestrator,
+        parts = Parts(orchestrator, stores.edgegap_sessions)
+        self._asking = Asking(orchestrator, self._watch, parts, tasks, backoff=settings.backoff)
+        arriving = Arriving(
+            orchestrator, ledger, tasks, clock=clock, arrive=self._arrive, backoff=settings.backoff
+        )
+        allocator = EdgegapSessions(
             self._watch,
-            stores.edgegap_sessions,
+            parts,
+            self._asking,
+            arriving,
             ledger,
             own,
             tasks,
             clock=clock,
-            arrive=self._arrive,
             seat_hold=settings.seat_hold,
             progress_interval=settings.progress_interval,
             backoff=settings.backoff,
         )
-        self.allocators: Mapping[GameKey, Allocator] = {game.key: self._allocator for game in own}
+        self.allocators: Mapping[GameKey, Allocator] = {game.key: allocator for game in own}
 
     async def run(self) -> None:
         await self._watch.run()
 
     def close(self, error: TipoffError) -> None:
-        self._allocator.close(error)
+        self._asking.close(error)
 
     async def settle(self, timeout: float) -> None:
-        await self._allocator.settle(timeout)
+        await self._asking.settle(timeout)
 
     async def _arrive(self, record: DeploymentRecord, game: Game, deployment: Deployment) -> None:
         """What would have made it ready may have been said before there was a record of it."""
