@@ -7,6 +7,9 @@ from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
 from tipoff_orchestrator_client.base import OrchestratorUnavailable
+from tipoff_orchestrator_client.edgegap.answers import Server
+from tipoff_orchestrator_client.edgegap.client import EdgegapClient
+from tipoff_orchestrator_client.edgegap.naming import deployment_id_in
 
 T = TypeVar("T")
 
@@ -45,6 +48,33 @@ class Shared(Generic[T]):
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=2)
+
+
+class Listing:
+    """The deployments of the account; ours are told by their tags. Every method raises `OrchestratorError`."""
+
+    def __init__(self, client: EdgegapClient, namespace: str) -> None:
+        self._namespace = namespace
+        self._servers: Shared[list[Server]] = Shared(client.deployments)
+
+    async def all(self) -> list[Server]:
+        return await self._servers.get()
+
+    async def named(self, deployment_id: str) -> list[Server]:
+        """Whatever has the name of this one of ours, in the order of the list."""
+        servers = await self._servers.get()
+        return [server for server in servers if self._name_of(server) == deployment_id]
+
+    async def find(self, deployment_id: str) -> Server | None:
+        """By its name; the oldest known of several."""
+        named = await self.named(deployment_id)
+        return next((server for server in named if not server.ended), None)
+
+    def _name_of(self, server: Server) -> str | None:
+        return deployment_id_in(server.tags, self._namespace)
+
+    async def close(self) -> None:
+        await self._servers.close()
 
 
 def _is_cancelled() -> bool:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from tipoff_orchestrator_client.base import Deployment, Port, RunState
 from tipoff_orchestrator_client.edgegap.answers import NamedPort, Server
 from tipoff_shared.games import Game, GameKey
+from tipoff_shared.records import EdgegapOrder
 
 _ID = "id-"
 _PROTOCOLS: dict[str, tuple[str, ...]] = {
@@ -68,6 +70,17 @@ def as_deployment(
         ports=ports,
         reason=reason or server.reason or server.problem,
     )
+
+
+def as_started(order: EdgegapOrder) -> Deployment:
+    """What was ordered, before more is known of it."""
+    return Deployment(
+        order.deployment_id, order.game, order.version, RunState.STARTING, native_id=order.request_id
+    )
+
+
+def as_stopped(order: EdgegapOrder) -> Deployment:
+    return replace(as_started(order), state=RunState.STOPPED, reason=order.reason or "stopped")
 
 
 def ports_of(ports: Mapping[str, NamedPort], game: Game | None) -> dict[str, Port]:
