@@ -18,8 +18,10 @@ from rich.table import Table
 
 from tipoff_shared.admin import MatchmakerStatus, decode_reply
 from tipoff_shared.errors import TipoffError, Unavailable
-from tipoff_shared.kv import Change, Store
-from tipoff_shared.nats_connection import Bus, PermissionDenied
+from tipoff_shared.kv import Store
+from tipoff_shared.kv_changes import Change
+from tipoff_shared.nats_client import PermissionDenied
+from tipoff_shared.nats_connection import Bus
 from tipoff_shared.records import DeploymentState, SessionState
 from tipoff_shared.stores import stores
 

@@ -30,7 +30,8 @@ from tipoff.parts import Part
 from tipoff.server_news import tell_of_crashes
 from tipoff.state_dir import UpInfo, locked, remove_up_info, write_up_info
 from tipoff_shared.errors import ConfigError, Unavailable
-from tipoff_shared.games import Game, key_file, parse_games, read_games
+from tipoff_shared.games import Game
+from tipoff_shared.games_toml import key_file, parse_games, read_games
 from tipoff_shared.netcode.keys import PrivateKey
 from tipoff_shared.subjects import Subjects
 

@@ -22,7 +22,8 @@ from tipoff_shared.messages import (
     PlayRequest,
     encode_request,
 )
-from tipoff_shared.nats_connection import Bus, PermissionDenied
+from tipoff_shared.nats_client import PermissionDenied
+from tipoff_shared.nats_connection import Bus
 from tipoff_shared.subjects import TIMEOUT_HEADER
 from tipoff_shared.supervise import Tasks
 

@@ -16,7 +16,7 @@ from tipoff_matchmaker_httpd.state import Httpd
 from tipoff_matchmaker_httpd.ws import PLAYER_LEFT
 from tipoff_shared.errors import Internal, NoServerInTime, TipoffError, Unavailable, from_code
 from tipoff_shared.messages import PlayRequest, SessionReady, decode_feedback
-from tipoff_shared.nats_connection import PermissionDenied
+from tipoff_shared.nats_client import PermissionDenied
 from tipoff_shared.subjects import SERVICE_ERROR, SERVICE_ERROR_CODE
 
 

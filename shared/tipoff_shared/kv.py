@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 import nats.errors
 import nats.js.errors
@@ -26,7 +25,10 @@ from nats.js import api
 from nats.js.client import JetStreamContext
 
 from tipoff_shared.errors import Internal, Malformed, TipoffError, Unavailable
-from tipoff_shared.nats_connection import Bus, PermissionDenied
+from tipoff_shared.kv_changes import Change, Changes
+from tipoff_shared.kv_listing import brief_consumer, listing
+from tipoff_shared.nats_client import PermissionDenied
+from tipoff_shared.nats_connection import Bus
 from tipoff_shared.records import decode, encode
 
 T = TypeVar("T")
@@ -34,7 +36,6 @@ T = TypeVar("T")
 _KEY = re.compile(r"[-/_=.a-zA-Z0-9]+", re.ASCII)
 _WRONG_LAST_SEQUENCE = 10071
 _STORE_FAILED = 10077
-_BATCH = 2000
 _LAST_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
 _TTL = "Nats-TTL"
 _OPERATION = "KV-Operation"
@@ -60,29 +61,6 @@ class Entry(Generic[T]):
     key: str
     value: T
     revision: int
-
-
-@dataclass(frozen=True, slots=True)
-class Change(Generic[T]):
-    """One change of a key: `value` is None when it was deleted or expired (`expired` tells which). What is left of a
-    deleted key is its tombstone: a change without a value."""
-
-    key: str
-    value: T | None
-    revision: int
-    expired: bool = False
-
-
-class Ack(Protocol):
-    """The change is handled, and is not to come again."""
-
-    async def __call__(self) -> None:
-        """Say so."""
-        ...
-
-    async def confirmed(self) -> None:
-        """Say so, and return when the server knows. Raises `Unavailable`: then it may come again."""
-        ...
 
 
 class Store(Generic[T]):
@@ -226,82 +204,22 @@ class Store(Generic[T]):
         found: dict[str, Change[T]] = {}
         try:
             async with asyncio.timeout(10):
-                async for change in self._scan(pattern):
-                    found[change.key] = change
+                async for msg in listing(self._bus, self.stream, self._prefix + pattern):
+                    if change := self._change(msg):
+                        found[change.key] = change
         except (nats.errors.Error, TimeoutError) as exc:
             raise self._unavailable(exc) from exc
         return found
 
-    async def _scan(self, pattern: str) -> AsyncIterator[Change[T]]:
-        """All messages in order until the server says there are no more. A key that is rewritten meanwhile moves
-        ahead and is met there; counting what was pending at the start would miss it (seen to happen)."""
-        nc = self._bus.nc
-        newest = await self._newest()
-        seen = 0
-        info = await self._js.add_consumer(self.stream, self._reader(pattern, api.AckPolicy.NONE, 10))
-        inbox = nc.new_inbox()
-        sub = await nc.subscribe(inbox, pending_msgs_limit=-1, pending_bytes_limit=-1)
+    def _change(self, msg: Msg) -> Change[T] | None:
+        """What a message of the stream says; None for a value that cannot be read."""
+        key = msg.subject[len(self._prefix) :]
+        revision = msg.metadata.sequence.stream
+        if _is_marker(msg.headers, msg.data):
+            expired = bool(msg.headers and msg.headers.get(_MARKER) == "MaxAge")
+            return Change(key, None, revision, expired=expired)
         try:
-            more = (info.num_pending or 0) > 0
-            while more or await self._lags(pattern, seen, newest):
-                ask = json.dumps({"batch": _BATCH, "no_wait": True}).encode()
-                await nc.publish(f"$JS.API.CONSUMER.MSG.NEXT.{self.stream}.{info.name}", ask, reply=inbox)
-                for _ in range(_BATCH):
-                    msg = await sub.next_msg(timeout=5)
-                    if msg.headers and "Status" in msg.headers:
-                        more = False
-                        break
-                    seen = msg.metadata.sequence.stream
-                    if change := self._change(msg.subject, msg.data, msg.headers, seen):
-                        yield change
-        finally:
-            await sub.unsubscribe()
-            await self._js.delete_consumer(self.stream, info.name or "")
-
-    async def _newest(self) -> int:
-        """The stream's last revision, by its leader."""
-        info = await self._js.stream_info(self.stream)
-        if info.cluster is not None and not info.cluster.leader:
-            # A node that was stopped for a while answers too, with the little it has, until it hears of a leader.
-            raise nats.js.errors.ServiceUnavailableError(description="the stream has no leader")
-        return info.state.last_seq
-
-    async def _lags(self, pattern: str, seen: int, newest: int) -> bool:
-        """Whether the leader has more up to revision `newest` than a replica that ended with `seen`; waits a moment
-        before it says so."""
-        if seen >= newest:
-            return False
-        try:
-            following = await self._js.get_msg(
-                self.stream, seq=seen + 1, subject=self._prefix + pattern, next=True
-            )
-        except nats.js.errors.NotFoundError:
-            return False  # what came after it has been removed
-        if (following.seq or 0) > newest:
-            return False
-        await asyncio.sleep(0.02)  # a replica does not say when it has caught up
-        return True
-
-    def _reader(self, pattern: str, ack: api.AckPolicy, idle: float) -> api.ConsumerConfig:
-        """A consumer in memory that goes `idle` seconds after its reader. Buckets keep one message for each key,
-        so all messages are the present values."""
-        return api.ConsumerConfig(
-            deliver_policy=api.DeliverPolicy.ALL,
-            ack_policy=ack,
-            ack_wait=30,
-            max_ack_pending=10_000 if ack is api.AckPolicy.EXPLICIT else None,
-            filter_subject=self._prefix + pattern,
-            mem_storage=True,
-            inactive_threshold=idle,
-        )
-
-    def _change(self, subject: str, data: bytes, headers: object, revision: int) -> Change[T] | None:
-        key = subject[len(self._prefix) :]
-        head = headers if isinstance(headers, dict) else None
-        if _is_marker(head, data):
-            return Change(key, None, revision, expired=bool(head and head.get(_MARKER) == "MaxAge"))
-        try:
-            return Change(key, self._decode(data), revision)
+            return Change(key, self._decode(msg.data), revision)
         except Malformed:
             return None
 
@@ -323,7 +241,7 @@ class Store(Generic[T]):
         except (TimeoutError, nats.errors.Error) as exc:
             raise self._unavailable(exc) from exc
         try:
-            yield Changes(self, sub)
+            yield Changes(self._bus, sub, self._change, self._unavailable)
         finally:
             if self._bus.connected:
                 await sub.unsubscribe()
@@ -333,63 +251,19 @@ class Store(Generic[T]):
         """Present values first, then changes as they happen, for this caller alone. A hint, never the truth:
         after an outage of NATS the iterator raises `Unavailable`, and the caller begins again."""
         try:
-            info = await self._js.add_consumer(self.stream, self._reader(pattern, api.AckPolicy.EXPLICIT, 30))
+            config = brief_consumer(self._prefix + pattern, api.AckPolicy.EXPLICIT, idle=30)
+            info = await self._js.add_consumer(self.stream, config)
             sub = await self._js.pull_subscribe_bind(consumer=info.name or "", stream=self.stream)
         except (TimeoutError, nats.errors.Error) as exc:
             raise self._unavailable(exc) from exc
         try:
-            yield Changes(self, sub)
+            yield Changes(self._bus, sub, self._change, self._unavailable)
         finally:
             if self._bus.connected:
                 await sub.unsubscribe()
                 with contextlib.suppress(TimeoutError, nats.errors.Error):
                     # else it goes by itself after 30 s without a reader
                     await self._js.delete_consumer(self.stream, info.name or "")
-
-
-class Changes(Generic[T]):
-    """A batch at a time; each change is acknowledged after its handling: `async for change, ack in changes`."""
-
-    def __init__(self, store: Store[T], sub: JetStreamContext.PullSubscription) -> None:
-        self._store = store
-        self._sub = sub
-
-    async def fetch(self, *, batch: int = 100, timeout: float = 5.0) -> list[tuple[Change[T], Ack]]:
-        """Up to `batch` changes, as soon as there is one; an empty list after `timeout` seconds without any.
-
-        Raises `Unavailable` while NATS is away (durable: call again later and nothing is lost).
-        """
-        try:
-            messages = await self._sub.fetch(batch, timeout=timeout)
-        except (TimeoutError, nats.errors.TimeoutError):
-            if not self._store._bus.connected:
-                raise self._store._unavailable(nats.errors.StaleConnectionError()) from None
-            return []
-        except nats.errors.Error as exc:
-            raise self._store._unavailable(exc) from exc
-        changes: list[tuple[Change[T], Ack]] = []
-        for msg in messages:
-            change = self._store._change(msg.subject, msg.data, msg.headers, msg.metadata.sequence.stream)
-            if change is None:  # a value nobody can read must not come again for ever
-                await msg.ack()
-            else:
-                changes.append((change, _MsgAck(self._store, msg)))
-        return changes
-
-
-class _MsgAck:
-    def __init__(self, store: Store[T], msg: Msg) -> None:
-        self._store = store
-        self._msg = msg
-
-    async def __call__(self) -> None:
-        await self._msg.ack()
-
-    async def confirmed(self) -> None:
-        try:
-            await self._msg.ack_sync(timeout=2)
-        except (TimeoutError, nats.errors.Error) as exc:
-            raise self._store._unavailable(exc) from exc
 
 
 def _is_marker(headers: dict[str, str] | None, data: bytes) -> bool:

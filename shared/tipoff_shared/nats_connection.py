@@ -2,35 +2,28 @@
 
 What nats-py does by default and we do not (each was seen to hurt):
 connecting loops on a refused port or bad credentials -> a deadline, and the reason in the error; reconnecting
-stops after two minutes -> for ever, and begins only when a dead link has taken all bytes -> at once; pings every two
-minutes leave a half-open link unseen -> every 5 s; writes made while disconnected are sent later -> refused at once;
-subscription callbacks run one at a time -> `serve` runs each request in a task of its own, up to a bound; permission
-errors show as time-outs -> `PermissionDenied`, at once, with the subject and the user; a message whose subject or
-headers it cannot read ends its reading for good -> that message alone is thrown away.
+stops after two minutes -> for ever; pings every two minutes leave a half-open link unseen -> every 5 s; writes made
+while disconnected are sent later -> refused at once; subscription callbacks run one at a time -> `serve` runs each
+request in a task of its own, up to a bound. What is mended deeper down stands in `nats_client.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import re
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
 
-import nats
 import nats.errors
-import nats.protocol.parser
 from nats.aio.client import Client as NatsClient
-from nats.aio.client import Srv
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 
 from tipoff_shared.errors import Unavailable
+from tipoff_shared.nats_client import HardenedClient, PermissionDenied
 from tipoff_shared.settings import NatsSettings
 from tipoff_shared.subjects import Subjects
 from tipoff_shared.supervise import BoundedHandlers
@@ -41,176 +34,6 @@ PING_INTERVAL = 5
 PINGS_OUTSTANDING = 2  # a half-open link is noticed within 15 s
 RECONNECT_WAIT = 0.25
 _TOLD_DENIALS = 100
-_DENIED = re.compile(r'permissions violation for (publish|subscription) (?:to|with reply of) "([^"]*)"')
-"""nats-server's words, in the small letters that nats-py makes of them."""
-_TELL_UNREADABLE_EVERY = 10.0
-_STORED = b"$JS.ACK."
-"""What the reply subject of a message out of a stream begins with."""
-_HEADERS = b"NATS/1.0\r\n"
-_STATUS = re.compile(rb"\r\n\s*status\s*:", re.IGNORECASE)
-
-# Words of NATS's protocol end at a space or a tab. nats-py takes any white space of Python's: with a form feed in its
-# subject, which nats-server lets pass, a message is a protocol error that comes again after each reconnect.
-_WORD = rb"([^ \t\r\n]+)[ \t]+"
-nats.protocol.parser.MSG_RE = re.compile(rb"\AMSG[ \t]+" + _WORD + _WORD + rb"(" + _WORD + rb")?(\d+)\r\n")
-nats.protocol.parser.HMSG_RE = re.compile(
-    rb"\AHMSG[ \t]+" + _WORD + _WORD + rb"(" + _WORD + rb")?(\d+)[ \t]+(\d+)\r\n"
-)
-
-
-class PermissionDenied(Unavailable, nats.errors.Error):
-    """NATS does not let this connection's user do that; asking again will not help, an operator must.
-
-    `str` says what was denied to whom and what to do; `message`, which a player may see, does not.
-    """
-
-    def __init__(self, subject: str, user: str, *, subscription: bool = False, inbox: bool = False) -> None:
-        super().__init__("this service is not set up right; its operator's log says how", retry_after=30)
-        self.subject = subject
-        self.user = user
-        self.subscription = subscription
-        self.inbox = inbox
-        """It is the inbox of answers: all that is asked on this connection stays without one."""
-
-    def __str__(self) -> str:
-        denied = f"NATS user {self.user!r} may not {'subscribe' if self.subscription else 'publish'} to {self.subject}"
-        if self.inbox:
-            return f"{denied}, where answers to it come: set NATS_INBOX_PREFIX to what its permissions allow"
-        return (
-            f"{denied}. Is NATS_USER the user of this role, TIPOFF_NAMESPACE the right one? Where NATS has the "
-            "permissions of an older version, `tipoff secrets init` renews them and NATS must reload"
-        )
-
-    def again(self) -> PermissionDenied:
-        """Another one that says the same: to raise from this one."""
-        return PermissionDenied(self.subject, self.user, subscription=self.subscription, inbox=self.inbox)
-
-    def concerns(self, subject: str) -> bool:
-        """Whether it is about `subject`. NATS tells it in small letters."""
-        return self.subject.lower() == subject.lower()
-
-
-class _Client(NatsClient):
-    """nats-py closes a lost connection in order: it waits until all is sent, which on a half-open link takes until the
-    kernel gives up (a quarter of an hour), and begins to reconnect only then; and it forgets to close one that was
-    accepted and never said a word. What is lost is thrown away here. And it sends the password in clear when a server
-    (or whoever sits in front of it) does not ask for TLS: `require_tls` forbids that, at every connect."""
-
-    require_tls = False
-    who = ""
-    """The user's name, for messages."""
-    deaf: PermissionDenied | None = None
-    """It may not subscribe the inbox of its requests."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._asked: dict[str, str] = {}
-        """Token of each question that waits for an answer -> the subject that was asked."""
-        self._unreadable = 0
-        self._told_unreadable_at = -_TELL_UNREADABLE_EVERY
-
-    async def _process_msg(
-        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None
-    ) -> None:
-        """Whoever may publish chooses the bytes of subject and headers; nats-py's reader would end at some of them, and
-        take others for the server's own words."""
-        if _is_readable(subject, reply, headers):
-            await super()._process_msg(sid, subject, reply, data, headers)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType] # None where there are none
-            return
-        self._unreadable += 1
-        if (now := time.monotonic()) - self._told_unreadable_at >= _TELL_UNREADABLE_EVERY:
-            log.warning(
-                "%d message(s) that nobody can read are thrown away; the last on %r",
-                self._unreadable,
-                subject[:100],
-            )
-            self._told_unreadable_at, self._unreadable = now, 0
-        if reply.startswith(_STORED):  # out of the stream with it, or it comes again for ever
-            with contextlib.suppress(nats.errors.Error, UnicodeDecodeError):
-                await super().publish(reply.decode(), b"+TERM")
-
-    async def publish(
-        self, subject: str, payload: bytes = b"", reply: str = "", headers: dict[str, Any] | None = None
-    ) -> None:
-        if reply:
-            token = reply.rpartition(".")[2]
-            waiting = self._resp_map.get(token)
-            if waiting is not None:
-                if self.deaf is not None:
-                    waiting.cancel()  # which makes nats-py forget it
-                    raise self.deaf.again()
-                self._asked[token] = subject
-                waiting.add_done_callback(lambda _: self._asked.pop(token, None))
-        await super().publish(subject, payload, reply, headers)
-
-    async def _process_err(self, err_msg: str) -> None:
-        found = _DENIED.search(err_msg)
-        if found is None:
-            await super()._process_err(err_msg)
-            return
-        subscription, subject = found[1] == "subscription", found[2]
-        inbox = subscription and subject.startswith(self._answers_come_to())
-        denied = PermissionDenied(subject, self.who, subscription=subscription, inbox=inbox)
-        if inbox:
-            self.deaf = denied
-        for token, asked in list(self._asked.items()):
-            waiting = self._resp_map.get(token)
-            if waiting is None or waiting.done():
-                continue
-            if inbox or (not subscription and denied.concerns(asked)):
-                denied.subject = subject if inbox else asked  # as it was written
-                waiting.set_exception(denied.again())
-        await self._error_cb(denied)
-
-    def _answers_come_to(self) -> str:
-        prefix = self._resp_sub_prefix
-        return bytes(prefix).decode().lower() if prefix else "-"
-
-    def _connect_command(self) -> bytes:
-        writer = getattr(self._transport, "_io_writer", None)
-        encrypted = writer is not None and writer.get_extra_info("ssl_object") is not None
-        if self.require_tls and not encrypted:
-            raise nats.errors.SecureConnRequiredError
-        if encrypted and writer is not None:
-            # nats-py forgets to say so after its upgrade, and asyncio warns at the end of every connection.
-            writer.transport.get_protocol()._over_ssl = True
-        return super()._connect_command()
-
-    async def _process_op_err(self, e: Exception) -> None:
-        self.abort()
-        await super()._process_op_err(e)
-
-    async def _process_pong(self) -> None:
-        if self._pongs and self._pongs[0].done():
-            self._pongs[0] = asyncio.get_running_loop().create_future()
-        await super()._process_pong()
-
-    async def _connect_to_server(self, s: Srv) -> None:
-        self.abort()
-        self.deaf = None
-        await super()._connect_to_server(s)
-
-    def abort(self) -> None:
-        """The socket is closed now, whatever waits to be sent."""
-        writer = getattr(self._transport, "_io_writer", None)  # none on nats-py's WebSocket transport
-        if writer is not None:
-            writer.transport.abort()
-
-
-def _is_readable(subject: bytes, reply: bytes, headers: bytes | None) -> bool:
-    """Whether nats-py can read a message, and takes one out of a stream for what it is: a status is the server's to
-    tell, and never stored."""
-    try:
-        subject.decode()
-        reply.decode()
-        if not headers:
-            return True
-        if reply.startswith(_STORED):
-            return headers.startswith(_HEADERS) and not _STATUS.search(headers)
-        status, _, _ = headers.partition(b"\r\n\r\n")
-        return headers.startswith(_HEADERS) or (headers.startswith(b"NATS/1.0 ") and bool(status.decode()))
-    except UnicodeDecodeError:
-        return False
 
 
 class Bus:
@@ -384,7 +207,7 @@ async def connect(settings: NatsSettings, *, name: str, timeout: float = 5.0) ->
     Leaving flushes what was published (2 s at most) and closes. Subscriptions end with it: components that serve
     requests stop their subscriptions and wait for their handlers before they leave this block.
     """
-    nc = _Client()
+    nc = HardenedClient()
     nc.require_tls = not settings.insecure
     nc.who = settings.user
     bus = Bus(nc, settings)
@@ -440,7 +263,7 @@ async def _close(bus: Bus) -> None:
     except (TimeoutError, nats.errors.Error, OSError) as exc:
         level = logging.WARNING if bus._arrived else logging.DEBUG
         log.log(level, "closing the NATS connection: %s", str(exc) or type(exc).__name__)
-    if isinstance(nc, _Client):
+    if isinstance(nc, HardenedClient):
         nc.abort()  # what could not be sent in that time never will be
 
 

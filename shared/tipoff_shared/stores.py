@@ -16,7 +16,8 @@ from nats.js import api
 
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.kv import Store
-from tipoff_shared.nats_connection import Bus, PermissionDenied
+from tipoff_shared.nats_client import PermissionDenied
+from tipoff_shared.nats_connection import Bus
 from tipoff_shared.records import (
     DeploymentRecord,
     EdgegapOrder,

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from matchmaker_world import KEY
 
-from tipoff_shared.games import Games, load_games
+from tipoff_shared.games import Games
+from tipoff_shared.games_toml import load_games
 
 PORT = 6420
 """On which the image of the page listens."""

@@ -19,7 +19,8 @@ from tipoff.secrets_directory.commands import app
 from tipoff.secrets_directory.directory import SecretsDirectory
 from tipoff.secrets_directory.items import EDITED, KEPT, MADE, RENEWED, Report
 from tipoff_shared.errors import ConfigError
-from tipoff_shared.games import Game, load_games, parse_games, read_games
+from tipoff_shared.games import Game
+from tipoff_shared.games_toml import load_games, parse_games, read_games
 from tipoff_shared.settings import ROLES
 
 GAMES = """

@@ -13,7 +13,7 @@ import pytest
 from tipoff.state_dir import locked
 from tipoff.up import UpOptions, listen, public_hosts, run_up, write_missing_keys
 from tipoff_shared.errors import ConfigError
-from tipoff_shared.games import key_file, load_games, parse_games
+from tipoff_shared.games_toml import key_file, load_games, parse_games
 
 GAMES = '[[game]]\nname = "a"\nversion = "1"\n[game.process]\ncommand = ["python", "server.py"]\n'
 

@@ -17,7 +17,8 @@ from tipoff.nats_roles import permissions
 from tipoff.operate import kick
 from tipoff.status import read_status, watch_changes
 from tipoff_matchmaker import delete_queue, reaper
-from tipoff_shared.nats_connection import Bus, PermissionDenied, connect
+from tipoff_shared.nats_client import PermissionDenied
+from tipoff_shared.nats_connection import Bus, connect
 from tipoff_shared.settings import ROLES
 from tipoff_shared.stores import create_stores, declarations, stores
 from tipoff_shared.subjects import Subjects

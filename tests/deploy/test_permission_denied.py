@@ -12,7 +12,8 @@ from deployed_nats import DeployedNats
 
 from tipoff_matchmaker_httpd.turn_relay.store import PAIRING_BUCKET, Inbox, NatsRecords
 from tipoff_shared.errors import Unavailable
-from tipoff_shared.nats_connection import PermissionDenied, connect
+from tipoff_shared.nats_client import PermissionDenied
+from tipoff_shared.nats_connection import connect
 from tipoff_shared.stores import create_stores, stores
 from tipoff_shared.supervise import BoundedHandlers
 

@@ -24,7 +24,7 @@ from e2e_steps import command_lines, eventually, free_port
 from tipoff.secrets_directory.directory import SecretsDirectory
 from tipoff.status import watch_changes
 from tipoff_client_sdk import Player, ServerLost, connect
-from tipoff_shared.games import parse_games, read_games
+from tipoff_shared.games_toml import parse_games, read_games
 from tipoff_shared.hooks import HookKey
 from tipoff_shared.nats_connection import connect as connect_nats
 

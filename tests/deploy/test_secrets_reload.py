@@ -12,7 +12,8 @@ from deployed_nats import DeployedNats
 
 from tipoff.secrets_directory.directory import SecretsDirectory
 from tipoff_shared.errors import Unavailable
-from tipoff_shared.nats_connection import Bus, PermissionDenied, connect
+from tipoff_shared.nats_client import PermissionDenied
+from tipoff_shared.nats_connection import Bus, connect
 from tipoff_shared.settings import NatsSettings
 from tipoff_shared.stores import stores
 

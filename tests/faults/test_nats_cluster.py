@@ -18,7 +18,8 @@ from nats_writers import Acknowledged, write_until
 from real_servers import active, echoes, real_world, seat_within, settled_sweeps
 
 from tipoff_shared.errors import Unavailable
-from tipoff_shared.kv import Changes, Entry, LostRace, Store
+from tipoff_shared.kv import Entry, LostRace, Store
+from tipoff_shared.kv_changes import Changes
 from tipoff_shared.nats_connection import connect
 from tipoff_shared.records import SessionRecord, SessionState
 from tipoff_shared.stores import create_stores

@@ -21,7 +21,8 @@ from tipoff_orchestrator_client.base import Deployment, DeploySpec, Orchestrator
 from tipoff_orchestrator_client.fake import FakeOrchestrator
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.games import Games
-from tipoff_shared.kv import Ack, Change, Entry, LostRace
+from tipoff_shared.kv import Entry, LostRace
+from tipoff_shared.kv_changes import Ack, Change
 from tipoff_shared.stores import Stores
 from tipoff_shared.subjects import Subjects
 from tipoff_shared.supervise import Tasks

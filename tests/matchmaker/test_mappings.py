@@ -11,7 +11,7 @@ from matchmaker_world import ARENA, games_of
 from tipoff_matchmaker.mappings import Mappings
 from tipoff_matchmaker.tokens import Tokens
 from tipoff_shared.errors import ConfigError, Unavailable
-from tipoff_shared.games import parse_games
+from tipoff_shared.games_toml import parse_games
 from tipoff_shared.nats_connection import Bus
 from tipoff_shared.stores import MAPPING_TTL, Stores, create_stores
 

@@ -8,7 +8,8 @@ import pytest
 from nats.js.api import ClusterInfo, StreamInfo
 
 from tipoff_shared.errors import Unavailable
-from tipoff_shared.kv import Change, LostRace
+from tipoff_shared.kv import LostRace
+from tipoff_shared.kv_changes import Change
 from tipoff_shared.nats_connection import Bus, connect
 from tipoff_shared.records import SessionRecord, SessionState
 from tipoff_shared.settings import NatsSettings

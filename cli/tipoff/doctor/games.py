@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tipoff_shared.errors import ConfigError
-from tipoff_shared.games import Game, key_file, load_games, parse_games, read_games
+from tipoff_shared.games import Game
+from tipoff_shared.games_toml import key_file, load_games, parse_games, read_games
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,8 @@ from tipoff.doctor.network import ClockFacts
 from tipoff.status import ask_matchmakers
 from tipoff_shared.admin import MatchmakerStatus
 from tipoff_shared.errors import ConfigError, TipoffError
-from tipoff_shared.nats_connection import Bus, PermissionDenied, connect
+from tipoff_shared.nats_client import PermissionDenied
+from tipoff_shared.nats_connection import Bus, connect
 from tipoff_shared.settings import NatsSettings
 from tipoff_shared.stores import stores
 

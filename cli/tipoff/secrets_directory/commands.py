@@ -13,7 +13,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from tipoff_shared.games import Game, parse_games, read_games
+from tipoff_shared.games import Game
+from tipoff_shared.games_toml import parse_games, read_games
 
 app = typer.Typer(
     name="secrets",

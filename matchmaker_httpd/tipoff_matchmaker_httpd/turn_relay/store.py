@@ -22,7 +22,8 @@ from nats.js import api
 
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.kv import LostRace
-from tipoff_shared.nats_connection import Bus, PermissionDenied
+from tipoff_shared.nats_client import PermissionDenied
+from tipoff_shared.nats_connection import Bus
 
 PAIRING_BUCKET, GAMES_BUCKET = BUCKETS = ("turn_pairing", "turn_games")
 MAX_GAMES = 10_000

@@ -9,7 +9,8 @@ from typing import Any, TypeAlias
 
 from tipoff_orchestrator_client.edgegap.environment import Variable
 from tipoff_shared.errors import ConfigError
-from tipoff_shared.games import EDGEGAP_VALUE_LIMIT, Game
+from tipoff_shared.game_limits import EDGEGAP_VALUE_LIMIT
+from tipoff_shared.games import Game
 
 Json: TypeAlias = dict[str, Any]
 

@@ -1,0 +1,162 @@
+"""Reading games.toml: an error names the file, the line and what is allowed. And the games' private keys."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from tipoff_shared.errors import ConfigError
+from tipoff_shared.game_limits import complaint_about
+from tipoff_shared.games import DockerPort, DockerSpec, EdgegapSpec, Game, GameKey, Games, ProcessSpec
+from tipoff_shared.names import key_token
+from tipoff_shared.netcode.errors import NetcodeError
+from tipoff_shared.netcode.keys import PrivateKey
+
+
+class _File(msgspec.Struct, forbid_unknown_fields=True):
+    game: list[Game]
+
+
+def load_games(
+    path: Path,
+    *,
+    environ: Mapping[str, str] | None = None,
+    missing_keys: Literal["refuse", "random"] = "refuse",
+) -> Games:
+    """Read and check `path`. Raises `ConfigError` with file, line and what is allowed.
+
+    `missing_keys="random"` makes a random private key where none is configured: for the demo alone.
+    """
+    text = read_games(path)
+    games = parse_games(text, str(path))
+    keys: dict[GameKey, PrivateKey] = {}
+    for index, game in enumerate(games):
+        key = _private_key(game, path, os.environ if environ is None else environ)
+        if key is None and missing_keys == "random":
+            key = PrivateKey.generate()
+        if key is None:
+            raise ConfigError(
+                f"{path}:{_line_of(text, index, None)}: game {game.name!r} has no private key; "
+                "set private_key_file or private_key_env (64 hex digits), or TIPOFF_KEYS_DIR"
+            )
+        keys[game.key] = key
+    return Games({game.key: game for game in games}, keys, path.resolve().parent)
+
+
+def read_games(path: Path) -> str:
+    """The text of a games.toml; raises `ConfigError` when it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as exc:
+        raise ConfigError(f"{path}: {exc.strerror}; `tipoff new NAME` writes an example") from exc
+    except UnicodeDecodeError as exc:
+        raise ConfigError(f"{path}: not UTF-8 at byte {exc.start}") from exc
+
+
+def parse_games(text: str, where: str = "games.toml") -> list[Game]:
+    """The games in `text`, checked; raises `ConfigError`. Reads no other file."""
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigError(f"{where}: {exc}") from exc
+    try:
+        games = msgspec.convert(data, _File).game
+    except msgspec.ValidationError as exc:
+        index, field = _place(str(exc))
+        raise ConfigError(f"{where}:{_line_of(text, index, field)}: {_explain(str(exc), field)}") from exc
+    if not games:
+        raise ConfigError(f"{where}: no [[game]] in it")
+    seen: set[GameKey] = set()
+    for index, game in enumerate(games):
+        if complaint := complaint_about(game):
+            field, wrong = complaint
+            raise ConfigError(f"{where}:{_line_of(text, index, field)}: {wrong}")
+        if game.key in seen:
+            raise ConfigError(
+                f"{where}:{_line_of(text, index, None)}: game {game.name!r} version {game.version!r} "
+                "stands here twice"
+            )
+        seen.add(game.key)
+    return games
+
+
+def key_file(directory: Path, game: Game) -> Path:
+    """Where `TIPOFF_KEYS_DIR` holds the key of `game`."""
+    return directory / f"{key_token(game.name)}.{key_token(game.version)}.key"
+
+
+def _private_key(game: Game, path: Path, environ: Mapping[str, str]) -> PrivateKey | None:
+    source = ""
+    try:
+        if game.private_key_env and (value := environ.get(game.private_key_env, "")):
+            source = f"the variable {game.private_key_env}"
+            return PrivateKey.parse(value)
+        if game.private_key_file:
+            file = path.resolve().parent / game.private_key_file
+            source = str(file)
+            return PrivateKey.parse(file.read_text().strip())
+        if directory := environ.get("TIPOFF_KEYS_DIR", ""):
+            file = key_file(Path(directory), game)
+            source = str(file)
+            if file.exists():
+                return PrivateKey.parse(file.read_text().strip())
+    except OSError as exc:
+        raise ConfigError(f"{path}: the key of game {game.name!r}: {exc}") from exc
+    except (ValueError, NetcodeError):
+        raise ConfigError(  # without the cause: it may quote the key
+            f"{path}: the key of game {game.name!r} in {source} is not 64 hex digits or 32 numbers, or is all zeros"
+        ) from None
+    return None
+
+
+def _place(message: str) -> tuple[int, str | None]:
+    """Which [[game]] and which field a msgspec message speaks of: `$.game[1].seats`, `field `x``."""
+    index = int(found[1]) if (found := re.search(r"\$\.game\[(\d+)\]", message)) else 0
+    if found := re.search(r"unknown field `(\w+)`", message):
+        return index, found[1]
+    if found := re.search(r"\$\.game\[\d+\]\.(?:\w+\.)*(\w+)", message):
+        return index, found[1]
+    return index, None
+
+
+def _explain(message: str, field: str | None) -> str:
+    if "unknown field" in message:
+        allowed = Game.__struct_fields__
+        if ".process" in message:
+            allowed = ProcessSpec.__struct_fields__
+        elif ".docker" in message:
+            allowed = (DockerPort if ".ports" in message else DockerSpec).__struct_fields__
+        elif ".edgegap" in message:
+            allowed = EdgegapSpec.__struct_fields__
+        if "$.game" not in message:
+            allowed = ("game",)
+        return f"{field!r} is not known here; allowed are {', '.join(allowed)}"
+    if "`array`, got `object` - at `$.game`" in message:
+        return "write [[game]], in double brackets: there may be several"
+    text = re.sub(r" - at `\$[^`]*`", "", message)
+    return f"{field}: {text}" if field else text
+
+
+def _line_of(text: str, index: int, field: str | None) -> int:
+    """Line of `field` within the index-th [[game]], or of that header."""
+    lines = text.splitlines()
+    headers = [n for n, line in enumerate(lines) if re.match(r"\s*\[\[\s*game\s*\]\]", line)]
+    if index >= len(headers):
+        start, end = 0, len(lines)
+    else:
+        start = headers[index]
+        end = headers[index + 1] if index + 1 < len(headers) else len(lines)
+    if field is not None:
+        for n in range(start, end):
+            if re.match(rf"\s*{re.escape(field)}\s*=|\s*\[(\w+\.)*{re.escape(field)}\]", lines[n]):
+                return n + 1
+        for n, line in enumerate(lines):  # outside any [[game]]
+            if re.match(rf"\s*{re.escape(field)}\s*=|\s*\[+{re.escape(field)}\]+", line):
+                return n + 1
+    return start + 1
