@@ -107,7 +107,8 @@ def up(
     ] = False,
 ) -> None:
     """Run the whole system on this machine: nats-server, launcher, matchmaker and httpd. Ctrl-C stops all of it."""
-    from tipoff.up import Running, UpOptions, run_up
+    from tipoff.up.options import UpOptions
+    from tipoff.up.run import Running, run_up
 
     console = Console(stderr=True)
     if games is None:

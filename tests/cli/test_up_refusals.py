@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 
 from tipoff.state_dir import locked
-from tipoff.up import UpOptions, listen, public_hosts, run_up, write_missing_keys
+from tipoff.up.addresses import listen, public_hosts
+from tipoff.up.options import UpOptions
+from tipoff.up.run import run_up
+from tipoff.up.wiring import write_missing_keys
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.games_toml import key_file, load_games, parse_games
 

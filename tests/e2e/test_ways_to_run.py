@@ -13,9 +13,9 @@ import pytest
 from certificates import self_signed
 from e2e_steps import all_given_back, eventually, free_port
 
-from tipoff.parts import Part
 from tipoff.testing import running_up
-from tipoff.up import lan_address
+from tipoff.up.addresses import lan_address
+from tipoff.up.part import Part
 from tipoff_client_sdk import connect
 from tipoff_shared.errors import UnknownGame
 from tipoff_shared.settings import NatsSettings
