@@ -113,7 +113,7 @@ async def test_secrets_are_files_that_only_the_server_finds(
     )
     nats = replace(settings, user="gs", password=Secret("canary-password"))
     async with docker_launcher(games, server_nats_user="gs") as launcher:
-        launcher.servers._nats = nats  # the test's own NATS asks for no password
+        launcher.servers._starter._nats = nats  # the test's own NATS asks for no password
         wanted = spec("reader")
         await client.deploy(wanted)
         (container,) = running_containers(wanted.deployment_id)
@@ -344,7 +344,7 @@ async def test_the_secrets_of_a_container_that_somebody_removed_go_too(
             await client.deploy(wanted)
         docker("rm", "-f", *running_containers(gone.deployment_id))
         await ended(client, gone.deployment_id)
-        watch = launcher.servers._backend.watch
+        watch = launcher.servers._starter._backend.watch
         watch._look_every = 0  # what it sees it removes at once
         await watch.look()
         for wanted, count in ((gone, 0), (plays, 1)):
