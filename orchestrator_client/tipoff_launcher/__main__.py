@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from pydantic import ValidationError
 
-from tipoff_launcher.service import run_launcher
+from tipoff_launcher.run import run_launcher
 from tipoff_launcher.settings import Settings
 from tipoff_shared import log
 from tipoff_shared.errors import ConfigError, Unavailable

@@ -18,7 +18,8 @@ from bevygap_stand_in import PROTOCOL_ID
 from matchmaker_world import KEY, World
 
 from tipoff.embedded_nats import EmbeddedNats
-from tipoff_launcher.service import Launcher, run_launcher
+from tipoff_launcher.run import run_launcher
+from tipoff_launcher.service import Launcher
 from tipoff_launcher.settings import Settings
 from tipoff_orchestrator_client.launcher import LauncherOrchestrator
 from tipoff_shared.games import Game, Games, ProcessSpec

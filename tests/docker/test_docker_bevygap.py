@@ -24,7 +24,7 @@ from docker_engine import docker, labels, remove_containers, socket_path
 from games_of_the_page import PORT, games_of_the_page
 from matchmaker_world import World
 
-from tipoff_launcher.service import run_launcher
+from tipoff_launcher.run import run_launcher
 from tipoff_launcher.settings import Settings
 from tipoff_orchestrator_client.base import OrchestratorError
 from tipoff_orchestrator_client.launcher import LauncherOrchestrator

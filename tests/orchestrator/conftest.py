@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # docker_engine
 
 from docker_engine import docker, remove_containers, require_engine
 
-from tipoff_launcher.service import Launcher, run_launcher
+from tipoff_launcher.run import run_launcher
+from tipoff_launcher.service import Launcher
 from tipoff_launcher.settings import Settings
 from tipoff_orchestrator_client.base import DeploySpec
 from tipoff_shared.games import DockerSpec, Game, Games, ProcessSpec
