@@ -120,7 +120,7 @@ async def _open_backend(
     if settings.backend == "docker":
         if settings.docker_network != "host" and not settings.docker_nats_host:
             warn_of_loopback(nats_settings)
-        from tipoff_launcher.docker.backend import docker_backend  # aiohttp takes 200 ms to import
+        from tipoff_launcher.docker.open import docker_backend  # aiohttp takes 200 ms to import
 
         async with docker_backend(
             settings, games, nats_settings.namespace, records, on_failure=lambda exc: failed.set()

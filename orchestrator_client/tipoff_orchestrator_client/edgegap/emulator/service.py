@@ -81,7 +81,7 @@ async def _backend(settings: EmulatorSettings, games: Games) -> AsyncIterator[Ba
             listen_on="127.0.0.1" if local else everywhere,
         )
         return
-    from tipoff_launcher.docker.backend import docker_backend  # aiohttp takes 200 ms to import
+    from tipoff_launcher.docker.open import docker_backend  # aiohttp takes 200 ms to import
 
     with tempfile.TemporaryDirectory(prefix="tipoff-edgegap-") as directory:
         # The mark on its containers: an emulator finds those that its predecessor of the same port has left.
