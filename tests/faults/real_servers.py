@@ -69,7 +69,7 @@ class RealServers:
         server = self.running.pop(deployment_id, None)
         if server is None:
             return
-        presence = server._presence
+        presence = server._started.presence
         bus = presence._bus  # type: ignore[attr-defined]  # the loss of a whole process
         if bus is not None:
             bus.nc._transport.close()

@@ -6,19 +6,15 @@ Real processes, real NATS; `FAILPOINT=F5` lets one die there, as kill -9 would.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import msgspec
 import pytest
-from matchmaker_processes import GAME, Processes, matchmaker_processes
+from matchmaker_processes import GAME, Processes
 from matchmaker_world import World
 
 from tipoff_shared import names
 from tipoff_shared.messages import SessionReady
-from tipoff_shared.nats_connection import connect
 from tipoff_shared.records import SessionState
-from tipoff_shared.settings import NatsSettings
 
 DIED = 137
 PLACES = ("F1", "F2", "F3", "F4", "F5", "F6", "F7", "F8")
@@ -31,18 +27,6 @@ GIVING_BACK = ("E1", "E2", "E3")
 def points(names: tuple[str, ...], *quick: str) -> list[object]:
     """Parameters; those not in `quick` are slow."""
     return [pytest.param(name, id=name, marks=[] if name in quick else pytest.mark.slow) for name in names]
-
-
-@pytest.fixture
-async def world(settings: NatsSettings) -> AsyncIterator[World]:
-    async with connect(settings, name="world") as bus, World(bus, settings) as world:
-        yield world
-
-
-@pytest.fixture
-async def processes(world: World, tmp_path: Path) -> AsyncIterator[Processes]:
-    async with matchmaker_processes(world, tmp_path) as processes:
-        yield processes
 
 
 async def leave_no_trace(world: World, *played: SessionReady) -> None:

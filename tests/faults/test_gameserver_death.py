@@ -5,90 +5,51 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import pytest
+from echo_processes import echo_games, pid_of, quick_settings
 from gameserver_players import by_websocket, token_of
-from matchmaker_world import ARENA, FAST, KEY, World, failed
+from matchmaker_world import ARENA, World, failed
 from real_servers import active, echoes, real_world
 
 from tipoff_gameserver import GameServer
-from tipoff_launcher.service import run_launcher
+from tipoff_launcher.run import run_launcher
 from tipoff_launcher.settings import Settings as LauncherSettings
 from tipoff_matchmaker.run import run_matchmaker
-from tipoff_matchmaker.settings import Settings
-from tipoff_shared.games import Game, Games, ProcessSpec
 from tipoff_shared.kv import LostRace
 from tipoff_shared.messages import Failed, SessionReady
-from tipoff_shared.nats_connection import connect
 from tipoff_shared.records import SessionState
 from tipoff_shared.settings import NatsSettings
 
 ONE = msgspec.structs.replace(ARENA, max_deployments=1, empty_ttl=60)
-SERVER = """
-import tipoff_gameserver
-
-class Echo:
-    def on_message(self, player, data):
-        player.send(data)
-
-tipoff_gameserver.GameServer(Echo(), tick_rate=20).main()
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class Processes:
-    """A matchmaker and a launcher, whose game servers are processes."""
-
-    world: World
-    state_dir: Path
-
-    async def pid(self, ready: SessionReady) -> int:
-        """Of the server a player was sent to."""
-        lease = await self.world.stores.gameservers.get(ready.deployment_id)
-        assert lease is not None
-        return lease.value.pid
 
 
 @pytest.fixture
-async def processes(settings: NatsSettings, tmp_path: Path) -> AsyncIterator[Processes]:
-    (tmp_path / "server.py").write_text(SERVER)
-    echo = Game(
-        "arena",
-        "1",
-        seats=4,
-        max_deployments=2,
-        min_ready=0,
-        empty_ttl=60,
-        process=ProcessSpec([sys.executable, "server.py"], env={"TIPOFF_LEASE_TTL": "2"}),
-    )
-    games = Games({echo.key: echo}, {echo.key: KEY}, tmp_path)
+async def process_world(world: World, settings: NatsSettings, tmp_path: Path) -> AsyncIterator[World]:
+    """With a matchmaker and a launcher, whose game servers are processes."""
+    games = echo_games(tmp_path)
     launcher = LauncherSettings(
         state_dir=tmp_path / "launcher", stop_grace=0.5, stop_servers_on_exit=True, die_with_parent=False
     )
-    async with AsyncExitStack() as stack:
-        bus = await stack.enter_async_context(connect(settings, name="world"))
-        world = await stack.enter_async_context(World(bus, settings))
-        await stack.enter_async_context(run_launcher(launcher, games, settings))
-        quick = Settings(**{**FAST, "lease_ttl": 2.0, "lease_grace": 1.0})
-        await stack.enter_async_context(run_matchmaker(quick, games, settings))
-        yield Processes(world, tmp_path)
+    async with (
+        run_launcher(launcher, games, settings),
+        run_matchmaker(quick_settings(), games, settings),
+    ):
+        yield world
 
 
 @pytest.mark.row(46)
-async def test_seats_of_a_server_killed_by_kill_9_are_free_at_once(processes: Processes) -> None:
+async def test_seats_of_a_server_killed_by_kill_9_are_free_at_once(process_world: World) -> None:
     """The launcher sees the process end and says so; its players may play again, on another server."""
-    world = processes.world
+    world = process_world
     async with active(world) as (ready, player):
         assert await echoes(player)
         began = time.monotonic()
-        os.kill(await processes.pid(ready), signal.SIGKILL)
+        os.kill(await pid_of(world, ready), signal.SIGKILL)
         session = await world.session_becomes(ready.session_id, SessionState.GONE)
         await world.eventually(lambda: world.seats_are([]), "no seat is left")
         print(f"kill -9 to seats free: {(time.monotonic() - began) * 1000:.0f} ms")
@@ -101,12 +62,12 @@ async def test_seats_of_a_server_killed_by_kill_9_are_free_at_once(processes: Pr
 
 @pytest.mark.row(46)
 @pytest.mark.slow  # a lease and a grace
-async def test_a_server_that_hangs_is_stopped_after_ttl_and_grace(processes: Processes) -> None:
+async def test_a_server_that_hangs_is_stopped_after_ttl_and_grace(process_world: World) -> None:
     """SIGSTOP: the process is there, so its orchestrator calls it running. Its lease expires: nobody new is sent
     there at once, and when the grace is over it is ended."""
-    world = processes.world
+    world = process_world
     async with active(world) as (ready, _):
-        pid = await processes.pid(ready)
+        pid = await pid_of(world, ready)
         os.kill(pid, signal.SIGSTOP)
         began = time.monotonic()
         try:
@@ -186,10 +147,10 @@ async def test_left_before_connected_and_doubled_events_change_nothing(settings:
 
 @pytest.mark.row(49)
 async def test_a_certificate_digest_that_is_never_reported_is_a_typed_error_in_time(
-    world_of_fakes: World,
+    world: World,
 ) -> None:
     """A WebTransport server says that it is ready, and its digest does not come: 502 within the time for it."""
-    world = world_of_fakes
+    world.announce = False
     game = msgspec.structs.replace(ARENA, ready="context", primary="webtransport")
     orchestrator = world.with_ports(server=7777)
     async with world.matchmaker(game, orchestrator=orchestrator, start_failures=1) as matchmaker:
@@ -203,13 +164,6 @@ async def test_a_certificate_digest_that_is_never_reported_is_a_typed_error_in_t
         assert failed(await answers.end()).code == 502
         assert time.monotonic() - began < 2
         await world.nothing_is_left()
-
-
-@pytest.fixture
-async def world_of_fakes(settings: NatsSettings) -> AsyncIterator[World]:
-    async with connect(settings, name="world") as bus, World(bus, settings) as world:
-        world.announce = False
-        yield world
 
 
 async def _is_alive(pid: int) -> bool:

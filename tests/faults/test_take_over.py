@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import msgspec
 import pytest
-from matchmaker_processes import GAME, Processes, matchmaker_processes
+from matchmaker_processes import GAME, Processes
 from matchmaker_world import Answers, World
 
 from tipoff_shared import names
@@ -21,25 +19,11 @@ from tipoff_shared.messages import (
     SessionReady,
     SessionRequestAccepted,
 )
-from tipoff_shared.nats_connection import connect
 from tipoff_shared.records import SessionState
-from tipoff_shared.settings import NatsSettings
 
 MANY = msgspec.structs.replace(GAME, seats=8, max_deployments=8, request_timeout=20)
 UNHEARD = 2.0
 """Seconds without `Acknowledged` after which httpd asks everybody."""
-
-
-@pytest.fixture
-async def world(settings: NatsSettings) -> AsyncIterator[World]:
-    async with connect(settings, name="world") as bus, World(bus, settings) as world:
-        yield world
-
-
-@pytest.fixture
-async def processes(world: World, tmp_path: Path) -> AsyncIterator[Processes]:
-    async with matchmaker_processes(world, tmp_path) as processes:
-        yield processes
 
 
 async def play_as_httpd_does(world: World) -> SessionReady:

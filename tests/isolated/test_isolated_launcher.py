@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -13,31 +12,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from echo_processes import echo_games, pid_of, quick_settings
 from isolated_support import IsolatedNats
-from matchmaker_world import FAST, KEY, World
+from matchmaker_world import World
 from real_servers import active, echoes
 
-from tipoff_launcher.service import Launcher, run_launcher
+from tipoff_launcher.run import run_launcher
+from tipoff_launcher.service import Launcher
 from tipoff_launcher.settings import Settings as LauncherSettings
 from tipoff_matchmaker.run import run_matchmaker
 from tipoff_matchmaker.service import Matchmaker
-from tipoff_matchmaker.settings import Settings
-from tipoff_shared.games import Game, Games, ProcessSpec
+from tipoff_shared.games import Games
 from tipoff_shared.messages import SessionReady
 from tipoff_shared.nats_connection import Bus
 from tipoff_shared.records import SessionState
 
 pytestmark = pytest.mark.slow  # processes
-
-SERVER = """
-import tipoff_gameserver
-
-class Echo:
-    def on_message(self, player, data):
-        player.send(data)
-
-tipoff_gameserver.GameServer(Echo(), tick_rate=20).main()
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,29 +53,14 @@ class House:
 
     @asynccontextmanager
     async def matchmaker(self) -> AsyncIterator[Matchmaker]:
-        settings = Settings(**{**FAST, "lease_ttl": 2.0, "lease_grace": 1.0, "profile": "isolated"})  # type: ignore[arg-type]
+        settings = quick_settings(profile="isolated")
         async with run_matchmaker(settings, self.games, self.nats.settings("matchmaker")) as matchmaker:
             yield matchmaker
-
-    async def pid(self, ready: SessionReady) -> int:
-        lease = await self.world.stores.gameservers.get(ready.deployment_id)
-        assert lease is not None
-        return lease.value.pid
 
 
 @pytest.fixture
 async def house(isolated_nats: IsolatedNats, eyes: Bus, tmp_path: Path) -> AsyncIterator[House]:
-    (tmp_path / "server.py").write_text(SERVER)
-    echo = Game(
-        "arena",
-        "1",
-        seats=4,
-        max_deployments=2,
-        empty_ttl=60,
-        start_timeout=3,
-        process=ProcessSpec([sys.executable, "server.py"], env={"TIPOFF_LEASE_TTL": "2"}),
-    )
-    games = Games({echo.key: echo}, {echo.key: KEY}, tmp_path)
+    games = echo_games(tmp_path, start_timeout=3)
     async with AsyncExitStack() as stack:
         world = await stack.enter_async_context(World(eyes, isolated_nats.settings("matchmaker")))
         yield House(world, isolated_nats, tmp_path, games)
@@ -100,7 +75,7 @@ async def test_a_server_process_has_its_own_credentials_and_its_death_frees_its_
         active(house.world) as (ready, player),
     ):
         assert await echoes(player)
-        pid = await house.pid(ready)
+        pid = await pid_of(house.world, ready)
         environment = await asyncio.to_thread(Path(f"/proc/{pid}/environ").read_text)
         variables = dict(item.split("=", 1) for item in environment.split("\0") if "=" in item)
         assert variables["NATS_USER"] == "gameserver"
