@@ -213,7 +213,9 @@ def emulator_command(
 
     def ready(emulator: Emulator) -> None:
         print(f"ready  {emulator.url}", flush=True)
-        known = ", ".join(f"{app} {version}" for app, version in emulator.world.versions) or "none yet"
+        known = (
+            ", ".join(f"{app} {version}" for app, version in emulator.world.catalogue.versions) or "none yet"
+        )
         sys.stderr.write(f"applications: {known}\n")
         if not settings.token.get_secret_value():
             sys.stderr.write(

@@ -6,21 +6,13 @@ from typing import Any
 
 import pytest
 
+from tipoff_orchestrator_client.edgegap.emulator.deployment import Deployment, Phase, Port
+from tipoff_orchestrator_client.edgegap.emulator.effects import SendWebhook, StartServer, StopServer
 from tipoff_orchestrator_client.edgegap.emulator.limits import SlidingWindow
 from tipoff_orchestrator_client.edgegap.emulator.misbehaviour import Fail, NeverReady, Plan, Repeat
+from tipoff_orchestrator_client.edgegap.emulator.refused import Refused
 from tipoff_orchestrator_client.edgegap.emulator.sessions import Sessions, SessionStatus
-from tipoff_orchestrator_client.edgegap.emulator.state import (
-    Deployment,
-    Phase,
-    Port,
-    Refused,
-    RefusedDeployment,
-    Rules,
-    SendWebhook,
-    StartServer,
-    StopServer,
-    World,
-)
+from tipoff_orchestrator_client.edgegap.emulator.state import RefusedDeployment, Rules, World
 
 KEY = ("app", "v1")
 PORTS = {"udp": Port("udp", 7000, 7000, "UDP")}
@@ -28,7 +20,7 @@ PORTS = {"udp": Port("udp", 7000, 7000, "UDP")}
 
 def world(rules: Rules | None = None, **version: Any) -> World:
     made = World(rules or Rules(start_delay=10.0))
-    made.add_application({"name": "app", "is_active": True, "image": ""}, 0.0)
+    made.catalogue.add_application({"name": "app", "is_active": True, "image": ""}, 0.0)
     body = {
         "name": "v1",
         "docker_repository": "r",
@@ -38,7 +30,7 @@ def world(rules: Rules | None = None, **version: Any) -> World:
         "req_memory": 512,
         "restart_policy": "never",
     }
-    made.add_version("app", body | version, 0.0)
+    made.catalogue.add_version("app", body | version, 0.0)
     return made
 
 

@@ -75,7 +75,7 @@ async def edgegap(games: Games, settings: NatsSettings, tmp_path: Path) -> Async
     async with AsyncExitStack() as stack:
         options = Options(rules=Rules(start_delay=0))
         emulator = await stack.enter_async_context(running_emulator(games, options, logs=logs))
-        for version in emulator.world.versions.values():
+        for version in emulator.world.catalogue.versions.values():
             version["termination_grace_period_seconds"] = 0.4
         quick = EdgegapSettings(url=emulator.url, poll_first=0.05, poll_slowest=0.2, pass_nats=False)
         opened: list[EdgegapOrchestrator] = []

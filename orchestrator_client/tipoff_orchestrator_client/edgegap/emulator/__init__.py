@@ -1,6 +1,7 @@
 """An Edgegap of one's own: the endpoints, limits and oddities of the real one, with real game servers behind it."""
 
 from tipoff_orchestrator_client.edgegap.emulator.consequences import Delivery
+from tipoff_orchestrator_client.edgegap.emulator.deployment import Deployment, Phase
 from tipoff_orchestrator_client.edgegap.emulator.emulator import Emulator, running_emulator
 from tipoff_orchestrator_client.edgegap.emulator.misbehaviour import (
     Dies,
@@ -24,7 +25,7 @@ from tipoff_orchestrator_client.edgegap.emulator.misbehaviour import (
 from tipoff_orchestrator_client.edgegap.emulator.options import Options
 from tipoff_orchestrator_client.edgegap.emulator.requests import Recorded
 from tipoff_orchestrator_client.edgegap.emulator.sessions import Session, SessionStatus
-from tipoff_orchestrator_client.edgegap.emulator.state import Deployment, Phase, Rules
+from tipoff_orchestrator_client.edgegap.emulator.state import Rules
 
 __all__ = [
     "Delivery",

@@ -17,7 +17,9 @@ import httpx
 
 from tipoff_launcher.backend import Backend
 from tipoff_orchestrator_client.base import OrchestratorError
+from tipoff_orchestrator_client.edgegap.emulator.deployment import AppKey, Deployment, Phase
 from tipoff_orchestrator_client.edgegap.emulator.documents import arbitrium, status_document
+from tipoff_orchestrator_client.edgegap.emulator.effects import Effect, SendWebhook, StartServer, StopServer
 from tipoff_orchestrator_client.edgegap.emulator.fleet import Fleet
 from tipoff_orchestrator_client.edgegap.emulator.misbehaviour import (
     Dies,
@@ -31,16 +33,7 @@ from tipoff_orchestrator_client.edgegap.emulator.misbehaviour import (
 )
 from tipoff_orchestrator_client.edgegap.emulator.options import Options
 from tipoff_orchestrator_client.edgegap.emulator.sessions import Sessions, session_webhook
-from tipoff_orchestrator_client.edgegap.emulator.state import (
-    AppKey,
-    Deployment,
-    Effect,
-    Phase,
-    SendWebhook,
-    StartServer,
-    StopServer,
-    World,
-)
+from tipoff_orchestrator_client.edgegap.emulator.state import World
 from tipoff_shared.games import Game
 from tipoff_shared.supervise import Tasks
 
@@ -159,7 +152,7 @@ class Consequences:
         await self._announce()
 
     async def _start_server(self, one: Deployment) -> None:
-        game, version = self._games.get(one.key), self._world.versions.get(one.key)
+        game, version = self._games.get(one.key), self._world.catalogue.versions.get(one.key)
         try:
             if game is None or version is None:
                 raise OrchestratorError(

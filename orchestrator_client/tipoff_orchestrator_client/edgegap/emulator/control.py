@@ -20,7 +20,7 @@ import msgspec
 
 from tipoff_orchestrator_client.edgegap.emulator import misbehaviour
 from tipoff_orchestrator_client.edgegap.emulator.misbehaviour import Misbehaviour, Plan, Spoil
-from tipoff_orchestrator_client.edgegap.emulator.state import Refused
+from tipoff_orchestrator_client.edgegap.emulator.refused import Refused
 
 PREFIX = "/emulator"
 _SHOWN = 100

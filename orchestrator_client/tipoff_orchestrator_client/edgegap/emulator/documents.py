@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
-from tipoff_orchestrator_client.edgegap.emulator.state import Deployment, Phase, stamp
+from tipoff_orchestrator_client.edgegap.emulator.deployment import Deployment, Phase
 
 LOCATION: dict[str, Any] = {
     "city": "Montreal",
@@ -24,6 +25,11 @@ LOCATION: dict[str, Any] = {
 }
 
 _SPELLINGS = ("Status.{}", "{}", "STATUS_{}")
+
+
+def stamp(at: float) -> str:
+    """As Edgegap writes times: `2026-04-22 12:00:46.444265`, UTC."""
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
 
 
 def spell(phase: Phase, request_id: str) -> str:

@@ -20,13 +20,15 @@ from tipoff_launcher.backend import Backend
 from tipoff_launcher.process import ProcessBackend
 from tipoff_orchestrator_client.edgegap.emulator import control
 from tipoff_orchestrator_client.edgegap.emulator.consequences import Consequences, Delivery
+from tipoff_orchestrator_client.edgegap.emulator.deployment import Deployment
 from tipoff_orchestrator_client.edgegap.emulator.http import Answer, Request, listening
 from tipoff_orchestrator_client.edgegap.emulator.misbehaviour import Misbehaviour, Order, Plan
 from tipoff_orchestrator_client.edgegap.emulator.operations import Operations
 from tipoff_orchestrator_client.edgegap.emulator.options import Options, app_key, first_version
+from tipoff_orchestrator_client.edgegap.emulator.refused import Refused
 from tipoff_orchestrator_client.edgegap.emulator.requests import Recorded, Requests
 from tipoff_orchestrator_client.edgegap.emulator.sessions import Session, Sessions
-from tipoff_orchestrator_client.edgegap.emulator.state import Deployment, Refused, World
+from tipoff_orchestrator_client.edgegap.emulator.state import World
 from tipoff_shared.games import Games
 from tipoff_shared.supervise import Tasks
 
@@ -50,9 +52,11 @@ class Emulator:
         if not options.empty:
             now = time.time()
             for (application, _), game in by_key.items():
-                if application not in self.world.applications:
-                    self.world.add_application({"name": application, "is_active": True, "image": ""}, now)
-                self.world.add_version(application, first_version(game, options), now)
+                if application not in self.world.catalogue.applications:
+                    self.world.catalogue.add_application(
+                        {"name": application, "is_active": True, "image": ""}, now
+                    )
+                self.world.catalogue.add_version(application, first_version(game, options), now)
 
     @property
     def url(self) -> str:

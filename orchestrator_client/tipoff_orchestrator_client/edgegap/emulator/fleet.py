@@ -17,7 +17,7 @@ from tipoff_launcher.ports import PortPicker, port_is_free
 from tipoff_launcher.record import Record
 from tipoff_orchestrator_client import base
 from tipoff_orchestrator_client.base import RunState
-from tipoff_orchestrator_client.edgegap.emulator.state import Deployment, Port
+from tipoff_orchestrator_client.edgegap.emulator.deployment import Deployment, Port
 from tipoff_shared.games import Game
 from tipoff_shared.supervise import Tasks
 

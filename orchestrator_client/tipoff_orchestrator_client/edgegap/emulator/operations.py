@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tipoff_orchestrator_client.edgegap.emulator.consequences import Consequences
+from tipoff_orchestrator_client.edgegap.emulator.deployment import Deployment
 from tipoff_orchestrator_client.edgegap.emulator.documents import (
     context_document,
     list_document,
@@ -15,17 +16,13 @@ from tipoff_orchestrator_client.edgegap.emulator.documents import (
     status_document,
 )
 from tipoff_orchestrator_client.edgegap.emulator.http import Answer, Request
+from tipoff_orchestrator_client.edgegap.emulator.refused import Refused
 from tipoff_orchestrator_client.edgegap.emulator.sessions import (
     Sessions,
     session_document,
     session_webhook,
 )
-from tipoff_orchestrator_client.edgegap.emulator.state import (
-    Deployment,
-    Refused,
-    RefusedDeployment,
-    World,
-)
+from tipoff_orchestrator_client.edgegap.emulator.state import RefusedDeployment, World
 
 _DEFAULT_LIMIT = 10
 _MOST = 100
@@ -74,15 +71,18 @@ class Operations:
             case "list":
                 return 200, list_document(world.active(), *_page(request))
             case "application.create":
-                return 200, world.add_application(body, now)
+                return 200, world.catalogue.add_application(body, now)
             case "application":
-                return 200, world.application(parts["app"])
+                return 200, world.catalogue.application(parts["app"])
             case "version.create":
-                return 200, {"success": True, "version": masked(world.add_version(parts["app"], body, now))}
+                return 200, {
+                    "success": True,
+                    "version": masked(world.catalogue.add_version(parts["app"], body, now)),
+                }
             case "version":
-                return 200, masked(world.version(parts["app"], parts["version"]))
+                return 200, masked(world.catalogue.version(parts["app"], parts["version"]))
             case "version.change":
-                changed = world.change_version(parts["app"], parts["version"], body, now)
+                changed = world.catalogue.change_version(parts["app"], parts["version"], body, now)
                 return 200, {"success": True, "version": masked(changed)}
             case "session.create":
                 return 200, self._create_session(body, now)

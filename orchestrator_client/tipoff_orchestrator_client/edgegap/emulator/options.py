@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tipoff_orchestrator_client.edgegap.emulator.deployment import AppKey
 from tipoff_orchestrator_client.edgegap.emulator.limits import RATES
-from tipoff_orchestrator_client.edgegap.emulator.state import AppKey, Rules
+from tipoff_orchestrator_client.edgegap.emulator.state import Rules
 from tipoff_shared.games import Game
 
 SESSIONS = "edgegap-sessions"

@@ -8,23 +8,17 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from tipoff_orchestrator_client.edgegap.emulator.deployment import AppKey, Deployment, Phase
 from tipoff_orchestrator_client.edgegap.emulator.documents import (
     LOCATION,
     fqdn,
     ports_document,
     spell,
-)
-from tipoff_orchestrator_client.edgegap.emulator.state import (
-    AppKey,
-    Deployment,
-    Effect,
-    Phase,
-    Refused,
-    RefusedDeployment,
-    SendWebhook,
-    World,
     stamp,
 )
+from tipoff_orchestrator_client.edgegap.emulator.effects import Effect, SendWebhook
+from tipoff_orchestrator_client.edgegap.emulator.refused import Refused
+from tipoff_orchestrator_client.edgegap.emulator.state import RefusedDeployment, World
 
 
 class SessionStatus(StrEnum):
@@ -63,9 +57,9 @@ class Sessions:
     def create(self, body: Mapping[str, Any], now: float) -> tuple[Session, list[Effect]]:
         """Raises `Refused`. A session that finds no place exists, unprocessable."""
         app = body["app_name"]
-        self._world.application(app)
-        name = body.get("version_name") or self._world.newest_version(app)
-        version = self._world.version(app, name)
+        self._world.catalogue.application(app)
+        name = body.get("version_name") or self._world.catalogue.newest_version(app)
+        version = self._world.catalogue.version(app, name)
         config = version.get("session_config") or {}
         kind = config.get("kind", "Default")
         if kind == "Default":
@@ -174,7 +168,7 @@ class Sessions:
         return max(places, key=lambda one: (one.phase is Phase.READY, self.used(one)), default=None)
 
     def _empty_ttl(self, one: Deployment) -> float | None:
-        config = self._world.versions.get(one.key, {}).get("session_config") or {}
+        config = self._world.catalogue.versions.get(one.key, {}).get("session_config") or {}
         minutes = config.get("empty_ttl")
         return minutes * 60.0 if one.kind != "Default" and minutes else None
 

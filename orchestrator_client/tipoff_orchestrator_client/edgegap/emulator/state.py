@@ -1,109 +1,25 @@
-"""What the emulator knows: applications, versions, deployments, and what becomes of them. Pure.
+"""The deployments that the emulator knows, and what becomes of them. Pure.
 
 Every method takes `now` (Unix seconds) and returns what is to be done outside as effects: a server to start or to
-stop, a webhook to send. Sessions are in sessions.py.
+stop, a webhook to send. Applications and versions are in catalogue.py, sessions in sessions.py.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass
+from typing import Any, Literal
 
-AppKey: TypeAlias = tuple[str, str]
-"""(application, version)."""
-
-
-class Phase(StrEnum):
-    INITIALIZING = "INITIALIZING"
-    SEEKING = "SEEKING"
-    DEPLOYING = "DEPLOYING"
-    READY = "READY"
-    TERMINATED = "TERMINATED"
-    ERROR = "ERROR"
-
-
-@dataclass(frozen=True, slots=True)
-class StartServer:
-    request_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class StopServer:
-    request_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class SendWebhook:
-    """`about`: a deployment's request id or a session's id, of which it tells what holds when it is sent."""
-
-    url: str
-    about: str
-    event: Literal["ready", "error", "terminated", "session"]
-
-
-Effect: TypeAlias = StartServer | StopServer | SendWebhook
-
-
-class Refused(Exception):
-    """An answer with a status of its own. `body` replaces the usual `{"message": ...}`."""
-
-    def __init__(self, status: int, message: str, body: Mapping[str, Any] | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.body = dict(body) if body is not None else {"message": message}
-
-
-@dataclass(frozen=True, slots=True)
-class Port:
-    """`internal` is where the server listens, `external` where players dial."""
-
-    name: str
-    internal: int
-    external: int
-    protocol: str
-    tls_upgrade: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class Deployment:
-    request_id: str
-    key: AppKey
-    created_at: float
-    start_at: float
-    environment: dict[str, str] = field(default_factory=dict, repr=False)
-    tags: list[str] = field(default_factory=list)
-    users: list[Any] = field(default_factory=list)
-    webhooks: dict[str, str] = field(default_factory=dict, repr=False)
-    phase: Phase = Phase.INITIALIZING
-    error_detail: str = ""
-    ports: dict[str, Port] = field(default_factory=dict)
-    public_ip: str = ""
-    starting: bool = False
-    restart_at: float | None = None
-    stop_wanted: bool = False
-    ready_at: float = 0.0
-    ended_at: float = 0.0
-    empty_since: float = 0.0
-    restarts: int = 0
-    kind: str = "Default"
-    sockets: int = 0
-    listed: bool = True
-    delete_token: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)
-    context_token: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)
-
-    @property
-    def over(self) -> bool:
-        return self.phase in (Phase.TERMINATED, Phase.ERROR)
-
-    def phase_at(self, now: float) -> Phase:
-        """With the steps that a deployment passes on its way."""
-        if self.phase is not Phase.INITIALIZING or self.start_at <= self.created_at:
-            return self.phase
-        gone = (now - self.created_at) / (self.start_at - self.created_at)
-        return Phase.INITIALIZING if gone < 0.2 else Phase.SEEKING if gone < 0.5 else Phase.DEPLOYING
+from tipoff_orchestrator_client.edgegap.emulator.catalogue import Catalogue
+from tipoff_orchestrator_client.edgegap.emulator.deployment import AppKey, Deployment, Phase, Port
+from tipoff_orchestrator_client.edgegap.emulator.effects import (
+    Effect,
+    SendWebhook,
+    StartServer,
+    StopServer,
+)
+from tipoff_orchestrator_client.edgegap.emulator.refused import Refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,74 +38,12 @@ class Rules:
 
 
 class World:
-    """Applications, versions and deployments of one account."""
+    """The deployments of one account, and the `catalogue` of what can be deployed."""
 
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
-        self.applications: dict[str, dict[str, Any]] = {}
-        self.versions: dict[AppKey, dict[str, Any]] = {}
+        self.catalogue = Catalogue()
         self.deployments: dict[str, Deployment] = {}
-
-    # Applications and versions.
-
-    def add_application(self, body: Mapping[str, Any], now: float) -> dict[str, Any]:
-        if body["name"] in self.applications:
-            raise Refused(409, f"Application {body['name']} already exists")
-        made = {**body, "create_time": stamp(now), "last_updated": stamp(now)}
-        self.applications[body["name"]] = made
-        return made
-
-    def application(self, name: str) -> dict[str, Any]:
-        try:
-            return self.applications[name]
-        except KeyError:
-            raise Refused(404, f"Application {name} not found") from None
-
-    def add_version(self, app: str, body: Mapping[str, Any], now: float) -> dict[str, Any]:
-        self.application(app)
-        if (app, body["name"]) in self.versions:
-            raise Refused(409, f"Version {body['name']} already exists")
-        defaults: dict[str, Any] = {
-            "is_active": True,
-            "req_video": 0,
-            "verify_image": False,
-            "force_cache": False,
-            "time_to_deploy": 120,
-            "max_duration": 1440,
-            "restart_policy": "always",
-            "termination_grace_period_seconds": 5,
-            "ports": [],
-            "envs": [],
-            "arguments": None,
-        }
-        made = defaults | dict(body) | {"create_time": stamp(now), "last_updated": stamp(now)}
-        self.versions[app, body["name"]] = made
-        return made
-
-    def version(self, app: str, name: str) -> dict[str, Any]:
-        self.application(app)
-        try:
-            return self.versions[app, name]
-        except KeyError:
-            raise Refused(404, f"Version {name} of application {app} not found") from None
-
-    def newest_version(self, app: str) -> str:
-        """What a session without a version gets: the one created last."""
-        self.application(app)
-        names = [name for of, name in self.versions if of == app]
-        if not names:
-            raise Refused(400, f"Application {app} has no version")
-        return names[-1]
-
-    def change_version(self, app: str, name: str, changes: Mapping[str, Any], now: float) -> dict[str, Any]:
-        """Members that are there replace what was there, whole lists too."""
-        version = self.version(app, name)
-        version |= dict(changes) | {"last_updated": stamp(now)}
-        if (new := changes.get("name", name)) != name:
-            self.versions[app, new] = self.versions.pop((app, name))
-        return version
-
-    # Deployments.
 
     def deploy(
         self,
@@ -203,12 +57,7 @@ class World:
     ) -> tuple[Deployment, list[Effect]]:
         """A new deployment on its way. Raises `Refused`: 400 when it cannot be, 422 when there is no room, and then
         a deployment in error stays behind, as with Edgegap."""
-        app, name = key
-        if app not in self.applications or key not in self.versions:
-            raise Refused(400, f"Application {app} or version {name} does not exist")
-        version = self.versions[key]
-        if not self.applications[app]["is_active"] or not version["is_active"]:
-            raise Refused(400, f"Application {app} or version {name} is not active")
+        version = self.catalogue.deployable(key)
         session_config = version.get("session_config") or {}
         made = Deployment(
             secrets.token_hex(6),
@@ -260,7 +109,7 @@ class World:
         """Its server has ended by itself: what then is the version's restart policy."""
         if one.over:
             return []
-        policy = self.versions.get(one.key, {}).get("restart_policy", "always")
+        policy = self.catalogue.versions.get(one.key, {}).get("restart_policy", "always")
         if policy == "always" or (policy == "on_failure" and code != 0):
             one.restarts += 1
             one.starting, one.restart_at = False, now + self.rules.restart_delay
@@ -319,7 +168,7 @@ class World:
 
     def max_duration(self, one: Deployment) -> int:
         """Minutes; below 1 is for ever."""
-        minutes: int = self.versions.get(one.key, {}).get("max_duration", -1)
+        minutes: int = self.catalogue.versions.get(one.key, {}).get("max_duration", -1)
         return minutes
 
     def _longest(self, one: Deployment) -> float | None:
@@ -345,10 +194,3 @@ class RefusedDeployment(Refused):
         message = made.error_detail
         super().__init__(422, message, {"request_id": made.request_id, "message": message})
         self.effects = effects
-
-
-def stamp(at: float) -> str:
-    """As Edgegap writes times: `2026-04-22 12:00:46.444265`, UTC."""
-    from datetime import UTC, datetime
-
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
