@@ -1,7 +1,7 @@
 """How a server comes to its end: by `shutdown`, by draining, by signals.
 
 Ready -> draining -> the end, or ready -> ended -> the end. What has to happen at the end itself, and in which order,
-stands in `GameServer._close`.
+stands in `Running.close`.
 """
 
 from __future__ import annotations

@@ -191,7 +191,7 @@ async def test_a_bevygap_token_is_looked_up_before_the_challenge(
     async with GameServer(game, context=replace(deployment, bevygap=True)) as server:
         await kv.sessions_ly2eg.put("42", "session-of-bevygap")
         await kv.sessions_ly2eg.put("43", "another-session")
-        await eventually(lambda: server._presence.connected, "NATS is connected")
+        await eventually(lambda: server._started.presence.connected, "NATS is connected")
         async with by_udp(token_for(server, client_id=42, user_data=bytes(256))):
             ((_, player),) = await game.saw("join")
             assert player.session_id == "session-of-bevygap"

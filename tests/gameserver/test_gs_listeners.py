@@ -48,7 +48,7 @@ async def test_udp_works_on_an_event_loop_without_readers(loop_without_readers: 
     async with GameServer(game, stand_alone=True, listen="127.0.0.1:0") as server:
         answer = await ready(server)
         tokens = token_of(answer)
-        udp = server._listeners.udp
+        udp = server._started.listeners.udp
         assert udp is not None
         assert udp._datagram_transports
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -217,7 +217,7 @@ async def test_many_join_and_leave_in_a_storm(deployment: Context, game: Recorde
                     await asyncio.sleep(0.02)
 
         await asyncio.gather(*(one(number) for number in range(30)))
-        await eventually(lambda: len(server._table.roster) == 0, "everybody is gone")
+        await eventually(lambda: len(server._started.table.roster) == 0, "everybody is gone")
         joins = {event[1] for event in game.happened if event[0] == "join"}
         leaves = [event[1] for event in game.happened if event[0] == "leave"]
         assert set(leaves) == joins

@@ -238,7 +238,7 @@ async def test_a_nats_that_forgot_everything_is_told_again(
         async with by_udp(token_for(server, "here2")):
             await eventually(lambda: _sessions_are(kv, {"here2"}), "one is active")
             await kv.active_connections.delete("here2")
-            server._presence._nats_is_back()  # type: ignore[attr-defined]  # what a reconnect calls
+            server._started.presence._nats_is_back()  # type: ignore[attr-defined]  # what a reconnect calls
             await eventually(lambda: _sessions_are(kv, {"here2"}), "it is active again")
 
 

@@ -184,7 +184,7 @@ async def test_behind_a_proxy_the_game_is_at_the_path_players_dial(
 ) -> None:
     """`/gs/ID` of its own id and the path of the announced URL; another deployment's path is not found."""
     async with proxied_server(game) as server:
-        port = server._describe().websocket_port
+        port = server._started.describe().websocket_port
         for path in ("/", "/gs/arena-1", "/some/where/arena-1"):
             async with connect(f"ws://127.0.0.1:{port}{path}") as ws:
                 await ws.send(b"no token")
@@ -221,7 +221,9 @@ async def test_without_a_proxy_nobody_is_believed_to_speak_for_others(alone: Gam
 
 async def address_seen(server: GameServer, forwarded_for: list[str]) -> str:
     """The address that a client with these headers has for the server."""
-    [transport] = [one for one in server._listeners.all() if isinstance(one, websocket.WebSocketTransport)]
+    [transport] = [
+        one for one in server._started.listeners.all() if isinstance(one, websocket.WebSocketTransport)
+    ]
     headers = [("X-Forwarded-For", value) for value in forwarded_for]
     async with connect(f"ws://127.0.0.1:{transport.port}/", additional_headers=headers):
         await eventually(lambda: any(one.connections for one in transport._servers), "a connection")

@@ -29,13 +29,13 @@ async def test_leaves_are_missed_though_one_of_two_matchmakers_fails(
         await processes.start(game=GAME, profile="isolated")
         players = [await world.play() for _ in range(PLAYERS)]
         for ready in players:
-            isolated.servers.of(ready)._presence.joined(ready.session_id, int(ready.client_id))
+            isolated.servers.of(ready)._started.presence.joined(ready.session_id, int(ready.client_id))
         for ready in players:
             await world.session_becomes(ready.session_id, SessionState.ACTIVE)
         getattr(first, fault)()
         began = time.monotonic()
         for ready in players:
-            isolated.servers.of(ready)._presence.left(ready.session_id)
+            isolated.servers.of(ready)._started.presence.left(ready.session_id)
         await world.eventually(lambda: _all_over(world, players), "all sessions are over", timeout=20)
         print(f"{fault}: all {PLAYERS} sessions over after {time.monotonic() - began:.1f} s")
         await world.eventually(lambda: world.seats_are([]), "all seats are free")

@@ -225,8 +225,8 @@ async def test_a_visit_too_short_to_be_written_is_told_all_the_same(profile: Pro
         await eventually(profile.has_lease, "the lease")
         await profile.seat(server, "s1", 7)
         async with profile.kv.active_connections.durable("reader") as changes:
-            server._presence.joined("s1", 7)
-            server._presence.left("s1")
+            server._started.presence.joined("s1", 7)
+            server._started.presence.left("s1")
             seen: list[tuple[str, str | None]] = []
             async with asyncio.timeout(5):
                 while not seen or seen[-1][1] is not None:
@@ -243,7 +243,7 @@ async def test_a_nats_that_forgot_what_it_had_is_told_again(profile: Profile, ga
     ):
         await eventually(lambda: profile.sessions_are("here"), "it is active")
         await profile.kv.active_connections.forget("here", 1 << 40)
-        server._presence._nats_is_back()  # type: ignore[attr-defined]  # what a reconnect calls
+        server._started.presence._nats_is_back()  # type: ignore[attr-defined]  # what a reconnect calls
         await eventually(lambda: profile.sessions_are("here"), "it is active again")
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from tipoff_gameserver.context import Context
 from tipoff_shared.records import Command, GameserverLease
 
 DescribeLease = Callable[[], GameserverLease]
@@ -79,3 +80,29 @@ class NoPresence:
 
     async def close(self, *, keep_lease: bool, timeout: float = 5.0) -> None:
         pass
+
+
+def presence_of(context: Context, boot_id: str) -> Presence:
+    """The one that a server in this deployment needs."""
+    if context.nats is None:
+        return NoPresence()
+    # Here and not above: a server that stands alone needs no nats-py.
+    if context.event_key is not None:
+        from tipoff_gameserver.presence.events import EventPresence
+
+        return EventPresence(
+            context.nats,
+            context.deployment_id,
+            boot_id,
+            context.event_key,
+            announcement=context.announcement(boot_id),
+            lease_ttl=context.lease_ttl,
+        )
+    from tipoff_gameserver.presence.nats import NatsPresence
+
+    return NatsPresence(
+        context.nats,
+        context.deployment_id,
+        announcement=context.announcement(boot_id),
+        lease_ttl=context.lease_ttl,
+    )
