@@ -55,7 +55,7 @@ async def with_secure_url(context: Context) -> Context:
             document = await _request("GET", context.context_url, context.context_token)
             return replace(context, websocket_url=secure_url(document, port))
         except (OSError, Malformed) as exc:  # TimeoutError and urllib's URLError are OSErrors
-            log.warning("asking Edgegap by what name browsers reach us: %s", exc or type(exc).__name__)
+            log.warning("asking Edgegap by what name browsers reach us: %s", str(exc) or type(exc).__name__)
             await asyncio.sleep(pause)
     log.error("Edgegap does not say by what name browsers reach this server: those on https stay out")
     return context

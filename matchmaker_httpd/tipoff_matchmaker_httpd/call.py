@@ -137,7 +137,7 @@ class Call:
                 headers=headers,
             )
         except nats.errors.Error as exc:
-            self.fail(Unavailable(f"NATS is away: {exc or type(exc).__name__}", retry_after=2))
+            self.fail(Unavailable(f"NATS is away: {str(exc) or type(exc).__name__}", retry_after=2))
 
     @property
     def inbox(self) -> str:

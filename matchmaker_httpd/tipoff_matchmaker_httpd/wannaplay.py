@@ -92,7 +92,7 @@ async def _gensession(httpd: Httpd, http: Request, client_ip: str | None) -> byt
         except (TimeoutError, nats.errors.TimeoutError) as exc:
             raise NoServerInTime("no server became ready in time") from exc
         except nats.errors.Error as exc:
-            raise Unavailable(f"NATS is away: {exc or type(exc).__name__}", retry_after=2) from exc
+            raise Unavailable(f"NATS is away: {str(exc) or type(exc).__name__}", retry_after=2) from exc
     finally:
         httpd.limits.leave(place)
     if msg.headers and (code := msg.headers.get(SERVICE_ERROR_CODE)):

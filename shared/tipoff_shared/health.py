@@ -75,7 +75,7 @@ def _check_url(url: str) -> str:
         connection.request("GET", parts.path or "/")
         status = connection.getresponse().status
     except (OSError, http.client.HTTPException) as exc:
-        return f"{url}: {exc or type(exc).__name__}"
+        return f"{url}: {str(exc) or type(exc).__name__}"
     finally:
         connection.close()
     return "" if status == 200 else f"{url}: HTTP {status}"

@@ -90,14 +90,14 @@ class Bus:
             reason = f" ({self.last_error})" if self.last_error else ""
             raise Unavailable(f"no answer on {subject} within {timeout:g} s{reason}") from exc
         except nats.errors.Error as exc:
-            raise Unavailable(f"NATS is away: {exc or type(exc).__name__}") from exc
+            raise Unavailable(f"NATS is away: {str(exc) or type(exc).__name__}") from exc
 
     async def publish(self, subject: str, payload: bytes, headers: dict[str, str] | None = None) -> None:
         """Fire and forget; raises `Unavailable` while NATS is away."""
         try:
             await self.nc.publish(subject, payload, headers=headers)
         except nats.errors.Error as exc:
-            raise Unavailable(f"NATS is away: {exc or type(exc).__name__}") from exc
+            raise Unavailable(f"NATS is away: {str(exc) or type(exc).__name__}") from exc
 
     async def flush(self, timeout: float = 5.0) -> None:
         """Returns when the server has handled all that was subscribed and published before. Raises `Unavailable`,
@@ -112,7 +112,7 @@ class Bus:
                 await self._ping()
                 await self._ping()
         except (TimeoutError, nats.errors.Error) as exc:
-            raise Unavailable(f"NATS is away: {exc or type(exc).__name__}") from exc
+            raise Unavailable(f"NATS is away: {str(exc) or type(exc).__name__}") from exc
         if self._deaf_to:
             denied, self._deaf_to = self._deaf_to[0], []
             raise denied

@@ -255,7 +255,7 @@ class NatsRecords:
         try:
             subscription = await self._bus.nc.subscribe(self._prefix + key, cb=received)
         except nats.errors.Error as exc:
-            raise Unavailable(f"{self.bucket}: {exc or type(exc).__name__}", retry_after=1) from exc
+            raise Unavailable(f"{self.bucket}: {str(exc) or type(exc).__name__}", retry_after=1) from exc
         try:
             yield
         finally:
