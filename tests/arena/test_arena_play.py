@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
+from arena_servers import arena_process
 
 from tipoff_arena import wire
 from tipoff_arena.client import ArenaView, Joined, Lost, play
@@ -186,7 +185,7 @@ async def test_a_lost_server_leads_to_a_new_game() -> None:
         free.bind(("127.0.0.1", 0))
         listen = f"127.0.0.1:{free.getsockname()[1]}"
     events: list[object] = []
-    async with _server_process(listen) as first:
+    async with arena_process(listen) as first:
         playing = asyncio.create_task(
             play(
                 f"http://{listen}", seconds=20, on_event=events.append, transports=["websocket"], rejoin=True
@@ -195,34 +194,13 @@ async def test_a_lost_server_leads_to_a_new_game() -> None:
         await _until(lambda: any(isinstance(event, wire.Snapshot) for event in events))
         first.kill()
         await _until(lambda: any(isinstance(event, Lost) for event in events))
-    async with _server_process(listen):
+    async with arena_process(listen):
         await _until(lambda: sum(isinstance(event, Joined) for event in events) == 2, timeout=15)
         playing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await playing
     first_game, second_game = [event for event in events if isinstance(event, Joined)]
     assert first_game.session_id != second_game.session_id
-
-
-@asynccontextmanager
-async def _server_process(listen: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "tipoff_arena.server",
-        env=os.environ | {"TIPOFF_LISTEN": listen, "TIPOFF_LOG_LEVEL": "INFO"},
-        stderr=asyncio.subprocess.PIPE,
-    )
-    assert process.stderr is not None
-    try:
-        async with asyncio.timeout(20):
-            while b"stand-alone: " not in (line := await process.stderr.readline()):
-                assert line, "the server ended before it listened"
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
 
 
 async def _until(condition: Callable[[], bool], timeout: float = DEADLINE) -> None:

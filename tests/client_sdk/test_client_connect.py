@@ -7,11 +7,11 @@ import logging
 import os
 import signal
 import socket
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from arena_servers import arena_process
 from client_sdk_support import Echo, ask_upstream, scripted_matchmaker, until, with_transports
 from websockets.asyncio.server import ServerConnection
 
@@ -41,29 +41,13 @@ async def read_all(player: Player) -> list[bytes]:
 
 
 @asynccontextmanager
-async def arena_process() -> AsyncIterator[tuple[str, asyncio.subprocess.Process]]:
+async def killable() -> AsyncIterator[tuple[str, asyncio.subprocess.Process]]:
     """A gameserver that can be killed, and its URL."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         listen = f"127.0.0.1:{free.getsockname()[1]}"
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "tipoff_arena.server",
-        env=os.environ | {"TIPOFF_LISTEN": listen, "TIPOFF_LOG_LEVEL": "INFO"},
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    assert process.stderr is not None
-    try:
-        async with asyncio.timeout(20):
-            while b"stand-alone: " not in (line := await process.stderr.readline()):
-                assert line, "the server ended before it listened"
+    async with arena_process(listen) as process:
         yield f"http://{listen}", process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -124,7 +108,7 @@ async def test_the_end_of_the_match_ends_the_iteration(echo: GameServer, way: Tr
 async def test_a_killed_server_is_lost(way: Transport) -> None:
     """Found out within seconds on both transports, not after the 15 s of netcode's timeout."""
     async with (
-        arena_process() as (url, process),
+        killable() as (url, process),
         connect(url, game="arena", version="1", transports=[way]) as player,
     ):
         await player.receive()
@@ -151,7 +135,7 @@ async def test_a_game_may_run_on_uvloop(way: Transport) -> None:
                 with pytest.raises(ServerLost):
                     await read_all(player)
 
-    async with arena_process() as (url, process):
+    async with killable() as (url, process):
         await asyncio.to_thread(uvloop.run, play(url, process.pid))
 
 

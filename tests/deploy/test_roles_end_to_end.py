@@ -18,6 +18,7 @@ from typing import Any
 
 import httpx
 import pytest
+from arena_servers import arena_toml
 from deployed_nats import DeployedNats
 from e2e_steps import command_lines, eventually, free_port
 
@@ -28,21 +29,7 @@ from tipoff_shared.games_toml import parse_games, read_games
 from tipoff_shared.hooks import HookKey
 from tipoff_shared.nats_connection import connect as connect_nats
 
-GAMES = """
-[[game]]
-name = "arena"
-version = "1"
-seats = 8
-min_ready = 1
-max_deployments = 4
-empty_ttl = 3
-token_lifetime = 5
-claim_timeout = 1
-
-[game.process]
-command = ["python", "-m", "tipoff_arena.server"]
-env = { ARENA_BOTS = "0" }
-"""
+GAMES = arena_toml(seats=8, min_ready=1, max_deployments=4, empty_ttl=3, token_lifetime=5, claim_timeout=1)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 

@@ -8,48 +8,19 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from arena_servers import arena_toml
 
 from tipoff.testing import RunningUp, running_up
 
 sys.path.insert(0, str(Path(__file__).parent))  # e2e_steps
 
-ARENA = """
-[[game]]
-name = "arena"
-version = "1"
-seats = 8
-min_ready = 1
-max_deployments = 8
-empty_ttl = 1
-
-[game.process]
-command = ["python", "-m", "tipoff_arena.server"]
-env = { ARENA_BOTS = "0" }
-
-[[game]]
-name = "arena"
-version = "v0.0.2"
-seats = 8
-min_ready = 0
-max_deployments = 2
-empty_ttl = 1
-
-[game.process]
-command = ["python", "-m", "tipoff_arena.server"]
-env = { ARENA_BOTS = "0" }
-
-[[game]]
-name = "other game"
-version = "1"
-seats = 2
-min_ready = 0
-max_deployments = 1
-empty_ttl = 1
-
-[game.process]
-command = ["python", "-m", "tipoff_arena.server"]
-env = { ARENA_BOTS = "0" }
-"""
+ARENA = "".join(
+    (
+        arena_toml(seats=8, min_ready=1, max_deployments=8, empty_ttl=1),
+        arena_toml(version="v0.0.2", seats=8, min_ready=0, max_deployments=2, empty_ttl=1),
+        arena_toml("other game", seats=2, min_ready=0, max_deployments=1, empty_ttl=1),
+    )
+)
 
 
 @pytest.fixture(scope="session")

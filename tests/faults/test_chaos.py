@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from arena_servers import arena_toml
 from e2e_steps import eventually, pids_of
 
 from tipoff.testing import RunningUp, running_up
@@ -24,22 +25,16 @@ pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(240)]
 BOTS = 200
 SECONDS = 35.0
 DEADLINE = 30.0
-GAMES = """
-[[game]]
-name = "arena"
-version = "1"
-seats = 64
-min_ready = 1
-max_deployments = 8
-empty_ttl = 2
-claim_timeout = 2
-token_lifetime = 10
-token_timeout = 5
-
-[game.process]
-command = ["python", "-m", "tipoff_arena.server"]
-env = { ARENA_BOTS = "0", ARENA_TICK_RATE = "10" }
-"""
+GAMES = arena_toml(
+    seats=64,
+    min_ready=1,
+    max_deployments=8,
+    empty_ttl=2,
+    claim_timeout=2,
+    token_lifetime=10,
+    token_timeout=5,
+    tick_rate=10,
+)
 
 
 async def bot(url: str, ends: float, seed: int, outcomes: Counter[str]) -> None:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from arena_servers import arena_toml
 from e2e_steps import eventually, pids_of
 
 from tipoff.testing import running_up
@@ -17,19 +18,7 @@ from tipoff_shared.errors import TipoffError
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
-GAMES = """
-[[game]]
-name = "arena"
-version = "1"
-seats = 2
-min_ready = 1
-max_deployments = 4
-empty_ttl = 60
-
-[game.process]
-command = ["python", "-m", "tipoff_arena.server"]
-env = { ARENA_BOTS = "0", ARENA_TICK_RATE = "10" }
-"""
+GAMES = arena_toml(seats=2, min_ready=1, max_deployments=4, empty_ttl=60, tick_rate=10)
 
 
 @pytest.mark.row(13, 16)

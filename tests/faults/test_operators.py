@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from arena_servers import arena_toml
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "e2e"))
 
@@ -20,19 +21,7 @@ from e2e_steps import all_given_back, eventually, pids_of, tipoff, tipoff_json
 from tipoff.testing import RunningUp, running_up
 from tipoff_client_sdk import Player, ServerLost, connect
 
-GAMES = """\
-[[game]]
-name = "arena"
-version = "1"
-seats = 8
-min_ready = 1
-max_deployments = 3
-empty_ttl = 5
-
-[game.process]
-command = ["python", "-m", "tipoff_arena.server"]
-env = { ARENA_BOTS = "0" }
-"""
+GAMES = arena_toml(seats=8, min_ready=1, max_deployments=3, empty_ttl=5)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
+from arena_servers import arena_toml
 
 from tipoff.testing import RunningUp, running_up
 from tipoff_client_sdk import connect
@@ -21,19 +22,7 @@ EVERY = 0.02
 AT = 5
 """The player with whom the fault comes: there is no server yet, so those before him wait, with all that answer them."""
 
-GAMES = """
-[[game]]
-name = "arena"
-version = "1"
-seats = 32
-min_ready = 0
-max_deployments = 8
-empty_ttl = 5
-
-[game.process]
-command = ["python", "-m", "tipoff_arena.server"]
-env = { ARENA_BOTS = "0" }
-"""
+GAMES = arena_toml(seats=32, min_ready=0, max_deployments=8, empty_ttl=5)
 
 
 @asynccontextmanager
