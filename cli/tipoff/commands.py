@@ -26,7 +26,7 @@ from tipoff.netcode.echo_commands import connect_command, gameserver_command
 from tipoff.netcode.token_commands import app as token_app
 from tipoff.operate import drain_command, kick_command
 from tipoff.secrets_directory.commands import app as secrets_app
-from tipoff.state_dir import default_state_dir
+from tipoff.state_dir import DEFAULT_STATE_DIR, default_state_dir
 from tipoff.turn_relay.commands import bench_app, relay_command
 from tipoff.where import Namespace, NatsUrl, StateDir, nats_settings
 
@@ -84,7 +84,9 @@ def up(
     ] = "127.0.0.1",
     state_dir: Annotated[
         Path | None,
-        typer.Option(help="Where data and logs go.", envvar="TIPOFF_STATE_DIR", show_default=False),
+        typer.Option(
+            help="Where data and logs go.", envvar="TIPOFF_STATE_DIR", show_default=DEFAULT_STATE_DIR
+        ),
     ] = None,
     namespace: Annotated[str, typer.Option(help="Prefix of every NATS subject, bucket and stream.")] = "",
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain (PEM): https and wss.")] = None,
@@ -218,7 +220,7 @@ def play(
     ] = "http://127.0.0.1:3000",
     game: Annotated[str, typer.Option(help="Which game.")] = "arena",
     version: Annotated[str, typer.Option(help="Which version.")] = "1",
-    seconds: Annotated[float, typer.Option(help="How long to play.", min=0)] = 10.0,
+    seconds: Annotated[float, typer.Option(help="How long to play.")] = 10.0,
     bots: Annotated[int, typer.Option(help="How many players at once.", min=1, max=1000)] = 1,
     transport: Annotated[
         str, typer.Option(help="udp, websocket, or both: the first that works.")

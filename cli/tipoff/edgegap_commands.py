@@ -81,8 +81,10 @@ def configure_command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, and stop.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make a version at Edgegap what the game needs: ports, environment, arguments, limits. Run it as often as you
-    like: what is right already is left alone."""
+    """Make a version at Edgegap what the game needs: ports, environment, arguments, limits.
+
+    Run it as often as you like: what is right already is left alone.
+    """
     from tipoff_orchestrator_client.edgegap.app_version import Image, Wishes
     from tipoff_orchestrator_client.edgegap.settings import Settings
 
@@ -132,8 +134,10 @@ async def _configure(
 
 @app.command("check")
 def check_command(games: GamesFile = _GAMES, as_json: AsJson = False) -> None:
-    """Look at credentials, application, version, environment and webhooks; say what to mend. Exit code 1 when there
-    is something. Changes nothing and costs nothing."""
+    """Look at credentials, application, version, environment and webhooks; say what to mend.
+
+    Exit code 1 when there is something. Changes nothing and costs nothing.
+    """
     from tipoff_orchestrator_client.edgegap.examination import Verdict, examine
     from tipoff_orchestrator_client.edgegap.settings import Settings
 

@@ -21,6 +21,9 @@ from tipoff_shared.errors import ConfigError
 from tipoff_shared.secret import Secret
 from tipoff_shared.settings import NatsSettings
 
+DEFAULT_STATE_DIR = "~/.local/state/tipoff"
+"""For people, and where `XDG_STATE_HOME` says nothing else."""
+
 
 class UpInfo(msgspec.Struct, frozen=True):
     """Content of `up.json`. `nats_password` is a secret: the file is 0600."""

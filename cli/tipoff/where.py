@@ -10,14 +10,16 @@ from urllib.parse import urlsplit
 
 import typer
 
-from tipoff.state_dir import default_state_dir, read_up_info
+from tipoff.state_dir import DEFAULT_STATE_DIR, default_state_dir, read_up_info
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.settings import NatsSettings
 
 StateDir = Annotated[
     Path | None,
     typer.Option(
-        help="State directory of the `tipoff up` to look at.", envvar="TIPOFF_STATE_DIR", show_default=False
+        help="State directory of the `tipoff up` to look at.",
+        envvar="TIPOFF_STATE_DIR",
+        show_default=DEFAULT_STATE_DIR,
     ),
 ]
 NatsUrl = Annotated[

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from tipoff_shared.games import Game
 from tipoff_shared.games_toml import parse_games, read_games
+from tipoff_shared.settings import ROLES
 
 app = typer.Typer(
     name="secrets",
@@ -22,7 +23,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-Directory = Annotated[Path, typer.Argument(help="The directory of the secrets.", metavar="[DIR]")]
+Directory = Annotated[Path, typer.Argument(help="The directory of the secrets.", metavar="DIR")]
 Hosts = Annotated[
     list[str] | None,
     typer.Option(
@@ -51,7 +52,9 @@ def init_command(
     namespace: Annotated[
         str | None,
         typer.Option(
-            help="Prefix of every NATS subject and bucket.", envvar="TIPOFF_NAMESPACE", show_default=False
+            help="Prefix of every NATS subject and bucket. Default: the one DIR is for, if any.",
+            envvar="TIPOFF_NAMESPACE",
+            show_default=False,
         ),
     ] = None,
     as_json: AsJson = False,
@@ -79,7 +82,8 @@ def rotate_command(
     name: Annotated[
         str,
         typer.Argument(
-            help="A role (its password), `nats-tls` (the server's certificate), `nats-ca` (with its authority), "
+            help=f"A role (its password: {', '.join(ROLES)}), `nats-tls` (the server's certificate), "
+            "`nats-ca` (with its authority), "
             "`users` (nats-server's files anew), `hook` (of webhooks' addresses), or GAME.VERSION (a netcode key)."
         ),
     ],

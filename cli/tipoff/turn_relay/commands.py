@@ -20,7 +20,7 @@ import typer
 
 from tipoff_shared.errors import ConfigError
 
-bench_app = typer.Typer(no_args_is_help=True)
+bench_app = typer.Typer(help="Load on a turn relay, from one machine or several.", no_args_is_help=True)
 
 _URL = "http://127.0.0.1:3000"
 
@@ -34,8 +34,11 @@ def relay_command(
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing on standard error.")] = False,
 ) -> None:
-    """Pair with somebody and relay standard input to their standard output, and theirs to yours: a chat between two
-    terminals, or a pipe for any program's data. Ends when both inputs have ended; exit code 1 when the partner left."""
+    """Pair with somebody: your standard input is their standard output, and theirs is yours.
+
+    A chat between two terminals, or a pipe for any program's data. Ends when both inputs have ended; exit code 1
+    when the partner left.
+    """
     from tipoff.turn_relay.client import TurnClient
     from tipoff.turn_relay.pipe import FileInput, relay
 
@@ -95,8 +98,10 @@ def bench_turn(
         bool, typer.Option("--json", help="One JSON object, which `tipoff bench total` adds up.")
     ] = False,
 ) -> None:
-    """Load on a turn relay: players in pairs hand each other numbered updates by the text protocol, and every one is
-    checked. Exit code 1 when there was an error or an update was lost, doubled or out of order."""
+    """Play in pairs that hand each other numbered updates by the text protocol, and check every one.
+
+    Exit code 1 when there was an error or an update was lost, doubled or out of order.
+    """
     from tipoff.turn_relay.load import run_load
 
     begin = _unix_time(start_at) if start_at else None
@@ -119,11 +124,11 @@ def bench_turn(
 @bench_app.command("total")
 def bench_total(
     files: Annotated[
-        list[Path], typer.Argument(help="What `tipoff bench turn --json` wrote on each machine.")
+        list[Path], typer.Argument(help="What `tipoff bench turn --json` wrote, a file for each machine.")
     ],
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
-    """The sum of a stress test that ran on several machines at once."""
+    """Add up what `tipoff bench turn` measured on several machines at once."""
     try:
         _show([json.loads(file.read_text()) for file in files], as_json)
     except (OSError, ValueError, KeyError, TypeError) as exc:
