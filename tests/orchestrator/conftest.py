@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))  # launcher_world, own_engine
 sys.path.insert(0, str(Path(__file__).parent.parent))  # docker_engine
 
 from docker_engine import docker, remove_containers, require_engine
@@ -23,9 +24,12 @@ from tipoff_launcher.run import run_launcher
 from tipoff_launcher.service import Launcher
 from tipoff_launcher.settings import Settings
 from tipoff_orchestrator_client.base import DeploySpec
+from tipoff_orchestrator_client.launcher import LauncherOrchestrator
 from tipoff_shared.games import DockerSpec, Game, Games, ProcessSpec
+from tipoff_shared.nats_connection import Bus
 from tipoff_shared.netcode.keys import PrivateKey
 from tipoff_shared.settings import NatsSettings
+from tipoff_shared.stores import Stores, create_stores
 
 SCRIPTS = {
     # name: what a server of that game does
@@ -145,6 +149,17 @@ def docker_launcher(
 async def launcher(start_launcher: StartLauncher) -> AsyncIterator[Launcher]:
     async with start_launcher() as launcher:
         yield launcher
+
+
+@pytest.fixture
+def client(nats: Bus) -> LauncherOrchestrator:
+    """A matchmaker's way to the launcher of the test."""
+    return LauncherOrchestrator(nats)
+
+
+@pytest.fixture
+async def kv(nats: Bus) -> Stores:
+    return await create_stores(nats)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from launcher_world import Eventually, Spec
 
 from tipoff_launcher.arbitrium import Arbitrium, Place, ServerTokens, synthetic_ip
 from tipoff_launcher.bevygap import for_bevygap
@@ -26,14 +27,12 @@ from tipoff_launcher.place import find_place, where_to_listen
 from tipoff_launcher.service import Launcher
 from tipoff_launcher.settings import Settings
 from tipoff_launcher.small_http import Answer, Request, SmallHttp
-from tipoff_orchestrator_client.base import DeploySpec, NotConfigured, Port, RunState
+from tipoff_orchestrator_client.base import NotConfigured, Port, RunState
 from tipoff_orchestrator_client.launcher import LauncherOrchestrator
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.games import DockerSpec, Game, Games, ProcessSpec
 from tipoff_shared.nats_connection import Bus
 
-Spec = Callable[..., DeploySpec]
-Eventually = Callable[..., Awaitable[None]]
 StartLauncher = Callable[..., AbstractAsyncContextManager[Launcher]]
 
 TOKENS = ServerTokens(b"s" * 32)

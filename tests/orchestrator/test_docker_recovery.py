@@ -7,7 +7,7 @@ import base64
 import json
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,32 +17,25 @@ sys.path.insert(0, str(Path(__file__).parent))  # own_engine
 sys.path.insert(0, str(Path(__file__).parent.parent))  # docker_engine
 
 from docker_engine import docker, socket_path
+from launcher_world import Eventually, MakeGame, RunningContainers, Spec, is_stopped, lease, state_of
 from own_engine import Link, SlowRegistry, link_to, own_engine
 
 from tipoff_launcher.docker import container
 from tipoff_launcher.record import Records
 from tipoff_orchestrator_client.base import (
     Deployment,
-    DeploySpec,
     NotConfigured,
     OrchestratorError,
     RunState,
 )
 from tipoff_orchestrator_client.launcher import LauncherOrchestrator
 from tipoff_shared.errors import ConfigError, Unavailable
-from tipoff_shared.games import Game, Games
-from tipoff_shared.messages import Transports
+from tipoff_shared.games import Games
 from tipoff_shared.nats_connection import Bus
 from tipoff_shared.netcode.keys import PrivateKey
-from tipoff_shared.records import GameserverLease, LeaseState
-from tipoff_shared.stores import Stores, create_stores
+from tipoff_shared.stores import Stores
 
 pytestmark = [pytest.mark.slow, pytest.mark.docker]
-
-Spec = Callable[..., DeploySpec]
-Eventually = Callable[..., Awaitable[None]]
-Running = Callable[..., list[str]]
-MakeGame = Callable[..., Game]
 
 
 def own_marks(namespace: str, owner: str = "") -> list[str]:
@@ -55,34 +48,11 @@ def client(nats: Bus) -> LauncherOrchestrator:
 
 
 @pytest.fixture
-async def kv(nats: Bus) -> Stores:
-    return await create_stores(nats)
-
-
-@pytest.fixture
 async def link() -> AsyncIterator[Link]:
     """The engine, by a way that can be cut."""
     with tempfile.TemporaryDirectory(prefix="tipoff-link-") as directory:
         async with link_to(socket_path(), Path(directory)) as link:
             yield link
-
-
-def lease(spec: DeploySpec) -> GameserverLease:
-    return GameserverLease(
-        spec.deployment_id, "b" * 16, spec.game, spec.version, LeaseState.READY, Transports(), spec.capacity
-    )
-
-
-async def state_of(client: LauncherOrchestrator, spec: DeploySpec) -> RunState | None:
-    known = await client.get(spec.deployment_id)
-    return None if known is None else known.state
-
-
-def is_stopped(client: LauncherOrchestrator, spec: DeploySpec) -> Callable[[], Awaitable[bool]]:
-    async def stopped() -> bool:
-        return await state_of(client, spec) is RunState.STOPPED
-
-    return stopped
 
 
 # The launcher goes.
@@ -93,7 +63,7 @@ async def test_containers_with_a_lease_are_adopted_and_others_stopped(
     client: LauncherOrchestrator,
     kv: Stores,
     spec: Spec,
-    running_containers: Running,
+    running_containers: RunningContainers,
     eventually: Eventually,
 ) -> None:
     """The next launcher knows them all; after the grace those that serve nobody are gone."""
@@ -123,7 +93,7 @@ async def test_a_launcher_that_lost_its_records_knows_its_servers_by_their_label
     kv: Stores,
     spec: Spec,
     namespace: str,
-    running_containers: Running,
+    running_containers: RunningContainers,
     eventually: Eventually,
     tmp_path: Path,
 ) -> None:
@@ -145,7 +115,7 @@ async def test_a_launcher_that_lost_its_records_knows_its_servers_by_their_label
 
 
 async def test_containers_of_another_system_on_the_same_engine_are_left_alone(
-    docker_launcher: Any, namespace: str, running_containers: Running
+    docker_launcher: Any, namespace: str, running_containers: RunningContainers
 ) -> None:
     """The same namespace, the same name of the launcher: their owner tells them apart."""
     for owner in ("theirs", "ours"):
@@ -162,7 +132,7 @@ async def test_a_crash_before_the_container_ran_leaves_the_id_free(
     spec: Spec,
     namespace: str,
     launcher_settings: Any,
-    running_containers: Running,
+    running_containers: RunningContainers,
 ) -> None:
     """Made, but not written down: it is removed, and a repeat of the deploy starts one."""
     from tipoff_launcher.record import Record
@@ -200,7 +170,7 @@ async def test_while_the_engine_is_away_nobody_is_told_to_have_ended(
     docker_launcher: Any,
     client: LauncherOrchestrator,
     spec: Spec,
-    running_containers: Running,
+    running_containers: RunningContainers,
     eventually: Eventually,
     link: Link,
 ) -> None:
@@ -330,7 +300,7 @@ async def test_a_server_can_be_stopped_while_its_image_is_on_the_way(
     spec: Spec,
     tiny_games: Any,
     registry: SlowRegistry,
-    running_containers: Running,
+    running_containers: RunningContainers,
 ) -> None:
     """It never runs; the image comes all the same, for the next one."""
     games = tiny_games(registry.image)

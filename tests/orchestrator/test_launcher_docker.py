@@ -7,7 +7,7 @@ import hashlib
 import json
 import socket
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent))  # docker_engine
 
 from docker_engine import docker
+from launcher_world import Eventually, MakeGame, RunningContainers, Spec
 
 from tipoff_launcher.docker import container
 from tipoff_launcher.docker.backend import DockerBackend
@@ -32,17 +33,12 @@ from tipoff_orchestrator_client.base import (
 )
 from tipoff_orchestrator_client.launcher import LauncherOrchestrator
 from tipoff_shared.games import Game, Games
-from tipoff_shared.nats_connection import Bus
 from tipoff_shared.netcode.keys import PrivateKey
 from tipoff_shared.secret import Secret
 from tipoff_shared.settings import NatsSettings
 
 pytestmark = [pytest.mark.slow, pytest.mark.docker]
 
-Spec = Callable[..., DeploySpec]
-Eventually = Callable[..., Awaitable[None]]
-Running = Callable[..., list[str]]
-MakeGame = Callable[..., Game]
 MakeGames = Callable[..., Games]
 
 ECHO = (
@@ -54,11 +50,6 @@ ECHO = (
     "    data, peer = sock.recvfrom(100)\n"
     "    sock.sendto(data + os.environ['TIPOFF_DEPLOYMENT_ID'].encode(), peer)\n"
 )
-
-
-@pytest.fixture
-def client(nats: Bus) -> LauncherOrchestrator:
-    return LauncherOrchestrator(nats)
 
 
 @pytest.fixture
@@ -101,7 +92,7 @@ async def test_secrets_are_files_that_only_the_server_finds(
     key: PrivateKey,
     settings: NatsSettings,
     client: LauncherOrchestrator,
-    running_containers: Running,
+    running_containers: RunningContainers,
     spec: Spec,
     eventually: Eventually,
     namespace: str,
@@ -214,7 +205,7 @@ async def test_a_port_that_somebody_else_has_is_left_to_them(
     client: LauncherOrchestrator,
     spec: Spec,
     monkeypatch: pytest.MonkeyPatch,
-    running_containers: Running,
+    running_containers: RunningContainers,
 ) -> None:
     """That it is taken shows only when the engine tries, as where the launcher is a container: another one is tried."""
     monkeypatch.setattr(DockerBackend, "port_is_free", lambda *_: True)
@@ -243,7 +234,7 @@ async def test_what_cannot_be_started_is_not_configured_and_leaves_nothing(
     make_docker_game: MakeGame,
     client: LauncherOrchestrator,
     spec: Spec,
-    running_containers: Running,
+    running_containers: RunningContainers,
 ) -> None:
     """A missing image, a missing program, an image or a size that is not allowed: each says what to do."""
     games = games_of(
@@ -273,7 +264,7 @@ async def test_a_container_that_exits_at_once_leaves_its_log_and_nothing_else(
     docker_launcher: Any,
     client: LauncherOrchestrator,
     spec: Spec,
-    running_containers: Running,
+    running_containers: RunningContainers,
     key: PrivateKey,
 ) -> None:
     """Its reason quotes its last words, without the secrets in them."""
@@ -320,7 +311,7 @@ async def test_a_log_is_bounded_on_the_engines_disk_and_on_ours(
 
 
 async def test_a_container_that_somebody_removed_is_told_as_ended(
-    docker_launcher: Any, client: LauncherOrchestrator, spec: Spec, running_containers: Running
+    docker_launcher: Any, client: LauncherOrchestrator, spec: Spec, running_containers: RunningContainers
 ) -> None:
     """`docker rm -f` by hand is a crash like any other."""
     async with docker_launcher():
@@ -335,7 +326,7 @@ async def test_the_secrets_of_a_container_that_somebody_removed_go_too(
     client: LauncherOrchestrator,
     spec: Spec,
     namespace: str,
-    running_containers: Running,
+    running_containers: RunningContainers,
 ) -> None:
     """`docker rm -f` leaves the volume with the key in it: it is removed, and no volume of a server that plays."""
     async with docker_launcher() as launcher:
@@ -356,7 +347,7 @@ async def test_what_a_broken_start_left_is_in_nobodys_way(
     client: LauncherOrchestrator,
     spec: Spec,
     namespace: str,
-    running_containers: Running,
+    running_containers: RunningContainers,
 ) -> None:
     """A container of ours by that name that nobody knows makes room; a stranger's is left alone, and named."""
     async with docker_launcher():
@@ -388,7 +379,7 @@ async def test_kill_ends_the_container_as_a_crash_would(
 
 
 async def test_environment_says_who_and_where_the_server_is(
-    docker_launcher: Any, client: LauncherOrchestrator, spec: Spec, running_containers: Running
+    docker_launcher: Any, client: LauncherOrchestrator, spec: Spec, running_containers: RunningContainers
 ) -> None:
     """The launcher's own variables stay outside; labels carry what operators look for."""
     async with docker_launcher(docker_nats_host="host.docker.internal:4222"):

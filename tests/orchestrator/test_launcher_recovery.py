@@ -9,46 +9,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from launcher_world import Eventually, RunningServers, Spec, is_stopped, lease
 
 from tipoff_launcher.identity import Identity, identify, lives
 from tipoff_launcher.record import Record, Records
 from tipoff_launcher.settings import Settings
-from tipoff_orchestrator_client.base import DeploySpec, OrchestratorUnavailable, RunState
+from tipoff_orchestrator_client.base import OrchestratorUnavailable, RunState
 from tipoff_orchestrator_client.launcher import LauncherOrchestrator
 from tipoff_shared.games import Games
-from tipoff_shared.messages import Transports
-from tipoff_shared.nats_connection import Bus
 from tipoff_shared.netcode.keys import PrivateKey
-from tipoff_shared.records import GameserverLease, LeaseState
 from tipoff_shared.settings import NatsSettings
-from tipoff_shared.stores import Stores, create_stores
-
-Spec = Callable[..., DeploySpec]
-Eventually = Callable[..., Awaitable[None]]
-RunningServers = Callable[..., list[int]]
-
-
-@pytest.fixture
-def client(nats: Bus) -> LauncherOrchestrator:
-    return LauncherOrchestrator(nats)
-
-
-@pytest.fixture
-async def kv(nats: Bus) -> Stores:
-    return await create_stores(nats)
-
-
-def lease(spec: DeploySpec) -> GameserverLease:
-    return GameserverLease(
-        spec.deployment_id, "b" * 16, spec.game, spec.version, LeaseState.READY, Transports(), spec.capacity
-    )
-
+from tipoff_shared.stores import Stores
 
 StartProcess = Callable[..., Any]
 
@@ -171,15 +148,7 @@ async def test_an_orphan_without_a_lease_is_stopped_after_the_grace(
         assert len(await client.list()) == 1
         await eventually(lambda: running_servers(wanted.deployment_id) == [])
         assert time.monotonic() - begin > 0.5
-        await eventually(client_knows_it_stopped(client, wanted.deployment_id))
-
-
-def client_knows_it_stopped(client: LauncherOrchestrator, id: str) -> Callable[[], Awaitable[bool]]:
-    async def stopped() -> bool:
-        known = await client.get(id)
-        return known is not None and known.state is RunState.STOPPED
-
-    return stopped
+        await eventually(is_stopped(client, wanted))
 
 
 async def test_a_server_that_ended_while_no_launcher_ran_is_known_to_have_ended(

@@ -6,11 +6,11 @@ import asyncio
 import logging
 import os
 import stat
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from launcher_world import Eventually, Spec
 
 from tipoff_launcher.service import Launcher
 from tipoff_orchestrator_client.base import DeploySpec
@@ -20,14 +20,6 @@ from tipoff_shared.games import Games
 from tipoff_shared.nats_connection import Bus
 from tipoff_shared.netcode.keys import PrivateKey
 from tipoff_shared.settings import NatsSettings
-
-Spec = Callable[..., DeploySpec]
-Eventually = Callable[..., Awaitable[None]]
-
-
-@pytest.fixture
-def client(nats: Bus) -> LauncherOrchestrator:
-    return LauncherOrchestrator(nats)
 
 
 async def dumped(

@@ -7,19 +7,18 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from launcher_world import Eventually, RunningServers, Spec
 
 from tipoff_launcher.backend import RunningServer, StartOrder
 from tipoff_launcher.process import ProcessBackend
 from tipoff_launcher.record import Records
 from tipoff_launcher.service import Launcher
 from tipoff_orchestrator_client.base import (
-    DeploySpec,
     NoCapacity,
     NotConfigured,
     OrchestratorError,
@@ -30,15 +29,6 @@ from tipoff_orchestrator_client.launcher import LauncherOrchestrator
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.games import Game, Games, ProcessSpec
 from tipoff_shared.nats_connection import Bus
-
-Spec = Callable[..., DeploySpec]
-Eventually = Callable[..., Awaitable[None]]
-RunningServers = Callable[..., list[int]]
-
-
-@pytest.fixture
-def client(nats: Bus) -> LauncherOrchestrator:
-    return LauncherOrchestrator(nats)
 
 
 def log_of(launcher: Launcher, deployment_id: str) -> str:

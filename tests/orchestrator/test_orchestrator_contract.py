@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent))  # docker_engine
 
 from docker_engine import docker
+from launcher_world import Eventually, Spec
 
 from tipoff_orchestrator_client.base import (
     Deployment,
@@ -36,9 +37,6 @@ from tipoff_shared.nats_connection import connect
 from tipoff_shared.secret import Secret
 from tipoff_shared.settings import NatsSettings
 from tipoff_shared.stores import create_stores
-
-Spec = Callable[..., DeploySpec]
-Eventually = Callable[..., Awaitable[None]]
 
 
 @dataclass

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 
 import pytest
+from launcher_world import Eventually, Spec
 
 from tipoff_orchestrator_client.base import (
     Deployment,
@@ -15,9 +16,6 @@ from tipoff_orchestrator_client.base import (
     RunState,
 )
 from tipoff_orchestrator_client.fake import FakeOrchestrator
-
-Spec = Callable[..., DeploySpec]
-Eventually = Callable[..., Awaitable[None]]
 
 
 @pytest.fixture
