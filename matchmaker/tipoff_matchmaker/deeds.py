@@ -93,12 +93,16 @@ class Deeds:
                 await self._stores.active_connections.forget(session_id, revision)
 
     async def check_session(self, session_id: str) -> None:
-        """Before anything is closed for its deadline or its absence: is the player connected?"""
-        latest = await self._stores.active_connections.latest(session_id)
-        connected = latest is not None and latest.value is not None
+        """Before anything is closed for its deadline or its absence: is the player connected?
+
+        The record is read first: where it says `active`, there has been a connection, and if that is not there
+        afterwards, the player has left. The other way round, one who comes in between would be thrown out.
+        """
         record = await self._book.read(session_id)
         if record is None:
             return
+        latest = await self._stores.active_connections.latest(session_id)
+        connected = latest is not None and latest.value is not None
         if not connected and (latest is not None or record.state is SessionState.ACTIVE):
             await self._book.apply(session_id, Left())
         else:

@@ -58,4 +58,6 @@ class DeleteQueue:
                     await self._give_back.start(record)
         except TipoffError as exc:
             log.info("delete queue, %s: %s; the sweep finds it", session_id[:64], exc)
+        except Exception:  # one message that cannot be handled must not end the reading of all others
+            log.exception("delete queue, %s could not be handled; the sweep tries again", session_id[:64])
         await msg.ack()

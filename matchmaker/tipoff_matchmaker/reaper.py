@@ -14,11 +14,13 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+import nats.errors
+
 from tipoff_matchmaker.backoff import pause
 from tipoff_matchmaker.servers import Servers
 from tipoff_matchmaker.session_book import SessionBook
 from tipoff_matchmaker.sessions import Connected, Left
-from tipoff_shared.errors import TipoffError, Unavailable
+from tipoff_shared.errors import Internal, Malformed, TipoffError, Unavailable
 from tipoff_shared.kv import Store
 from tipoff_shared.kv_changes import Ack, Change
 from tipoff_shared.records import GameserverLease
@@ -82,9 +84,9 @@ async def _read(store: Store[T], name: str, handle: Callable[[Change[T], Ack], A
                         *(ack() for ack in older),
                         *(_handle(store, change, ack, handle) for change, ack in newest.values()),
                     )
-        except Unavailable as exc:
+        except (Unavailable, nats.errors.Error) as exc:
             tries += 1
-            log.info("reading %s: %s; again soon", store.bucket, exc)
+            log.info("reading %s: %s; again soon", store.bucket, exc or type(exc).__name__)
             await asyncio.sleep(pause(tries, 0.1))
 
 
@@ -93,8 +95,13 @@ async def _handle(
 ) -> None:
     try:
         await handle(change, ack)
+    except (Internal, Malformed) as exc:  # a key or a value that will be none the next time, either
+        log.warning("%s/%s is passed over: %s", store.bucket, change.key[:100], exc)
+        await ack()
     except TipoffError as exc:
         log.info("%s/%s: %s; it comes again", store.bucket, change.key, exc)
+    except nats.errors.Error:
+        raise  # it cannot even be acknowledged: NATS is away
     except Exception:  # one message that cannot be handled must not end the reading of all others
         log.exception("%s/%s could not be handled", store.bucket, change.key)
         await ack()

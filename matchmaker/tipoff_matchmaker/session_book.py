@@ -79,8 +79,10 @@ class SessionBook:
             record = None if entry is None else entry.value
             outcome = step(record, event, self._clock())
             if outcome.record is None:
-                if remembered and not outcome.effects:
-                    remembered = False  # what we remember says "nothing to do": look before believing it
+                if remembered:
+                    # What we remember asks for no write, and nothing else would tell us that others have changed it:
+                    # look before saying "nothing to do", or before taking a connection for that of one who plays.
+                    remembered = False
                     continue
                 self._tell(session_id, record, outcome.effects)
                 return Outcome(record, changed=False)

@@ -6,15 +6,18 @@ import asyncio
 import time
 
 import msgspec
+import nats.errors
 import nats.js.errors
 import pytest
 from matchmaker_world import ARENA, Gameserver, World
+from nats.aio.msg import Msg
 
 from tipoff_matchmaker.reaper import CONNECTIONS
+from tipoff_shared.kv_changes import Change
 from tipoff_shared.messages import SessionReady
 from tipoff_shared.records import Kick, SessionState
 
-WARM = msgspec.structs.replace(ARENA, min_ready=1, empty_ttl=60)
+WARM = msgspec.structs.replace(ARENA, min_ready=1, max_deployments=1, empty_ttl=60)
 
 
 class Clock:
@@ -240,6 +243,110 @@ async def test_the_delete_queue_ends_no_session_that_lives(world: World) -> None
 
         await world.eventually(read, "the queue is empty")
         assert (await world.session_becomes(ready.session_id, SessionState.READY)).reason == ""
+
+
+async def test_a_player_who_comes_at_the_deadline_is_not_thrown_out(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the deadline is looked at, the connection is written and another reader makes the session active."""
+    async with world.matchmaker(WARM, listing_interval=60) as matchmaker:
+        await world.servers_ready(1)
+        ready = await world.play()
+        connections = matchmaker.stores.active_connections
+        latest = connections.latest
+
+        async def just_before(key: str) -> Change[str] | None:
+            found = await latest(key)
+            monkeypatch.setattr(connections, "latest", latest)
+            await world.server_of(ready).connect(ready)
+            await world.session_becomes(ready.session_id, SessionState.ACTIVE)
+            return found
+
+        monkeypatch.setattr(connections, "latest", just_before)
+        await matchmaker.deeds.check_session(ready.session_id)
+        assert (await world.session_becomes(ready.session_id, SessionState.ACTIVE)).reason == ""
+        assert await world.seats() == [ready.session_id]
+
+
+async def test_a_connection_is_kicked_also_where_the_end_was_not_heard_of(world: World) -> None:
+    """Another matchmaker has ended the session that this one remembers as active."""
+    async with world.matchmaker(WARM, listing_interval=60):
+        await world.servers_ready(1)
+        ready = await world.play()
+        server = world.server_of(ready)
+        await server.connect(ready)
+        await world.session_becomes(ready.session_id, SessionState.ACTIVE)
+        entry = await world.stores.sessions.get(ready.session_id)
+        assert entry is not None
+        over = msgspec.structs.replace(entry.value, state=SessionState.GONE, reason="a test")
+        await world.stores.sessions.update(ready.session_id, over, entry.revision)
+        await server.connect(ready)
+        assert (await _kicked(server)).session_id == ready.session_id
+
+
+async def test_a_key_that_cannot_be_one_does_not_come_for_ever(world: World) -> None:
+    """Anything may be written into a bucket that servers write: it is read once."""
+    async with world.matchmaker(WARM, listing_interval=60):
+        await world.servers_ready(1)
+        connections = world.stores.active_connections
+        await world.bus.js.publish(f"$KV.{connections.bucket}.a:b", b"7")
+
+        async def read() -> bool:
+            info = await world.bus.js.consumer_info(connections.stream, CONNECTIONS)
+            return info.num_pending == 0 and info.num_ack_pending == 0
+
+        await world.eventually(read, "it is acknowledged", timeout=3)
+
+
+async def test_an_acknowledgement_that_cannot_be_sent_ends_no_reading(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NATS is away, and what waits to be sent to it is full: the reading begins again."""
+    async with world.matchmaker(WARM, listing_interval=60) as matchmaker:
+        await world.servers_ready(1)
+        ready = await world.play()
+        connections = f"$KV.{world.stores.active_connections.bucket}."
+        ack = Msg.ack
+        refused: list[Msg] = []
+
+        async def full(msg: Msg) -> None:
+            if msg.subject.startswith(connections) and len(refused) < 2:
+                refused.append(msg)
+                raise nats.errors.OutboundBufferLimitError
+            await ack(msg)
+
+        monkeypatch.setattr(Msg, "ack", full)
+        await world.server_of(ready).connect(ready)
+        await world.session_becomes(ready.session_id, SessionState.ACTIVE)
+        await world.server_of(ready).disconnect(ready)
+        await world.session_becomes(ready.session_id, SessionState.GONE)
+        assert refused
+        assert not matchmaker.failed.is_set()
+
+
+async def test_what_cannot_be_given_back_does_not_end_the_delete_queue(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One message that leads to a mistake is one message; the next ones are read."""
+    async with world.matchmaker(WARM, listing_interval=60) as matchmaker:
+        await world.servers_ready(1)
+        ready = await world.play()
+        release = matchmaker.allocator.release
+
+        async def mistaken(allocation_id: str, member: str, *, deployment_id: str) -> None:
+            monkeypatch.setattr(matchmaker.allocator, "release", release)
+            raise ValueError("a test")
+
+        monkeypatch.setattr(matchmaker.allocator, "release", mistaken)
+        entry = await world.stores.sessions.get(ready.session_id)
+        assert entry is not None
+        closing = msgspec.structs.replace(entry.value, state=SessionState.CLOSING, reason="a test")
+        await world.stores.sessions.update(ready.session_id, closing, entry.revision)
+        for _ in range(2):
+            await world.bus.js.publish(world.bus.subjects.delete_queue("x"), ready.session_id.encode())
+            await asyncio.sleep(0.3)
+        await world.session_becomes(ready.session_id, SessionState.GONE)
+        assert not matchmaker.failed.is_set()
 
 
 async def test_no_consumer_is_left_over(world: World) -> None:
