@@ -1,4 +1,4 @@
-"""A small world for commands: real NATS, a matchmaker, a fake orchestrator."""
+"""What tests of commands share: a small world (NATS, a matchmaker, a fake orchestrator), and a secrets directory."""
 
 from __future__ import annotations
 
@@ -9,11 +9,30 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "matchmaker"))  # matchmaker_world
+sys.path.insert(0, str(Path(__file__).parent))  # secrets_files
 
 from matchmaker_world import World
 
+from tipoff.secrets_directory.directory import SecretsDirectory
+from tipoff_shared.games import Game
+from tipoff_shared.games_toml import parse_games, read_games
 from tipoff_shared.nats_connection import connect
 from tipoff_shared.settings import NatsSettings
+
+GAMES = """
+[[game]]
+name = "arena"
+version = "1"
+[game.process]
+command = ["python", "-m", "tipoff_arena.server"]
+
+[[game]]
+name = "own key"
+version = "v0.0.2"
+private_key_env = "OWN_KEY"
+[game.process]
+command = ["python", "-m", "tipoff_arena.server"]
+"""
 
 
 @pytest.fixture
@@ -21,3 +40,22 @@ async def world(settings: NatsSettings) -> AsyncIterator[World]:
     """NATS, an orchestrator and gameservers; matchmakers are started by the test."""
     async with connect(settings, name="world") as bus, World(bus, settings) as world:
         yield world
+
+
+@pytest.fixture
+def games_toml(tmp_path: Path) -> Path:
+    path = tmp_path / "games.toml"
+    path.write_text(GAMES)
+    return path
+
+
+@pytest.fixture
+def games(games_toml: Path) -> list[Game]:
+    return parse_games(read_games(games_toml), str(games_toml))
+
+
+@pytest.fixture
+def made(tmp_path: Path, games: list[Game]) -> SecretsDirectory:
+    directory = SecretsDirectory(tmp_path / "secrets", games)
+    directory.initialise(["play.example.org"])
+    return directory

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -21,6 +23,8 @@ from tipoff_shared.kv import LostRace
 from tipoff_shared.nats_connection import Bus
 from tipoff_shared.settings import NatsSettings
 from tipoff_shared.supervise import Tasks
+
+sys.path.insert(0, str(Path(__file__).parent))  # turn_table
 
 
 class Unreliable(MemoryRecords):
