@@ -97,7 +97,7 @@ async def ask_matchmakers(bus: Bus) -> list[MatchmakerStatus]:
         finally:
             await answers.unsubscribe()
     except nats.errors.Error as exc:
-        raise Unavailable(f"NATS is away: {exc or type(exc).__name__}") from exc
+        raise Unavailable(f"NATS is away: {str(exc) or type(exc).__name__}") from exc
     return [found[name] for name in sorted(found)]
 
 

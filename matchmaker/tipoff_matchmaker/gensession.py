@@ -84,7 +84,7 @@ class GenSession:
             try:
                 await service.stop()
             except nats.errors.Error as exc:
-                log.info("stopping %s: %s", NAME, exc or type(exc).__name__)
+                log.info("stopping %s: %s", NAME, str(exc) or type(exc).__name__)
 
     async def _received(self, request: Request) -> None:
         if not self._handlers.submit(lambda: self._handle(request)):
@@ -107,7 +107,7 @@ class GenSession:
         try:
             await request.respond(msgspec.json.encode(answer))
         except (nats.errors.Error, ValueError) as exc:
-            log.info("an answer could not be sent: %s", exc or type(exc).__name__)
+            log.info("an answer could not be sent: %s", str(exc) or type(exc).__name__)
 
     def _ask(self, request: Request) -> Ask:
         if len(request.data) > MAX_MESSAGE:
@@ -132,7 +132,7 @@ class GenSession:
         try:
             await request.respond(b"", headers=headers)
         except (nats.errors.Error, ValueError) as exc:  # ValueError: asked without a reply subject
-            log.info("an error could not be sent: %s", exc or type(exc).__name__)
+            log.info("an error could not be sent: %s", str(exc) or type(exc).__name__)
 
 
 async def _no_progress(text: str) -> None:

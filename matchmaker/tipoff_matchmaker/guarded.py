@@ -117,7 +117,7 @@ class Guarded:
             async with asyncio.timeout(self._limits["get"]):
                 return await self._inner.deployment_named(native_id)
         except (OrchestratorError, TimeoutError) as exc:
-            log.warning("whose deployment %s is: %s", native_id, exc or "no answer in time")
+            log.warning("whose deployment %s is: %s", native_id, str(exc) or "no answer in time")
         except Exception:
             log.exception("deployment_named of orchestrator %s failed by a mistake of its client", self.name)
         return None

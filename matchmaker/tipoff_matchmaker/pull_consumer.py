@@ -60,5 +60,5 @@ async def read_for_ever(
                     await sub.unsubscribe()
         except (TimeoutError, nats.errors.Error) as exc:
             tries += 1
-            log.info("reading %s by %s: %s; again soon", stream, name, exc or type(exc).__name__)
+            log.info("reading %s by %s: %s; again soon", stream, name, str(exc) or type(exc).__name__)
             await asyncio.sleep(pause(tries, first_pause))

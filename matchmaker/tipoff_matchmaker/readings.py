@@ -144,7 +144,7 @@ class Readings:
             async with asyncio.timeout(_ORCHESTRATOR_TIMEOUT):
                 found = await self._orchestrators[name].list()
         except (OrchestratorError, TimeoutError) as exc:
-            log.info("orchestrator %s does not say what runs: %s", name, exc or type(exc).__name__)
+            log.info("orchestrator %s does not say what runs: %s", name, str(exc) or type(exc).__name__)
             return None
         return {deployment.deployment_id: deployment for deployment in found}
 

@@ -86,7 +86,7 @@ async def _read(store: Store[T], name: str, handle: Callable[[Change[T], Ack], A
                     )
         except (Unavailable, nats.errors.Error) as exc:
             tries += 1
-            log.info("reading %s: %s; again soon", store.bucket, exc or type(exc).__name__)
+            log.info("reading %s: %s; again soon", store.bucket, str(exc) or type(exc).__name__)
             await asyncio.sleep(pause(tries, 0.1))
 
 

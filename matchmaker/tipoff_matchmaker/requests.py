@@ -96,7 +96,7 @@ class Requests:
                     for sub in subs:
                         await sub.drain()  # type: ignore[no-untyped-call] # nats-py has no annotation there
             except (nats.errors.Error, TimeoutError) as exc:
-                log.info("unsubscribing: %s", exc or type(exc).__name__)
+                log.info("unsubscribing: %s", str(exc) or type(exc).__name__)
 
     async def _received(self, msg: Msg) -> None:
         """Runs for one message at a time, so it only begins."""
@@ -207,7 +207,7 @@ class Requests:
         try:
             await self._bus.nc.publish(inbox, data, headers=headers)
         except nats.errors.Error as exc:
-            log.info("an answer could not be sent: %s", exc or type(exc).__name__)
+            log.info("an answer could not be sent: %s", str(exc) or type(exc).__name__)
 
     async def _end(self, inbox: str, error: TipoffError, headers: dict[str, str] | None = None) -> None:
         if error.retry_after is not None:

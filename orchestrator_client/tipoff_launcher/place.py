@@ -69,7 +69,7 @@ async def _public_ip(settings: Settings) -> str:
         log.warning(
             "TIPOFF_LAUNCHER_PUBLIC_HOST=%s has no IPv4 address (%s): ARBITRIUM_PUBLIC_IP says 127.0.0.1",
             hosts[0],
-            exc or type(exc).__name__,
+            str(exc) or type(exc).__name__,
         )
         return "127.0.0.1"
     return str(found[0][4][0])

@@ -136,7 +136,7 @@ async def connect_to_nats() -> Nats:
         authority = str(file)
 
     async def on_error(exc: Exception) -> None:
-        say(f"NATS: {exc or type(exc).__name__}")
+        say(f"NATS: {str(exc) or type(exc).__name__}")
 
     return await nats.connect(
         host if "://" in host else f"{'nats' if insecure else 'tls'}://{host}",
@@ -156,7 +156,7 @@ async def ask(nc: Nats, subject: str, question: object) -> dict[str, Any]:
     try:
         answer = json.loads((await nc.request(subject, payload, timeout=5)).data)
     except (TimeoutError, nats.errors.Error) as exc:
-        panic(f"{subject}: {exc or type(exc).__name__}")
+        panic(f"{subject}: {str(exc) or type(exc).__name__}")
     if "error" in answer:
         panic(f"{subject}: {answer['error']}")
     assert isinstance(answer, dict)
@@ -176,7 +176,7 @@ class Kv:
                 f"$JS.API.DIRECT.GET.KV_{self._name}.$KV.{self._name}.{key}", b"", timeout=5
             )
         except (TimeoutError, nats.errors.Error) as exc:
-            panic(f"Failed to get {key} from {self._name}: {exc or type(exc).__name__}")
+            panic(f"Failed to get {key} from {self._name}: {str(exc) or type(exc).__name__}")
         headers = found.headers or {}
         if headers.get("Status") or headers.get("KV-Operation"):
             return None
@@ -189,7 +189,7 @@ class Kv:
         try:
             await self._nc.request(f"$KV.{self._name}.{key}", b"", timeout=5, headers={"KV-Operation": "DEL"})
         except (TimeoutError, nats.errors.Error) as exc:
-            panic(f"Failed to del {key} in {self._name}: {exc or type(exc).__name__}")
+            panic(f"Failed to del {key} in {self._name}: {str(exc) or type(exc).__name__}")
 
 
 def fetch(method: str, url: str, token: str) -> bytes:

@@ -64,6 +64,14 @@ def test_what_came_of_an_order_of_unknown_outcome_is_adopted() -> None:
     assert ended.to_adopt == []
 
 
+def test_one_that_ended_hides_none_that_runs() -> None:
+    """Of two tries of one order, in whatever order they are listed."""
+    for servers in ((server("a", ended=True), server("b")), (server("b"), server("a", ended=True))):
+        found = judged(*servers, order=order(OrderState.ORDERING))
+        assert found.to_adopt == [("arena-1", "b")]
+        assert found.ours["arena-1"].native_id == "b"
+
+
 def test_one_of_a_lost_book_is_ours_and_neither_adopted_nor_stopped() -> None:
     """Its tags say so; the reconciler decides."""
     found = judged(server("a"))

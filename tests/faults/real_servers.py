@@ -165,6 +165,6 @@ async def seat_within(world: World, timeout: float) -> SessionReady:
             if isinstance(answer, Failed) and answer.code == 409:
                 request_id = names.new_request_id()
         except (TimeoutError, nats.errors.Error) as exc:
-            answer = Failed(503, f"no answer: {exc or type(exc).__name__}")
+            answer = Failed(503, f"no answer: {str(exc) or type(exc).__name__}")
         assert time.monotonic() < end, f"no seat within {timeout} s: {answer}"
         await asyncio.sleep(0.2)

@@ -108,7 +108,7 @@ class TurnClient:
                 failure, again = _refusal(response)
             except httpx.TransportError as exc:
                 failure, again = (
-                    Unavailable(f"the relay cannot be reached: {exc or type(exc).__name__}"),
+                    Unavailable(f"the relay cannot be reached: {str(exc) or type(exc).__name__}"),
                     _PAUSE,
                 )
             except ValueError as exc:

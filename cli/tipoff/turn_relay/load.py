@@ -76,7 +76,7 @@ class TurnConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        self._fail(Unavailable(f"the connection was closed: {exc or 'by the server'}"))
+        self._fail(Unavailable(f"the connection was closed: {str(exc) or 'by the server'}"))
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data

@@ -71,7 +71,7 @@ async def dial_websocket(
     except ConnectionClosed as exc:
         failure = ConnectionFailed(f"websocket {url}: closed before the answer to the token ({exc})")
     except (OSError, InvalidHandshake, InvalidURI) as exc:
-        failure = ConnectionFailed(f"websocket {url}: {exc or type(exc).__name__}")
+        failure = ConnectionFailed(f"websocket {url}: {str(exc) or type(exc).__name__}")
     except BaseException:
         await _drop(socket)
         raise

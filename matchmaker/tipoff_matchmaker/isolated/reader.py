@@ -107,7 +107,7 @@ class EventReader:
                 if time.monotonic() - came_at < _TOO_LATE and await self._handled(deployment_id, msg):
                     await msg.ack()
         except nats.errors.Error as exc:
-            log.info("events of %s: %s; they come again", deployment_id, exc or type(exc).__name__)
+            log.info("events of %s: %s; they come again", deployment_id, str(exc) or type(exc).__name__)
         finally:
             del self._lines[deployment_id]
             self._done(len(line))

@@ -85,7 +85,9 @@ class Containers:
             async with asyncio.timeout(_REMOVE_DEADLINE):
                 await self._engine.remove(container_id)
         except (OrchestratorError, TimeoutError) as exc:
-            log.warning("container %s is left for later: %s", container_id[:12], exc or "the engine is slow")
+            log.warning(
+                "container %s is left for later: %s", container_id[:12], str(exc) or "the engine is slow"
+            )
 
     async def remove_dead(self, container_id: str) -> None:
         """One that the engine fails to remove must not keep a launcher from starting."""

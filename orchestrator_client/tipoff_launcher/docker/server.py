@@ -128,7 +128,7 @@ class DockerServer:
         except EngineUnavailable:
             raise
         except (OrchestratorError, OSError, TimeoutError) as exc:
-            log.warning("the log of container %s is lost: %s", self._id[:12], exc or type(exc).__name__)
+            log.warning("the log of container %s is lost: %s", self._id[:12], str(exc) or type(exc).__name__)
 
 
 def _exit_of(state: ContainerState) -> Exit:

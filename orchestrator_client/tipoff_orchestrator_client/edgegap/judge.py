@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from tipoff_orchestrator_client.base import Deployment
+from tipoff_orchestrator_client.base import Deployment, RunState
 from tipoff_orchestrator_client.edgegap.answers import Server
 from tipoff_orchestrator_client.edgegap.looks import BY_STATUS
 from tipoff_orchestrator_client.edgegap.naming import as_deployment, deployment_id_in, game_in
@@ -55,9 +55,12 @@ def judge(
         key = game.key if game is not None else (order.game, order.version) if order else ("", "")
         deployment = as_deployment(server, deployment_id, key, game)
         if order is None or order.state is OrderState.ORDERING:
-            if order is not None and deployment_id not in result.ours and not server.ended:
-                result.to_adopt.append((deployment_id, server.request_id))
-            result.ours.setdefault(deployment_id, deployment)
+            known = result.ours.get(deployment_id)
+            # One that has ended says nothing of another try that may run.
+            if known is None or (known.state is RunState.STOPPED and not server.ended):
+                if order is not None and not server.ended:
+                    result.to_adopt.append((deployment_id, server.request_id))
+                result.ours[deployment_id] = deployment
         elif order.state is OrderState.STOPPED:
             result.to_stop.append((server.request_id, f"{deployment_id} was stopped"))
             told = told_to_stop.get(server.request_id)
