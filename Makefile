@@ -1,6 +1,8 @@
 # Every target installs what it needs into .venv by itself.
 PYTHON ?= python3
 VENV   := .venv
+# Hundreds of processes are started: what they import is compiled once, not by each of them.
+export PYTHONDONTWRITEBYTECODE =
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
@@ -19,7 +21,7 @@ up: $(VENV)/.ready ## the whole system on this machine; Ctrl-C stops it
 	$(BIN)/tipoff up $(ARGS)
 
 test: $(VENV)/.ready ## the fast tests (a real nats-server; neither Docker nor a browser)
-	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not slow and not browser" $(ARGS)
+	$(BIN)/python -m pytest -n 4 --dist worksteal -m "not slow and not browser" $(ARGS)
 
 test-all: test test-slow ## everything, also what is slow
 

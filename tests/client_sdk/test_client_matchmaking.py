@@ -179,6 +179,7 @@ async def test_one_that_falls_silent_later_is_left_too(monkeypatch: pytest.Monke
     assert "asking again" in told[2].text
 
 
+@pytest.mark.slow
 async def test_a_process_that_stops_answering_pings_is_left() -> None:
     """While a player waits: found out in two pings' time, whatever the silence that is allowed. Here the second
     handshake is not answered, either."""

@@ -6,6 +6,7 @@ import asyncio
 import sys
 from pathlib import Path
 
+import pytest
 from e2e_steps import eventually
 
 from tipoff.new import write_game
@@ -24,6 +25,7 @@ async def test_a_server_that_crashes_is_told_in_the_terminal_of_up(tmp_path: Pat
         await eventually(told, 10, f"the crash told in {up.output}")
 
 
+@pytest.mark.slow
 async def test_watch_ends_when_nobody_reads_it(tmp_path: Path, games_file: Path) -> None:
     """`tipoff watch | head -1`: no traceback, no hanging."""
     async with running_up(tmp_path / "state", games=games_file) as up:

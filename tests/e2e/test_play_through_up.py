@@ -92,6 +92,7 @@ async def test_a_killed_server_gives_its_seats_back(up: RunningUp) -> None:
             assert again.deployment_id != player.deployment_id
 
 
+@pytest.mark.slow
 async def test_forty_bots_share_servers_and_the_fleet_shrinks(up: RunningUp) -> None:
     """40 players on servers of 8 seats; afterwards the fleet is `min_ready` again."""
     report = await tipoff_json("play", "--url", up.url, "--bots", "40", "--seconds", "4", "--json")

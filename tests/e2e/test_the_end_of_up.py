@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from e2e_steps import all_given_back, eventually, processes_of
 
 from tipoff.testing import RunningUp, running_up
@@ -31,6 +32,7 @@ async def test_a_killed_up_leaves_nothing_running(own_up: RunningUp) -> None:
     await eventually(none_left, 5, "every process gone")
 
 
+@pytest.mark.slow
 async def test_up_starts_again_on_what_a_killed_one_left(own_up: RunningUp, games_file: Path) -> None:
     """Records of servers that are gone are cleaned away, and a new player is served."""
     async with connect(own_up.url, game="arena", version="1"):

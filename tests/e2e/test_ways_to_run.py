@@ -33,6 +33,7 @@ async def test_with_tls_page_and_game_are_both_encrypted(tmp_path: Path, games_f
             await player.receive()
 
 
+@pytest.mark.slow
 async def test_host_auto_lets_a_friend_join(tmp_path: Path, games_file: Path) -> None:
     """`--host auto` puts the address in the local network into tokens, and this machine still plays."""
     lan = lan_address()
@@ -81,6 +82,7 @@ def blue(tmp_path: Path) -> Path:
     return keys.parent
 
 
+@pytest.mark.slow
 async def test_two_namespaces_on_one_nats_never_see_each_other(
     tmp_path: Path, blue: Path, games_file: Path
 ) -> None:

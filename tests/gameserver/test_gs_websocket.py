@@ -126,7 +126,7 @@ async def test_a_client_that_stops_reading_is_closed_and_holds_up_nobody(
             took = time.monotonic() - began
             assert leave[1:] == (slow, LeaveReason.TOO_SLOW)
             assert took < 10
-            assert server.ticks - ticks > 0.5 * took * 200
+            assert server.ticks - ticks > 0.2 * took * 200  # held up, it would be next to none
             assert slow._link.dropped > 0
             assert (await other.receive()) == bytes(1200)
             ws.transport.abort()

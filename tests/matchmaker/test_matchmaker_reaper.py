@@ -138,6 +138,7 @@ async def test_a_tombstone_left_by_a_dead_reader_is_removed(world: World) -> Non
         await world.eventually(clean, "no tombstone is left")
 
 
+@pytest.mark.slow
 async def test_visits_of_others_do_not_swallow_what_a_reader_died_with(world: World) -> None:
     """nats-server tells it again, however many have come, left and been forgotten meanwhile."""
     async with world.matchmaker(WARM, listing_interval=60):

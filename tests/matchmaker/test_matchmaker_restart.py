@@ -165,7 +165,14 @@ async def test_a_reservation_without_a_deployment_does_not_block_for_ever(world:
 async def test_everything_ends_clean_after_a_storm(world: World) -> None:
     """Two matchmakers, players who come, stay, leave or never connect, servers that die: invariant G at the end."""
     game = msgspec.structs.replace(
-        ARENA, seats=3, max_deployments=6, min_ready=1, token_lifetime=1, token_timeout=1, claim_timeout=1.0
+        ARENA,
+        seats=3,
+        max_deployments=6,
+        min_ready=1,
+        start_timeout=5.0,  # the second matchmaker may go with a start in hand
+        token_lifetime=1,
+        token_timeout=1,
+        claim_timeout=1.0,
     )
     async with world.matchmaker(game) as first:
         async with world.matchmaker(game):

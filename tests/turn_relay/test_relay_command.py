@@ -117,7 +117,7 @@ async def test_the_stress_test_tells_what_it_measured(httpd: RunningHttpd, tmp_p
     result = json.loads(out)
     assert result["clients"] == 4
     assert result["errors"] == {}
-    assert result["handed_over"] == result["arrived"] == result["requests"] >= 36
+    assert result["handed_over"] == result["arrived"] == result["requests"] >= 10
     assert result["out_of_order"] == 0
     assert 0 < result["p50_ms"] <= result["p99_ms"] <= result["max_ms"]
     files = [tmp_path / "one", tmp_path / "other"]
