@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from typing import Any
 
 import httpx
@@ -49,6 +50,17 @@ async def test_a_deployment_from_order_to_end(account: Accounts) -> None:
         assert (await it.client.delete(f"/v1/stop/{request_id}")).status_code == 410
         assert (await it.client.get("/v1/deployments")).json()["data"] == []
         assert it.emulator.problems == []
+
+
+async def test_an_answer_waits_for_no_acknowledgement(account: Accounts) -> None:
+    """On a connection that is kept, Nagle's algorithm would hold each body back for 40 ms."""
+    async with account(at_once(rates={})) as it:
+        took: list[float] = []
+        for _ in range(30):
+            began = time.perf_counter()
+            await it.client.get("/v1/deployments")
+            took.append(time.perf_counter() - began)
+        assert sorted(took)[20] < 0.03, took
 
 
 async def test_states_are_spelt_in_three_ways(account: Accounts) -> None:

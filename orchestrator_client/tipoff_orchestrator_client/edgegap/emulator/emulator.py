@@ -194,4 +194,5 @@ async def running_emulator(
 def _bound(options: Options) -> socket.socket:
     if options.fd is not None:
         return socket.socket(fileno=os.dup(options.fd))
-    return socket.create_server((options.host, options.port), backlog=1024)
+    # Made anew it knows its protocol: asyncio turns Nagle's algorithm off only then, and answers would wait 40 ms.
+    return socket.socket(fileno=socket.create_server((options.host, options.port), backlog=1024).detach())
