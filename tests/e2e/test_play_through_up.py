@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from e2e_steps import all_given_back, command_lines, eventually, tipoff, tipoff_json
@@ -27,11 +28,14 @@ async def test_a_player_plays_and_everything_is_given_back(up: RunningUp) -> Non
     first, last = report["ticks"]
     assert last > first
 
-    async def status_is_empty() -> bool:
-        status = await tipoff_json("status", "--state-dir", str(up.state_dir), "--json")
+    def empty(status: Any) -> bool:
         return not status["sessions"] and not any(d["seats"] for d in status["deployments"])
 
-    await eventually(status_is_empty, 3, "no session and no seat")
+    async def all_is_given_back() -> bool:
+        return empty(await up.status())
+
+    await eventually(all_is_given_back, 3, "no session and no seat")
+    assert empty(await tipoff_json("status", "--state-dir", str(up.state_dir), "--json"))
 
 
 async def test_the_request_and_the_connection_are_seen_on_nats(up: RunningUp) -> None:
