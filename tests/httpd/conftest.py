@@ -1,6 +1,6 @@
 """A real httpd on a random port and a real nats-server; the matchmaker behind it is a stub that tests script.
 
-Time-outs are the real ones scaled down (`FAST`); a few slow tests run with the real values.
+Time-outs are scaled down where they are what a test is about (`SHORT`); a few slow tests run with the real values.
 """
 
 from __future__ import annotations
@@ -36,11 +36,6 @@ A_SEAT = (ACKNOWLEDGED, b'{"SessionRequestAccepted":"s1"}', READY, b"")
 
 FAST: dict[str, Any] = {
     "port": 0,
-    "head_timeout": 0.25,
-    "first_message_timeout": 0.25,
-    "ping_interval": 0.2,
-    "ping_timeout": 0.2,
-    "stall_timeout": 0.3,
     "close_timeout": 0.3,
     "linger": 0.05,
     "drain_timeout": 0.5,
@@ -48,6 +43,14 @@ FAST: dict[str, Any] = {
     "request_timeout": 5.0,
     "acknowledge_timeout": 2.0,
 }
+SHORT: dict[str, Any] = {
+    "head_timeout": 0.25,
+    "first_message_timeout": 0.25,
+    "ping_interval": 0.2,
+    "ping_timeout": 0.2,
+    "stall_timeout": 0.3,
+}
+"""What clients are given: for tests of just that. Elsewhere a busy machine would be taken for a slow client."""
 
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> Mapping[str, Any]:
@@ -142,6 +145,12 @@ async def start(settings: NatsSettings) -> AsyncIterator[Start]:
 @pytest.fixture
 async def httpd(start: Start) -> RunningHttpd:
     return await start()
+
+
+@pytest.fixture
+async def impatient(start: Start) -> RunningHttpd:
+    """An httpd that gives its clients little time."""
+    return await start(**SHORT)
 
 
 class Raw:

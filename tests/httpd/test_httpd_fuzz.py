@@ -150,7 +150,7 @@ async def test_hostile_players_get_typed_errors(
 ) -> None:
     """Through the real server; nothing is left of them, nothing is logged as an error."""
     # The clients run in this loop, too, and may be late to say something.
-    httpd = await start(head_timeout=5.0, first_message_timeout=5.0)
+    httpd = await start()
     await storm(httpd, ask, int(os.environ.get("FUZZ_SEED", random.randrange(2**32))), 300)
     await eventually(lambda: httpd.app.httpd.limits.inside == 0 and not httpd.app.httpd._calls.waiting)
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
@@ -162,7 +162,7 @@ async def test_hostile_players_get_typed_errors(
 @pytest.mark.timeout(300)
 async def test_ten_thousand_hostile_players(start: Any, ask: Any, matchmaker: Any, eventually: Any) -> None:
     """The same, at the size of the catalogue."""
-    httpd = await start(head_timeout=5.0, first_message_timeout=5.0)
+    httpd = await start()
     await storm(httpd, ask, random.randrange(2**32), 10_000)
     await eventually(lambda: httpd.app.httpd.limits.inside == 0 and not httpd.app.httpd._calls.waiting)
     assert (await ask(httpd)).code == 1000

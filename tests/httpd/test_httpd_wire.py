@@ -18,6 +18,12 @@ HANDSHAKE = (
 ARENA = b'{"game":"arena","version":"1"}'
 
 
+@pytest.fixture
+async def httpd(impatient: Any) -> Any:
+    """Bytes that come late or never are what is tested here."""
+    return impatient
+
+
 @pytest.mark.row(1)
 async def test_an_idle_connection_is_closed(httpd: Any, raw: Any) -> None:
     """Row 1: not a byte sent."""
@@ -96,7 +102,7 @@ async def test_an_answered_connection_is_kept(httpd: Any, raw: Any) -> None:
 async def test_a_silent_tls_client_is_closed(start: Any, tls_files: Any) -> None:
     """Row 1: before the first byte of TLS."""
     cert, key = tls_files
-    httpd = await start(tls_cert=cert, tls_key=key)
+    httpd = await start(tls_cert=cert, tls_key=key, head_timeout=0.25)
     reader, writer = await asyncio.open_connection("127.0.0.1", httpd.port)
     async with asyncio.timeout(1.5):
         assert await reader.read() == b""
@@ -336,7 +342,7 @@ async def test_the_service_lives_on_after_all_that(httpd: Any, raw: Any, ask: An
 @pytest.mark.row(61)
 async def test_a_client_that_reads_nothing_is_cut_off(start: Any, raw: Any, eventually: Any) -> None:
     """Row 61: the answer is as large as it gets, and the buffer for it is bounded in time."""
-    httpd = await start(demo=True, head_timeout=5)
+    httpd = await start(demo=True, stall_timeout=0.3)
     async with raw(httpd) as connection:
         connection.writer.transport.pause_reading()
         connection.send(b"GET /demo/events HTTP/1.1\r\nHost: x\r\n\r\n")

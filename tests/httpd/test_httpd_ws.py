@@ -189,9 +189,9 @@ async def test_an_answer_for_nobody_does_no_harm(
 
 
 @pytest.mark.row(2)
-async def test_silence_is_ended_with_an_error(httpd: Any, matchmaker: Any, connect_ws: Any) -> None:
+async def test_silence_is_ended_with_an_error(impatient: Any, matchmaker: Any, connect_ws: Any) -> None:
     """Row 2: nothing is published."""
-    async with connect_ws(httpd) as socket:
+    async with connect_ws(impatient) as socket:
         assert json.loads(await socket.recv())["Error"][0] == 408
         with pytest.raises(websockets.ConnectionClosed):
             await socket.recv()
@@ -307,7 +307,7 @@ async def test_one_address_cannot_ask_without_end(start: Any, matchmaker: Any, a
 
 async def test_too_many_connections_are_answered_503(start: Any, raw: Any) -> None:
     """Before any of them costs more than its socket."""
-    httpd = await start(max_connections=2, head_timeout=5.0)
+    httpd = await start(max_connections=2)
     async with raw(httpd), raw(httpd), raw(httpd) as third:
         third.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
         answer = await third.until_closed()
