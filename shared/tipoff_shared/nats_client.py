@@ -72,6 +72,11 @@ class PermissionDenied(Unavailable, nats.errors.Error):
         return self.subject.lower() == subject.lower()
 
 
+_NOT_OPENING = 0.2
+"""Seconds for a socket that is being opened when one leaves."""
+_CLOSE_TRIES = 5
+
+
 class HardenedClient(NatsClient):
     """nats-py closes a lost connection in order: it waits until all is sent, which on a half-open link takes until the
     kernel gives up (a quarter of an hour), and begins to reconnect only then; and it forgets to close one that was
@@ -88,6 +93,9 @@ class HardenedClient(NatsClient):
         super().__init__()
         self._asked: dict[str, str] = {}
         """Token of each question that waits for an answer -> the subject that was asked."""
+        self._opened = asyncio.Event()
+        """No socket is being opened."""
+        self._opened.set()
         self._unreadable = 0
         self._told_unreadable_at = -_TELL_UNREADABLE_EVERY
 
@@ -170,7 +178,32 @@ class HardenedClient(NatsClient):
     async def _connect_to_server(self, s: Srv) -> None:
         self.abort()
         self.deaf = None
-        await super()._connect_to_server(s)
+        self._opened.clear()
+        try:
+            await super()._connect_to_server(s)
+        finally:
+            self._opened.set()
+
+    async def close(self) -> None:
+        """Nothing connects any more when it returns. nats-py asks its task to end once: in the middle of connecting the
+        new socket would be nobody's, and before Python 3.12 `asyncio.wait_for` may swallow it."""
+        await self._not_opening()
+        await super().close()
+        task = self._reconnection_task
+        if task is None or task is asyncio.current_task():
+            return
+        for _ in range(_CLOSE_TRIES):
+            if task.done():
+                break
+            await self._not_opening()
+            task.cancel()
+            await asyncio.wait({task}, timeout=_NOT_OPENING)
+        self.abort()
+
+    async def _not_opening(self) -> None:
+        with contextlib.suppress(TimeoutError):  # then nobody answers, and there is no socket yet
+            async with asyncio.timeout(_NOT_OPENING):
+                await self._opened.wait()
 
     def abort(self) -> None:
         """The socket is closed now, whatever waits to be sent."""

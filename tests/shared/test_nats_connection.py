@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import random
 import socket
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from timing import quickest
 
 from tipoff.embedded_nats import embedded_nats
+from tipoff_shared import nats_connection
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.nats_connection import Bus, connect
 from tipoff_shared.secret import Secret
@@ -142,3 +144,47 @@ def test_a_secret_does_not_show() -> None:
     """Not in a repr, not formatted, not in the settings around it."""
     settings = NatsSettings(password=Secret("canary"))
     assert "canary" not in f"{settings} {settings!r} {settings.password}"
+
+
+class FakeServer:
+    """Speaks as much NATS as a client needs to be connected, and knows which connections are open."""
+
+    def __init__(self) -> None:
+        self.open: set[asyncio.StreamWriter] = set()
+        self.nobody = asyncio.Event()
+
+    async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.open.add(writer)
+        self.nobody.clear()
+        try:
+            writer.write(b'INFO {"server_id":"x","max_payload":1048576}\r\n')
+            while line := await reader.readline():
+                if line.startswith(b"PING"):
+                    writer.write(b"PONG\r\n")
+        except ConnectionError:
+            pass
+        finally:
+            self.open.discard(writer)
+            writer.transport.abort()
+            if not self.open:
+                self.nobody.set()
+
+
+async def test_who_leaves_while_it_reconnects_leaves_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At whatever moment: nothing connects afterwards, and what was opened is closed."""
+    monkeypatch.setattr(nats_connection, "RECONNECT_WAIT", 0.01)
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    dice = random.Random(seed)
+    fake = FakeServer()
+    server = await asyncio.start_server(fake.connected, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    settings = NatsSettings(servers=(f"nats://127.0.0.1:{port}",), insecure=True)
+    for _ in range(60):
+        async with connect(settings, name="test"):
+            for writer in list(fake.open):
+                writer.transport.abort()
+            await asyncio.sleep(dice.uniform(0, 0.03))
+    await asyncio.wait_for(fake.nobody.wait(), 2)
+    server.close()
+    await server.wait_closed()
