@@ -10,6 +10,9 @@ BENCHES = ("netcode", "matchmaker", "httpd", "turn", "gameserver", "profiles", "
 
 
 def main(names: list[str]) -> int:
+    if {"-h", "--help"} & set(names):
+        print(f"usage: python -m bench [NAME ...]\n\n{__doc__}\nNames, by default all: {', '.join(BENCHES)}")
+        return 0
     for name in names or BENCHES:
         if name not in BENCHES:
             print(f"no bench {name!r}; there are: {', '.join(BENCHES)}", file=sys.stderr)

@@ -80,10 +80,14 @@ async def _read(store: Store[T], name: str, handle: Callable[[Change[T], Ack], A
                     tries = 0
                     newest = {change.key: (change, ack) for change, ack in batch}
                     older = [ack for change, ack in batch if newest[change.key][0] is not change]
-                    await asyncio.gather(
+                    outcomes = await asyncio.gather(
                         *(ack() for ack in older),
                         *(_handle(store, change, ack, handle) for change, ack in newest.values()),
+                        return_exceptions=True,
                     )
+                    for outcome in outcomes:
+                        if isinstance(outcome, BaseException):
+                            raise outcome  # after all are done: none goes on behind the next reading
         except (Unavailable, nats.errors.Error) as exc:
             tries += 1
             log.info("reading %s: %s; again soon", store.bucket, str(exc) or type(exc).__name__)

@@ -142,7 +142,8 @@ class Store(Generic[T]):
         """Remove the key's messages up to revision `up_to`, markers too: for buckets that keep those for ever.
 
         Not while a durable reader has one of them unacknowledged: nats-server (2.15.1) then counts everything before
-        it as acknowledged, and what another reader died with, of other keys, is not told again.
+        it as acknowledged, and what another reader died with, of other keys, is not told again. Who cannot know that
+        needs somebody who lists.
         """
         try:
             await self._js.purge_stream(self.stream, subject=self._subject(key), seq=up_to + 1)
