@@ -30,14 +30,14 @@ from tipoff_matchmaker.settings import Settings
 from tipoff_orchestrator_client.base import DeploySpec
 from tipoff_orchestrator_client.fake import FakeOrchestrator
 from tipoff_shared.games import Game, Games
-from tipoff_shared.kv_changes import Changes
+from tipoff_shared.kv.buckets import create_buckets
+from tipoff_shared.kv.changes import Changes
 from tipoff_shared.messages import PlayRequest, Transports, UdpAddress, encode_request
 from tipoff_shared.names import new_boot_id, new_request_id
-from tipoff_shared.nats_connection import Bus, connect
+from tipoff_shared.nats.connection import Bus, connect
 from tipoff_shared.netcode import PrivateKey
 from tipoff_shared.records import DeploymentRecord, GameserverLease, LeaseState
 from tipoff_shared.settings import NatsSettings
-from tipoff_shared.stores import create_stores
 from tipoff_shared.subjects import REQUEST_ID_HEADER
 
 SEATS, SERVERS = 64, 150
@@ -140,7 +140,7 @@ async def _plays(load: Load, in_flight: int, plays: int) -> tuple[list[float], f
 
 async def _lives(bus: Bus, load: Load, sessions: int) -> float:
     """Sessions per second that were played, connected and left, until the last record says gone."""
-    stores = await create_stores(bus)
+    buckets = await create_buckets(bus)
     left = sessions
     mine: set[str] = set()
 
@@ -150,11 +150,11 @@ async def _lives(bus: Bus, load: Load, sessions: int) -> float:
             left -= 1
             ready = msgspec.json.decode(await load.play())["SessionReady"]
             mine.add(ready["session_id"])
-            await stores.active_connections.put(ready["session_id"], ready["client_id"])
-            await stores.active_connections.delete(ready["session_id"])
+            await buckets.active_connections.put(ready["session_id"], ready["client_id"])
+            await buckets.active_connections.delete(ready["session_id"])
 
     began = time.perf_counter()
-    async with stores.sessions.watch() as changes:
+    async with buckets.sessions.watch() as changes:
         players = asyncio.gather(*(player() for _ in range(50)))
         over: set[str] = set()
         while len(over & mine) < sessions:
@@ -169,16 +169,16 @@ async def _lives(bus: Bus, load: Load, sessions: int) -> float:
 async def _leave(bus: Bus, load: Load, players: int) -> list[float]:
     """Seconds from the delete that a gameserver writes when a player leaves, until his seat is free in the ledger;
     one player after another."""
-    stores = await create_stores(bus)
+    buckets = await create_buckets(bus)
     taken: list[float] = []
-    async with stores.deployments.watch() as changes:
+    async with buckets.deployments.watch() as changes:
         for _ in range(players):
             ready = msgspec.json.decode(await load.play())["SessionReady"]
             session, server = ready["session_id"], ready["deployment_id"]
-            await stores.active_connections.put(session, ready["client_id"])
+            await buckets.active_connections.put(session, ready["client_id"])
             await _until(changes, server, session, seated=True)
             began = time.perf_counter()
-            await stores.active_connections.delete(session)
+            await buckets.active_connections.delete(session)
             await _until(changes, server, session, seated=False)
             taken.append(time.perf_counter() - began)
     return taken
@@ -225,7 +225,7 @@ async def _serve() -> None:
     nats = NatsSettings.from_environment()
     games = Games({GAME.key: GAME}, {GAME.key: PrivateKey.generate()}, Path())
     async with connect(nats, name="servers") as bus:
-        stores = await create_stores(bus)
+        buckets = await create_buckets(bus)
 
         async def announce(spec: DeploySpec) -> None:
             transports = Transports(udp=UdpAddress("127.0.0.1", 30_000))
@@ -238,7 +238,7 @@ async def _serve() -> None:
                 transports,
                 SEATS,
             )
-            await stores.gameservers.put(spec.deployment_id, lease, ttl=600)
+            await buckets.gameservers.put(spec.deployment_id, lease, ttl=600)
 
         fake = FakeOrchestrator("fake", on_start=announce)
         async with run_matchmaker(Settings(max_requests=5000), games, nats, {"fake": fake}) as matchmaker:

@@ -32,7 +32,7 @@ from tipoff_orchestrator_client.fake import FakeOrchestrator
 from tipoff_shared.games import Game, Games
 from tipoff_shared.messages import PlayRequest, Transports, UdpAddress, encode_request
 from tipoff_shared.names import new_boot_id, new_request_id
-from tipoff_shared.nats_connection import Bus, connect
+from tipoff_shared.nats.connection import Bus, connect
 from tipoff_shared.netcode import PrivateKey
 from tipoff_shared.records import Command, GameserverLease, LeaseState, SessionRecord, SessionState
 from tipoff_shared.secret import Secret

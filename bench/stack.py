@@ -18,8 +18,8 @@ from typing import Any
 from bench.players import Outcome, play_many
 from tipoff.testing import RunningUp, running_up
 from tipoff_client_sdk import connect
-from tipoff_shared.nats_connection import connect as connect_nats
-from tipoff_shared.stores import stores
+from tipoff_shared.kv.buckets import buckets
+from tipoff_shared.nats.connection import connect as connect_nats
 
 WARM_SERVERS = 8
 SEATS = 1000
@@ -128,7 +128,7 @@ async def _disconnect_to_free(up: RunningUp, samples: int = 100) -> list[dict[st
     """From a player's close to the ledger without the seat, as a watcher of KV sees it."""
     took: list[float] = []
     async with connect_nats(up.nats_settings, name="bench") as bus:
-        deployments = stores(bus).deployments
+        deployments = buckets(bus).deployments
         async with deployments.watch() as changes:
             for _ in range(samples):
                 async with connect(up.url, game="arena", version="1") as player:
@@ -156,7 +156,7 @@ async def _crash_to_free(up: RunningUp, samples: int = 10) -> list[dict[str, Any
     """From kill -9 of a game server to the ledger without its seats."""
     took: list[float] = []
     async with connect_nats(up.nats_settings, name="bench") as bus:
-        kv = stores(bus)
+        kv = buckets(bus)
         async with kv.deployments.watch() as changes:
             for _ in range(samples):
                 async with connect(up.url, game="arena", version="1") as player:

@@ -20,11 +20,11 @@ import uvloop
 
 from tipoff.embedded_nats import dies_with_parent, embedded_nats
 from tipoff.turn_relay.load import LoadReport, run_load
-from tipoff_matchmaker_httpd.serve import run_httpd
+from tipoff_matchmaker_httpd.server.run import run_httpd
 from tipoff_matchmaker_httpd.settings import Settings
-from tipoff_matchmaker_httpd.turn_relay.memory_store import MemoryRecords
+from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.settings import NatsSettings
-from tipoff_shared.supervise import Tasks
+from tipoff_turn_relay.memory_store import MemoryRecords
 
 FLAT_OUT_CLIENTS = 40
 ROUNDS = 3

@@ -25,7 +25,7 @@ SECTIONS = (
     ),
     (
         "Edgegap's emulator",
-        "orchestrator_client/tipoff_orchestrator_client/edgegap/emulator/settings.py",
+        "orchestrator_client/tipoff_edgegap_emulator/settings.py",
         "EmulatorSettings",
         "TIPOFF_EDGEGAP_EMULATOR_",
     ),

@@ -13,7 +13,7 @@ import hypothesis
 import pytest
 
 from tipoff.embedded_nats import EmbeddedNats, embedded_nats
-from tipoff_shared.nats_connection import Bus, connect
+from tipoff_shared.nats.connection import Bus, connect
 from tipoff_shared.settings import NatsSettings
 
 # What one example takes says more of what else the machine does than of the code: no deadline for it.

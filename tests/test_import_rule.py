@@ -10,9 +10,11 @@ import pytest
 HOMES = {
     "tipoff_shared": "shared",
     "tipoff_matchmaker_httpd": "matchmaker_httpd",
+    "tipoff_turn_relay": "matchmaker_httpd",
     "tipoff_matchmaker": "matchmaker",
     "tipoff_orchestrator_client": "orchestrator_client",
     "tipoff_launcher": "orchestrator_client",
+    "tipoff_edgegap_emulator": "orchestrator_client",
     "tipoff_gameserver": "gameserver",
     "tipoff_client_sdk": "client_sdk",
     "tipoff": "cli",

@@ -20,8 +20,8 @@ from rich.console import Console
 
 from tipoff import __version__
 from tipoff.doctor.command import doctor_command
-from tipoff.edgegap_commands import app as edgegap_app
-from tipoff.edgegap_commands import emulator_command
+from tipoff.edgegap.commands import app as edgegap_app
+from tipoff.edgegap.commands import emulator_command
 from tipoff.netcode.echo_commands import connect_command, gameserver_command
 from tipoff.netcode.token_commands import app as token_app
 from tipoff.operate import drain_command, kick_command
@@ -247,7 +247,7 @@ def status(
 ) -> None:
     """Game servers with their seats, sessions, connections and orchestrators, as they are now."""
     from tipoff.status import print_status, read_status
-    from tipoff_shared.nats_connection import connect
+    from tipoff_shared.nats.connection import connect
 
     async def work() -> None:
         async with connect(nats_settings(state_dir, nats, namespace), name="tipoff status") as bus:
@@ -281,7 +281,7 @@ def watch(
 ) -> None:
     """Every change of the shared state as it happens: sessions, servers, leases, connections. Ctrl-C ends it."""
     from tipoff.status import watch_changes, watch_printer
-    from tipoff_shared.nats_connection import connect
+    from tipoff_shared.nats.connection import connect
 
     def show_json(item: dict[str, Any]) -> None:
         print(json.dumps(item), flush=True)

@@ -18,9 +18,9 @@ import typer
 from tipoff.where import Namespace, NatsUrl, StateDir, nats_settings
 from tipoff_shared.admin import DrainDeployment, Drained, Kicked, KickSession, decode_reply, encode
 from tipoff_shared.errors import NoServerInTime, Unavailable
-from tipoff_shared.nats_connection import Bus, connect
+from tipoff_shared.kv.buckets import buckets
+from tipoff_shared.nats.connection import Bus, connect
 from tipoff_shared.records import DeploymentRecord, DeploymentState
-from tipoff_shared.stores import stores
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ async def until_gone(
 
     `on_change` is called for each state and number of seats it passes.
     """
-    store = stores(bus).deployments
+    store = buckets(bus).deployments
     seen: tuple[DeploymentState, int] | None = None
 
     def gone(record: DeploymentRecord | None) -> bool:

@@ -18,12 +18,12 @@ from rich.table import Table
 
 from tipoff_shared.admin import MatchmakerStatus, decode_reply
 from tipoff_shared.errors import TipoffError, Unavailable
-from tipoff_shared.kv import Store
-from tipoff_shared.kv_changes import Change
-from tipoff_shared.nats_client import PermissionDenied
-from tipoff_shared.nats_connection import Bus
+from tipoff_shared.kv.bucket import Bucket
+from tipoff_shared.kv.buckets import buckets
+from tipoff_shared.kv.changes import Change
+from tipoff_shared.nats.client import PermissionDenied
+from tipoff_shared.nats.connection import Bus
 from tipoff_shared.records import DeploymentState, SessionState
-from tipoff_shared.stores import stores
 
 MAX_MATCHMAKERS = 100
 _FIRST_ANSWER = 1.0
@@ -38,7 +38,7 @@ async def read_status(bus: Bus) -> dict[str, list[dict[str, Any]]]:
     orchestrator there is one item for each matchmaker that answers: `state` is closed (it works), half-open or open
     (calls are left out for a while), `failing` says which calls fail and why.
     """
-    kv = stores(bus)
+    kv = buckets(bus)
     deployments, sessions, leases, connections, matchmakers = await asyncio.gather(
         kv.deployments.list(),
         kv.sessions.list(),
@@ -159,7 +159,7 @@ async def watch_changes(bus: Bus, show: Callable[[dict[str, Any]], None]) -> Non
     Connect tokens show as a fingerprint only; heartbeats that tell nothing new do not show. After an outage of NATS
     what has changed meanwhile shows.
     """
-    kv = stores(bus)
+    kv = buckets(bus)
     seen: dict[tuple[str, str], Any] = {}
 
     def tell(item: dict[str, Any]) -> None:
@@ -174,7 +174,7 @@ async def watch_changes(bus: Bus, show: Callable[[dict[str, Any]], None]) -> Non
 
     # The roles of operators may not read the tokens: nothing is to be said of that.
     tokens = [] if bus.settings.user in ("operator", "admin") else [kv.connect_tokens]
-    followed: list[Store[Any]] = [*tokens]
+    followed: list[Bucket[Any]] = [*tokens]
     async with asyncio.TaskGroup() as group:
         for store in (
             *followed,
@@ -196,7 +196,7 @@ def _without_heartbeat(value: Any) -> Any:
     return {k: v for k, v in value.items() if k != "tick_ms"} if isinstance(value, dict) else value
 
 
-async def _follow(store: Store[Any], tell: Callable[[dict[str, Any]], None]) -> None:
+async def _follow(store: Bucket[Any], tell: Callable[[dict[str, Any]], None]) -> None:
     secret = store.stream.endswith("connect_tokens")
     while True:
         try:

@@ -20,7 +20,7 @@ from typing import Any
 
 from tipoff.state_dir import read_up_info
 from tipoff_shared.errors import Unavailable
-from tipoff_shared.nats_connection import connect
+from tipoff_shared.nats.connection import connect
 from tipoff_shared.settings import NatsSettings
 
 

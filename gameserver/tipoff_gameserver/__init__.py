@@ -4,7 +4,7 @@ from tipoff_gameserver.context import Context
 from tipoff_gameserver.environment import deployed_context, stand_alone_context
 from tipoff_gameserver.game import Game
 from tipoff_gameserver.lifecycle import GameFailed
-from tipoff_gameserver.players import MAX_MESSAGE_BYTES, LeaveReason, Player, Players
+from tipoff_gameserver.players.roster import MAX_MESSAGE_BYTES, LeaveReason, Player, Players
 from tipoff_gameserver.server import GameServer
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.netcode import Dialect, PrivateKey

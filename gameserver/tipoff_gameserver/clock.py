@@ -8,9 +8,9 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from tipoff_gameserver.complaints import Complaints
-from tipoff_gameserver.dispatch import Dispatcher
 from tipoff_gameserver.lifecycle import GameFailed
+from tipoff_gameserver.players.dispatch import Dispatcher
+from tipoff_gameserver.throttled_log import Complaints
 from tipoff_gameserver.ticks import TickSchedule
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tipoff_gameserver.players import LeaveReason, Player
+    from tipoff_gameserver.players.roster import LeaveReason, Player
     from tipoff_gameserver.server import GameServer
 
 log = logging.getLogger(__name__)

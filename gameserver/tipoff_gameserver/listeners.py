@@ -6,9 +6,9 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
-from tipoff_gameserver.admission import Refusal
 from tipoff_gameserver.context import Context
-from tipoff_gameserver.players import Roster
+from tipoff_gameserver.players.admission import Refusal
+from tipoff_gameserver.players.roster import Roster
 from tipoff_gameserver.stand_alone import Matchmaker
 from tipoff_gameserver.transports import Host, Transport
 from tipoff_gameserver.transports.udp import UdpTransport
@@ -16,7 +16,7 @@ from tipoff_gameserver.transports.websocket import WebSocketTransport, server_tl
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.messages import Transports, UdpAddress, WebSocketAddress
 from tipoff_shared.netcode import Address, Dialect, InvalidAddress
-from tipoff_shared.supervise import Tasks
+from tipoff_shared.primitives.tasks import Tasks
 
 log = logging.getLogger(__name__)
 

@@ -9,21 +9,21 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from tipoff_gameserver import edgegap
-from tipoff_gameserver.admission import Admission, Foreign
 from tipoff_gameserver.clock import Clock
-from tipoff_gameserver.complaints import Complaints
 from tipoff_gameserver.context import Context
-from tipoff_gameserver.dispatch import Dispatcher
-from tipoff_gameserver.ending import Ending
 from tipoff_gameserver.game import Callbacks
 from tipoff_gameserver.lifecycle import GameFailed
 from tipoff_gameserver.listeners import Listeners
-from tipoff_gameserver.players import Player
+from tipoff_gameserver.players.admission import Admission, Foreign
+from tipoff_gameserver.players.dispatch import Dispatcher
+from tipoff_gameserver.players.roster import Player
+from tipoff_gameserver.players.table import Table
 from tipoff_gameserver.presence import presence_of
-from tipoff_gameserver.table import Table
+from tipoff_gameserver.shutdown import Ending
+from tipoff_gameserver.throttled_log import Complaints
 from tipoff_shared.health import HealthFile
+from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.records import Command, Drain, GameserverLease, Kick, LeaseState
-from tipoff_shared.supervise import Tasks
 
 if TYPE_CHECKING:
     from tipoff_gameserver.server import GameServer

@@ -25,7 +25,7 @@ from tipoff_gameserver.context import Context
 from tipoff_gameserver.environment import find_context
 from tipoff_gameserver.game import Callbacks
 from tipoff_gameserver.lifecycle import ca_contents_argument, run_process, signals
-from tipoff_gameserver.players import Player, Players
+from tipoff_gameserver.players.roster import Player, Players
 from tipoff_gameserver.running import Running
 from tipoff_shared.messages import Transports
 from tipoff_shared.names import new_boot_id

@@ -11,8 +11,8 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from tipoff_gameserver.admission import Refusal
 from tipoff_gameserver.context import Context
+from tipoff_gameserver.players.admission import Refusal
 from tipoff_shared.errors import TipoffError
 from tipoff_shared.messages import (
     Acknowledged,

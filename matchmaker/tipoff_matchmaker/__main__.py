@@ -13,8 +13,8 @@ from tipoff_shared.errors import ConfigError, TipoffError
 from tipoff_shared.games_toml import load_games
 from tipoff_shared.health import HealthFile
 from tipoff_shared.log import configure
+from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.settings import NatsSettings
-from tipoff_shared.supervise import Tasks
 
 log = logging.getLogger("tipoff.matchmaker")
 

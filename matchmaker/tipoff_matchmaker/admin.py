@@ -14,20 +14,20 @@ import nats.errors
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from tipoff_matchmaker import deployments
-from tipoff_matchmaker.fleet import Fleet
-from tipoff_matchmaker.guarded import Guarded
-from tipoff_matchmaker.kicks import Kicks
-from tipoff_matchmaker.ledger import Ledger, NoRecord
-from tipoff_matchmaker.requests import QUEUE
-from tipoff_matchmaker.servers import Servers
-from tipoff_matchmaker.session_book import SessionBook
-from tipoff_matchmaker.sessions import Ended, is_open
+from tipoff_matchmaker.deployments import machine as deployments
+from tipoff_matchmaker.deployments.store import Ledger, NoRecord
+from tipoff_matchmaker.fleet.liveness import Servers
+from tipoff_matchmaker.fleet.planner import Fleet
+from tipoff_matchmaker.orchestrators.resilient import Guarded
+from tipoff_matchmaker.requests.subscription import QUEUE
+from tipoff_matchmaker.sessions.kicker import Kicks
+from tipoff_matchmaker.sessions.machine import Ended, is_open
+from tipoff_matchmaker.sessions.store import SessionBook
 from tipoff_shared import admin
 from tipoff_shared.errors import Internal, TipoffError, Unavailable, UnknownGame
-from tipoff_shared.nats_connection import Bus
+from tipoff_shared.nats.connection import Bus
+from tipoff_shared.primitives.tasks import BoundedHandlers
 from tipoff_shared.records import DeploymentRecord, DeploymentState, SessionState
-from tipoff_shared.supervise import BoundedHandlers
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tipoff_shared.errors import TipoffError
-from tipoff_shared.stores import MAPPING_TTL, Stores
+from tipoff_shared.kv.buckets import MAPPING_TTL, Buckets
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +40,12 @@ class Mappings:
 
     def __init__(
         self,
-        stores: Stores,
+        buckets: Buckets,
         *,
         clock: Callable[[], float] = time.monotonic,
         renew_after: float = MAPPING_TTL / 2,
     ) -> None:
-        self._stores = stores
+        self._buckets = buckets
         self._clock = clock
         self.renew_after = renew_after
         """Seconds from a put to the next one."""
@@ -114,6 +114,6 @@ class Mappings:
 
     async def _write(self, session_id: str, client_id: str) -> None:
         await asyncio.gather(
-            self._stores.sessions_ly2eg.put(client_id, session_id),
-            self._stores.sessions_eg2ly.put(session_id, client_id),
+            self._buckets.sessions_ly2eg.put(client_id, session_id),
+            self._buckets.sessions_eg2ly.put(session_id, client_id),
         )

@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager, suppress
 from nats.aio.msg import Msg
 
 from tipoff_shared.errors import Unavailable
-from tipoff_shared.nats_connection import Bus
-from tipoff_shared.supervise import Tasks
+from tipoff_shared.nats.connection import Bus
+from tipoff_shared.primitives.tasks import Tasks
 
 
 class Peers:

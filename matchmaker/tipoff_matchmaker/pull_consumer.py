@@ -15,7 +15,7 @@ from nats.aio.msg import Msg
 from nats.js import api
 
 from tipoff_matchmaker.backoff import pause
-from tipoff_shared.nats_connection import Bus
+from tipoff_shared.nats.connection import Bus
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@ was away is missed.
 
 A message may be older than its key, and two members may read a put and a delete at once: so the key is read, and a
 message is acted upon only if it is the key's present one. bevygap's bucket keeps a tombstone for every key for ever:
-handled ones are removed, but only when they are acknowledged (`Store.forget`). So a tombstone that stays is news that
+handled ones are removed, but only when they are acknowledged (`Bucket.forget`). So a tombstone that stays is news that
 nobody has handled to the end, and the sweep looks after it.
 """
 
@@ -17,14 +17,14 @@ from typing import TypeVar
 import nats.errors
 
 from tipoff_matchmaker.backoff import pause
-from tipoff_matchmaker.servers import Servers
-from tipoff_matchmaker.session_book import SessionBook
-from tipoff_matchmaker.sessions import Connected, Left
+from tipoff_matchmaker.fleet.liveness import Servers
+from tipoff_matchmaker.sessions.machine import Connected, Left
+from tipoff_matchmaker.sessions.store import SessionBook
 from tipoff_shared.errors import Internal, Malformed, TipoffError, Unavailable
-from tipoff_shared.kv import Store
-from tipoff_shared.kv_changes import Ack, Change
+from tipoff_shared.kv.bucket import Bucket
+from tipoff_shared.kv.buckets import Buckets
+from tipoff_shared.kv.changes import Ack, Change
 from tipoff_shared.records import GameserverLease
-from tipoff_shared.stores import Stores
 
 log = logging.getLogger(__name__)
 
@@ -38,20 +38,20 @@ LEASES = "matchmaker-leases"
 class Reaper:
     """Two loops: connections and leases."""
 
-    def __init__(self, stores: Stores, book: SessionBook, servers: Servers) -> None:
-        self._stores = stores
+    def __init__(self, buckets: Buckets, book: SessionBook, servers: Servers) -> None:
+        self._buckets = buckets
         self._book = book
         self._servers = servers
 
     async def connections(self) -> None:
-        await _read(self._stores.active_connections, CONNECTIONS, self._connection)
+        await _read(self._buckets.active_connections, CONNECTIONS, self._connection)
 
     async def leases(self) -> None:
-        await _read(self._stores.gameservers, LEASES, self._lease)
+        await _read(self._buckets.gameservers, LEASES, self._lease)
 
     async def _connection(self, change: Change[str], ack: Ack) -> None:
         session_id = change.key
-        current = await self._stores.active_connections.get(session_id)
+        current = await self._buckets.active_connections.get(session_id)
         if change.value is not None:
             if current is not None and current.revision == change.revision:
                 await self._book.apply(session_id, Connected())
@@ -61,14 +61,14 @@ class Reaper:
         else:
             await self._book.apply(session_id, Left())
             await ack.confirmed()
-            await self._stores.active_connections.forget(session_id, change.revision)
+            await self._buckets.active_connections.forget(session_id, change.revision)
 
     async def _lease(self, change: Change[GameserverLease], ack: Ack) -> None:
         await self._servers.lease_changed(change)
         await ack()
 
 
-async def _read(store: Store[T], name: str, handle: Callable[[Change[T], Ack], Awaitable[None]]) -> None:
+async def _read(store: Bucket[T], name: str, handle: Callable[[Change[T], Ack], Awaitable[None]]) -> None:
     """Let `handle` handle and acknowledge every change, a batch at a time, for ever; a change that cannot be handled
     now comes again."""
     tries = 0
@@ -95,7 +95,7 @@ async def _read(store: Store[T], name: str, handle: Callable[[Change[T], Ack], A
 
 
 async def _handle(
-    store: Store[T], change: Change[T], ack: Ack, handle: Callable[[Change[T], Ack], Awaitable[None]]
+    store: Bucket[T], change: Change[T], ack: Ack, handle: Callable[[Change[T], Ack], Awaitable[None]]
 ) -> None:
     try:
         await handle(change, ack)

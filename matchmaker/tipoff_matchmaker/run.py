@@ -13,10 +13,10 @@ from tipoff_matchmaker.settings import Settings
 from tipoff_orchestrator_client.base import Orchestrator
 from tipoff_orchestrator_client.registry import open_orchestrators, orchestrator_names
 from tipoff_shared.games import Games
-from tipoff_shared.nats_connection import connect
+from tipoff_shared.kv.buckets import create_buckets
+from tipoff_shared.nats.connection import connect
+from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.settings import NatsSettings
-from tipoff_shared.stores import create_stores
-from tipoff_shared.supervise import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ async def run_matchmaker(
         # Left in reverse: first no more work is taken and what is in hand is finished (`stop`), then the background
         # tasks end, then the orchestrators' clients and the connection close.
         bus = await stack.enter_async_context(connect(nats_settings, name=f"matchmaker {settings.instance}"))
-        stores = await create_stores(bus)
+        buckets = await create_buckets(bus)
         if orchestrators is None:
             orchestrators = await stack.enter_async_context(
                 open_orchestrators(orchestrator_names(games), bus, games)
@@ -50,7 +50,7 @@ async def run_matchmaker(
         name = f"matchmaker {settings.instance}"
         tasks = await stack.enter_async_context(Tasks(name))
         loops = await stack.enter_async_context(Tasks(name, lambda exc: matchmaker.failed.set()))
-        matchmaker = Matchmaker(settings, games, bus, stores, orchestrators, tasks, loops, clock)
+        matchmaker = Matchmaker(settings, games, bus, buckets, orchestrators, tasks, loops, clock)
         stack.enter_context(matchmaker.metrics.serve(settings.metrics_host, settings.metrics_port))
         await stack.enter_async_context(matchmaker.peers.listening(loops))
         stack.push_async_callback(matchmaker.stop)

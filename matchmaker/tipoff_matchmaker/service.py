@@ -13,50 +13,50 @@ from typing import TYPE_CHECKING
 from nats.aio.msg import Msg
 
 from tipoff_matchmaker.admin import Admin
-from tipoff_matchmaker.allocation import Allocations
-from tipoff_matchmaker.allocators import Allocators
-from tipoff_matchmaker.asks import Stopping
-from tipoff_matchmaker.contexts import Contexts
-from tipoff_matchmaker.deadlines import Deadlines
-from tipoff_matchmaker.deeds import Deeds
-from tipoff_matchmaker.delete_queue import DeleteQueue
-from tipoff_matchmaker.fleet import Fleet
-from tipoff_matchmaker.gensession import GenSession, default_game
-from tipoff_matchmaker.give_back import GiveBack
-from tipoff_matchmaker.guarded import Guarded
+from tipoff_matchmaker.allocators.ledger_allocator import SeatAllocator
+from tipoff_matchmaker.allocators.router import Allocators
+from tipoff_matchmaker.bevygap.contexts import Contexts
+from tipoff_matchmaker.bevygap.delete_queue import DeleteQueue
+from tipoff_matchmaker.deployments.fleet_limit import Reservations
+from tipoff_matchmaker.deployments.store import Ledger
+from tipoff_matchmaker.deployments.watch import watch_deployments
+from tipoff_matchmaker.event_secret import EventSecret
+from tipoff_matchmaker.fleet.liveness import Servers
+from tipoff_matchmaker.fleet.planner import Fleet
 from tipoff_matchmaker.isolated.reader import EventReader
-from tipoff_matchmaker.isolated.secret import EventSecret
 from tipoff_matchmaker.isolated.writer import EventWriter
-from tipoff_matchmaker.kicks import Kicks
-from tipoff_matchmaker.ledger import Ledger
 from tipoff_matchmaker.mappings import Mappings
 from tipoff_matchmaker.metrics import Metrics
+from tipoff_matchmaker.orchestrators.resilient import Guarded
 from tipoff_matchmaker.peers import Peers
-from tipoff_matchmaker.plays import Plays
-from tipoff_matchmaker.readings import Readings
 from tipoff_matchmaker.reaper import Reaper
-from tipoff_matchmaker.reconciler_lease import ReconcilerLease
-from tipoff_matchmaker.requests import QUEUE, Requests
-from tipoff_matchmaker.reservations import Reservations
-from tipoff_matchmaker.rules import Grace
-from tipoff_matchmaker.seat_allocator import SeatAllocator
-from tipoff_matchmaker.servers import Servers
-from tipoff_matchmaker.session_book import SessionBook
-from tipoff_matchmaker.session_effects import SessionEffects
+from tipoff_matchmaker.reconciler.executor import Deeds
+from tipoff_matchmaker.reconciler.lease import ReconcilerLease
+from tipoff_matchmaker.reconciler.loop import Sweep
+from tipoff_matchmaker.reconciler.rules import Grace
+from tipoff_matchmaker.reconciler.snapshot import Readings
+from tipoff_matchmaker.recreate_buckets import recreate_buckets
+from tipoff_matchmaker.requests.gensession import GenSession, default_game
+from tipoff_matchmaker.requests.pending import Stopping
+from tipoff_matchmaker.requests.placement import Allocations
+from tipoff_matchmaker.requests.plays import Plays
+from tipoff_matchmaker.requests.subscription import QUEUE, Requests
+from tipoff_matchmaker.sessions.deadlines import Deadlines
+from tipoff_matchmaker.sessions.effects import SessionEffects
+from tipoff_matchmaker.sessions.kicker import Kicks
+from tipoff_matchmaker.sessions.release import GiveBack
+from tipoff_matchmaker.sessions.store import SessionBook
 from tipoff_matchmaker.settings import Settings
-from tipoff_matchmaker.stores_again import make_stores_again
-from tipoff_matchmaker.sweep import Sweep
 from tipoff_matchmaker.tokens import Tokens
-from tipoff_matchmaker.watch import watch_deployments
 from tipoff_orchestrator_client.base import Orchestrator
 from tipoff_orchestrator_client.edgegap.names import SESSIONS
 from tipoff_shared.games import Games
-from tipoff_shared.nats_connection import Bus
-from tipoff_shared.stores import Stores
-from tipoff_shared.supervise import BoundedHandlers, Tasks
+from tipoff_shared.kv.buckets import Buckets
+from tipoff_shared.nats.connection import Bus
+from tipoff_shared.primitives.tasks import BoundedHandlers, Tasks
 
 if TYPE_CHECKING:
-    from tipoff_matchmaker.edgegap.wiring import AtEdgegap
+    from tipoff_matchmaker.allocators.edgegap.wiring import AtEdgegap
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class Matchmaker:
         settings: Settings,
         games: Games,
         bus: Bus,
-        stores: Stores,
+        buckets: Buckets,
         orchestrators: Mapping[str, Orchestrator],
         tasks: Tasks,
         loops: Tasks,
@@ -81,7 +81,7 @@ class Matchmaker:
         self.settings = settings
         self.instance = settings.instance
         self.bus = bus
-        self.stores = stores
+        self.buckets = buckets
         self.metrics = Metrics()
         self.failed = asyncio.Event()
         """Set when one of the loops that must run for ever has ended by a mistake: start a new process."""
@@ -98,13 +98,13 @@ class Matchmaker:
         self._loops = loops
         by_key = {game.key: game for game in games.all()}
 
-        self.ledger = Ledger(stores.deployments, tasks)
+        self.ledger = Ledger(buckets.deployments, tasks)
         self.peers = Peers(bus, self.instance, silent_after=settings.owner_silence)
         self._tokens = Tokens(games, settings.gs_proxy_url)
-        self._reservations = Reservations(stores.fleets)
+        self._reservations = Reservations(buckets.fleets)
         self.event_secret = EventSecret(bus) if settings.profile == "isolated" else None
         self.servers = Servers(
-            stores, games, self.ledger, self._tokens, tasks, lambda: self.book, clock=clock
+            buckets, games, self.ledger, self._tokens, tasks, lambda: self.book, clock=clock
         )
         self.fleet = Fleet(
             self.ledger,
@@ -133,19 +133,19 @@ class Matchmaker:
             progress_interval=settings.progress_interval,
         )
         self.servers.join(self.fleet, self.allocator.refresh)
-        self.mappings = Mappings(stores)
-        self.contexts = Contexts(games, self.ledger, self.fleet, self.servers, stores.cert_digests)
+        self.mappings = Mappings(buckets)
+        self.contexts = Contexts(games, self.ledger, self.fleet, self.servers, buckets.cert_digests)
         self._kicks = Kicks(bus, self.ledger, tasks)
         self._at_edgegap: AtEdgegap | None = None
         if SESSIONS in orchestrators:
-            from tipoff_matchmaker.edgegap.wiring import (
+            from tipoff_matchmaker.allocators.edgegap.wiring import (
                 AtEdgegap,
             )  # which needs httpx; nothing else here does
 
             self._at_edgegap = AtEdgegap(
                 orchestrators[SESSIONS],
                 bus,
-                stores,
+                buckets,
                 games,
                 self.ledger,
                 self.servers,
@@ -157,22 +157,22 @@ class Matchmaker:
         self.allocators = Allocators(
             self.allocator, {} if self._at_edgegap is None else self._at_edgegap.allocators
         )
-        self._give_back = GiveBack(bus, stores, games, self.allocators, lambda: self.book, tasks)
+        self._give_back = GiveBack(bus, buckets, games, self.allocators, lambda: self.book, tasks)
         self._deadlines = Deadlines(clock, self._deadline)
         effects = SessionEffects(games, self._give_back, self._kicks, self._deadlines)
         self.book = SessionBook(
-            stores.sessions,
+            buckets.sessions,
             clock=clock,
             gone_ttl=settings.gone_ttl,
             on_effect=effects.follow,
             on_write=effects.written,
         )
         self.reconciler_lease = ReconcilerLease(
-            stores.matchmakers, self.instance, ttl=settings.reconciler_ttl
+            buckets.matchmakers, self.instance, ttl=settings.reconciler_ttl
         )
         self.readings = Readings(
             bus,
-            stores,
+            buckets,
             by_key,
             self.ledger,
             self.servers,
@@ -185,7 +185,7 @@ class Matchmaker:
             on_session=effects.written,
         )
         self.deeds = Deeds(
-            stores,
+            buckets,
             self.ledger,
             self._reservations,
             self.fleet,
@@ -211,7 +211,7 @@ class Matchmaker:
         self._again = BoundedHandlers("play request asked again", settings.max_requests)
         allocations = Allocations(
             self.instance,
-            stores,
+            buckets,
             self.ledger,
             self.allocators,
             self.book,
@@ -248,10 +248,10 @@ class Matchmaker:
         )
         if self.event_secret is not None:
             writer = EventWriter(
-                bus, stores, self.ledger, self.contexts.received, longest_lease=3 * settings.lease_ttl
+                bus, buckets, self.ledger, self.contexts.received, longest_lease=3 * settings.lease_ttl
             )
             self._event_reader = EventReader(bus, writer, self.metrics, tasks, self.event_secret.key_of)
-        self._reaper = Reaper(stores, self.book, self.servers)
+        self._reaper = Reaper(buckets, self.book, self.servers)
         self._delete_queue = DeleteQueue(bus, self.book, self._give_back)
         self.metrics.in_flight.set_function(lambda: self._handlers.in_flight)
 
@@ -277,9 +277,9 @@ class Matchmaker:
         start = self._loops.start
         if self.event_secret is not None:
             await self.event_secret.ensure()
-        for entry in (await self.stores.deployments.list()).values():
+        for entry in (await self.buckets.deployments.list()).values():
             self.ledger.observe(entry)
-        self.servers.remember(await self.stores.gameservers.list(), at_start=True)
+        self.servers.remember(await self.buckets.gameservers.list(), at_start=True)
         self.fleet.run(self.allocator.line, self._loops)
         await self.reconciler_lease.seek()
         await self.sweep.once()
@@ -292,7 +292,7 @@ class Matchmaker:
         start(self._reaper.leases(), "leases")
         if self.event_secret is not None:
             start(self._event_reader.run(), "events")
-        start(watch_deployments(self.stores.deployments, self.ledger), "watch")
+        start(watch_deployments(self.buckets.deployments, self.ledger), "watch")
         if self._at_edgegap is not None:
             start(self._at_edgegap.run(), "edgegap sessions")
         for name, orchestrator in self.orchestrators.items():
@@ -322,7 +322,7 @@ class Matchmaker:
     def _nats_is_back(self) -> None:
         self.reconciler_lease.soon()
         self.sweep.soon()
-        self._loops.start(make_stores_again(self.bus, self.event_secret), "stores")
+        self._loops.start(recreate_buckets(self.bus, self.event_secret), "stores")
 
     async def _ping(self, msg: Msg) -> None:
         if msg.reply and not self._stopping:

@@ -16,10 +16,10 @@ from urllib.parse import urlsplit
 from tipoff_matchmaker.gs_proxy import transports_told
 from tipoff_shared.errors import OrchestratorFailed
 from tipoff_shared.games import Game, Games
+from tipoff_shared.kv.buckets import MAPPING_TTL
 from tipoff_shared.messages import SessionReady, Transports
 from tipoff_shared.netcode import Address, Dialect, NetcodeError, PrivateKey, issue_token
 from tipoff_shared.records import DeploymentRecord, SessionRecord
-from tipoff_shared.stores import MAPPING_TTL
 from tipoff_shared.user_data import TokenUserData
 
 BEVYGAP_LIFETIME = 15

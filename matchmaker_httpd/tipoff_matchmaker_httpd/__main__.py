@@ -1,6 +1,6 @@
 """`python -m tipoff_matchmaker_httpd`."""
 
-from tipoff_matchmaker_httpd.serve import main
+from tipoff_matchmaker_httpd.server.run import main
 
 if __name__ == "__main__":
     main()

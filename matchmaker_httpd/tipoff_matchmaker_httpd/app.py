@@ -16,25 +16,25 @@ from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
-from tipoff_matchmaker_httpd.answers import error_response, failed_response
-from tipoff_matchmaker_httpd.demo import Demo
-from tipoff_matchmaker_httpd.docs_page import docs_page
-from tipoff_matchmaker_httpd.gs_routes import gs_routes
-from tipoff_matchmaker_httpd.gs_upstreams import Upstreams
-from tipoff_matchmaker_httpd.routes import routes
-from tipoff_matchmaker_httpd.rpc import open_calls
+from tipoff_matchmaker_httpd.matchmaker.client import open_calls
+from tipoff_matchmaker_httpd.routes.answers import error_response, failed_response
+from tipoff_matchmaker_httpd.routes.demo import Demo
+from tipoff_matchmaker_httpd.routes.docs_page import docs_page
+from tipoff_matchmaker_httpd.routes.gs_proxy import gs_routes
+from tipoff_matchmaker_httpd.routes.gs_upstreams import Upstreams
+from tipoff_matchmaker_httpd.routes.hooks import PREFIX as HOOKS
+from tipoff_matchmaker_httpd.routes.hooks import webhook_routes
+from tipoff_matchmaker_httpd.routes.play_http import routes
+from tipoff_matchmaker_httpd.routes.play_ws import PlayerSocket
 from tipoff_matchmaker_httpd.settings import Settings
 from tipoff_matchmaker_httpd.state import Httpd, header
-from tipoff_matchmaker_httpd.turn_relay.service import PATH as TURN_PATH
-from tipoff_matchmaker_httpd.turn_relay.service import TurnService
-from tipoff_matchmaker_httpd.webhooks import PREFIX as HOOKS
-from tipoff_matchmaker_httpd.webhooks import webhook_routes
-from tipoff_matchmaker_httpd.ws import PlayerSocket
 from tipoff_shared.errors import Internal, Malformed, NotAllowed, TipoffError
 from tipoff_shared.hooks import load_hook_key
-from tipoff_shared.nats_connection import connect
+from tipoff_shared.nats.connection import connect
+from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.settings import NatsSettings
-from tipoff_shared.supervise import Tasks
+from tipoff_turn_relay.service import PATH as TURN_PATH
+from tipoff_turn_relay.service import TurnService
 
 _DESCRIPTION = """Players ask here for a seat in a running game server.
 

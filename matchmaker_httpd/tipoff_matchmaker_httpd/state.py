@@ -8,18 +8,18 @@ import secrets
 import time
 from collections.abc import Callable, Iterable
 
-from tipoff_matchmaker_httpd.call import Call
-from tipoff_matchmaker_httpd.client_ip import Address, AddressRule
-from tipoff_matchmaker_httpd.limits import Limits
+from tipoff_matchmaker_httpd.admission.client_address import Address, AddressRule
+from tipoff_matchmaker_httpd.admission.limits import Limits
+from tipoff_matchmaker_httpd.admission.origin import OriginRule
+from tipoff_matchmaker_httpd.admission.rate_limit import RateLimit
+from tipoff_matchmaker_httpd.matchmaker.client import Calls
+from tipoff_matchmaker_httpd.matchmaker.feedback import Call
 from tipoff_matchmaker_httpd.metrics import Metrics
-from tipoff_matchmaker_httpd.origin import OriginRule
-from tipoff_matchmaker_httpd.rate_limit import RateLimit
-from tipoff_matchmaker_httpd.rpc import Calls
 from tipoff_matchmaker_httpd.settings import Settings
 from tipoff_shared.errors import SlowDown, Unavailable
 from tipoff_shared.messages import PlayRequest
 from tipoff_shared.names import new_request_id
-from tipoff_shared.nats_connection import Bus
+from tipoff_shared.nats.connection import Bus
 from tipoff_shared.subjects import REQUEST_ID_HEADER, TRACEPARENT_HEADER
 
 _TRACEPARENT = re.compile(rb"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")

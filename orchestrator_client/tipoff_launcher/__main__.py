@@ -17,8 +17,8 @@ from tipoff_shared.errors import ConfigError, Unavailable
 from tipoff_shared.games import Games
 from tipoff_shared.games_toml import load_games
 from tipoff_shared.health import HealthFile
+from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.settings import NatsSettings
-from tipoff_shared.supervise import Tasks
 
 
 def main() -> None:

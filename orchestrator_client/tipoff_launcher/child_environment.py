@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from tipoff_launcher.backend import Surroundings
+from tipoff_launcher.backends.interface import Surroundings
 from tipoff_launcher.settings import Settings
 from tipoff_orchestrator_client.base import DeploySpec, NotConfigured, Port, environment_of
 from tipoff_shared.games import Game

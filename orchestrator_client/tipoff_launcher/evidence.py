@@ -7,15 +7,15 @@ import time
 from collections.abc import Awaitable, Callable
 
 from tipoff_shared.errors import TipoffError, Unavailable
-from tipoff_shared.nats_connection import Bus
-from tipoff_shared.stores import stores
+from tipoff_shared.kv.buckets import buckets
+from tipoff_shared.nats.connection import Bus
 
 log = logging.getLogger(__name__)
 
 
 def lease_of(bus: Bus) -> Callable[[str], Awaitable[bool | None]]:
     """Whether a deployment has a lease; None where that is not known."""
-    gameservers = stores(bus).gameservers
+    gameservers = buckets(bus).gameservers
 
     async def has_lease(deployment_id: str) -> bool | None:
         try:

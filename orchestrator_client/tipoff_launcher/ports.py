@@ -6,7 +6,7 @@ import errno
 import socket
 from collections.abc import Callable, Mapping
 
-from tipoff_launcher.backend import PortWish
+from tipoff_launcher.backends.interface import PortWish
 from tipoff_orchestrator_client.base import NoCapacity, Port
 
 

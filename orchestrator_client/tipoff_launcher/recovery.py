@@ -14,12 +14,12 @@ import time
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
 
-from tipoff_launcher.backend import Backend, RunningServer
-from tipoff_launcher.record import PRIVATE_KEY, Record, Records
-from tipoff_launcher.servers import Servers
+from tipoff_launcher.backends.interface import Backend, RunningServer
+from tipoff_launcher.records import PRIVATE_KEY, Record, Records
+from tipoff_launcher.supervisor import Servers
 from tipoff_orchestrator_client.base import OrchestratorUnavailable, RunState
 from tipoff_shared.games import Game, Games
-from tipoff_shared.supervise import Tasks
+from tipoff_shared.primitives.tasks import Tasks
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from tipoff_launcher.backend import RunningServer
-from tipoff_launcher.record import Record, Records
+from tipoff_launcher.backends.interface import RunningServer
+from tipoff_launcher.records import Record, Records
 from tipoff_orchestrator_client.base import RunState
 
 log = logging.getLogger(__name__)

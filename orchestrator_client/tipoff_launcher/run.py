@@ -10,26 +10,26 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 
-from tipoff_launcher.arbitrium import Arbitrium, ServerTokens
-from tipoff_launcher.backend import Backend
-from tipoff_launcher.bevygap import games_without_namespace
-from tipoff_launcher.context_endpoint import ContextEndpoint, bind, serve_contexts
+from tipoff_launcher.backends.interface import Backend
+from tipoff_launcher.backends.process.backend import ProcessBackend
+from tipoff_launcher.edgegap_compat.arbitrium import Arbitrium, ServerTokens
+from tipoff_launcher.edgegap_compat.bevygap import games_without_namespace
+from tipoff_launcher.edgegap_compat.context_endpoint import ContextEndpoint, bind, serve_contexts
+from tipoff_launcher.edgegap_compat.place import find_place, where_to_listen
 from tipoff_launcher.evidence import Matchmakers, lease_of
-from tipoff_launcher.place import find_place, where_to_listen
-from tipoff_launcher.process import ProcessBackend
-from tipoff_launcher.record import Records
+from tipoff_launcher.records import Records
 from tipoff_launcher.recovery import Recovery
 from tipoff_launcher.server_nats import nats_of_servers, warn_of_loopback
-from tipoff_launcher.servers import Servers
 from tipoff_launcher.service import Launcher, publisher
 from tipoff_launcher.settings import Settings
 from tipoff_launcher.state_dir import held
+from tipoff_launcher.supervisor import Servers
 from tipoff_orchestrator_client.base import OrchestratorError
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.games import Games
-from tipoff_shared.nats_connection import Bus, connect
+from tipoff_shared.nats.connection import Bus, connect
+from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.settings import NatsSettings
-from tipoff_shared.supervise import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ async def _open_backend(
     if settings.backend == "docker":
         if settings.docker_network != "host" and not settings.docker_nats_host:
             warn_of_loopback(nats_settings)
-        from tipoff_launcher.docker.open import docker_backend  # aiohttp takes 200 ms to import
+        from tipoff_launcher.backends.docker.open import docker_backend  # aiohttp takes 200 ms to import
 
         async with docker_backend(
             settings, games, nats_settings.namespace, records, on_failure=lambda exc: failed.set()

@@ -27,7 +27,7 @@ from tipoff_orchestrator_client.base import (
 )
 from tipoff_orchestrator_client.event_queue import EventQueue
 from tipoff_shared.games import GameKey
-from tipoff_shared.supervise import Tasks
+from tipoff_shared.primitives.tasks import Tasks
 
 Operation: TypeAlias = Literal["deploy", "get", "stop", "list"]
 OnStart: TypeAlias = Callable[[DeploySpec], Awaitable[None] | None]

@@ -22,7 +22,7 @@ from tipoff_orchestrator_client.fake import FakeOrchestrator
 from tipoff_orchestrator_client.launcher import LauncherOrchestrator
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.games import Games
-from tipoff_shared.nats_connection import Bus
+from tipoff_shared.nats.connection import Bus
 
 ENTRY_POINTS = "tipoff.orchestrators"
 

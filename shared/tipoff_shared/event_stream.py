@@ -12,8 +12,8 @@ import nats.js.errors
 from nats.js import api
 
 from tipoff_shared.errors import Unavailable
-from tipoff_shared.kv import Store
-from tipoff_shared.nats_connection import Bus
+from tipoff_shared.kv.bucket import Bucket
+from tipoff_shared.nats.connection import Bus
 from tipoff_shared.server_events import MAX_EVENT
 
 SECRET_BUCKET = "event_secret"  # noqa: S105 # a bucket's name
@@ -59,9 +59,9 @@ def declarations(bus: Bus) -> list[api.StreamConfig]:
     ]
 
 
-def secret_store(bus: Bus) -> Store[str]:
+def secret_store(bus: Bus) -> Bucket[str]:
     """The bucket with the secret, for the matchmaker's role alone."""
-    return Store(bus, SECRET_BUCKET, str)
+    return Bucket(bus, SECRET_BUCKET, str)
 
 
 async def create_event_stream(bus: Bus) -> None:

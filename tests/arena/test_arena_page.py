@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import pytest_asyncio
 import uvicorn
-from chromium import FLAGS, chromium
 from fastapi import FastAPI, WebSocket
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
@@ -21,6 +20,7 @@ from playwright.async_api import Browser, Page, async_playwright
 from websockets.asyncio.client import connect as open_websocket
 
 import tipoff_matchmaker_httpd
+from tests.chromium import FLAGS, chromium
 from tipoff_arena import wire
 from tipoff_arena.arena_map import standard_arena
 from tipoff_arena.game import ArenaGame

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
-from arena_servers import arena_process
 
+from tests.arena_servers import arena_process
 from tipoff_arena import wire
 from tipoff_arena.client import ArenaView, Joined, Lost, play
 from tipoff_arena.game import FIRST_BOT, ArenaGame

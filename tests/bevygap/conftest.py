@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from tipoff.embedded_nats import EmbeddedNats, embedded_nats
-
-_TESTS = Path(__file__).parent.parent
-for _area in ("matchmaker", "bevygap"):
-    if str(_TESTS / _area) not in sys.path:
-        sys.path.insert(0, str(_TESTS / _area))
 
 
 @pytest.fixture

@@ -13,17 +13,17 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from bevygap_players import playing
-from bevygap_stand_in import PROTOCOL_ID
-from matchmaker_world import KEY, World
 
+from tests.bevygap.bevygap_players import playing
+from tests.bevygap.bevygap_stand_in import PROTOCOL_ID
+from tests.matchmaker.matchmaker_world import KEY, World
 from tipoff.embedded_nats import EmbeddedNats
 from tipoff_launcher.run import run_launcher
 from tipoff_launcher.service import Launcher
 from tipoff_launcher.settings import Settings
 from tipoff_orchestrator_client.launcher import LauncherOrchestrator
 from tipoff_shared.games import Game, Games, ProcessSpec
-from tipoff_shared.nats_connection import connect
+from tipoff_shared.nats.connection import connect
 from tipoff_shared.records import DeploymentState, SessionState
 
 STAND_IN = Path(__file__).with_name("bevygap_stand_in.py")
@@ -106,7 +106,7 @@ async def test_two_servers_with_bevygaps_plugin_play_on_one_host(
                 await world.session_becomes(ready.session_id, SessionState.ACTIVE)
                 assert ready.transports.webtransport is not None
                 assert ready.transports.webtransport.cert_digest == ready.cert_digest
-            digests = await world.stores.cert_digests.list()
+            digests = await world.buckets.cert_digests.list()
             assert len(digests) == 2
             assert "127.0.0.1" not in digests
         for ready in (first, second):
@@ -115,7 +115,7 @@ async def test_two_servers_with_bevygaps_plugin_play_on_one_host(
         await world.deployment_becomes(first.deployment_id, DeploymentState.GONE)
 
         async def one_digest() -> bool:
-            return len(await world.stores.cert_digests.list()) == 1
+            return len(await world.buckets.cert_digests.list()) == 1
 
         await world.eventually(one_digest, "the digest went with its server")
 
@@ -152,7 +152,7 @@ async def test_a_missed_context_is_made_good(own_nats: EmbeddedNats, tmp_path: P
             answers = await world.ask("spaceships")
 
             async def digest_written() -> bool:
-                return bool(await world.stores.cert_digests.list())
+                return bool(await world.buckets.cert_digests.list())
 
             await world.eventually(digest_written, "the server is up")
             async with world.matchmaker(SPACESHIPS, orchestrator=on.orchestrator):
@@ -210,7 +210,7 @@ async def test_a_missing_mapping_ends_the_server(own_nats: EmbeddedNats, tmp_pat
         on.world.matchmaker(SPACESHIPS, orchestrator=on.orchestrator),
     ):
         ready = await on.world.play("spaceships")
-        await on.world.stores.sessions_ly2eg.delete(ready.client_id)
+        await on.world.buckets.sessions_ly2eg.delete(ready.client_id)
         async with playing(ready):
             session = await on.world.session_becomes(ready.session_id, SessionState.GONE)
         assert "exited with code 1" in session.reason

@@ -7,14 +7,14 @@ import re
 from pathlib import Path
 
 import pytest
-from bevygap_stand_in import ARBITRIUM, PROTOCOL_ID, STREAMS
-from games_of_the_page import PORT, games_of_the_page
-from matchmaker_world import KEY
 
+from tests.bevygap.bevygap_stand_in import ARBITRIUM, PROTOCOL_ID, STREAMS
+from tests.bevygap.games_of_the_page import PORT, games_of_the_page
+from tests.matchmaker.matchmaker_world import KEY
 from tipoff.embedded_nats import EmbeddedNats
-from tipoff_launcher.arbitrium import Arbitrium, Place, ServerTokens
-from tipoff_shared.nats_connection import connect
-from tipoff_shared.stores import declarations
+from tipoff_launcher.edgegap_compat.arbitrium import Arbitrium, Place, ServerTokens
+from tipoff_shared.kv.buckets import declarations
+from tipoff_shared.nats.connection import connect
 
 
 @pytest.fixture

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "matchmaker"))  # matchmaker_world
-sys.path.insert(0, str(Path(__file__).parent))  # secrets_files
-
-from matchmaker_world import World
-
+from tests.matchmaker.matchmaker_world import World
 from tipoff.secrets_directory.directory import SecretsDirectory
 from tipoff_shared.games import Game
 from tipoff_shared.games_toml import parse_games, read_games
-from tipoff_shared.nats_connection import connect
+from tipoff_shared.nats.connection import connect
 from tipoff_shared.settings import NatsSettings
 
 GAMES = """

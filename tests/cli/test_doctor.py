@@ -14,8 +14,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from certificates import self_signed
 
+from tests.certificates import self_signed
 from tipoff.doctor import engine, games, network, udp
 from tipoff.doctor import nats as nats_facts
 from tipoff.doctor.findings import Finding, Status, ok, run_checks
@@ -23,10 +23,10 @@ from tipoff.doctor.rules_host import judge_engine
 from tipoff.doctor.rules_nats import judge_nats
 from tipoff.doctor.rules_network import judge_tls
 from tipoff.embedded_nats import EmbeddedNats
-from tipoff_shared.nats_connection import Bus
+from tipoff_shared.kv.buckets import create_buckets
+from tipoff_shared.nats.connection import Bus
 from tipoff_shared.secret import Secret
 from tipoff_shared.settings import NatsSettings
-from tipoff_shared.stores import create_stores
 
 NOW = datetime.now(UTC)
 
@@ -66,7 +66,7 @@ async def test_checks_run_at_once_and_each_has_a_deadline() -> None:
 
 async def test_a_nats_with_its_buckets_is_well(settings: NatsSettings, nats: Bus) -> None:
     """Version, buckets, clock; nobody plays matchmaker here."""
-    await create_stores(nats)
+    await create_buckets(nats)
     facts = await nats_facts.look_at_nats(settings, 5)
     assert statuses(judge_nats(facts)) == {
         "nats": Status.OK,

@@ -13,9 +13,9 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from matchmaker_world import ARENA, World
 from rich.console import Console
 
+from tests.matchmaker.matchmaker_world import ARENA, World
 from tipoff.operate import drain, kick, until_gone
 from tipoff.status import print_status, read_status
 from tipoff_orchestrator_client.base import OrchestratorUnavailable
@@ -76,7 +76,7 @@ async def test_a_waiting_player_may_be_kicked(world: World) -> None:
 
 
 async def _session(world: World) -> str:
-    (session_id,) = await world.stores.sessions.list()
+    (session_id,) = await world.buckets.sessions.list()
     return session_id
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import bcrypt
 import pytest
-from secrets_files import changed, contents
 from typer.testing import CliRunner
 
+from tests.cli.secrets_files import changed, contents
 from tipoff.nats_roles.users import hashes_in, namespace_of
 from tipoff.secrets_directory.commands import app
 from tipoff.secrets_directory.directory import SecretsDirectory

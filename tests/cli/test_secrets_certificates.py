@@ -8,8 +8,8 @@ import stat
 from pathlib import Path
 
 import pytest
-from secrets_files import changed, contents
 
+from tests.cli.secrets_files import changed, contents
 from tipoff.secrets_directory.certificates import describe, is_signed_by
 from tipoff.secrets_directory.directory import SecretsDirectory
 from tipoff.secrets_directory.items import RENEWED

@@ -11,10 +11,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from arena_servers import arena_process
-from client_sdk_support import Echo, ask_upstream, scripted_matchmaker, until, with_transports
 from websockets.asyncio.server import ServerConnection
 
+from tests.arena_servers import arena_process
+from tests.client_sdk.client_sdk_support import (
+    Echo,
+    ask_upstream,
+    scripted_matchmaker,
+    until,
+    with_transports,
+)
 from tipoff_client_sdk import (
     Closed,
     ConnectionFailed,

@@ -10,13 +10,13 @@ import logging
 import socket
 
 import pytest
-from client_sdk_support import scripted_matchmaker
 from hypothesis import given
 from hypothesis import strategies as st
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.http11 import Request, Response
 from websockets.utils import accept_key
 
+from tests.client_sdk.client_sdk_support import scripted_matchmaker
 from tipoff_client_sdk import ConnectionFailed, Progress, Stage, matchmaking
 from tipoff_client_sdk.matchmaking import SeatRequest, back_off, matchmaker_url, request_seat
 from tipoff_shared.errors import BY_CODE, Malformed, NoServerInTime, SlowDown, TipoffError, Unavailable

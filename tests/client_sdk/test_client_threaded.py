@@ -6,8 +6,8 @@ import asyncio
 import time
 
 import pytest
-from client_sdk_support import Echo, until
 
+from tests.client_sdk.client_sdk_support import Echo, until
 from tipoff_client_sdk import (
     Ended,
     Event,

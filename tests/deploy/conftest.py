@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-_TESTS = Path(__file__).parent.parent
-for _area in ("deploy", "e2e", "matchmaker"):
-    if str(_TESTS / _area) not in sys.path:
-        sys.path.insert(0, str(_TESTS / _area))
-
-from deployed_nats import DeployedNats  # noqa: E402 # found by the path above
+from tests.deploy.deployed_nats import DeployedNats
 
 NAMESPACE = "roles"
 

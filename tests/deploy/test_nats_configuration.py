@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deployed_nats import DeployedNats
+
+from tests.deploy.deployed_nats import DeployedNats
 
 
 @pytest.fixture(params=["nats.conf", "dev.conf"])

@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deployed_nats import DeployedNats
 from nats.js.errors import KeyNotFoundError
 
+from tests.deploy.deployed_nats import DeployedNats
 from tipoff.nats_roles import permissions
 from tipoff.operate import kick
 from tipoff.status import read_status, watch_changes
-from tipoff_matchmaker import delete_queue, reaper
-from tipoff_shared.nats_client import PermissionDenied
-from tipoff_shared.nats_connection import Bus, connect
+from tipoff_matchmaker import reaper
+from tipoff_matchmaker.bevygap import delete_queue
+from tipoff_shared.kv.buckets import buckets, create_buckets, declarations
+from tipoff_shared.nats.client import PermissionDenied
+from tipoff_shared.nats.connection import Bus, connect
 from tipoff_shared.settings import ROLES
-from tipoff_shared.stores import create_stores, declarations, stores
 from tipoff_shared.subjects import Subjects
 
 OWN = "make info get consumer durable write purge"
@@ -207,7 +208,7 @@ async def test_a_role_publishes_nothing_that_is_another_s(
 ) -> None:
     """Every subject and every operation on every bucket that is not its own: denied, and nothing is written."""
     async with connect(roles.settings("matchmaker"), name="owner") as owner:
-        kv = await create_stores(owner)
+        kv = await create_buckets(owner)
         for store in (kv.cert_digests, kv.connect_tokens, kv.active_connections):
             await store.put("probe", "as it was")
     before = await roles.stored()
@@ -266,10 +267,10 @@ async def test_every_subject_and_every_bucket_stands_in_the_tables(roles: Deploy
 async def test_connect_tokens_are_the_matchmaker_s_alone(roles: DeployedNats) -> None:
     """What all others get is the denial, at once: by get, by listing, by watch, by nats-py's own ways."""
     async with connect(roles.settings("matchmaker"), name="owner") as owner:
-        await (await create_stores(owner)).connect_tokens.put("probe", "canary-token")
+        await (await create_buckets(owner)).connect_tokens.put("probe", "canary-token")
     for role in set(ROLES) - {"matchmaker"}:
         async with a_role(roles, role) as (bus, _):
-            tokens = stores(bus).connect_tokens
+            tokens = buckets(bus).connect_tokens
             with pytest.raises(PermissionDenied):
                 await tokens.get("probe")
             with pytest.raises(PermissionDenied):
@@ -299,7 +300,7 @@ async def test_a_bevygap_server_makes_its_buckets_and_works_with_them(
                 if config.name in made:
                     await bus.js.add_stream(config)
             async with connect(server.settings("matchmaker"), name="owner") as owner:
-                await (await create_stores(owner)).sessions_ly2eg.put("17", "s1")
+                await (await create_buckets(owner)).sessions_ly2eg.put("17", "s1")
             assert (await (await bus.js.key_value("sessions_ly2eg")).get("17")).value == b"s1"
             active = await bus.js.key_value("active_connections")
             await active.put("s1", b"17")
@@ -316,7 +317,7 @@ async def test_a_bevygap_server_makes_its_buckets_and_works_with_them(
 async def test_an_operator_reads_as_the_nats_program_does(roles: DeployedNats) -> None:
     """Bind, get, history, keys and a watch of nats-py's own (push consumers, flow control): on every bucket."""
     async with connect(roles.settings("matchmaker"), name="owner") as owner:
-        kv = await create_stores(owner)
+        kv = await create_buckets(owner)
         await kv.cert_digests.put("probe", "digest")
     async with a_role(roles, "operator") as (bus, denied):
         names = {info.config.name for info in await bus.js.streams_info()}
@@ -338,7 +339,7 @@ async def test_an_operator_reads_as_the_nats_program_does(roles: DeployedNats) -
 
 async def test_status_works_for_an_operator(roles: DeployedNats) -> None:
     async with connect(roles.settings("matchmaker"), name="owner") as owner:
-        await create_stores(owner)
+        await create_buckets(owner)
     async with a_role(roles, "operator") as (bus, denied):
         assert "sessions" in await read_status(bus)
         assert denied == []
@@ -347,7 +348,7 @@ async def test_status_works_for_an_operator(roles: DeployedNats) -> None:
 async def test_watch_shows_an_operator_all_but_the_tokens(roles: DeployedNats) -> None:
     """The bucket that it may not read is left out, once and said so; the others are followed."""
     async with connect(roles.settings("matchmaker"), name="owner") as owner:
-        kv = await create_stores(owner)
+        kv = await create_buckets(owner)
         async with a_role(roles, "operator") as (bus, _):
             shown: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
             watching = asyncio.create_task(watch_changes(bus, shown.put_nowait))

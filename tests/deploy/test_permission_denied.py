@@ -8,14 +8,14 @@ import logging
 from pathlib import Path
 
 import pytest
-from deployed_nats import DeployedNats
 
-from tipoff_matchmaker_httpd.turn_relay.store import PAIRING_BUCKET, Inbox, NatsRecords
+from tests.deploy.deployed_nats import DeployedNats
 from tipoff_shared.errors import Unavailable
-from tipoff_shared.nats_client import PermissionDenied
-from tipoff_shared.nats_connection import connect
-from tipoff_shared.stores import create_stores, stores
-from tipoff_shared.supervise import BoundedHandlers
+from tipoff_shared.kv.buckets import buckets, create_buckets
+from tipoff_shared.nats.client import PermissionDenied
+from tipoff_shared.nats.connection import connect
+from tipoff_shared.primitives.tasks import BoundedHandlers
+from tipoff_turn_relay.store import PAIRING_BUCKET, Inbox, NatsRecords
 
 AT_ONCE = 2.0
 """Seconds; each of these calls would otherwise wait for five."""
@@ -44,22 +44,22 @@ async def test_players_are_told_nothing_of_subjects_and_users(roles: DeployedNat
 
 async def test_a_denied_write_to_a_bucket_fails_at_once(roles: DeployedNats) -> None:
     async with connect(roles.settings("matchmaker"), name="owner") as owner:
-        await create_stores(owner)
+        await create_buckets(owner)
     async with connect(roles.settings("operator"), name="test") as bus:
         with pytest.raises(PermissionDenied, match=r"'operator' may not publish to \$KV\.roles_sessions_?"):
             async with asyncio.timeout(AT_ONCE):
-                await stores(bus).sessions.delete("s1")
+                await buckets(bus).sessions.delete("s1")
 
 
 async def test_others_who_wait_are_not_disturbed(roles: DeployedNats) -> None:
     """Only the question that was denied fails: one on its way to another subject gets its answer."""
     async with connect(roles.settings("matchmaker"), name="owner") as owner:
-        kv = await create_stores(owner)
+        kv = await create_buckets(owner)
         await kv.gameservers.delete("nobody")
     async with connect(roles.settings("launcher"), name="test") as bus:
         allowed, denied = await asyncio.gather(
-            stores(bus).gameservers.get("nobody"),
-            stores(bus).sessions.get("nobody"),
+            buckets(bus).gameservers.get("nobody"),
+            buckets(bus).sessions.get("nobody"),
             return_exceptions=True,
         )
     assert allowed is None
@@ -85,7 +85,7 @@ async def test_a_foreign_inbox_prefix_is_said_to_be_the_reason(roles: DeployedNa
         for _ in range(2):
             with pytest.raises(PermissionDenied, match="NATS_INBOX_PREFIX"):
                 async with asyncio.timeout(AT_ONCE):
-                    await stores(bus).gameservers.get("nobody")
+                    await buckets(bus).gameservers.get("nobody")
 
 
 async def test_the_turn_relay_s_own_way_to_ask_is_told_too(roles: DeployedNats) -> None:
@@ -113,7 +113,7 @@ async def test_a_part_with_another_role_s_user_says_so_at_its_start(roles: Deplo
     async with connect(roles.settings("httpd"), name="test") as bus:
         with pytest.raises(PermissionDenied, match=r"'httpd' may not publish to .*STREAM.CREATE"):
             async with asyncio.timeout(AT_ONCE):
-                await create_stores(bus)
+                await create_buckets(bus)
 
 
 @pytest.mark.parametrize("wrong", ["authority", "name"])

@@ -18,16 +18,16 @@ from typing import Any
 
 import httpx
 import pytest
-from arena_servers import arena_toml
-from deployed_nats import DeployedNats
-from e2e_steps import command_lines, eventually, free_port
 
+from tests.arena_servers import arena_toml
+from tests.deploy.deployed_nats import DeployedNats
+from tests.e2e.e2e_steps import command_lines, eventually, free_port
 from tipoff.secrets_directory.directory import SecretsDirectory
 from tipoff.status import watch_changes
 from tipoff_client_sdk import Player, ServerLost, connect
 from tipoff_shared.games_toml import parse_games, read_games
 from tipoff_shared.hooks import HookKey
-from tipoff_shared.nats_connection import connect as connect_nats
+from tipoff_shared.nats.connection import connect as connect_nats
 
 GAMES = arena_toml(seats=8, min_ready=1, max_deployments=4, empty_ttl=3, token_lifetime=5, claim_timeout=1)
 

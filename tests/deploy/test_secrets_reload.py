@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from deployed_nats import DeployedNats
 
+from tests.deploy.deployed_nats import DeployedNats
 from tipoff.secrets_directory.directory import SecretsDirectory
 from tipoff_shared.errors import Unavailable
-from tipoff_shared.nats_client import PermissionDenied
-from tipoff_shared.nats_connection import Bus, connect
+from tipoff_shared.kv.buckets import buckets
+from tipoff_shared.nats.client import PermissionDenied
+from tipoff_shared.nats.connection import Bus, connect
 from tipoff_shared.settings import NatsSettings
-from tipoff_shared.stores import stores
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ async def test_a_foreign_inbox_is_still_the_reason_after_a_reconnect(server: Dep
         for _ in range(2):
             with pytest.raises(PermissionDenied, match="NATS_INBOX_PREFIX"):
                 async with asyncio.timeout(2):
-                    await stores(bus).gameservers.get("nobody")
+                    await buckets(bus).gameservers.get("nobody")
             back = asyncio.Event()
             bus.on_reconnect(back.set)
             server.kill()

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from docker_engine import docker, remove_containers, socket_path
 
+from tests.docker_engine import docker, remove_containers, socket_path
 from tipoff.status import read_status
-from tipoff_shared.nats_connection import Bus, connect
+from tipoff_shared.nats.connection import Bus, connect
 from tipoff_shared.secret import Secret
 from tipoff_shared.settings import NatsSettings
 

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-sys.path[:0] = [
-    str(Path(__file__).parent.parent),
-    str(Path(__file__).parent),
-]  # docker_engine, and beside this
-
-from docker_engine import require_engine  # noqa: E402 # found by the path above
-from image_builds import built_images, snapshot  # noqa: E402
+from tests.docker.image_builds import built_images, snapshot
+from tests.docker_engine import require_engine
 
 
 @pytest.fixture(scope="session")

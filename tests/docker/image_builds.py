@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from docker_engine import docker
+from tests.docker_engine import docker
 
 ROLES = ("matchmaker", "httpd", "launcher", "gameserver", "cli")
 SOURCE = "org.tipoff.source"

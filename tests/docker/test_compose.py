@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from chromium import FLAGS, chromium
-from compose_stack import Stack, eventually, stack_in
-from docker_engine import docker
 from playwright.async_api import async_playwright
 
 import tipoff
+from tests.chromium import FLAGS, chromium
+from tests.docker.compose_stack import Stack, eventually, stack_in
+from tests.docker_engine import docker
 from tipoff_client_sdk import Player
 
 pytestmark = [

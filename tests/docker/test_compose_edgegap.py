@@ -11,10 +11,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from compose_stack import Stack, eventually, free_ports, stack_in
-from docker_engine import docker
 
 import tipoff
+from tests.docker.compose_stack import Stack, eventually, free_ports, stack_in
+from tests.docker_engine import docker
 from tipoff_shared.hooks import HookKey
 
 pytestmark = [pytest.mark.slow, pytest.mark.docker, pytest.mark.timeout(240)]

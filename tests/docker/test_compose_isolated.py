@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from compose_stack import Stack, eventually, stack_in
-from docker_engine import docker
 
 import tipoff
+from tests.docker.compose_stack import Stack, eventually, stack_in
+from tests.docker_engine import docker
 
 pytestmark = [pytest.mark.slow, pytest.mark.docker, pytest.mark.timeout(240)]
 

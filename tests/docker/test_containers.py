@@ -4,24 +4,21 @@ the one in a container, and a launcher that is a container itself starts its nei
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")  # it would need an image and power of its own
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "shared"))  # test_kv
-
 import pytest
-from compose_stack import eventually, free_range
-from docker_engine import LABEL, docker, remove_containers, require_engine, socket_path
-from test_kv import *  # noqa: F403 # the same promises once more, with `settings` of this file
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.network import Network
 
+from tests.docker.compose_stack import eventually, free_range
+from tests.docker_engine import LABEL, docker, remove_containers, require_engine, socket_path
+from tests.shared.test_kv import *  # noqa: F403 # the same promises once more, with `settings` of this file
 from tipoff_orchestrator_client.base import DeploySpec, RunState
 from tipoff_orchestrator_client.launcher import LauncherOrchestrator
-from tipoff_shared.nats_connection import connect
+from tipoff_shared.nats.connection import connect
 from tipoff_shared.settings import NatsSettings
 
 pytestmark = [pytest.mark.slow, pytest.mark.docker, pytest.mark.timeout(240)]

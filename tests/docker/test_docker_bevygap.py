@@ -16,21 +16,17 @@ from pathlib import Path
 import msgspec
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "matchmaker"))
-sys.path.insert(0, str(Path(__file__).parent.parent / "bevygap"))
-
-from bevygap_players import playing
-from docker_engine import docker, labels, remove_containers, socket_path
-from games_of_the_page import PORT, games_of_the_page
-from matchmaker_world import World
-
+from tests.bevygap.bevygap_players import playing
+from tests.bevygap.games_of_the_page import PORT, games_of_the_page
+from tests.docker_engine import docker, labels, remove_containers, socket_path
+from tests.matchmaker.matchmaker_world import World
 from tipoff_launcher.run import run_launcher
 from tipoff_launcher.settings import Settings
 from tipoff_orchestrator_client.base import OrchestratorError
 from tipoff_orchestrator_client.launcher import LauncherOrchestrator
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.games import Games
-from tipoff_shared.nats_connection import connect
+from tipoff_shared.nats.connection import connect
 from tipoff_shared.records import SessionState
 from tipoff_shared.secret import Secret
 from tipoff_shared.settings import NatsSettings

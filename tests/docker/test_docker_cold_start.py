@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from docker_engine import docker
 
 import tipoff
+from tests.docker_engine import docker
 from tipoff.testing import running_up
 
 pytestmark = [pytest.mark.slow, pytest.mark.docker]

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from pathlib import Path
 
 import pytest
 from websockets.asyncio.client import connect
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "orchestrator"))  # own_engine
-
-from docker_engine import docker, require_engine
-from own_engine import SlowRegistry
-
+from tests.docker_engine import docker, require_engine
+from tests.orchestrator.own_engine import SlowRegistry
 from tipoff.testing import running_up
 
 pytestmark = [pytest.mark.slow, pytest.mark.docker]

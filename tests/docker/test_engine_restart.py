@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "orchestrator"))  # own_engine
-
-from own_engine import a_bridge, own_engine
-
 import tipoff
+from tests.orchestrator.own_engine import a_bridge, own_engine
 from tipoff.testing import RunningUp, running_up
 
 pytestmark = [pytest.mark.slow, pytest.mark.docker]

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from compose_stack import eventually
-from docker_engine import CommandFailed, docker, labels
-from image_builds import ROLES, build
+
+from tests.docker.compose_stack import eventually
+from tests.docker.image_builds import ROLES, build
+from tests.docker_engine import CommandFailed, docker, labels
 
 pytestmark = [pytest.mark.slow, pytest.mark.docker, pytest.mark.timeout(300), pytest.mark.row(59)]
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from arena_servers import arena_toml
 
+from tests.arena_servers import arena_toml
 from tipoff.testing import RunningUp, running_up
-
-sys.path.insert(0, str(Path(__file__).parent))  # e2e_steps
 
 ARENA = "".join(
     (

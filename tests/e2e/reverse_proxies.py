@@ -11,8 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from certificates import self_signed
-
+from tests.certificates import self_signed
 from tipoff_shared.errors import Unavailable
 
 PROGRAMS = ("caddy", "nginx")

@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from chromium import FLAGS, chromium
-from e2e_steps import eventually
 from playwright.async_api import BrowserContext, Page, async_playwright
 
+from tests.chromium import FLAGS, chromium
+from tests.e2e.e2e_steps import eventually
 from tipoff.new import write_game
 from tipoff.testing import running_up
 

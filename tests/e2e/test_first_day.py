@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from e2e_steps import eventually
 
+from tests.e2e.e2e_steps import eventually
 from tipoff.new import write_game
 from tipoff.testing import running_up
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import httpx
 import pytest
 import pytest_asyncio
-from e2e_steps import free_port, pids_of
-from reverse_proxies import PROGRAMS, Door, door, program
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 import tipoff
+from tests.e2e.e2e_steps import free_port, pids_of
+from tests.e2e.reverse_proxies import PROGRAMS, Door, door, program
 from tipoff.testing import RunningUp, running_up
 from tipoff_shared.messages import MAX_MESSAGE
 

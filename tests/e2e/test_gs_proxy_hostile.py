@@ -10,11 +10,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from e2e_steps import free_port
-from reverse_proxies import PROGRAMS, Door, door, program
 from websockets.asyncio.client import connect
 from websockets.asyncio.server import Server, serve
 from websockets.http11 import Request, Response
+
+from tests.e2e.e2e_steps import free_port
+from tests.e2e.reverse_proxies import PROGRAMS, Door, door, program
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
 

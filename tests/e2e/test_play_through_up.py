@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from e2e_steps import all_given_back, command_lines, eventually, tipoff, tipoff_json
 
+from tests.e2e.e2e_steps import all_given_back, command_lines, eventually, tipoff, tipoff_json
 from tipoff.testing import RunningUp
 from tipoff_client_sdk import connect
 from tipoff_shared.errors import UnknownGame
-from tipoff_shared.nats_connection import connect as connect_nats
-from tipoff_shared.stores import stores
+from tipoff_shared.kv.buckets import buckets
+from tipoff_shared.nats.connection import connect as connect_nats
 
 # The system is shared by the tests of this file, and so is its event loop.
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -48,7 +48,7 @@ async def test_the_request_and_the_connection_are_seen_on_nats(up: RunningUp) ->
 
         await bus.nc.subscribe("matchmaker.request.>", cb=seen)
         await bus.flush()
-        connections = stores(bus).active_connections
+        connections = buckets(bus).active_connections
         async with connect(up.url, game="arena", version="1") as player:
             async with asyncio.timeout(5):
                 assert await requests.get() == "matchmaker.request.arena.1"
@@ -86,7 +86,7 @@ async def test_games_and_versions_have_servers_of_their_own(up: RunningUp) -> No
 async def test_a_killed_server_gives_its_seats_back(up: RunningUp) -> None:
     """kill -9 of a game server: its seats are free at once, and the player is served on another."""
     async with connect_nats(up.nats_settings, name="test") as bus:
-        kv = stores(bus)
+        kv = buckets(bus)
         async with connect(up.url, game="arena", version="1") as player:
             lease = await kv.gameservers.get(player.deployment_id)
             assert lease is not None
@@ -118,7 +118,7 @@ async def test_no_secret_is_in_a_log_or_on_a_command_line(up: RunningUp) -> None
 
     async with connect(up.url, game="arena", version="1") as player:
         async with connect_nats(up.nats_settings, name="test") as bus:
-            token = await stores(bus).connect_tokens.get(player.session_id)
+            token = await buckets(bus).connect_tokens.get(player.session_id)
         secrets = [path.read_text() for path in (up.state_dir / "keys").glob("*.key")]
         secrets.append(up.nats_settings.password.reveal())
         if token is not None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from e2e_steps import all_given_back, eventually, processes_of
 
+from tests.e2e.e2e_steps import all_given_back, eventually, processes_of
 from tipoff.testing import RunningUp, running_up
 from tipoff_client_sdk import connect
 

@@ -10,12 +10,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from certificates import self_signed
-from e2e_steps import all_given_back, eventually, free_port
 
+from tests.certificates import self_signed
+from tests.e2e.e2e_steps import all_given_back, eventually, free_port
 from tipoff.testing import running_up
 from tipoff.up.addresses import lan_address
-from tipoff.up.part import Part
+from tipoff.up.child_process import Part
 from tipoff_client_sdk import connect
 from tipoff_shared.errors import UnknownGame
 from tipoff_shared.settings import NatsSettings

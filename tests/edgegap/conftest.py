@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-_TESTS = Path(__file__).parent.parent
-for _area in ("matchmaker", "gameserver", "edgegap"):
-    if str(_TESTS / _area) not in sys.path:
-        sys.path.insert(0, str(_TESTS / _area))
-
-from edgegap_world import EdgegapWorld  # noqa: E402 # its folder is on the path from here on
-
-from tipoff_shared.settings import NatsSettings  # noqa: E402
+from tests.edgegap.edgegap_world import EdgegapWorld
+from tipoff_shared.settings import NatsSettings
 
 
 @pytest.fixture

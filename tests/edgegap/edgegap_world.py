@@ -9,23 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from matchmaker_world import FAST, KEY, World
 
+from tests.matchmaker.matchmaker_world import FAST, KEY, World
+from tipoff_edgegap_emulator import Deployment, Emulator, Options, Rules, running_emulator
 from tipoff_matchmaker.run import run_matchmaker
 from tipoff_matchmaker.service import Matchmaker
 from tipoff_matchmaker.settings import Settings as MatchmakerSettings
-from tipoff_matchmaker_httpd.serve import run_httpd
+from tipoff_matchmaker_httpd.server.run import run_httpd
 from tipoff_matchmaker_httpd.settings import Settings as HttpdSettings
-from tipoff_orchestrator_client.edgegap.emulator import Deployment, Emulator, Options, Rules, running_emulator
 from tipoff_orchestrator_client.edgegap.open import open_edgegap
 from tipoff_orchestrator_client.edgegap.orchestrator import EdgegapOrchestrator
 from tipoff_orchestrator_client.edgegap.session_servers import SessionServers
 from tipoff_orchestrator_client.edgegap.settings import Settings
 from tipoff_shared.games import EdgegapSpec, Game, Games, ProcessSpec
-from tipoff_shared.nats_connection import Bus, connect
+from tipoff_shared.kv.buckets import create_buckets
+from tipoff_shared.nats.connection import Bus, connect
 from tipoff_shared.records import SessionState
 from tipoff_shared.settings import NatsSettings
-from tipoff_shared.stores import create_stores
 
 HOOK_KEY = "nobody can guess this key"
 
@@ -121,7 +121,7 @@ class EdgegapWorld(World):
         names = {game.orchestrator for game in self.games.all()}
         async with AsyncExitStack() as stack:
             bus = await stack.enter_async_context(connect(self.nats_settings, name="edgegap"))
-            await create_stores(bus)
+            await create_buckets(bus)
             opened = await stack.enter_async_context(
                 open_edgegap(names, bus, self.games, self.edgegap_settings)
             )
@@ -170,17 +170,17 @@ class EdgegapWorld(World):
         """Neither here nor at Edgegap."""
 
         async def clean() -> bool:
-            sessions = (await self.stores.sessions.list()).values()
+            sessions = (await self.buckets.sessions.list()).values()
             return (
                 not self.emulator.sessions
-                and not await self.stores.edgegap_sessions.list()
+                and not await self.buckets.edgegap_sessions.list()
                 and all(entry.value.state is SessionState.GONE for entry in sessions)
             )
 
         await self.eventually(clean, "no session is left")
 
     async def _leftovers(self, servers: int) -> list[str]:
-        sessions = [entry.value for entry in (await self.stores.sessions.list()).values()]
+        sessions = [entry.value for entry in (await self.buckets.sessions.list()).values()]
         left = [f"session {s.state}: {s.reason}" for s in sessions if s.state is not SessionState.GONE]
         live = await self.deployments()
         left += [f"seat {seat} on {record.id}" for record in live for seat in record.seats]
@@ -190,12 +190,12 @@ class EdgegapWorld(World):
             left.append(f"at Edgegap {[one.request_id for one in self.alive]}")
         if self.emulator.sessions:
             left.append(f"sessions at Edgegap {[one.session_id for one in self.emulator.sessions]}")
-        left += [f"part in a session {key}" for key in await self.stores.edgegap_sessions.list()]
+        left += [f"part in a session {key}" for key in await self.buckets.edgegap_sessions.list()]
         return left
 
 
 async def leave(world: World, bus: Bus, session_id: str) -> None:
     """What a game server writes when a player came and left."""
-    await world.stores.active_connections.put(session_id, "1")
+    await world.buckets.active_connections.put(session_id, "1")
     await world.session_becomes(session_id, SessionState.ACTIVE)
-    await world.stores.active_connections.delete(session_id)
+    await world.buckets.active_connections.delete(session_id)

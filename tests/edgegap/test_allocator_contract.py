@@ -11,12 +11,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from edgegap_world import EdgegapWorld, sleeper, with_sessions
-from matchmaker_world import ARENA, World
 
-from tipoff_matchmaker.allocator import Allocation, Allocator, Progress, Seats
+from tests.edgegap.edgegap_world import EdgegapWorld, sleeper, with_sessions
+from tests.matchmaker.matchmaker_world import ARENA, World
+from tipoff_matchmaker.allocators.interface import Allocation, Allocator, Progress, Seats
 from tipoff_shared.errors import UnknownGame
-from tipoff_shared.nats_connection import connect
+from tipoff_shared.nats.connection import connect
 from tipoff_shared.settings import NatsSettings
 
 pytestmark = pytest.mark.slow

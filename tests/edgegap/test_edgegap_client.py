@@ -20,15 +20,15 @@ from tipoff_orchestrator_client.base import (
     OrchestratorError,
     OrchestratorUnavailable,
 )
-from tipoff_orchestrator_client.edgegap.answers import (
+from tipoff_orchestrator_client.edgegap.api.answers import (
     parse_page,
     parse_server,
     parse_session,
     parse_version,
     word,
 )
-from tipoff_orchestrator_client.edgegap.client import EdgegapClient
-from tipoff_orchestrator_client.edgegap.errors import (
+from tipoff_orchestrator_client.edgegap.api.client import EdgegapClient
+from tipoff_orchestrator_client.edgegap.api.errors import (
     Busy,
     Gone,
     NoRoom,
@@ -38,7 +38,7 @@ from tipoff_orchestrator_client.edgegap.errors import (
     Unreachable,
     Unreadable,
 )
-from tipoff_orchestrator_client.edgegap.rates import Rate, Turns
+from tipoff_orchestrator_client.edgegap.api.rates import Rate, Turns
 from tipoff_orchestrator_client.edgegap.settings import Settings
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.secret import Secret

@@ -8,15 +8,14 @@ from typing import Any
 
 import msgspec
 import pytest
-from edgegap_world import sleeper, with_sessions
 from hypothesis import given
 from hypothesis import strategies as st
-from matchmaker_world import KEY
 
+from tests.edgegap.edgegap_world import sleeper, with_sessions
+from tests.matchmaker.matchmaker_world import KEY
 from tipoff_orchestrator_client.base import DeploySpec, Port
-from tipoff_orchestrator_client.edgegap.answers import NamedPort, Version
+from tipoff_orchestrator_client.edgegap.api.answers import NamedPort, Version
 from tipoff_orchestrator_client.edgegap.environment import Environment
-from tipoff_orchestrator_client.edgegap.looks import Looks
 from tipoff_orchestrator_client.edgegap.naming import (
     choose_port,
     deployment_id_in,
@@ -24,9 +23,10 @@ from tipoff_orchestrator_client.edgegap.naming import (
     ports_of,
     tags_of,
 )
+from tipoff_orchestrator_client.edgegap.poller.poll_schedule import Looks
 from tipoff_orchestrator_client.edgegap.settings import Settings
+from tipoff_orchestrator_client.edgegap.setup.verify import problems_of
 from tipoff_orchestrator_client.edgegap.users import addresses
-from tipoff_orchestrator_client.edgegap.verify import problems_of
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.games import EdgegapSpec, Game, Games
 from tipoff_shared.secret import Secret

@@ -9,11 +9,10 @@ from typing import Any
 
 import msgspec
 import pytest
-from edgegap_world import sleeper, with_sessions
-from matchmaker_world import failed
 
-from tipoff_orchestrator_client.base import DeploySpec, OrchestratorUnavailable, RunState
-from tipoff_orchestrator_client.edgegap.emulator import (
+from tests.edgegap.edgegap_world import sleeper, with_sessions
+from tests.matchmaker.matchmaker_world import failed
+from tipoff_edgegap_emulator import (
     Drip,
     Fail,
     Garbage,
@@ -31,6 +30,7 @@ from tipoff_orchestrator_client.edgegap.emulator import (
     port_70000,
     without_ports,
 )
+from tipoff_orchestrator_client.base import DeploySpec, OrchestratorUnavailable, RunState
 from tipoff_shared.hooks import HookKey
 from tipoff_shared.messages import SessionReady
 from tipoff_shared.records import DeploymentState, SessionState
@@ -174,7 +174,7 @@ async def test_another_matchmaker_finds_what_a_dead_one_has_ordered(edgegap: Edg
             known = await second.get("arena-1")
             assert known is not None
             assert known.native_id == ordered.native_id
-        await world.stores.edgegap_orders.purge("arena-1")
+        await world.buckets.edgegap_orders.purge("arena-1")
         async with world.orchestrator() as third:
             assert [one.native_id for one in await third.list()] == [ordered.native_id]
             await third.stop("arena-1")
@@ -195,7 +195,7 @@ async def test_what_a_dead_matchmaker_has_ordered_is_known_by_its_id(edgegap: Ed
             assert len(await second.list()) == 1
 
             async def noted() -> bool:
-                entry = await world.stores.edgegap_orders.get("arena-1")
+                entry = await world.buckets.edgegap_orders.get("arena-1")
                 return entry is not None and entry.value.request_id == world.alive[0].request_id
 
             await world.eventually(noted, "its id is written down")
@@ -333,7 +333,7 @@ async def test_a_server_that_is_gone_ends_its_sessions(edgegap: Edgegap, game: A
         if how is not None:
             world.emulator.misbehave("life", how, times=1)
         ready = await world.play()
-        await world.stores.active_connections.put(ready.session_id, "1")
+        await world.buckets.active_connections.put(ready.session_id, "1")
         if how is None:
             await world.session_becomes(ready.session_id, SessionState.ACTIVE)
             await world.emulator.kill_server(world.alive[0].request_id)
@@ -387,7 +387,7 @@ async def test_what_has_ended_by_itself_is_forgotten_some_day(edgegap: Edgegap, 
 
         async def noted() -> bool:
             await orchestrator.get("arena-1")
-            entry = await world.stores.edgegap_orders.get("arena-1")
+            entry = await world.buckets.edgegap_orders.get("arena-1")
             return entry is not None and entry.value.state == "stopped"
 
         await world.eventually(noted, "the order is over")
@@ -416,9 +416,9 @@ async def test_a_delete_that_fails_is_tried_again(edgegap: Edgegap, game: Any) -
         ready = await world.play()
         world.emulator.misbehave("stop", Fail(500), times=2)
         world.emulator.misbehave("session.delete", Fail(500), times=2)
-        await world.stores.active_connections.put(ready.session_id, "1")
+        await world.buckets.active_connections.put(ready.session_id, "1")
         await world.session_becomes(ready.session_id, SessionState.ACTIVE)
-        await world.stores.active_connections.delete(ready.session_id)
+        await world.buckets.active_connections.delete(ready.session_id)
         await world.nothing_is_left(timeout=15)
 
 

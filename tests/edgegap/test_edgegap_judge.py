@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from edgegap_world import sleeper
 
+from tests.edgegap.edgegap_world import sleeper
 from tipoff_orchestrator_client.base import RunState
-from tipoff_orchestrator_client.edgegap.answers import Server
-from tipoff_orchestrator_client.edgegap.judge import COMING, Judgement, judge, suspects
+from tipoff_orchestrator_client.edgegap.api.answers import Server
 from tipoff_orchestrator_client.edgegap.naming import tags_of
-from tipoff_orchestrator_client.edgegap.stops import STOPPING
+from tipoff_orchestrator_client.edgegap.orders.order_diff import COMING, Judgement, judge, suspects
+from tipoff_orchestrator_client.edgegap.orders.stops import STOPPING
 from tipoff_shared.records import EdgegapOrder, OrderState
 
 GAME = sleeper()

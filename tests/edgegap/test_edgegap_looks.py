@@ -9,15 +9,15 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from edgegap_world import sleeper
 
-from tipoff_matchmaker.edgegap.watch import SessionWatch
+from tests.edgegap.edgegap_world import sleeper
+from tipoff_edgegap_emulator import Fail, Rules, Vanishes
+from tipoff_matchmaker.allocators.edgegap.watch import SessionWatch
 from tipoff_orchestrator_client.base import DeploySpec, OrchestratorError, RunState
-from tipoff_orchestrator_client.edgegap.answers import Session
-from tipoff_orchestrator_client.edgegap.emulator import Fail, Rules, Vanishes
-from tipoff_orchestrator_client.edgegap.errors import Unreadable
+from tipoff_orchestrator_client.edgegap.api.answers import Session
+from tipoff_orchestrator_client.edgegap.api.errors import Unreadable
 from tipoff_orchestrator_client.edgegap.session_servers import SessionServers
-from tipoff_shared.nats_connection import Bus
+from tipoff_shared.nats.connection import Bus
 
 
 class TwoSessions:

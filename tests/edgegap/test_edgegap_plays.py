@@ -11,9 +11,9 @@ from typing import Any
 
 import msgspec
 import pytest
-from edgegap_world import leave, sleeper, with_sessions
 
-from tipoff_orchestrator_client.edgegap.emulator import Rules
+from tests.edgegap.edgegap_world import leave, sleeper, with_sessions
+from tipoff_edgegap_emulator import Rules
 from tipoff_shared.messages import SessionReady
 
 Edgegap = Callable[..., Any]

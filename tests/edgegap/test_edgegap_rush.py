@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from edgegap_world import sleeper, with_sessions
 
-from tipoff_orchestrator_client.edgegap.emulator import Rules
+from tests.edgegap.edgegap_world import sleeper, with_sessions
+from tipoff_edgegap_emulator import Rules
 from tipoff_shared.messages import Feedback, SessionReady
 
 PLAYERS, SEATS = 300, 4

@@ -9,12 +9,12 @@ from contextlib import aclosing
 from typing import Any
 
 import pytest
-from edgegap_world import EdgegapWorld, leave, sleeper, with_sessions
-from matchmaker_world import failed
 
-from tipoff_matchmaker.allocator import Allocation, Allocator, Progress, Seats
-from tipoff_matchmaker.edgegap.allocator import EdgegapSessions
-from tipoff_orchestrator_client.edgegap.emulator import Fail, Rules, Silent
+from tests.edgegap.edgegap_world import EdgegapWorld, leave, sleeper, with_sessions
+from tests.matchmaker.matchmaker_world import failed
+from tipoff_edgegap_emulator import Fail, Rules, Silent
+from tipoff_matchmaker.allocators.edgegap.allocator import EdgegapSessions
+from tipoff_matchmaker.allocators.interface import Allocation, Allocator, Progress, Seats
 from tipoff_shared import names
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.messages import ProgressReport, SessionReady
@@ -84,7 +84,7 @@ async def test_a_match_is_one_session_until_the_last_one_leaves(edgegap: Edgegap
             *(allocator(world).release("a", m, deployment_id=seats.deployment.id) for m in ("c", "a", "c"))
         )
         assert world.emulator.sessions == []
-        assert await world.stores.edgegap_sessions.list() == {}
+        assert await world.buckets.edgegap_sessions.list() == {}
         await allocator(world).release("nobody", "nobody", deployment_id="")
 
 
@@ -96,7 +96,7 @@ async def test_the_last_two_of_a_match_may_leave_at_once(edgegap: Edgegap) -> No
             *(allocator(world).release("a", m, deployment_id=seats.deployment.id) for m in "abcd")
         )
         assert world.emulator.sessions == []
-        assert await world.stores.edgegap_sessions.list() == {}
+        assert await world.buckets.edgegap_sessions.list() == {}
 
 
 @pytest.mark.parametrize("game", [SEAT, MATCH], ids=["seat", "match"])
@@ -118,7 +118,7 @@ async def test_who_stops_waiting_for_room_is_not_waited_for_any_more(
     edgegap: Edgegap, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No session is asked for in the name of somebody who has gone: it could start a server for nobody."""
-    monkeypatch.setattr("tipoff_matchmaker.edgegap.asking._NO_ROOM_PAUSE", 0.05)
+    monkeypatch.setattr("tipoff_matchmaker.allocators.edgegap.session_requests._NO_ROOM_PAUSE", 0.05)
     async with edgegap(SEAT) as world:
         world.emulator.misbehave("session.create", Fail(422, retry_after=0.0))
         async with aclosing(allocator(world).allocate(group("a"))) as steps:

@@ -10,13 +10,13 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
-from edgegap_world import EdgegapWorld, sleeper, with_sessions
 
-from tipoff_orchestrator_client.edgegap.client import EdgegapClient
-from tipoff_orchestrator_client.edgegap.emulator import Fail
+from tests.edgegap.edgegap_world import EdgegapWorld, sleeper, with_sessions
+from tipoff_edgegap_emulator import Fail
+from tipoff_orchestrator_client.edgegap.api.client import EdgegapClient
 from tipoff_orchestrator_client.edgegap.open import load_settings, open_edgegap
 from tipoff_orchestrator_client.edgegap.settings import Settings
-from tipoff_orchestrator_client.edgegap.verify import verify
+from tipoff_orchestrator_client.edgegap.setup.verify import verify
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.games import EdgegapSpec
 from tipoff_shared.secret import Secret

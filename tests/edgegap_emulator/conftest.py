@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,11 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # emulator_account
-
-from emulator_account import GAMES, Account, Accounts, at_once, load
-
-from tipoff_orchestrator_client.edgegap.emulator import Options, running_emulator
+from tests.edgegap_emulator.emulator_account import GAMES, Account, Accounts, at_once, load
+from tipoff_edgegap_emulator import Options, running_emulator
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import httpx
 
-from tipoff_orchestrator_client.edgegap.emulator import Emulator, Options, Phase, Rules
+from tipoff_edgegap_emulator import Emulator, Options, Phase, Rules
 from tipoff_shared.games import Games
 from tipoff_shared.games_toml import load_games
 

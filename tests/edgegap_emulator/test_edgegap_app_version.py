@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tipoff_orchestrator_client.edgegap.app_version import (
+from tipoff_edgegap_emulator import schema
+from tipoff_orchestrator_client.edgegap.setup.app_version import (
     SET_AND_ENCRYPTED,
     Image,
     Wishes,
@@ -14,8 +15,7 @@ from tipoff_orchestrator_client.edgegap.app_version import (
     changes,
     wanted_version,
 )
-from tipoff_orchestrator_client.edgegap.emulator import schema
-from tipoff_orchestrator_client.edgegap.examination import (
+from tipoff_orchestrator_client.edgegap.setup.examination import (
     Verdict,
     reachable_from_outside,
     version_findings,

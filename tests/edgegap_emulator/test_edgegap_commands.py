@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 
 import pytest
-from emulator_account import GAMES, Account, Accounts, at_once, order
 from typer.testing import CliRunner, Result
 
+from tests.edgegap_emulator.emulator_account import GAMES, Account, Accounts, at_once, order
 from tipoff.commands import app
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.hooks import HookKey

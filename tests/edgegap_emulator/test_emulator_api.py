@@ -9,9 +9,9 @@ from typing import Any
 
 import httpx
 import pytest
-from emulator_account import Accounts, at_once, order, phase
 
-from tipoff_orchestrator_client.edgegap.emulator import Options, Phase, Rules
+from tests.edgegap_emulator.emulator_account import Accounts, at_once, order, phase
+from tipoff_edgegap_emulator import Options, Phase, Rules
 
 SESSIONS = """
 [[game]]
@@ -192,7 +192,7 @@ async def test_a_server_that_dies_ends_its_deployment(account: Accounts) -> None
 
 
 async def test_a_server_that_cannot_be_started_is_a_deployment_in_error(account: Accounts) -> None:
-    from emulator_account import GAMES
+    from tests.edgegap_emulator.emulator_account import GAMES
 
     async with account(text=GAMES.replace('["sleep", "600"]', '["./nonsense"]')) as it:
         request_id = (await it.deploy()).json()["request_id"]

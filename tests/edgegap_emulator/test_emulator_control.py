@@ -6,9 +6,9 @@ import json
 from typing import Any
 
 import pytest
-from emulator_account import Accounts, phase
 
-from tipoff_orchestrator_client.edgegap.emulator import Phase
+from tests.edgegap_emulator.emulator_account import Accounts, phase
+from tipoff_edgegap_emulator import Phase
 
 
 @pytest.mark.parametrize(

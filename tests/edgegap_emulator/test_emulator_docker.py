@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import httpx
 import pytest
-from emulator_account import order, phase
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # docker_engine
-
-from docker_engine import docker, require_engine
-
-from tipoff_orchestrator_client.edgegap.emulator import Phase
-from tipoff_orchestrator_client.edgegap.emulator.service import run_emulator
-from tipoff_orchestrator_client.edgegap.emulator.settings import EmulatorSettings
+from tests.docker_engine import docker, require_engine
+from tests.edgegap_emulator.emulator_account import order, phase
+from tipoff_edgegap_emulator import Phase
+from tipoff_edgegap_emulator.service import run_emulator
+from tipoff_edgegap_emulator.settings import EmulatorSettings
 
 GAMES = """
 [[game]]

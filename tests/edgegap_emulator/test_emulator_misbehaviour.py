@@ -7,9 +7,9 @@ import time
 
 import httpx
 import pytest
-from emulator_account import Accounts, order, phase
 
-from tipoff_orchestrator_client.edgegap.emulator import (
+from tests.edgegap_emulator.emulator_account import Accounts, order, phase
+from tipoff_edgegap_emulator import (
     Dies,
     Drip,
     Fail,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tipoff_orchestrator_client.edgegap.emulator import schema
+from tipoff_edgegap_emulator import schema
 
 
 def user(**data: Any) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from typing import Any
 
 import httpx
 import pytest
-from emulator_account import Account, Accounts, at_once, phase
 
-from tipoff_orchestrator_client.edgegap.emulator import Phase, Rules
-from tipoff_orchestrator_client.edgegap.emulator.options import Options
+from tests.edgegap_emulator.emulator_account import Account, Accounts, at_once, phase
+from tipoff_edgegap_emulator import Phase, Rules
+from tipoff_edgegap_emulator.options import Options
 
 TELLER = """
 [[game]]

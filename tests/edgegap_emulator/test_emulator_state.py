@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from tipoff_orchestrator_client.edgegap.emulator.deployment import Deployment, Phase, Port
-from tipoff_orchestrator_client.edgegap.emulator.effects import SendWebhook, StartServer, StopServer
-from tipoff_orchestrator_client.edgegap.emulator.limits import SlidingWindow
-from tipoff_orchestrator_client.edgegap.emulator.misbehaviour import Fail, NeverReady, Plan, Repeat
-from tipoff_orchestrator_client.edgegap.emulator.refused import Refused
-from tipoff_orchestrator_client.edgegap.emulator.sessions import Sessions, SessionStatus
-from tipoff_orchestrator_client.edgegap.emulator.state import RefusedDeployment, Rules, World
+from tipoff_edgegap_emulator.deployment import Deployment, Phase, Port
+from tipoff_edgegap_emulator.effects import SendWebhook, StartServer, StopServer
+from tipoff_edgegap_emulator.limits import SlidingWindow
+from tipoff_edgegap_emulator.misbehaviour import Fail, NeverReady, Plan, Repeat
+from tipoff_edgegap_emulator.refused import Refused
+from tipoff_edgegap_emulator.sessions import Sessions, SessionStatus
+from tipoff_edgegap_emulator.state import RefusedDeployment, Rules, World
 
 KEY = ("app", "v1")
 PORTS = {"udp": Port("udp", 7000, 7000, "UDP")}

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from emulator_account import Accounts, at_once
 
-from tipoff_orchestrator_client.edgegap.emulator import GoesWrong, Hold, Phase, Repeat, consequences
+from tests.edgegap_emulator.emulator_account import Accounts, at_once
+from tipoff_edgegap_emulator import GoesWrong, Hold, Phase, Repeat, consequences
 
 
 class Sink:

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-_TESTS = Path(__file__).parent.parent
-for _area in ("matchmaker", "gameserver", "orchestrator", "e2e", "faults"):
-    if str(_TESTS / _area) not in sys.path:
-        sys.path.insert(0, str(_TESTS / _area))
-
-# Found by the paths above.
-from matchmaker_processes import Processes, matchmaker_processes  # noqa: E402
-from matchmaker_world import World  # noqa: E402
-
-from tipoff_shared.nats_connection import connect  # noqa: E402
-from tipoff_shared.settings import NatsSettings  # noqa: E402
+from tests.faults.matchmaker_processes import Processes, matchmaker_processes
+from tests.matchmaker.matchmaker_world import World
+from tipoff_shared.nats.connection import connect
+from tipoff_shared.settings import NatsSettings
 
 
 @pytest.fixture

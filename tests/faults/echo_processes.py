@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from matchmaker_world import FAST, KEY, World
-
+from tests.matchmaker.matchmaker_world import FAST, KEY, World
 from tipoff_matchmaker.settings import Settings
 from tipoff_shared.games import Game, Games, ProcessSpec
 from tipoff_shared.messages import SessionReady
@@ -44,6 +43,6 @@ def quick_settings(**changes: object) -> Settings:
 
 async def pid_of(world: World, ready: SessionReady) -> int:
     """Process id of the server that a player was sent to, from its lease."""
-    lease = await world.stores.gameservers.get(ready.deployment_id)
+    lease = await world.buckets.gameservers.get(ready.deployment_id)
     assert lease is not None
     return lease.value.pid

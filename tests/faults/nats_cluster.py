@@ -2,7 +2,7 @@
 
 async with nats_cluster(directory) as cluster:
     async with connect(cluster.settings("mine"), name="me") as bus:
-        await create_stores(bus)  # three replicas each
+        await create_buckets(bus)  # three replicas each
         await (await cluster.leader_of(bus, "KV_sessions")).kill()
 """
 
@@ -22,7 +22,7 @@ from nats.js import api
 
 from tipoff.embedded_nats import EmbeddedNats
 from tipoff_shared.errors import Unavailable
-from tipoff_shared.nats_connection import Bus, connect
+from tipoff_shared.nats.connection import Bus, connect
 from tipoff_shared.secret import Secret
 from tipoff_shared.settings import NatsSettings
 

@@ -7,7 +7,7 @@ import asyncio
 import msgspec
 
 from tipoff_shared.errors import Unavailable
-from tipoff_shared.kv import LostRace, Store
+from tipoff_shared.kv.bucket import Bucket, LostRace
 from tipoff_shared.records import SessionRecord, SessionState
 
 
@@ -33,7 +33,7 @@ class Acknowledged:
                 self._news.clear()
                 await self._news.wait()
 
-    async def lost(self, sessions: Store[SessionRecord], timeout: float = 20) -> list[str]:
+    async def lost(self, sessions: Bucket[SessionRecord], timeout: float = 20) -> list[str]:
         """Keys whose record is missing or older than what was acknowledged before it was read. Waits until the
         bucket can be read."""
         last = dict(self.last)
@@ -49,7 +49,7 @@ class Acknowledged:
 
 
 async def write_until(
-    stop: asyncio.Event, sessions: Store[SessionRecord], key: str, written: Acknowledged
+    stop: asyncio.Event, sessions: Bucket[SessionRecord], key: str, written: Acknowledged
 ) -> None:
     """Count up in `key` by compare-and-set, as fast as it goes; whatever fails is read and tried again."""
     record = SessionRecord(key, SessionState.REQUESTED, "arena", "1", "1", "me", created_at=0.0)

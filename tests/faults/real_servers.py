@@ -10,16 +10,16 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import nats.errors
-from gameserver_players import Recorder, UdpPlayer, by_udp
-from matchmaker_world import ARENA, KEY, World
 
+from tests.gameserver.gameserver_players import Recorder, UdpPlayer, by_udp
+from tests.matchmaker.matchmaker_world import ARENA, KEY, World
 from tipoff_gameserver import Context, GameServer
 from tipoff_matchmaker.service import Matchmaker
 from tipoff_orchestrator_client.base import DeploySpec
 from tipoff_shared import names
 from tipoff_shared.errors import TipoffError
 from tipoff_shared.messages import Failed, SessionReady
-from tipoff_shared.nats_connection import connect
+from tipoff_shared.nats.connection import connect
 from tipoff_shared.records import SessionState
 from tipoff_shared.server_events import EventKey
 from tipoff_shared.settings import NatsSettings
@@ -135,7 +135,7 @@ async def echoes(player: UdpPlayer, data: bytes = b"still here") -> bool:
 async def connected(world: World, ready: SessionReady) -> bool:
     """Whether its server has written that this player is there; False also while that cannot be read."""
     try:
-        return await world.stores.active_connections.get(ready.session_id) is not None
+        return await world.buckets.active_connections.get(ready.session_id) is not None
     except TipoffError:
         return False
 

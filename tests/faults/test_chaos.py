@@ -11,14 +11,14 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from arena_servers import arena_toml
-from e2e_steps import eventually, pids_of
 
+from tests.arena_servers import arena_toml
+from tests.e2e.e2e_steps import eventually, pids_of
 from tipoff.testing import RunningUp, running_up
 from tipoff_client_sdk import connect
 from tipoff_shared.errors import TipoffError
-from tipoff_shared.nats_connection import connect as connect_nats
-from tipoff_shared.stores import declarations
+from tipoff_shared.kv.buckets import declarations
+from tipoff_shared.nats.connection import connect as connect_nats
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(240)]
 

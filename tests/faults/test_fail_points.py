@@ -9,9 +9,9 @@ import time
 
 import msgspec
 import pytest
-from matchmaker_processes import GAME, Processes
-from matchmaker_world import World
 
+from tests.faults.matchmaker_processes import GAME, Processes
+from tests.matchmaker.matchmaker_world import World
 from tipoff_shared import names
 from tipoff_shared.messages import SessionReady
 from tipoff_shared.records import SessionState
@@ -42,7 +42,7 @@ async def leave_no_trace(world: World, *played: SessionReady) -> None:
 
 async def one_session(world: World, ready: SessionReady) -> None:
     """One record, one seat (once what the dead one left has run out), one server for it."""
-    assert list(await world.stores.sessions.list()) == [ready.session_id]
+    assert list(await world.buckets.sessions.list()) == [ready.session_id]
     await world.eventually(lambda: world.seats_are([ready.session_id]), "one seat is taken")
     assert len(world.fake.started) == 1
 

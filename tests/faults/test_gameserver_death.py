@@ -11,16 +11,16 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from echo_processes import echo_games, pid_of, quick_settings
-from gameserver_players import by_websocket, token_of
-from matchmaker_world import ARENA, World, failed
-from real_servers import active, echoes, real_world
 
+from tests.faults.echo_processes import echo_games, pid_of, quick_settings
+from tests.faults.real_servers import active, echoes, real_world
+from tests.gameserver.gameserver_players import by_websocket, token_of
+from tests.matchmaker.matchmaker_world import ARENA, World, failed
 from tipoff_gameserver import GameServer
 from tipoff_launcher.run import run_launcher
 from tipoff_launcher.settings import Settings as LauncherSettings
 from tipoff_matchmaker.run import run_matchmaker
-from tipoff_shared.kv import LostRace
+from tipoff_shared.kv.bucket import LostRace
 from tipoff_shared.messages import Failed, SessionReady
 from tipoff_shared.records import SessionState
 from tipoff_shared.settings import NatsSettings
@@ -57,7 +57,7 @@ async def test_seats_of_a_server_killed_by_kill_9_are_free_at_once(process_world
         assert "SIGKILL" in session.reason
     again = await world.play()
     assert again.deployment_id != ready.deployment_id
-    assert set(await world.stores.active_connections.list()) <= {again.session_id}
+    assert set(await world.buckets.active_connections.list()) <= {again.session_id}
 
 
 @pytest.mark.row(46)
@@ -120,7 +120,7 @@ async def test_left_before_connected_and_doubled_events_change_nothing(settings:
     """A delete without a put, a put after the end, everything again: each session ends once, each seat is freed once,
     and nobody else's."""
     async with real_world(settings) as (world, _), world.matchmaker(ONE):
-        connections = world.stores.active_connections
+        connections = world.buckets.active_connections
 
         async def ended(ready: SessionReady) -> None:
             session = await world.session_becomes(ready.session_id, SessionState.GONE)
@@ -180,4 +180,4 @@ async def _refused(server: GameServer, ready: SessionReady) -> bool:
 
 
 async def _connections_are(world: World, ready: SessionReady) -> bool:
-    return set(await world.stores.active_connections.list()) == {ready.session_id}
+    return set(await world.buckets.active_connections.list()) == {ready.session_id}

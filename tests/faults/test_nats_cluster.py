@@ -12,17 +12,17 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from matchmaker_world import ARENA
-from nats_cluster import NatsCluster, nats_cluster
-from nats_writers import Acknowledged, write_until
-from real_servers import active, echoes, real_world, seat_within, settled_sweeps
 
+from tests.faults.nats_cluster import NatsCluster, nats_cluster
+from tests.faults.nats_writers import Acknowledged, write_until
+from tests.faults.real_servers import active, echoes, real_world, seat_within, settled_sweeps
+from tests.matchmaker.matchmaker_world import ARENA
 from tipoff_shared.errors import Unavailable
-from tipoff_shared.kv import Entry, LostRace, Store
-from tipoff_shared.kv_changes import Changes
-from tipoff_shared.nats_connection import connect
+from tipoff_shared.kv.bucket import Bucket, Entry, LostRace
+from tipoff_shared.kv.buckets import create_buckets
+from tipoff_shared.kv.changes import Changes
+from tipoff_shared.nats.connection import connect
 from tipoff_shared.records import SessionRecord, SessionState
-from tipoff_shared.stores import create_stores
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]  # three servers, elections
 
@@ -42,7 +42,7 @@ async def test_no_acknowledged_write_is_lost_with_the_leader(cluster: NatsCluste
     """Eight writers; the node that leads their bucket is killed, and the next one stopped; writing goes on without it,
     and all that was acknowledged is there, also when it is back."""
     async with connect(cluster.settings("leader"), name="writers") as bus:
-        sessions = (await create_stores(bus)).sessions
+        sessions = (await create_buckets(bus)).sessions
         written, stop = Acknowledged(), asyncio.Event()
         writers = [asyncio.create_task(write_until(stop, sessions, f"w{n}", written)) for n in range(8)]
         for how in (signal.SIGKILL, signal.SIGSTOP):
@@ -74,7 +74,7 @@ async def test_with_two_of_three_down_nothing_is_written_until_one_is_back(clust
     """Writes are refused, each within its deadline; with the second node they go on, and nothing acknowledged is
     lost."""
     async with connect(cluster.settings("two"), name="writers") as bus:
-        sessions = (await create_stores(bus)).sessions
+        sessions = (await create_buckets(bus)).sessions
         written, stop = Acknowledged(), asyncio.Event()
         writers = [asyncio.create_task(write_until(stop, sessions, f"w{n}", written)) for n in range(8)]
         await written.reaches(1000)
@@ -132,7 +132,7 @@ async def test_a_listing_is_never_older_than_its_call(cluster: NatsCluster) -> N
     """A follower was stopped, and is behind when it runs again: listings, which any replica may serve, still hold
     everything that was acknowledged before they began."""
     async with connect(cluster.settings("stale"), name="lister") as bus:
-        sessions = (await create_stores(bus)).sessions
+        sessions = (await create_buckets(bus)).sessions
         leader = await cluster.leader_of(bus, sessions.stream)
         follower = next(node for node in cluster.nodes.values() if node is not leader)
         revision = await sessions.create("s", RECORD)
@@ -146,7 +146,7 @@ async def test_a_listing_is_never_older_than_its_call(cluster: NatsCluster) -> N
             assert [one["s"].revision for one in found] == [revision] * 8
 
 
-async def _update(sessions: Store[SessionRecord], changed: SessionRecord, revision: int) -> int:
+async def _update(sessions: Bucket[SessionRecord], changed: SessionRecord, revision: int) -> int:
     """Compare-and-set, also when the answer to a first try got lost (the client sat on the stopped node)."""
     while True:
         try:
@@ -159,7 +159,7 @@ async def _update(sessions: Store[SessionRecord], changed: SessionRecord, revisi
             await asyncio.sleep(0.02)  # a refused write does not let other tasks run
 
 
-async def _read(sessions: Store[SessionRecord]) -> dict[str, Entry[SessionRecord]]:
+async def _read(sessions: Bucket[SessionRecord]) -> dict[str, Entry[SessionRecord]]:
     while True:
         with contextlib.suppress(Unavailable):  # its reader was placed on the node that did not run yet
             return await sessions.list()
@@ -172,7 +172,7 @@ async def test_readers_whose_node_is_lost_read_on(cluster: NatsCluster) -> None:
     a watch and a durable reader go on all the same, or say `Unavailable` and find what they missed when they begin
     again."""
     async with connect(cluster.settings("reader"), name="reader") as bus:
-        sessions = (await create_stores(bus)).sessions
+        sessions = (await create_buckets(bus)).sessions
         await sessions.create("before", RECORD)
         watch, durable = _Reader(sessions.watch), _Reader(lambda: sessions.durable("mine"))
         async with watch, durable:
@@ -225,7 +225,7 @@ class _Reader:
                 await self._news.wait()
 
 
-async def _put(sessions: Store[SessionRecord], key: str) -> None:
+async def _put(sessions: Bucket[SessionRecord], key: str) -> None:
     while True:
         with contextlib.suppress(Unavailable):
             await sessions.put(key, RECORD)

@@ -7,9 +7,9 @@ from pathlib import Path
 import msgspec
 import nats.errors
 import pytest
-from matchmaker_world import ARENA
-from real_servers import real_world
 
+from tests.faults.real_servers import real_world
+from tests.matchmaker.matchmaker_world import ARENA
 from tipoff.embedded_nats import embedded_nats
 from tipoff_shared.messages import SessionReady
 

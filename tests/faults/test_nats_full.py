@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from matchmaker_world import ARENA, World, failed
-from real_servers import active, echoes, playing, real_world
 
-from tipoff_shared.kv import Full, Store
+from tests.faults.real_servers import active, echoes, playing, real_world
+from tests.matchmaker.matchmaker_world import ARENA, World, failed
+from tipoff_shared.kv.bucket import Bucket, Full
+from tipoff_shared.kv.buckets import create_buckets
 from tipoff_shared.messages import SessionReady
-from tipoff_shared.nats_connection import Bus, connect
+from tipoff_shared.nats.connection import Bus, connect
 from tipoff_shared.records import SessionRecord, SessionState
 from tipoff_shared.settings import NatsSettings
-from tipoff_shared.stores import create_stores
 
 WARM = msgspec.structs.replace(ARENA, min_ready=1, max_deployments=1, empty_ttl=60)
 RECORD = SessionRecord("s", SessionState.REQUESTED, "arena", "1", "1", "me", created_at=0.0)
@@ -22,7 +22,7 @@ RECORD = SessionRecord("s", SessionState.REQUESTED, "arena", "1", "1", "me", cre
 @pytest.mark.parametrize("limit", ["max_bytes", "max_msgs"])
 async def test_a_full_bucket_refuses_and_still_deletes(nats: Bus, limit: str) -> None:
     """A typed 503 with the reason, and Retry-After; deletes go through and make room."""
-    sessions = (await create_stores(nats)).sessions
+    sessions = (await create_buckets(nats)).sessions
     await _fill(nats, sessions, limit, room=3)
     revisions: dict[str, int] = {}
     refused: Full | None = None
@@ -53,7 +53,7 @@ async def test_when_sessions_are_full_players_hear_503_and_those_who_leave_are_l
         await world.servers_ready(1)
         async with active(world) as (stays, player):
             async with active(world) as (leaves, _):
-                await _fill(world.bus, world.stores.sessions, limit, room=0)
+                await _fill(world.bus, world.buckets.sessions, limit, room=0)
                 answers = await world.ask(timeout=3)
                 assert failed(await answers.end()).code == 503
                 both = [stays.session_id, leaves.session_id]
@@ -72,11 +72,11 @@ async def test_when_connections_are_full_those_who_play_play_on(settings: NatsSe
     async with real_world(settings) as (world, servers), world.matchmaker(game):
         await world.servers_ready(1)
         async with active(world) as (stays, _):
-            await _fill(world.bus, world.stores.active_connections, "max_msgs", room=0)
+            await _fill(world.bus, world.buckets.active_connections, "max_msgs", room=0)
             late = await world.play()
             async with playing(late):
                 assert len(servers.of(stays).players) == 2
-                await _fill(world.bus, world.stores.active_connections, "max_msgs", room=-1)
+                await _fill(world.bus, world.buckets.active_connections, "max_msgs", room=-1)
                 await world.session_becomes(late.session_id, SessionState.ACTIVE)
 
 
@@ -92,12 +92,12 @@ async def test_when_deployments_are_full_an_empty_server_ends_all_the_same(setti
         ready = await world.play()
         await world.server_of(ready).connect(ready)
         await world.eventually(lambda: world.seats_are([ready.session_id]), "a seat")
-        await _fill(world.bus, world.stores.deployments, "max_bytes", room=0)
+        await _fill(world.bus, world.buckets.deployments, "max_bytes", room=0)
         await world.server_of(ready).disconnect(ready)
         await world.eventually(lambda: _none_runs(world), "the server has been stopped")
         answers = await world.ask(timeout=2)
         assert failed(await answers.end()).code in (408, 503)
-        await _fill(world.bus, world.stores.deployments, "max_bytes", room=-1)
+        await _fill(world.bus, world.buckets.deployments, "max_bytes", room=-1)
         await world.nothing_is_left()
 
 
@@ -105,7 +105,7 @@ async def _none_runs(world: World) -> bool:
     return not await world.fake.list()
 
 
-async def _fill(bus: Bus, store: Store[object], limit: str, *, room: int) -> None:  # type: ignore[type-arg]
+async def _fill(bus: Bus, store: Bucket[object], limit: str, *, room: int) -> None:  # type: ignore[type-arg]
     """Let the bucket hold `room` more messages than it does now (-1: as many as come)."""
     info = await bus.js.stream_info(store.stream)
     if room < 0:

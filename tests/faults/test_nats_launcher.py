@@ -20,7 +20,7 @@ from tipoff_launcher.settings import Settings
 from tipoff_orchestrator_client.base import Deployment, DeploySpec, OrchestratorUnavailable, RunState
 from tipoff_orchestrator_client.launcher import LauncherOrchestrator
 from tipoff_shared.games import Game, Games, ProcessSpec
-from tipoff_shared.nats_connection import Bus, connect
+from tipoff_shared.nats.connection import Bus, connect
 from tipoff_shared.netcode import PrivateKey
 
 SLEEP = "import time; time.sleep(300)"

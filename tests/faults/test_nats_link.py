@@ -7,18 +7,18 @@ import time
 
 import msgspec
 import pytest
-from matchmaker_world import ARENA
-from real_servers import active, echoes, playing, real_world, seat_within, settled_sweeps
-from tcp_link import link_to
 
-from tipoff_shared import nats_connection
+from tests.faults.real_servers import active, echoes, playing, real_world, seat_within, settled_sweeps
+from tests.faults.tcp_link import link_to
+from tests.matchmaker.matchmaker_world import ARENA
 from tipoff_shared.errors import Unavailable
-from tipoff_shared.kv import LostRace
+from tipoff_shared.kv.bucket import LostRace
+from tipoff_shared.kv.buckets import create_buckets
 from tipoff_shared.messages import SessionReady
-from tipoff_shared.nats_connection import connect
+from tipoff_shared.nats import connection as nats_connection
+from tipoff_shared.nats.connection import connect
 from tipoff_shared.records import SessionRecord, SessionState
 from tipoff_shared.settings import NatsSettings
-from tipoff_shared.stores import create_stores
 
 WARM = msgspec.structs.replace(ARENA, min_ready=1, max_deployments=1, empty_ttl=60)
 RECORD = SessionRecord("s", SessionState.REQUESTED, "arena", "1", "1", "me", created_at=0.0)
@@ -97,9 +97,9 @@ async def test_a_half_open_link_of_a_game_server_costs_nobody_the_game(
 async def test_a_write_that_arrives_after_its_time_out_is_refused(settings: NatsSettings) -> None:
     """The writer was told `Unavailable`; somebody else goes on; then the late write arrives, and changes nothing."""
     async with connect(settings, name="near") as near, link_to(settings) as (link, through):
-        ours = (await create_stores(near)).sessions
+        ours = (await create_buckets(near)).sessions
         async with connect(through, name="far") as far:
-            theirs = (await create_stores(far)).sessions
+            theirs = (await create_buckets(far)).sessions
             revision = await ours.create("s", RECORD)
             link.freeze()
             late = [
@@ -151,7 +151,7 @@ async def test_a_matchmaker_whose_link_froze_makes_no_second_session(
                 again = [await answers.until(SessionReady) for answers in asked_again]
                 link.thaw()
                 await asyncio.sleep(1.0)  # what was late arrives
-                sessions = await world.stores.sessions.list()
+                sessions = await world.buckets.sessions.list()
                 assert len(sessions) == 20
                 assert {ready.session_id for ready in again} == set(sessions)
                 assert {ready.client_id for ready in again} == {e.value.client_id for e in sessions.values()}

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from matchmaker_world import ARENA
-from nats_writers import Acknowledged, write_until
-from real_servers import active, connected, echoes, playing, real_world, settled_sweeps
 
+from tests.faults.nats_writers import Acknowledged, write_until
+from tests.faults.real_servers import active, connected, echoes, playing, real_world, settled_sweeps
+from tests.matchmaker.matchmaker_world import ARENA
 from tipoff.embedded_nats import EmbeddedNats, embedded_nats
 from tipoff_gameserver import LeaveReason
+from tipoff_shared.kv.buckets import create_buckets
 from tipoff_shared.messages import SessionReady
-from tipoff_shared.nats_connection import connect
+from tipoff_shared.nats.connection import connect
 from tipoff_shared.records import SessionState
-from tipoff_shared.stores import create_stores
 
 WARM = msgspec.structs.replace(ARENA, min_ready=1, max_deployments=1, empty_ttl=60, claim_timeout=2)
 
@@ -36,7 +36,7 @@ async def test_no_acknowledged_write_is_lost_by_kill_9(mortal_nats: EmbeddedNats
     """Eight writers create and change records; NATS is killed and is back after 2 s; what was acknowledged is there,
     and writing goes on within 15 s."""
     async with connect(mortal_nats.settings("kill"), name="writers") as bus:
-        sessions = (await create_stores(bus)).sessions
+        sessions = (await create_buckets(bus)).sessions
         written = Acknowledged()
         stop = asyncio.Event()
         writers = [asyncio.create_task(write_until(stop, sessions, f"w{n}", written)) for n in range(8)]

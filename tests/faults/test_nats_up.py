@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-from arena_servers import arena_toml
-from e2e_steps import eventually, pids_of
 
+from tests.arena_servers import arena_toml
+from tests.e2e.e2e_steps import eventually, pids_of
 from tipoff.testing import running_up
 from tipoff_client_sdk import connect
 from tipoff_shared.errors import TipoffError

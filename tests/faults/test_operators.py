@@ -6,18 +6,14 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from arena_servers import arena_toml
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "e2e"))
-
-from e2e_steps import all_given_back, eventually, pids_of, tipoff, tipoff_json
-
+from tests.arena_servers import arena_toml
+from tests.e2e.e2e_steps import all_given_back, eventually, pids_of, tipoff, tipoff_json
 from tipoff.testing import RunningUp, running_up
 from tipoff_client_sdk import Player, ServerLost, connect
 

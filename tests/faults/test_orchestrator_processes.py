@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from matchmaker_world import KEY, World, failed
 
+from tests.matchmaker.matchmaker_world import KEY, World, failed
 from tipoff_launcher.run import run_launcher
 from tipoff_launcher.service import Launcher
 from tipoff_launcher.settings import Settings as LauncherSettings

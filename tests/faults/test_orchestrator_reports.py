@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import msgspec
 import pytest
-from fake_orchestrator import BUSY, playing
-from matchmaker_world import ARENA, World
 
-from tipoff_matchmaker import endings
+from tests.faults.fake_orchestrator import BUSY, playing
+from tests.matchmaker.matchmaker_world import ARENA, World
+from tipoff_matchmaker.fleet import stop as endings
 from tipoff_orchestrator_client.base import (
     OrchestratorUnavailable,
     Port,
@@ -147,7 +147,7 @@ async def test_at_most_a_few_servers_are_ended_on_suspicion(world: World) -> Non
             await playing(world)
         for server in world.servers.values():
             server.die()
-            await world.stores.gameservers.forget(server.id, 2**62)
+            await world.buckets.gameservers.forget(server.id, 2**62)
         world.fake.fail("get", BUSY, times=100)
         await matchmaker.sweep.once()
         await asyncio.sleep(0.1)  # the grace itself

@@ -6,9 +6,9 @@ import time
 
 import msgspec
 import pytest
-from fake_orchestrator import BUSY, deploys
-from matchmaker_world import ARENA, World, failed
 
+from tests.faults.fake_orchestrator import BUSY, deploys
+from tests.matchmaker.matchmaker_world import ARENA, World, failed
 from tipoff_orchestrator_client.base import (
     NoCapacity,
     OrchestratorUnavailable,

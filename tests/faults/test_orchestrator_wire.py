@@ -9,10 +9,10 @@ from contextlib import asynccontextmanager
 
 import msgspec
 import pytest
-from fake_orchestrator import playing
-from matchmaker_world import ARENA, World, failed
 
-from tipoff_matchmaker import endings
+from tests.faults.fake_orchestrator import playing
+from tests.matchmaker.matchmaker_world import ARENA, World, failed
+from tipoff_matchmaker.fleet import stop as endings
 from tipoff_matchmaker.service import Matchmaker
 from tipoff_orchestrator_client import wire
 from tipoff_orchestrator_client.base import (

@@ -18,7 +18,7 @@ import websockets
 from nats.aio.msg import Msg
 
 from tipoff_shared.messages import ACKNOWLEDGED
-from tipoff_shared.nats_connection import Bus
+from tipoff_shared.nats.connection import Bus
 from tipoff_shared.settings import NatsSettings
 
 ARENA = '{"game":"arena","version":"1"}'

@@ -11,8 +11,8 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
-from arena_servers import arena_toml
 
+from tests.arena_servers import arena_toml
 from tipoff.testing import RunningUp, running_up
 from tipoff_client_sdk import connect
 

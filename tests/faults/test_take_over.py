@@ -8,9 +8,9 @@ import time
 
 import msgspec
 import pytest
-from matchmaker_processes import GAME, Processes
-from matchmaker_world import Answers, World
 
+from tests.faults.matchmaker_processes import GAME, Processes
+from tests.matchmaker.matchmaker_world import Answers, World
 from tipoff_shared import names
 from tipoff_shared.messages import (
     Acknowledged,
@@ -71,7 +71,7 @@ async def test_a_request_to_a_stopped_matchmaker_is_seen_through_by_the_other(
     assert not isinstance(late, SessionReady) or late.client_id == ready.client_id
     await world.session_becomes(ready.session_id, SessionState.ACTIVE)
     await world.eventually(lambda: world.seats_are([ready.session_id]), "one seat")
-    assert len(await world.stores.sessions.list()) == 1
+    assert len(await world.buckets.sessions.list()) == 1
     assert len(world.fake.started) == 1
 
 
@@ -131,7 +131,7 @@ async def test_twenty_duplicates_at_three_matchmakers_make_one_session(
     assert len({one.client_id for one in ready if isinstance(one, SessionReady)}) == 1
     session_id = names.session_id(request_id)
     await world.eventually(lambda: world.seats_are([session_id]), "one seat")
-    assert list(await world.stores.sessions.list()) == [session_id]
+    assert list(await world.buckets.sessions.list()) == [session_id]
     assert len(world.fake.started) == 1
 
 

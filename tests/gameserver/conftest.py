@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # gameserver_players
-
-from gameserver_players import Recorder
-
+from tests.gameserver.gameserver_players import Recorder
 from tipoff_gameserver import Context, GameServer, PrivateKey
-from tipoff_shared.nats_connection import Bus
+from tipoff_shared.kv.buckets import Buckets, create_buckets
+from tipoff_shared.nats.connection import Bus
 from tipoff_shared.settings import NatsSettings
-from tipoff_shared.stores import Stores, create_stores
 
 
 @pytest.fixture
@@ -31,13 +26,13 @@ async def alone(game: Recorder) -> AsyncIterator[GameServer]:
 
 
 @pytest.fixture
-async def kv(nats: Bus) -> Stores:
+async def kv(nats: Bus) -> Buckets:
     """All buckets of the test's namespace."""
-    return await create_stores(nats)
+    return await create_buckets(nats)
 
 
 @pytest.fixture
-def deployment(settings: NatsSettings, kv: Stores) -> Context:
+def deployment(settings: NatsSettings, kv: Buckets) -> Context:
     """A deployment on loopback whose ports are free ones."""
     return Context(
         deployment_id="arena-1",

@@ -7,7 +7,10 @@ import time
 from dataclasses import replace
 
 import pytest
-from gameserver_players import (
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.gameserver.gameserver_players import (
     Recorder,
     by_udp,
     by_websocket,
@@ -15,14 +18,11 @@ from gameserver_players import (
     expired_token_for,
     token_for,
 )
-from hypothesis import given
-from hypothesis import strategies as st
-
 from tipoff_gameserver import Context, GameServer, PrivateKey
-from tipoff_gameserver.admission import Admission, Foreign, Grant, LookUp, Refusal
+from tipoff_gameserver.players.admission import Admission, Foreign, Grant, LookUp, Refusal
+from tipoff_shared.kv.buckets import Buckets
 from tipoff_shared.messages import Admitted, Failed
 from tipoff_shared.netcode import Address, ClientState, Dialect, UsedTokens
-from tipoff_shared.stores import Stores
 from tipoff_shared.user_data import TokenUserData
 
 KEY = PrivateKey.generate()
@@ -85,7 +85,7 @@ def test_stream_tokens_of_any_kind_raise_nothing(data: bytes) -> None:
 
 
 async def test_a_used_token_is_refused_on_every_transport(
-    deployment: Context, game: Recorder, kv: Stores
+    deployment: Context, game: Recorder, kv: Buckets
 ) -> None:
     """UDP then WebSocket, WebSocket then UDP, WebSocket twice; also after the first one has left."""
     async with GameServer(game, context=deployment) as server:
@@ -110,7 +110,7 @@ async def test_a_used_token_is_refused_on_every_transport(
 
 
 async def test_one_client_id_plays_once_whatever_the_transport(
-    deployment: Context, game: Recorder, kv: Stores
+    deployment: Context, game: Recorder, kv: Buckets
 ) -> None:
     async with GameServer(game, context=deployment) as server:
         async with (
@@ -129,7 +129,7 @@ async def test_one_client_id_plays_once_whatever_the_transport(
                 assert second_udp.state is ClientState.SENDING_CONNECTION_REQUEST
 
 
-async def test_capacity_is_one_for_all_transports(deployment: Context, game: Recorder, kv: Stores) -> None:
+async def test_capacity_is_one_for_all_transports(deployment: Context, game: Recorder, kv: Buckets) -> None:
     """Four seats, two taken on each: the fifth is denied by UDP and refused by WebSocket, until one leaves."""
     async with (
         GameServer(game, context=deployment) as server,
@@ -151,7 +151,7 @@ async def test_capacity_is_one_for_all_transports(deployment: Context, game: Rec
 
 @pytest.mark.parametrize("fault", ["deployment", "boot", "address", "expired", "key", "zeros"])
 async def test_a_token_that_is_not_for_us_is_refused(
-    deployment: Context, game: Recorder, kv: Stores, fault: str
+    deployment: Context, game: Recorder, kv: Buckets, fault: str
 ) -> None:
     async with GameServer(game, context=deployment) as server:
         token = {
@@ -185,7 +185,7 @@ def _with_other_key(context: Context) -> Context:
 
 
 async def test_a_bevygap_token_is_looked_up_before_the_challenge(
-    deployment: Context, game: Recorder, kv: Stores
+    deployment: Context, game: Recorder, kv: Buckets
 ) -> None:
     """Known clients come in with their session; unknown ones are denied and never challenged."""
     async with GameServer(game, context=replace(deployment, bevygap=True)) as server:

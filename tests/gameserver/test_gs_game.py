@@ -7,8 +7,8 @@ import logging
 import time
 
 import pytest
-from gameserver_players import Recorder, by_udp, by_websocket, eventually, ready, token_of
 
+from tests.gameserver.gameserver_players import Recorder, by_udp, by_websocket, eventually, ready, token_of
 from tipoff_gameserver import GameFailed, GameServer, LeaveReason, Player
 
 

@@ -12,14 +12,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from gameserver_players import eventually
 from websockets.asyncio.client import connect
 
+from tests.gameserver.gameserver_players import eventually
 from tipoff_gameserver import Context
+from tipoff_shared.kv.buckets import Buckets
 from tipoff_shared.netcode import Address, PrivateKey, issue_token
 from tipoff_shared.records import GameserverLease, LeaseState
 from tipoff_shared.settings import NatsSettings
-from tipoff_shared.stores import Stores
 from tipoff_shared.user_data import TokenUserData
 
 SERVER = """
@@ -75,7 +75,7 @@ def environment(tmp_path: Path, settings: NatsSettings, deployment: Context) -> 
     }
 
 
-async def lease_of(kv: Stores) -> GameserverLease:
+async def lease_of(kv: Buckets) -> GameserverLease:
     async def there() -> bool:
         return await kv.gameservers.get("arena-1") is not None
 
@@ -102,7 +102,7 @@ async def exit_code(process: asyncio.subprocess.Process, timeout: float = 10) ->
 
 
 async def test_sigterm_drains_and_leaves_nothing_behind(
-    environment: dict[str, str], deployment: Context, kv: Stores
+    environment: dict[str, str], deployment: Context, kv: Buckets
 ) -> None:
     """Nobody new comes in; who plays may stay for the grace period, is then sent away and written off; exit 0."""
     async with server_process(environment) as process:
@@ -132,7 +132,7 @@ async def test_sigterm_drains_and_leaves_nothing_behind(
         assert await kv.active_connections.list() == {}
 
 
-async def test_sigterm_on_an_empty_server_ends_it_at_once(environment: dict[str, str], kv: Stores) -> None:
+async def test_sigterm_on_an_empty_server_ends_it_at_once(environment: dict[str, str], kv: Buckets) -> None:
     async with server_process(environment | {"TIPOFF_DRAIN_GRACE": "600"}) as process:
         await lease_of(kv)
         process.send_signal(signal.SIGTERM)
@@ -141,7 +141,7 @@ async def test_sigterm_on_an_empty_server_ends_it_at_once(environment: dict[str,
 
 
 async def test_a_second_signal_does_not_wait_for_players(
-    environment: dict[str, str], deployment: Context, kv: Stores
+    environment: dict[str, str], deployment: Context, kv: Buckets
 ) -> None:
     async with server_process(environment | {"TIPOFF_DRAIN_GRACE": "600"}) as process:
         lease = await lease_of(kv)
@@ -161,7 +161,7 @@ async def test_a_second_signal_does_not_wait_for_players(
 
 
 async def test_shutdown_ends_the_process_with_an_ended_lease(
-    environment: dict[str, str], deployment: Context, kv: Stores
+    environment: dict[str, str], deployment: Context, kv: Buckets
 ) -> None:
     async with server_process(environment) as process:
         lease = await lease_of(kv)
@@ -198,7 +198,7 @@ async def test_a_stand_alone_process_says_where_it_is_and_ends_on_ctrl_c() -> No
 
 
 async def test_the_private_key_is_nowhere_in_the_log(
-    environment: dict[str, str], deployment: Context, kv: Stores
+    environment: dict[str, str], deployment: Context, kv: Buckets
 ) -> None:
     """Neither the key nor the NATS password is ever written, whatever the log level."""
     async with server_process(environment | {"TIPOFF_LOG_LEVEL": "DEBUG"}) as process:

@@ -13,8 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from certificates import self_signed
-from gameserver_players import (
+from websockets.asyncio.client import connect
+
+from tests.certificates import self_signed
+from tests.gameserver.gameserver_players import (
     Recorder,
     by_udp,
     by_websocket,
@@ -23,8 +25,6 @@ from gameserver_players import (
     token_for,
     token_of,
 )
-from websockets.asyncio.client import connect
-
 from tipoff_gameserver import ConfigError, Context, GameServer, LeaveReason, Player
 from tipoff_gameserver.edgegap import end_deployment
 from tipoff_gameserver.transports.sockets import bind

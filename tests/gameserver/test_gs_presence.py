@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from gameserver_players import Recorder, by_udp, by_websocket, eventually, token_for
 
+from tests.gameserver.gameserver_players import Recorder, by_udp, by_websocket, eventually, token_for
 from tipoff.embedded_nats import EmbeddedNats, embedded_nats, find_nats_server
 from tipoff_gameserver import Context, GameServer
 from tipoff_gameserver.presence import NoPresence, Presence
@@ -20,12 +20,12 @@ from tipoff_gameserver.presence.events import EventPresence
 from tipoff_gameserver.presence.nats import NatsPresence
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.event_stream import create_event_stream
+from tipoff_shared.kv.buckets import Buckets, create_buckets
 from tipoff_shared.messages import Transports
-from tipoff_shared.nats_connection import Bus, connect
+from tipoff_shared.nats.connection import Bus, connect
 from tipoff_shared.records import Command, Drain, GameserverLease, LeaseState, encode
 from tipoff_shared.server_events import EventKey
 from tipoff_shared.settings import NatsSettings
-from tipoff_shared.stores import Stores, create_stores
 
 
 def lease(state: LeaseState = LeaseState.READY) -> GameserverLease:
@@ -37,7 +37,9 @@ def ignore(command: Command) -> None:
 
 
 @pytest.fixture(params=["none", "nats", "events"])
-async def presence(request: pytest.FixtureRequest, settings: NatsSettings, nats: Bus, kv: Stores) -> Presence:
+async def presence(
+    request: pytest.FixtureRequest, settings: NatsSettings, nats: Bus, kv: Buckets
+) -> Presence:
     if request.param == "none":
         return NoPresence()
     if request.param == "events":
@@ -74,7 +76,7 @@ async def test_contract_it_can_be_closed_without_having_begun(presence: Presence
     await presence.close(keep_lease=False)
 
 
-async def test_it_closes_at_once_whenever_that_is(settings: NatsSettings, kv: Stores) -> None:
+async def test_it_closes_at_once_whenever_that_is(settings: NatsSettings, kv: Buckets) -> None:
     """Also in the middle of connecting or of the first writes; nothing is left behind."""
     for delay in (0, 0.0005, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.01):
         presence = NatsPresence(settings, "d1", announcement={})
@@ -88,7 +90,7 @@ async def test_it_closes_at_once_whenever_that_is(settings: NatsSettings, kv: St
 
 
 async def test_a_drain_command_lets_nobody_in_and_ends_with_the_last_player(
-    deployment: Context, game: Recorder, kv: Stores, nats: Bus
+    deployment: Context, game: Recorder, kv: Buckets, nats: Bus
 ) -> None:
     server = GameServer(game, context=deployment)
     running = asyncio.create_task(server.run())
@@ -106,7 +108,7 @@ async def test_a_drain_command_lets_nobody_in_and_ends_with_the_last_player(
 
 
 async def test_a_key_of_another_server_is_not_deleted(
-    deployment: Context, game: Recorder, kv: Stores
+    deployment: Context, game: Recorder, kv: Buckets
 ) -> None:
     """The session moved on: its key was written by its new server before this one noticed that it had left."""
     async with GameServer(game, context=deployment) as server:
@@ -186,7 +188,7 @@ async def test_the_game_goes_on_without_nats_and_the_truth_is_there_when_it_is_b
     assert fragile_nats.server is not None
     settings = fragile_nats.server.settings("away")
     async with connect(settings, name="test") as bus:
-        kv = await create_stores(bus)
+        kv = await create_buckets(bus)
         async with (
             GameServer(game, context=replace(deployment, nats=settings), tick_rate=50) as server,
             by_udp(token_for(server, "stays")) as stays,
@@ -214,7 +216,7 @@ async def test_what_cannot_be_withdrawn_is_said_with_the_reason(
     assert fragile_nats.server is not None
     settings = fragile_nats.server.settings("away")
     async with connect(settings, name="test") as bus:
-        await create_stores(bus)
+        await create_buckets(bus)
         await create_event_stream(bus)
     presence: Presence = NatsPresence(settings, "d1", announcement={})
     if isolated:
@@ -229,7 +231,7 @@ async def test_what_cannot_be_withdrawn_is_said_with_the_reason(
 
 
 async def test_a_nats_that_forgot_everything_is_told_again(
-    deployment: Context, game: Recorder, kv: Stores, nats: Bus
+    deployment: Context, game: Recorder, kv: Buckets, nats: Bus
 ) -> None:
     """Whatever KV lost or has again after a restart is compared with who is connected."""
     async with GameServer(game, context=deployment) as server:
@@ -246,23 +248,23 @@ async def _has(store: object, key: str) -> bool:
     return await store.get(key) is not None  # type: ignore[attr-defined]
 
 
-async def _is_empty(kv: Stores) -> bool:
+async def _is_empty(kv: Buckets) -> bool:
     return await kv.active_connections.list() == {}
 
 
-async def _state_is(kv: Stores, state: LeaseState) -> bool:
+async def _state_is(kv: Buckets, state: LeaseState) -> bool:
     entry = await kv.gameservers.get("arena-1")
     return entry is not None and entry.value.state is state
 
 
-async def _sessions_are(kv: Stores, sessions: set[str]) -> bool:
+async def _sessions_are(kv: Buckets, sessions: set[str]) -> bool:
     try:
         return set(await kv.active_connections.list()) == sessions
     except Unavailable:
         return False
 
 
-async def test_a_short_visit_leaves_another_servers_key_alone(settings: NatsSettings, kv: Stores) -> None:
+async def test_a_short_visit_leaves_another_servers_key_alone(settings: NatsSettings, kv: Buckets) -> None:
     """The session sits elsewhere by now: its key is not ours to write or delete."""
     presence = NatsPresence(settings, "d1", announcement={})
     presence.joined("s1", 7)

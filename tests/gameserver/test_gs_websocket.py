@@ -8,10 +8,10 @@ import socket
 import time
 
 import pytest
-from gameserver_players import Recorder, by_udp, by_websocket, eventually, ready, token_of
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from tests.gameserver.gameserver_players import Recorder, by_udp, by_websocket, eventually, ready, token_of
 from tipoff_gameserver import Context, GameServer, LeaveReason, Player, PrivateKey
 from tipoff_gameserver.transports import websocket
 

@@ -18,13 +18,13 @@ import httpx
 import pytest
 import uvloop
 import websockets
-from certificates import self_signed
 from nats.aio.msg import Msg
 
-from tipoff_matchmaker_httpd.serve import RunningHttpd, run_httpd
+from tests.certificates import self_signed
+from tipoff_matchmaker_httpd.server.run import RunningHttpd, run_httpd
 from tipoff_matchmaker_httpd.settings import Settings
 from tipoff_shared.messages import ACKNOWLEDGED
-from tipoff_shared.nats_connection import Bus, connect
+from tipoff_shared.nats.connection import Bus, connect
 from tipoff_shared.settings import NatsSettings
 
 READY = (

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tipoff_matchmaker_httpd import gs_upstreams
-from tipoff_matchmaker_httpd.gs_upstreams import Upstreams, upstream_of
+from tipoff_matchmaker_httpd.routes import gs_upstreams
+from tipoff_matchmaker_httpd.routes.gs_upstreams import Upstreams, upstream_of
 from tipoff_shared.errors import Unavailable
+from tipoff_shared.kv.buckets import Buckets, create_buckets
 from tipoff_shared.messages import Transports, UdpAddress, WebSocketAddress
-from tipoff_shared.nats_connection import Bus
+from tipoff_shared.nats.connection import Bus
 from tipoff_shared.records import DeploymentRecord, DeploymentState, GameserverLease, LeaseState
-from tipoff_shared.stores import Stores, create_stores
 
 WEB = Transports(websocket=WebSocketAddress("ws://10.0.0.7:31000/"))
 LIVE = (DeploymentState.READY, DeploymentState.DRAINING)
@@ -44,8 +44,8 @@ def lease(**changes: object) -> GameserverLease:
 
 
 @pytest.fixture
-async def kv(nats: Bus) -> Stores:
-    return await create_stores(nats)
+async def kv(nats: Bus) -> Buckets:
+    return await create_buckets(nats)
 
 
 # The rule.
@@ -98,7 +98,7 @@ def test_an_upstream_is_host_and_port_whatever_the_record_says(proxy: str, port:
 # The answers.
 
 
-async def test_a_live_server_is_told_to_the_proxy(http: Any, kv: Stores) -> None:
+async def test_a_live_server_is_told_to_the_proxy(http: Any, kv: Buckets) -> None:
     """204, the address in the header, nothing to be stored."""
     await kv.deployments.create("arena-1", record())
     answer = await http.get("/internal/gs/arena-1")
@@ -110,33 +110,33 @@ async def test_a_live_server_is_told_to_the_proxy(http: Any, kv: Stores) -> None
 @pytest.mark.parametrize(
     "name", ["arena-2", "ARENA-1", "a.b", "a%2Fb", "%2e%2e", "a" * 64, "a*", "a>", "-a", "a%0d%0aX:y"]
 )
-async def test_any_other_is_not_found(http: Any, kv: Stores, name: str) -> None:
+async def test_any_other_is_not_found(http: Any, kv: Buckets, name: str) -> None:
     """Unknown, or no id at all: nothing of it reaches a subject."""
     answer = await http.get(f"/internal/gs/{name}")
     assert answer.status_code == 404
     assert "x-tipoff-upstream" not in answer.headers
 
 
-async def test_an_ended_server_is_not_found(http: Any, kv: Stores) -> None:
+async def test_an_ended_server_is_not_found(http: Any, kv: Buckets) -> None:
     """Its record stays for a while; nobody is sent there."""
     await kv.deployments.create("arena-1", record(state=DeploymentState.STOPPING))
     assert (await http.get("/internal/gs/arena-1")).status_code == 404
 
 
-async def test_a_record_nobody_can_read_is_not_found(http: Any, kv: Stores, nats: Bus) -> None:
+async def test_a_record_nobody_can_read_is_not_found(http: Any, kv: Buckets, nats: Bus) -> None:
     """And does no harm to the next question."""
     await nats.js.publish(f"$KV.{nats.subjects.bucket('deployments')}.arena-1", b"{}")
     assert (await http.get("/internal/gs/arena-1")).status_code == 404
 
 
-async def test_a_smuggled_upstream_is_refused(http: Any, kv: Stores) -> None:
+async def test_a_smuggled_upstream_is_refused(http: Any, kv: Buckets) -> None:
     """A player's own header, let through by a proxy that does not strip it."""
     await kv.deployments.create("arena-1", record())
     answer = await http.get("/internal/gs/arena-1", headers={"X-Tipoff-Upstream": "169.254.169.254:80"})
     assert answer.status_code == 403
 
 
-async def test_pages_of_foreign_origins_may_not_play(http: Any, kv: Stores) -> None:
+async def test_pages_of_foreign_origins_may_not_play(http: Any, kv: Buckets) -> None:
     """The rule of `/matchmaker/ws`: the same origin, or one on the operator's list."""
     await kv.deployments.create("arena-1", record())
     same = {"Host": "play.example", "Origin": "https://play.example"}
@@ -145,7 +145,7 @@ async def test_pages_of_foreign_origins_may_not_play(http: Any, kv: Stores) -> N
     assert (await http.get("/internal/gs/arena-1", headers=other)).status_code == 403
 
 
-async def test_only_the_operators_networks_may_ask(start: Any, kv: Stores) -> None:
+async def test_only_the_operators_networks_may_ask(start: Any, kv: Buckets) -> None:
     """By the socket's peer: X-Forwarded-For does not help."""
     import httpx
 
@@ -156,7 +156,7 @@ async def test_only_the_operators_networks_may_ask(start: Any, kv: Stores) -> No
 
 
 async def test_a_question_with_the_players_upgrade_headers_is_answered(
-    httpd: Any, raw: Any, kv: Stores
+    httpd: Any, raw: Any, kv: Buckets
 ) -> None:
     """As Caddy and nginx pass them on; the connection is closed after it."""
     await kv.deployments.create("arena-1", record())
@@ -172,7 +172,7 @@ async def test_a_question_with_the_players_upgrade_headers_is_answered(
 
 
 async def test_without_nats_an_answer_given_before_stays_good(
-    http: Any, kv: Stores, monkeypatch: Any
+    http: Any, kv: Buckets, monkeypatch: Any
 ) -> None:
     """Players reconnect to games that go on; what was never asked is 503 with Retry-After."""
     await kv.deployments.create("arena-1", record())
@@ -216,7 +216,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
     return counted
 
 
-async def test_a_storm_asks_nats_once(nats: Bus, kv: Stores, counted: Counted) -> None:
+async def test_a_storm_asks_nats_once(nats: Bus, kv: Buckets, counted: Counted) -> None:
     """A thousand players of one server, all at one moment, and again a moment later."""
     upstreams = Upstreams()
     async with upstreams.running(nats):
@@ -226,7 +226,7 @@ async def test_a_storm_asks_nats_once(nats: Bus, kv: Stores, counted: Counted) -
     assert counted.reads == 1
 
 
-async def test_an_answer_lives_for_seconds(nats: Bus, kv: Stores, counted: Counted) -> None:
+async def test_an_answer_lives_for_seconds(nats: Bus, kv: Buckets, counted: Counted) -> None:
     """Then NATS is asked again; a refusal lives for one second."""
     now = [100.0]
     upstreams = Upstreams(lambda: now[0])
@@ -242,7 +242,7 @@ async def test_an_answer_lives_for_seconds(nats: Bus, kv: Stores, counted: Count
         assert await upstreams.find("arena-1") == "host:2"
 
 
-async def test_a_lease_that_goes_ends_an_answer_at_once(nats: Bus, kv: Stores, counted: Counted) -> None:
+async def test_a_lease_that_goes_ends_an_answer_at_once(nats: Bus, kv: Buckets, counted: Counted) -> None:
     """Told by the watch; a heartbeat leaves it."""
     upstreams = Upstreams()
     upstreams.hint("arena-1", lease())
@@ -256,7 +256,7 @@ async def test_a_lease_that_goes_ends_an_answer_at_once(nats: Bus, kv: Stores, c
         assert await upstreams.find("arena-1") is None
 
 
-async def test_what_changes_while_it_is_read_is_read_again(nats: Bus, kv: Stores, counted: Counted) -> None:
+async def test_what_changes_while_it_is_read_is_read_again(nats: Bus, kv: Buckets, counted: Counted) -> None:
     """An answer from before the change is not kept."""
     upstreams = Upstreams()
     async with upstreams.running(nats):
@@ -270,7 +270,7 @@ async def test_what_changes_while_it_is_read_is_read_again(nats: Bus, kv: Stores
         assert await upstreams.find("arena-1") == "host:2"
 
 
-async def test_the_watch_hears_of_leases(nats: Bus, kv: Stores, eventually: Any) -> None:
+async def test_the_watch_hears_of_leases(nats: Bus, kv: Buckets, eventually: Any) -> None:
     """On real NATS: put, then gone."""
     upstreams = Upstreams()
     async with upstreams.running(nats):
@@ -281,7 +281,7 @@ async def test_the_watch_hears_of_leases(nats: Bus, kv: Stores, eventually: Any)
 
 
 async def test_names_that_do_not_exist_take_no_memory_without_end(
-    nats: Bus, kv: Stores, counted: Counted, monkeypatch: pytest.MonkeyPatch
+    nats: Bus, kv: Buckets, counted: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The oldest answers go."""
     monkeypatch.setattr(gs_upstreams, "KEPT", 10)
@@ -294,7 +294,7 @@ async def test_names_that_do_not_exist_take_no_memory_without_end(
 
 
 async def test_a_nats_that_does_not_answer_is_503(
-    nats: Bus, kv: Stores, counted: Counted, monkeypatch: pytest.MonkeyPatch
+    nats: Bus, kv: Buckets, counted: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Within its patience; and at the end of httpd nobody is left waiting."""
     monkeypatch.setattr(gs_upstreams, "PATIENCE", 0.05)

@@ -14,13 +14,14 @@ import pytest
 from nats.aio.msg import Msg
 
 from tipoff.embedded_nats import embedded_nats
-from tipoff_matchmaker_httpd.demo import MAX_QUEUED, Demo, public_reason
-from tipoff_matchmaker_httpd.serve import run_httpd
+from tipoff_matchmaker_httpd.routes.demo import MAX_QUEUED, Demo, public_reason
+from tipoff_matchmaker_httpd.server.run import run_httpd
 from tipoff_matchmaker_httpd.settings import Settings
 from tipoff_matchmaker_httpd.state import Httpd
 from tipoff_shared.errors import ConfigError
+from tipoff_shared.kv.buckets import Buckets, create_buckets
 from tipoff_shared.messages import Transports
-from tipoff_shared.nats_connection import connect
+from tipoff_shared.nats.connection import connect
 from tipoff_shared.records import (
     DeploymentRecord,
     DeploymentState,
@@ -29,7 +30,6 @@ from tipoff_shared.records import (
     SessionRecord,
     SessionState,
 )
-from tipoff_shared.stores import Stores, create_stores
 
 
 def session(name: str, state: SessionState = SessionState.READY) -> SessionRecord:
@@ -92,11 +92,11 @@ async def watching(url: str) -> AsyncIterator[Events]:
 
 
 @pytest.fixture
-async def buckets(nats: Any) -> Stores:
-    return await create_stores(nats)
+async def buckets(nats: Any) -> Buckets:
+    return await create_buckets(nats)
 
 
-async def test_a_page_sees_what_is_and_what_changes(start: Any, buckets: Stores, eventually: Any) -> None:
+async def test_a_page_sees_what_is_and_what_changes(start: Any, buckets: Buckets, eventually: Any) -> None:
     """A snapshot, then each record as it changes, to its end."""
     await buckets.deployments.put("d1", deployment("d1"))
     await buckets.sessions.put("s0", session("s0", SessionState.GONE))
@@ -120,7 +120,7 @@ async def test_a_page_sees_what_is_and_what_changes(start: Any, buckets: Stores,
         await events.until("deployment", id="d1", state="gone")
 
 
-async def test_nothing_of_a_player_is_shown(start: Any, buckets: Stores, eventually: Any) -> None:
+async def test_nothing_of_a_player_is_shown(start: Any, buckets: Buckets, eventually: Any) -> None:
     """Neither address nor client id, and nothing of the host's inside."""
     await buckets.deployments.put("d1", deployment("d1"))
     await buckets.sessions.put("s1", session("s1"))
@@ -189,7 +189,7 @@ async def test_the_view_survives_a_restart_of_nats(tmp_path: Path, eventually: A
     async with embedded_nats(tmp_path / "nats") as server:
         settings = server.settings("demo")
         async with connect(settings, name="matchmaker") as bus:
-            buckets = await create_stores(bus)
+            buckets = await create_buckets(bus)
             await buckets.sessions.put("s1", session("s1"))
             async with (
                 run_httpd(Settings(port=0, demo=True, drain_timeout=0.2), settings) as httpd,

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tipoff_matchmaker_httpd.ws import parse_request
+from tipoff_matchmaker_httpd.routes.play_ws import parse_request
 from tipoff_shared.errors import Malformed
 from tipoff_shared.messages import PlayRequest, encode_request
 from tipoff_shared.names import NAME

@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 from nats.aio.msg import Msg
-from timing import quickest
 
+from tests.timing import quickest
 from tipoff_shared.messages import ACKNOWLEDGED
 
 STREAM = "/matchmaker/request/arena/1"

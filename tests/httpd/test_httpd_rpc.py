@@ -10,12 +10,12 @@ import pytest
 from nats.aio.msg import Msg
 
 from tipoff.embedded_nats import EmbeddedNats, embedded_nats
-from tipoff_matchmaker_httpd.call import MAX_BUFFERED, Call
-from tipoff_matchmaker_httpd.rpc import Calls, open_calls
+from tipoff_matchmaker_httpd.matchmaker.client import Calls, open_calls
+from tipoff_matchmaker_httpd.matchmaker.feedback import MAX_BUFFERED, Call
 from tipoff_shared.errors import Internal, NoServerInTime, TipoffError, Unavailable
 from tipoff_shared.messages import ACKNOWLEDGED, PlayRequest
-from tipoff_shared.nats_connection import Bus, connect
-from tipoff_shared.supervise import Tasks
+from tipoff_shared.nats.connection import Bus, connect
+from tipoff_shared.primitives.tasks import Tasks
 
 READY = b'{"SessionReady":{"token":"t","ip":"1.2.3.4","port":5}}'
 PROGRESS = b'{"ProgressReport":"soon"}'

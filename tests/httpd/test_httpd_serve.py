@@ -16,7 +16,7 @@ import httpx
 import pytest
 import websockets
 
-from tipoff_matchmaker_httpd.serve import run_httpd
+from tipoff_matchmaker_httpd.server.run import run_httpd
 from tipoff_matchmaker_httpd.settings import Settings
 from tipoff_shared.errors import ConfigError, Unavailable
 from tipoff_shared.messages import ACKNOWLEDGED

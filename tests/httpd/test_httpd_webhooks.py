@@ -11,10 +11,10 @@ import httpx
 import pytest
 from nats.aio.msg import Msg
 
-from tipoff_matchmaker_httpd.serve import RunningHttpd
+from tipoff_matchmaker_httpd.server.run import RunningHttpd
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.hooks import HookKey, load_hook_key
-from tipoff_shared.nats_connection import Bus
+from tipoff_shared.nats.connection import Bus
 
 KEY = "a hook key that nobody else has"
 Start = Callable[..., Awaitable[RunningHttpd]]

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import websockets
-from timing import quickest
 
+from tests.timing import quickest
 from tipoff_shared.messages import ACKNOWLEDGED
 
 ARENA = '{"game":"arena","version":"1"}'

@@ -6,7 +6,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from tipoff_matchmaker_httpd.limits import Limits
+from tipoff_matchmaker_httpd.admission.limits import Limits
 from tipoff_shared.errors import SlowDown, Unavailable
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tipoff_matchmaker_httpd.origin import OriginRule, not_rebound, same_origin
+from tipoff_matchmaker_httpd.admission.origin import OriginRule, not_rebound, same_origin
 from tipoff_matchmaker_httpd.settings import Settings
 
 

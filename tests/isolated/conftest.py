@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
-sys.path.extend(
-    str(Path(__file__).parent.parent / area) for area in ("matchmaker", "gameserver", "faults", "isolated")
-)
-
-from isolated_support import IsolatedNats, IsolatedWorld
-from matchmaker_world import World
-from real_servers import RealServers
-
-from tipoff_shared.nats_connection import Bus, connect
+from tests.faults.real_servers import RealServers
+from tests.isolated.isolated_support import IsolatedNats, IsolatedWorld
+from tests.matchmaker.matchmaker_world import World
+from tipoff_shared.nats.connection import Bus, connect
 
 
 @pytest.fixture

@@ -9,9 +9,8 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from matchmaker_world import World
-from real_servers import RealServers
-
+from tests.faults.real_servers import RealServers
+from tests.matchmaker.matchmaker_world import World
 from tipoff.embedded_nats import EmbeddedNats
 from tipoff.nats_roles.isolated import accounts
 from tipoff.nats_roles.users import hashed

@@ -13,7 +13,7 @@ from tipoff_gameserver.presence.events import EventPresence
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.event_stream import create_event_stream
 from tipoff_shared.messages import Transports
-from tipoff_shared.nats_connection import Bus
+from tipoff_shared.nats.connection import Bus
 from tipoff_shared.records import Command, GameserverLease, LeaseState
 from tipoff_shared.server_events import MAX_CHANGES, EventKey, Goodbye, Lease, Players, unseal
 from tipoff_shared.settings import NatsSettings

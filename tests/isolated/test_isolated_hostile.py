@@ -12,22 +12,22 @@ from collections.abc import AsyncIterator, Iterable
 
 import msgspec
 import pytest
-from isolated_support import IsolatedNats, IsolatedWorld
-from matchmaker_world import ARENA
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from real_servers import active, echoes
 
+from tests.faults.real_servers import active, echoes
+from tests.isolated.isolated_support import IsolatedNats, IsolatedWorld
+from tests.matchmaker.matchmaker_world import ARENA
 from tipoff.nats_roles.isolated import isolated_permissions
 from tipoff_matchmaker.service import Matchmaker
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.event_stream import create_event_stream
-from tipoff_shared.nats_connection import Bus, connect
+from tipoff_shared.kv.buckets import create_buckets
+from tipoff_shared.nats.connection import Bus, connect
 from tipoff_shared.records import SessionState
 from tipoff_shared.secret import Secret
 from tipoff_shared.server_events import MAX_EVENT, EventKey, Players, ServerEvent, seal
 from tipoff_shared.settings import ROLES
-from tipoff_shared.stores import create_stores
 
 ONE_SEAT_EACH = msgspec.structs.replace(ARENA, seats=1, max_deployments=3, empty_ttl=60)
 
@@ -76,7 +76,7 @@ class Witness:
         self.heard: list[str] = []
 
     async def start(self) -> None:
-        await create_stores(self._bus)
+        await create_buckets(self._bus)
         await create_event_stream(self._bus)
         self._before = await self._sequences()
 
@@ -282,7 +282,7 @@ async def test_an_event_in_another_servers_name_is_refused(isolated: IsolatedWor
             return refusals(here.matchmaker) >= 6
 
         await isolated.world.eventually(all_refused, "all are refused")
-        assert await isolated.world.stores.active_connections.get(here.victim_session) is not None
+        assert await isolated.world.buckets.active_connections.get(here.victim_session) is not None
 
 
 @pytest.mark.row(56)
@@ -302,7 +302,7 @@ async def test_a_server_speaks_of_its_own_sessions_alone(isolated: IsolatedWorld
             body, headers = seal(here.key, here.own, ServerEvent(here.boot_id, time.time(), seq, what))
             await hostile.nc.request(world.bus.subjects.events(here.own), body, headers=headers, timeout=2)
         await world.eventually(lambda: _no_events(isolated), "all are handled")
-        connections = await world.stores.active_connections.list()
+        connections = await world.buckets.active_connections.list()
         assert here.victim_session in connections
         assert "nobody" not in connections
         assert connections[here.victim_session].value == here.victim_client

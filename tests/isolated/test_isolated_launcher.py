@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from echo_processes import echo_games, pid_of, quick_settings
-from isolated_support import IsolatedNats
-from matchmaker_world import World
-from real_servers import active, echoes
 
+from tests.faults.echo_processes import echo_games, pid_of, quick_settings
+from tests.faults.real_servers import active, echoes
+from tests.isolated.isolated_support import IsolatedNats
+from tests.matchmaker.matchmaker_world import World
 from tipoff_launcher.run import run_launcher
 from tipoff_launcher.service import Launcher
 from tipoff_launcher.settings import Settings as LauncherSettings
@@ -24,7 +24,7 @@ from tipoff_matchmaker.run import run_matchmaker
 from tipoff_matchmaker.service import Matchmaker
 from tipoff_shared.games import Games
 from tipoff_shared.messages import SessionReady
-from tipoff_shared.nats_connection import Bus
+from tipoff_shared.nats.connection import Bus
 from tipoff_shared.records import SessionState
 
 pytestmark = pytest.mark.slow  # processes
@@ -127,4 +127,4 @@ async def _lease_is_gone(house: House, ready: SessionReady) -> bool:
 
 
 async def _has_lease(house: House, ready: SessionReady) -> bool:
-    return await house.world.stores.gameservers.get(ready.deployment_id) is not None
+    return await house.world.buckets.gameservers.get(ready.deployment_id) is not None

@@ -8,11 +8,11 @@ import time
 
 import msgspec
 import pytest
-from isolated_support import IsolatedNats, IsolatedWorld
-from matchmaker_world import ARENA
-from real_servers import active, connected, echoes, playing, settled_sweeps
 
-from tipoff_shared.nats_connection import connect
+from tests.faults.real_servers import active, connected, echoes, playing, settled_sweeps
+from tests.isolated.isolated_support import IsolatedNats, IsolatedWorld
+from tests.matchmaker.matchmaker_world import ARENA
+from tipoff_shared.nats.connection import connect
 from tipoff_shared.records import DeploymentState, LeaseState, SessionState
 from tipoff_shared.server_events import Players, ServerEvent, seal
 
@@ -24,10 +24,10 @@ async def test_join_and_leave_are_written_down_by_the_matchmaker(isolated: Isola
     async with world.matchmaker(LASTING, profile="isolated"):
         async with active(world) as (ready, player):
             assert await echoes(player)
-            entry = await world.stores.active_connections.get(ready.session_id)
+            entry = await world.buckets.active_connections.get(ready.session_id)
             assert entry is not None
             assert entry.value == ready.client_id
-            lease = await world.stores.gameservers.get(ready.deployment_id)
+            lease = await world.buckets.gameservers.get(ready.deployment_id)
             assert lease is not None
             assert lease.value.state is LeaseState.READY
             began = time.monotonic()
@@ -149,11 +149,11 @@ async def _events_wait(isolated: IsolatedWorld, at_least: int) -> bool:
 
 
 async def _nobody_connected(isolated: IsolatedWorld) -> bool:
-    return await isolated.world.stores.active_connections.list() == {}
+    return await isolated.world.buckets.active_connections.list() == {}
 
 
 async def _lease_is_gone(isolated: IsolatedWorld, deployment_id: str) -> bool:
-    return await isolated.world.stores.gameservers.get(deployment_id) is None
+    return await isolated.world.buckets.gameservers.get(deployment_id) is None
 
 
 async def test_a_launcher_hears_that_a_matchmaker_lives(

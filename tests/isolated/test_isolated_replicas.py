@@ -6,10 +6,10 @@ import time
 from pathlib import Path
 
 import pytest
-from isolated_support import IsolatedWorld
-from matchmaker_processes import GAME, matchmaker_processes
-from matchmaker_world import World
 
+from tests.faults.matchmaker_processes import GAME, matchmaker_processes
+from tests.isolated.isolated_support import IsolatedWorld
+from tests.matchmaker.matchmaker_world import World
 from tipoff_shared.messages import SessionReady
 from tipoff_shared.records import SessionState
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from isolated_support import IsolatedNats, IsolatedWorld
 from nats.aio.client import Client
-from real_servers import active
 
+from tests.faults.real_servers import active
+from tests.isolated.isolated_support import IsolatedNats, IsolatedWorld
 from tipoff_shared.records import SessionState
 
 _ODD = {

@@ -11,18 +11,20 @@ from dataclasses import dataclass
 
 import msgspec
 import pytest
-from gameserver_players import Recorder, by_udp, by_websocket, eventually, token_for
-from isolated_support import IsolatedNats
 from nats.aio.msg import Msg
 
+from tests.gameserver.gameserver_players import Recorder, by_udp, by_websocket, eventually, token_for
+from tests.isolated.isolated_support import IsolatedNats
 from tipoff_gameserver import Context, GameServer, LeaveReason, PrivateKey
+from tipoff_matchmaker.deployments.store import Ledger
+from tipoff_matchmaker.event_secret import EventSecret
 from tipoff_matchmaker.isolated.reader import EventReader
-from tipoff_matchmaker.isolated.secret import EventSecret
 from tipoff_matchmaker.isolated.writer import EventWriter
-from tipoff_matchmaker.ledger import Ledger
 from tipoff_matchmaker.metrics import Metrics
 from tipoff_shared.errors import Unavailable
-from tipoff_shared.nats_connection import Bus, connect
+from tipoff_shared.kv.buckets import Buckets, buckets, create_buckets
+from tipoff_shared.nats.connection import Bus, connect
+from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.records import (
     DeploymentRecord,
     DeploymentState,
@@ -33,8 +35,6 @@ from tipoff_shared.records import (
     SessionState,
     encode,
 )
-from tipoff_shared.stores import Stores, create_stores, stores
-from tipoff_shared.supervise import Tasks
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Profile:
     """`context`: how the server is started; `kv`: what is written down, for eyes that see everything."""
 
     context: Context
-    kv: Stores
+    kv: Buckets
     bus: Bus
     contexts: asyncio.Queue[dict[str, object]]
 
@@ -84,7 +84,7 @@ class Profile:
 async def profile(
     request: pytest.FixtureRequest, isolated_nats: IsolatedNats, eyes: Bus
 ) -> AsyncIterator[Profile]:
-    kv = await create_stores(eyes)
+    kv = await create_buckets(eyes)
     contexts: asyncio.Queue[dict[str, object]] = asyncio.Queue()
     context = Context(
         deployment_id="arena-1",
@@ -119,7 +119,7 @@ async def profile(
             secret = EventSecret(bus)
             await secret.ensure()
             tasks = await stack.enter_async_context(Tasks("events"))
-            own = stores(bus)
+            own = buckets(bus)
             writer = EventWriter(bus, own, Ledger(own.deployments, tasks), told)
             reader = EventReader(bus, writer, Metrics(), tasks, secret.key_of)
             tasks.start(reader.run(), "reader")

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # matchmaker_world
-
-from matchmaker_world import World
-
-from tipoff_shared.nats_connection import connect
+from tests.matchmaker.matchmaker_world import World
+from tipoff_shared.nats.connection import connect
 from tipoff_shared.settings import NatsSettings
 
 

@@ -25,6 +25,7 @@ from tipoff_orchestrator_client.fake import FakeOrchestrator
 from tipoff_shared import names
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.games import Game, Games
+from tipoff_shared.kv.buckets import Buckets, create_buckets
 from tipoff_shared.messages import (
     Acknowledged,
     Failed,
@@ -38,7 +39,7 @@ from tipoff_shared.messages import (
     decode_feedback,
     encode_request,
 )
-from tipoff_shared.nats_connection import Bus
+from tipoff_shared.nats.connection import Bus
 from tipoff_shared.netcode import PrivateKey
 from tipoff_shared.records import (
     Command,
@@ -51,7 +52,6 @@ from tipoff_shared.records import (
     decode_command,
 )
 from tipoff_shared.settings import NatsSettings
-from tipoff_shared.stores import Stores, create_stores
 from tipoff_shared.subjects import REQUEST_ID_HEADER, TIMEOUT_HEADER
 
 T = TypeVar("T")
@@ -109,7 +109,7 @@ class Gameserver:
         await self.beat()
 
     async def beat(self) -> None:
-        await self.world.stores.gameservers.put(self.id, self.lease, ttl=self.world.lease_ttl)
+        await self.world.buckets.gameservers.put(self.id, self.lease, ttl=self.world.lease_ttl)
 
     async def become(self, **changes: object) -> None:
         """Say something else from now on: a state, a boot id."""
@@ -117,15 +117,15 @@ class Gameserver:
         await self.beat()
 
     async def connect(self, ready: SessionReady) -> None:
-        await self.world.stores.active_connections.put(ready.session_id, ready.client_id)
+        await self.world.buckets.active_connections.put(ready.session_id, ready.client_id)
 
     async def disconnect(self, ready: SessionReady) -> None:
-        await self.world.stores.active_connections.delete(ready.session_id)
+        await self.world.buckets.active_connections.delete(ready.session_id)
 
     async def stop(self) -> None:
         """In order: the lease goes."""
         self.beating = False
-        await self.world.stores.gameservers.delete(self.id)
+        await self.world.buckets.gameservers.delete(self.id)
 
     def die(self) -> None:
         """Not in order: the lease is left to expire."""
@@ -224,7 +224,7 @@ class World:
     def __init__(self, bus: Bus, settings: NatsSettings) -> None:
         self.bus = bus
         self.nats_settings = settings
-        self.stores: Stores
+        self.buckets: Buckets
         self.lease_ttl = 2.0
         self.transports: Transports | None = None
         """What servers that start say of their addresses; None: a UDP address of their own."""
@@ -237,7 +237,7 @@ class World:
         self._beats: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> World:
-        self.stores = await create_stores(self.bus)
+        self.buckets = await create_buckets(self.bus)
         self._beats = asyncio.create_task(self._beat())
         return self
 
@@ -359,7 +359,7 @@ class World:
 
         async def back() -> bool:
             try:
-                await self.stores.deployments.get("any")
+                await self.buckets.deployments.get("any")
             except Unavailable:
                 return False
             return True
@@ -369,7 +369,7 @@ class World:
     # What is written down.
 
     async def session(self, session_id: str) -> SessionRecord | None:
-        entry = await self.stores.sessions.get(session_id)
+        entry = await self.buckets.sessions.get(session_id)
         return None if entry is None else entry.value
 
     async def seats(self) -> list[str]:
@@ -392,7 +392,7 @@ class World:
 
     async def deployment_becomes(self, deployment_id: str, state: DeploymentState) -> DeploymentRecord:
         async def there() -> DeploymentRecord | None:
-            entry = await self.stores.deployments.get(deployment_id)
+            entry = await self.buckets.deployments.get(deployment_id)
             return entry.value if entry is not None and entry.value.state is state else None
 
         record = await self.eventually(there, f"{deployment_id} is {state}")
@@ -433,7 +433,7 @@ class World:
 
     async def deployments(self) -> list[DeploymentRecord]:
         """Those that are not gone."""
-        entries = await self.stores.deployments.list()
+        entries = await self.buckets.deployments.list()
         return [e.value for e in entries.values() if e.value.state is not DeploymentState.GONE]
 
     async def eventually(self, check: Callable[[], Awaitable[T]], what: str, timeout: float = 8) -> T:
@@ -461,7 +461,7 @@ class World:
             raise AssertionError(f"left over after {timeout} s: {left}") from None
 
     async def _leftovers(self, servers: int) -> list[str]:
-        sessions = [entry.value for entry in (await self.stores.sessions.list()).values()]
+        sessions = [entry.value for entry in (await self.buckets.sessions.list()).values()]
         left = [f"session {s.state}: {s.reason}" for s in sessions if s.state is not SessionState.GONE]
         live = await self.deployments()
         left += [f"seat {seat} on {record.id}" for record in live for seat in record.seats]
@@ -469,10 +469,10 @@ class World:
             left.append(f"deployments {[(r.id, r.state.value) for r in live]}, not {servers}")
         if sorted(self.fake.living) != sorted(record.id for record in live):
             left.append(f"servers {self.fake.living}")
-        reserved = [d for e in (await self.stores.fleets.list()).values() for d in e.value.deployments]
+        reserved = [d for e in (await self.buckets.fleets.list()).values() for d in e.value.deployments]
         if sorted(reserved) != sorted(record.id for record in live):
             left.append(f"reservations {reserved}")
-        left += [f"connection {key}" for key in await self.stores.active_connections.list()]
+        left += [f"connection {key}" for key in await self.buckets.active_connections.list()]
         return left
 
 

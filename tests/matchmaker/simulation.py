@@ -21,11 +21,11 @@ from tipoff_orchestrator_client.base import Deployment, DeploySpec, Orchestrator
 from tipoff_orchestrator_client.fake import FakeOrchestrator
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.games import Games
-from tipoff_shared.kv import Entry, LostRace
-from tipoff_shared.kv_changes import Ack, Change
-from tipoff_shared.stores import Stores
+from tipoff_shared.kv.bucket import Entry, LostRace
+from tipoff_shared.kv.buckets import Buckets
+from tipoff_shared.kv.changes import Ack, Change
+from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.subjects import Subjects
-from tipoff_shared.supervise import Tasks
 
 T = TypeVar("T")
 
@@ -243,7 +243,7 @@ class Message:
 
 
 class MemoryStore(Generic[T]):
-    """`tipoff_shared.kv.Store`, as one process reaches it."""
+    """`tipoff_shared.kv.bucket.Bucket`, as one process reaches it."""
 
     def __init__(self, nats: MemoryNats, process: Process, bucket: str) -> None:
         self._nats = nats
@@ -384,7 +384,7 @@ class _MemoryAck:
 
 
 class MemoryBus:
-    """What matchmakers use of `tipoff_shared.nats_connection.Bus` when nobody asks over NATS."""
+    """What matchmakers use of `tipoff_shared.nats.connection.Bus` when nobody asks over NATS."""
 
     def __init__(self, nats: MemoryNats, process: Process) -> None:
         self._nats = nats
@@ -453,9 +453,9 @@ class ReachedOrchestrator:
         pass
 
 
-def stores_of(nats: MemoryNats, process: Process) -> Stores:
-    names = Stores.__dataclass_fields__
-    return Stores(**{name: MemoryStore(nats, process, name) for name in names})  # type: ignore[arg-type]
+def stores_of(nats: MemoryNats, process: Process) -> Buckets:
+    names = Buckets.__dataclass_fields__
+    return Buckets(**{name: MemoryStore(nats, process, name) for name in names})  # type: ignore[arg-type]
 
 
 def start_process(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import msgspec
-from matchmaker_world import ARENA, World
 
-from tipoff_matchmaker.askers import Askers
+from tests.matchmaker.matchmaker_world import ARENA, World
+from tipoff_matchmaker.requests.reply_interest import Askers
 from tipoff_shared import names
 from tipoff_shared.messages import PlayRequest, ProgressReport, SessionReady, encode_request
 from tipoff_shared.records import SessionState
@@ -61,13 +61,13 @@ async def test_no_seat_is_given_to_a_player_who_left(world: World) -> None:
         await leaver.leave()
 
         async def let_go() -> bool:
-            entry = await world.stores.sessions.get(names.session_id(request_id))
+            entry = await world.buckets.sessions.get(names.session_id(request_id))
             return entry is not None and entry.value.owner == ""
 
         await world.eventually(let_go, "the request is let go")
         await world.server_of(first).disconnect(first)
         assert isinstance(await patient.end(), SessionReady)
-        entry = await world.stores.sessions.get(names.session_id(request_id))
+        entry = await world.buckets.sessions.get(names.session_id(request_id))
         assert entry is not None
         assert entry.value.state is SessionState.REQUESTED
 

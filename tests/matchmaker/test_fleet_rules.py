@@ -6,11 +6,13 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from matchmaker_world import ARENA
 
-from tipoff_matchmaker import acts, deployments, rules
-from tipoff_matchmaker.arrivals import Arrival, decode_context, from_orchestrator
+from tests.matchmaker.matchmaker_world import ARENA
 from tipoff_matchmaker.backoff import pause
+from tipoff_matchmaker.deployments import machine as deployments
+from tipoff_matchmaker.deployments.readiness import Arrival, decode_context, from_orchestrator
+from tipoff_matchmaker.reconciler import actions as acts
+from tipoff_matchmaker.reconciler import rules
 from tipoff_matchmaker.settings import Settings
 from tipoff_orchestrator_client.base import Deployment, Port, RunState
 from tipoff_shared.errors import Malformed

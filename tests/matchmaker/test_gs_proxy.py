@@ -6,12 +6,14 @@ import dataclasses
 
 import msgspec
 import pytest
-from matchmaker_world import World, _WithPorts
 from pydantic import ValidationError
 
-from tipoff_matchmaker import acts, deployments, rules
-from tipoff_matchmaker.arrivals import from_lease
+from tests.matchmaker.matchmaker_world import World, _WithPorts
+from tipoff_matchmaker.deployments import machine as deployments
+from tipoff_matchmaker.deployments.readiness import from_lease
 from tipoff_matchmaker.gs_proxy import transports_told
+from tipoff_matchmaker.reconciler import actions as acts
+from tipoff_matchmaker.reconciler import rules
 from tipoff_matchmaker.settings import Settings
 from tipoff_orchestrator_client.base import Deployment, RunState
 from tipoff_shared.messages import SessionReady, Transports, UdpAddress, WebSocketAddress

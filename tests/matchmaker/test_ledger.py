@@ -9,21 +9,21 @@ from functools import partial
 import msgspec
 import pytest
 
-from tipoff_matchmaker.ledger import Ledger, NoRecord
-from tipoff_matchmaker.seats import NoSeat, leave, take
+from tipoff_matchmaker.deployments.store import Ledger, NoRecord
+from tipoff_matchmaker.seats.rules import NoSeat, leave, take
 from tipoff_shared.errors import Unavailable
-from tipoff_shared.kv import Entry, LostRace
-from tipoff_shared.nats_connection import Bus
+from tipoff_shared.kv.bucket import Entry, LostRace
+from tipoff_shared.kv.buckets import Buckets, create_buckets
+from tipoff_shared.nats.connection import Bus
+from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.records import DeploymentRecord, DeploymentState
-from tipoff_shared.stores import Stores, create_stores
-from tipoff_shared.supervise import Tasks
 
 RECORD = DeploymentRecord("d1", DeploymentState.READY, "arena", "1", "fake", 10, created_at=0.0)
 
 
 @pytest.fixture
-async def stores(nats: Bus) -> Stores:
-    return await create_stores(nats)
+async def buckets(nats: Bus) -> Buckets:
+    return await create_buckets(nats)
 
 
 @pytest.fixture
@@ -32,23 +32,23 @@ async def tasks() -> AsyncIterator[Tasks]:
         yield tasks
 
 
-async def test_what_waits_at_one_moment_is_one_write(stores: Stores, tasks: Tasks) -> None:
+async def test_what_waits_at_one_moment_is_one_write(buckets: Buckets, tasks: Tasks) -> None:
     """Ten changes, one or two revisions."""
-    ledger = Ledger(stores.deployments, tasks)
+    ledger = Ledger(buckets.deployments, tasks)
     await ledger.create(RECORD)
     first = ledger.entries["d1"].revision
     await asyncio.gather(
         *(ledger.change("d1", partial(take, members=(f"s{n}",), until=9.0)) for n in range(10))
     )
-    entry = await stores.deployments.get("d1")
+    entry = await buckets.deployments.get("d1")
     assert entry is not None
     assert len(entry.value.seats) == 10
     assert entry.revision - first <= 2
 
 
-async def test_several_writers_never_overfill_a_server(stores: Stores, tasks: Tasks) -> None:
+async def test_several_writers_never_overfill_a_server(buckets: Buckets, tasks: Tasks) -> None:
     """Three matchmakers, sixty players, ten seats: ten get one, fifty are refused."""
-    ledgers = [Ledger(stores.deployments, tasks) for _ in range(3)]
+    ledgers = [Ledger(buckets.deployments, tasks) for _ in range(3)]
     await ledgers[0].create(RECORD)
     outcomes = await asyncio.gather(
         *(ledgers[n % 3].change("d1", partial(take, members=(f"s{n}",), until=9.0)) for n in range(60)),
@@ -56,58 +56,58 @@ async def test_several_writers_never_overfill_a_server(stores: Stores, tasks: Ta
     )
     assert sum(isinstance(outcome, DeploymentRecord) for outcome in outcomes) == 10
     assert sum(isinstance(outcome, NoSeat) for outcome in outcomes) == 50
-    entry = await stores.deployments.get("d1")
+    entry = await buckets.deployments.get("d1")
     assert entry is not None
     assert len(entry.value.seats) == 10
 
 
-async def test_a_refusal_is_never_based_on_old_news(stores: Stores, tasks: Tasks) -> None:
+async def test_a_refusal_is_never_based_on_old_news(buckets: Buckets, tasks: Tasks) -> None:
     """Full as far as this process knows; somebody else has freed a seat."""
-    ledger, other = Ledger(stores.deployments, tasks), Ledger(stores.deployments, tasks)
+    ledger, other = Ledger(buckets.deployments, tasks), Ledger(buckets.deployments, tasks)
     await ledger.create(msgspec.structs.replace(RECORD, capacity=1, seats={"a": 9.0}))
     await other.change("d1", lambda record: leave(record, ("a",), 1.0))
     record = await ledger.change("d1", partial(take, members=("b",), until=9.0))
     assert list(record.seats) == ["b"]
 
 
-async def test_nothing_is_written_when_nothing_changes(stores: Stores, tasks: Tasks) -> None:
+async def test_nothing_is_written_when_nothing_changes(buckets: Buckets, tasks: Tasks) -> None:
     """The same object back means no write."""
-    ledger = Ledger(stores.deployments, tasks)
+    ledger = Ledger(buckets.deployments, tasks)
     await ledger.create(RECORD)
     before = ledger.entries["d1"].revision
     assert await ledger.change("d1", lambda record: record) == RECORD
-    entry = await stores.deployments.get("d1")
+    entry = await buckets.deployments.get("d1")
     assert entry is not None
     assert entry.revision == before
 
 
-async def test_a_record_that_is_not_there_is_said_to_be_missing(stores: Stores, tasks: Tasks) -> None:
+async def test_a_record_that_is_not_there_is_said_to_be_missing(buckets: Buckets, tasks: Tasks) -> None:
     """Never there, or deleted under us: listeners hear that it is gone."""
-    ledger = Ledger(stores.deployments, tasks)
+    ledger = Ledger(buckets.deployments, tasks)
     heard: list[DeploymentState] = []
     ledger.listen(lambda before, after: heard.append(after.state))
     with pytest.raises(NoRecord):
         await ledger.change("d9", lambda record: record)
     await ledger.create(RECORD)
-    await stores.deployments.delete("d1")
+    await buckets.deployments.delete("d1")
     with pytest.raises(NoRecord):
         await ledger.change("d1", partial(take, members=("a",), until=9.0))
     assert heard == [DeploymentState.READY, DeploymentState.GONE]
     assert ledger.get("d1") is None
 
 
-async def test_older_news_are_ignored(stores: Stores, tasks: Tasks) -> None:
+async def test_older_news_are_ignored(buckets: Buckets, tasks: Tasks) -> None:
     """A watch may be behind our own writes."""
-    ledger = Ledger(stores.deployments, tasks)
+    ledger = Ledger(buckets.deployments, tasks)
     await ledger.create(RECORD)
     revision = ledger.entries["d1"].revision
     ledger.observe(Entry("d1", msgspec.structs.replace(RECORD, capacity=99), revision - 1))
     assert ledger.get("d1") == RECORD
 
 
-async def test_one_whose_asker_has_gone_is_not_applied(stores: Stores, tasks: Tasks) -> None:
+async def test_one_whose_asker_has_gone_is_not_applied(buckets: Buckets, tasks: Tasks) -> None:
     """A cancelled claim takes no seat."""
-    ledger = Ledger(stores.deployments, tasks)
+    ledger = Ledger(buckets.deployments, tasks)
     await ledger.create(RECORD)
     first = ledger.change("d1", partial(take, members=("a",), until=9.0))
     second = ledger.change("d1", partial(take, members=("b",), until=9.0))
@@ -118,8 +118,8 @@ async def test_one_whose_asker_has_gone_is_not_applied(stores: Stores, tasks: Ta
 class _Flaky:
     """A store whose next write is stored, but answered by a time-out."""
 
-    def __init__(self, stores: Stores) -> None:
-        self._store = stores.deployments
+    def __init__(self, buckets: Buckets) -> None:
+        self._store = buckets.deployments
         self.lose = False
 
     def __getattr__(self, name: str) -> object:
@@ -135,9 +135,9 @@ class _Flaky:
         return written
 
 
-async def test_after_an_unknown_outcome_the_record_is_read_first(stores: Stores, tasks: Tasks) -> None:
+async def test_after_an_unknown_outcome_the_record_is_read_first(buckets: Buckets, tasks: Tasks) -> None:
     """The write may have happened: the next change starts from what is there."""
-    flaky = _Flaky(stores)
+    flaky = _Flaky(buckets)
     ledger = Ledger(flaky, tasks)  # type: ignore[arg-type] # stands in for the store
     await ledger.create(RECORD)
     flaky.lose = True
@@ -147,20 +147,20 @@ async def test_after_an_unknown_outcome_the_record_is_read_first(stores: Stores,
     assert sorted(record.seats) == ["a", "b"]
 
 
-async def test_a_gone_record_is_forgotten_and_expires(stores: Stores, tasks: Tasks) -> None:
+async def test_a_gone_record_is_forgotten_and_expires(buckets: Buckets, tasks: Tasks) -> None:
     """It stays for a while, for those who look, and then goes by itself."""
-    ledger = Ledger(stores.deployments, tasks)
+    ledger = Ledger(buckets.deployments, tasks)
     await ledger.create(RECORD)
     await ledger.change("d1", lambda record: msgspec.structs.replace(record, state=DeploymentState.GONE))
     assert ledger.get("d1") is None
-    raw = await stores.deployments._last("d1")
+    raw = await buckets.deployments._last("d1")
     assert raw is not None
     assert (raw.headers or {})["Nats-TTL"] == "60"
 
 
-async def test_create_wins_once(stores: Stores, tasks: Tasks) -> None:
+async def test_create_wins_once(buckets: Buckets, tasks: Tasks) -> None:
     """A deployment id is used once."""
-    ledger = Ledger(stores.deployments, tasks)
+    ledger = Ledger(buckets.deployments, tasks)
     await ledger.create(RECORD)
     with pytest.raises(LostRace):
         await ledger.create(RECORD)

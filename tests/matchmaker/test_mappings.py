@@ -6,14 +6,14 @@ import asyncio
 
 import msgspec
 import pytest
-from matchmaker_world import ARENA, games_of
 
+from tests.matchmaker.matchmaker_world import ARENA, games_of
 from tipoff_matchmaker.mappings import Mappings
 from tipoff_matchmaker.tokens import Tokens
 from tipoff_shared.errors import ConfigError, Unavailable
 from tipoff_shared.games_toml import parse_games
-from tipoff_shared.nats_connection import Bus
-from tipoff_shared.stores import MAPPING_TTL, Stores, create_stores
+from tipoff_shared.kv.buckets import MAPPING_TTL, Buckets, create_buckets
+from tipoff_shared.nats.connection import Bus
 
 BEVYGAP = """
 [[game]]
@@ -26,8 +26,8 @@ process = {{ command = ["x"] }}
 
 
 @pytest.fixture
-async def stores(nats: Bus) -> Stores:
-    return await create_stores(nats)
+async def buckets(nats: Bus) -> Buckets:
+    return await create_buckets(nats)
 
 
 class Clock:
@@ -44,53 +44,53 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def mappings(stores: Stores, clock: Clock) -> Mappings:
-    return Mappings(stores, clock=clock)
+def mappings(buckets: Buckets, clock: Clock) -> Mappings:
+    return Mappings(buckets, clock=clock)
 
 
-async def revision(stores: Stores) -> int:
-    entry = await stores.sessions_ly2eg.get("42")
+async def revision(buckets: Buckets) -> int:
+    entry = await buckets.sessions_ly2eg.get("42")
     assert entry is not None
     assert entry.value == "session"
     return entry.revision
 
 
-async def renewed(mappings: Mappings, stores: Stores, clock: Clock, now: float) -> bool:
+async def renewed(mappings: Mappings, buckets: Buckets, clock: Clock, now: float) -> bool:
     """Whether the mapping is written again when the clock says `now`."""
-    before = await revision(stores)
+    before = await revision(buckets)
     clock.now = now
     await mappings.put_due()
-    return await revision(stores) > before
+    return await revision(buckets) > before
 
 
 async def test_a_mapping_is_put_again_until_its_token_can_lead_nowhere(
-    stores: Stores, mappings: Mappings, clock: Clock
+    buckets: Buckets, mappings: Mappings, clock: Clock
 ) -> None:
     """For a token of 15 s and a handshake of 15 s: once more at half its life, then never."""
     await mappings.put("session", "42", needed_for=30)
-    assert (await stores.sessions_eg2ly.get("session")) is not None
-    assert not await renewed(mappings, stores, clock, 1000 + MAPPING_TTL / 2 - 1)
-    assert await renewed(mappings, stores, clock, 1000 + MAPPING_TTL / 2)
-    assert not await renewed(mappings, stores, clock, 1000 + 10 * MAPPING_TTL)
+    assert (await buckets.sessions_eg2ly.get("session")) is not None
+    assert not await renewed(mappings, buckets, clock, 1000 + MAPPING_TTL / 2 - 1)
+    assert await renewed(mappings, buckets, clock, 1000 + MAPPING_TTL / 2)
+    assert not await renewed(mappings, buckets, clock, 1000 + 10 * MAPPING_TTL)
 
 
 async def test_a_mapping_that_lives_long_enough_is_written_once(
-    stores: Stores, mappings: Mappings, clock: Clock
+    buckets: Buckets, mappings: Mappings, clock: Clock
 ) -> None:
     await mappings.put("session", "42", needed_for=10)
-    assert not await renewed(mappings, stores, clock, 1000 + MAPPING_TTL)
+    assert not await renewed(mappings, buckets, clock, 1000 + MAPPING_TTL)
 
 
-async def test_whoever_leaves_puts_all_again(stores: Stores, mappings: Mappings) -> None:
+async def test_whoever_leaves_puts_all_again(buckets: Buckets, mappings: Mappings) -> None:
     """A matchmaker that stops cannot do it later."""
     await mappings.put("session", "42", needed_for=30)
-    before = await revision(stores)
+    before = await revision(buckets)
     await mappings.put_all_again()
-    assert await revision(stores) > before
+    assert await revision(buckets) > before
 
 
 async def test_a_write_that_fails_is_tried_again(
-    stores: Stores, mappings: Mappings, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    buckets: Buckets, mappings: Mappings, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """NATS is away for a second: nobody's server ends because of it."""
     await mappings.put("session", "42", needed_for=30)
@@ -99,21 +99,21 @@ async def test_a_write_that_fails_is_tried_again(
         raise Unavailable("NATS is away")
 
     with monkeypatch.context() as patch:
-        patch.setattr(stores.sessions_ly2eg, "put", away)
-        assert not await renewed(mappings, stores, clock, 1016)
-    assert await renewed(mappings, stores, clock, 1018)
+        patch.setattr(buckets.sessions_ly2eg, "put", away)
+        assert not await renewed(mappings, buckets, clock, 1016)
+    assert await renewed(mappings, buckets, clock, 1018)
 
 
-async def test_it_is_put_again_without_being_asked(stores: Stores) -> None:
+async def test_it_is_put_again_without_being_asked(buckets: Buckets) -> None:
     """`run` wakes when one is due, also one that is put while it waits."""
     clock = Clock()
-    mappings = Mappings(stores, clock=clock, renew_after=0.05)
+    mappings = Mappings(buckets, clock=clock, renew_after=0.05)
     task = asyncio.create_task(mappings.run())
     try:
         await mappings.put("session", "42", needed_for=30)
-        before = await revision(stores)
+        before = await revision(buckets)
         clock.now += 0.05
-        async with asyncio.timeout(5), stores.sessions_ly2eg.watch("42") as changes:
+        async with asyncio.timeout(5), buckets.sessions_ly2eg.watch("42") as changes:
             while True:
                 for change, ack in await changes.fetch(timeout=5):
                     await ack()

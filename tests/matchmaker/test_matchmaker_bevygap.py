@@ -7,9 +7,9 @@ import json
 
 import msgspec
 import pytest
-from matchmaker_world import ARENA, KEY, World, games_of
 
-from tipoff_matchmaker.gensession import default_game
+from tests.matchmaker.matchmaker_world import ARENA, KEY, World, games_of
+from tipoff_matchmaker.requests.gensession import default_game
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.netcode import ConnectToken, Dialect, open_private
 from tipoff_shared.records import SessionState
@@ -57,20 +57,20 @@ async def test_a_bevygap_session_writes_the_mappings(world: World) -> None:
     """Client id and session id both ways, and an unclaimed entry that goes when the player has come."""
     async with world.matchmaker(BEVY):
         ready = await world.play("bevy", "1")
-        stores = world.stores
-        by_client = await stores.sessions_ly2eg.get(ready.client_id)
-        by_session = await stores.sessions_eg2ly.get(ready.session_id)
+        buckets = world.buckets
+        by_client = await buckets.sessions_ly2eg.get(ready.client_id)
+        by_session = await buckets.sessions_eg2ly.get(ready.session_id)
         assert by_client is not None
         assert by_session is not None
         assert (by_client.value, by_session.value) == (ready.session_id, ready.client_id)
-        assert await stores.unclaimed_sessions.get(ready.session_id) is not None
+        assert await buckets.unclaimed_sessions.get(ready.session_id) is not None
         token = ConnectToken.decode(base64.b64decode(ready.token), Dialect.LIGHTYEAR)
         assert token.expire_timestamp - token.create_timestamp == 15
         await world.server_of(ready).connect(ready)
         await world.session_becomes(ready.session_id, SessionState.ACTIVE)
 
         async def claimed() -> bool:
-            return await stores.unclaimed_sessions.get(ready.session_id) is None
+            return await buckets.unclaimed_sessions.get(ready.session_id) is None
 
         await world.eventually(claimed, "the session is not unclaimed any more")
 
@@ -79,8 +79,8 @@ async def test_other_games_write_no_mappings(world: World) -> None:
     """They cost writes that nobody reads."""
     async with world.matchmaker(ARENA):
         await world.play()
-        assert not await world.stores.sessions_ly2eg.list()
-        assert not await world.stores.unclaimed_sessions.list()
+        assert not await world.buckets.sessions_ly2eg.list()
+        assert not await world.buckets.unclaimed_sessions.list()
 
 
 def test_gensession_means_the_only_bevygap_game() -> None:
@@ -98,11 +98,11 @@ async def test_a_sessions_mapping_is_put_again(world: World) -> None:
     async with world.matchmaker(BEVY) as matchmaker:
         matchmaker.mappings.renew_after = 0.1
         ready = await world.play("bevy", "1")
-        written = await world.stores.sessions_ly2eg.get(ready.client_id)
+        written = await world.buckets.sessions_ly2eg.get(ready.client_id)
         assert written is not None
 
         async def again() -> bool:
-            now = await world.stores.sessions_ly2eg.get(ready.client_id)
+            now = await world.buckets.sessions_ly2eg.get(ready.client_id)
             return now is not None and now.value == ready.session_id and now.revision > written.revision
 
         await world.eventually(again, "the mapping is put again")

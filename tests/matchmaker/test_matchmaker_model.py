@@ -20,11 +20,11 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from matchmaker_world import games_of
-from simulation import MemoryNats, Message, Process, VirtualLoop, crash, start_process, stop
 
-from tipoff_matchmaker.asks import Ask, Elsewhere
-from tipoff_matchmaker.deployments import is_live
+from tests.matchmaker.matchmaker_world import games_of
+from tests.matchmaker.simulation import MemoryNats, Message, Process, VirtualLoop, crash, start_process, stop
+from tipoff_matchmaker.deployments.machine import is_live
+from tipoff_matchmaker.requests.pending import Ask, Elsewhere
 from tipoff_orchestrator_client.base import DeploySpec
 from tipoff_orchestrator_client.fake import FakeOrchestrator
 from tipoff_shared import names

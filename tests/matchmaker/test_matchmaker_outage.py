@@ -11,11 +11,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from matchmaker_world import ARENA, World, failed
 
+from tests.matchmaker.matchmaker_world import ARENA, World, failed
 from tipoff.embedded_nats import EmbeddedNats, embedded_nats
 from tipoff_shared.messages import ProgressReport, SessionReady
-from tipoff_shared.nats_connection import connect
+from tipoff_shared.nats.connection import connect
 from tipoff_shared.records import SessionState
 from tipoff_shared.settings import NatsSettings
 

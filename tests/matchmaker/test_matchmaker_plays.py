@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import msgspec
 import pytest
-from matchmaker_world import ARENA, KEY, Answers, World, failed
 
+from tests.matchmaker.matchmaker_world import ARENA, KEY, Answers, World, failed
 from tipoff_shared import names
 from tipoff_shared.messages import (
     Acknowledged,
@@ -17,7 +17,7 @@ from tipoff_shared.messages import (
     SessionReady,
     SessionRequestAccepted,
 )
-from tipoff_shared.nats_connection import connect
+from tipoff_shared.nats.connection import connect
 from tipoff_shared.netcode import open_private
 from tipoff_shared.records import DeploymentState, LeaseState, SessionState
 from tipoff_shared.user_data import decode_user_data
@@ -48,7 +48,7 @@ async def test_a_free_seat_is_handed_out_without_ado(world: World) -> None:
         ready = await answers.end()
         assert isinstance(ready, SessionReady)
         assert [type(f) for f in answers.seen] == [Acknowledged, SessionRequestAccepted, SessionReady]
-        entry = await world.stores.sessions.get(ready.session_id)
+        entry = await world.buckets.sessions.get(ready.session_id)
         assert entry is not None
         assert entry.value.state is SessionState.READY
         assert entry.value.generation == 1
@@ -77,7 +77,7 @@ async def test_the_token_opens_and_names_the_session(world: World) -> None:
         assert udp is not None
         assert (ready.ip, ready.port) == (udp.host, udp.port)
         assert ready.transports == server.lease.transports
-        stored = await world.stores.connect_tokens.get(ready.session_id)
+        stored = await world.buckets.connect_tokens.get(ready.session_id)
         assert stored is not None
         assert stored.value == ready.token
 
@@ -176,7 +176,7 @@ async def test_bad_requests_get_a_typed_error(
         error = failed(await answers.end())
         assert error.code == code
         assert "secret" not in error.message  # other games are nobody's business
-        assert not await world.stores.sessions.list()
+        assert not await world.buckets.sessions.list()
 
 
 async def test_a_version_with_dots_arrives_in_both_spellings(world: World) -> None:
@@ -305,7 +305,7 @@ async def test_namespaces_never_see_each_other(world: World) -> None:
         here, there = await world.play(), await other.play()
         assert here.deployment_id in world.servers
         assert there.deployment_id in other.servers
-        assert len(await world.stores.sessions.list()) == len(await other.stores.sessions.list()) == 1
+        assert len(await world.buckets.sessions.list()) == len(await other.buckets.sessions.list()) == 1
 
 
 async def test_a_matchmaker_that_stops_tells_those_who_wait(world: World) -> None:
@@ -364,7 +364,7 @@ async def test_a_store_that_takes_nothing_is_told(world: World) -> None:
     """A full bucket: 503 with Retry-After instead of silence until the deadline."""
     async with world.matchmaker(WARM):
         await world.servers_ready(1)
-        info = await world.bus.js.stream_info(world.stores.sessions.stream)
+        info = await world.bus.js.stream_info(world.buckets.sessions.stream)
         info.config.max_bytes = 1
         await world.bus.js.update_stream(info.config)
         answers = await world.ask()

@@ -6,9 +6,9 @@ import asyncio
 
 import msgspec
 import pytest
-from matchmaker_world import ARENA, World
 
-from tipoff_matchmaker.deployments import given_time, planned, started
+from tests.matchmaker.matchmaker_world import ARENA, World
+from tipoff_matchmaker.deployments.machine import given_time, planned, started
 from tipoff_orchestrator_client.base import Deployment, RunState
 from tipoff_shared.messages import SessionReady
 from tipoff_shared.records import DeploymentState

@@ -9,11 +9,11 @@ import msgspec
 import nats.errors
 import nats.js.errors
 import pytest
-from matchmaker_world import ARENA, Gameserver, World
 from nats.aio.msg import Msg
 
+from tests.matchmaker.matchmaker_world import ARENA, Gameserver, World
 from tipoff_matchmaker.reaper import CONNECTIONS
-from tipoff_shared.kv_changes import Change
+from tipoff_shared.kv.changes import Change
 from tipoff_shared.messages import SessionReady
 from tipoff_shared.records import Kick, SessionState
 
@@ -32,7 +32,7 @@ class Clock:
 
 async def _tombstones(world: World) -> int:
     """Messages in the bucket, markers too."""
-    info = await world.bus.js.stream_info(world.stores.active_connections.stream)
+    info = await world.bus.js.stream_info(world.buckets.active_connections.stream)
     return info.state.messages
 
 
@@ -114,7 +114,7 @@ async def test_news_that_a_reader_died_with_is_seen_by_the_sweep(world: World) -
         ready = await world.play()
     await world.server_of(ready).connect(ready)
     await world.server_of(ready).disconnect(ready)
-    async with world.stores.active_connections.durable(CONNECTIONS) as reader:
+    async with world.buckets.active_connections.durable(CONNECTIONS) as reader:
         assert [change.value for change, _ in await reader.fetch()] == [None]
     async with world.matchmaker(WARM, listing_interval=0.2):
         session = await world.session_becomes(ready.session_id, SessionState.GONE, timeout=5)
@@ -125,9 +125,9 @@ async def test_a_tombstone_left_by_a_dead_reader_is_removed(world: World) -> Non
     """It had handled the news, and died before it removed what bevygap's bucket keeps for ever."""
     async with world.matchmaker(WARM):
         await world.servers_ready(1)
-    await world.stores.active_connections.put("sgone", "7")
-    await world.stores.active_connections.delete("sgone")
-    async with world.stores.active_connections.durable(CONNECTIONS) as reader:
+    await world.buckets.active_connections.put("sgone", "7")
+    await world.buckets.active_connections.delete("sgone")
+    async with world.buckets.active_connections.durable(CONNECTIONS) as reader:
         for _, ack in await reader.fetch():
             await ack.confirmed()
     async with world.matchmaker(WARM, listing_interval=0.2, orphan_grace=0.5):
@@ -143,15 +143,15 @@ async def test_visits_of_others_do_not_swallow_what_a_reader_died_with(world: Wo
     """nats-server tells it again, however many have come, left and been forgotten meanwhile."""
     async with world.matchmaker(WARM, listing_interval=60):
         await world.servers_ready(1)
-        await world.stores.active_connections.put("sdead", "7")
+        await world.buckets.active_connections.put("sdead", "7")
 
         async def told() -> bool:
-            info = await world.bus.js.consumer_info(world.stores.active_connections.stream, CONNECTIONS)
+            info = await world.bus.js.consumer_info(world.buckets.active_connections.stream, CONNECTIONS)
             return info.num_ack_pending == 0 and info.num_pending == 0
 
         await world.eventually(told, "the put is handled")
-    await world.stores.active_connections.delete("sdead")
-    async with world.stores.active_connections.durable(CONNECTIONS) as reader:
+    await world.buckets.active_connections.delete("sdead")
+    async with world.buckets.active_connections.durable(CONNECTIONS) as reader:
         assert [change.key for change, _ in await reader.fetch()] == ["sdead"]
     async with world.matchmaker(WARM, listing_interval=60):
         for _ in range(4):
@@ -173,7 +173,7 @@ async def test_doubled_events_change_nothing(world: World) -> None:
         await world.servers_ready(1)
         ready = await world.play()
         server = world.server_of(ready)
-        await world.stores.active_connections.delete("snever")
+        await world.buckets.active_connections.delete("snever")
         await server.connect(ready)
         await server.connect(ready)
         await world.session_becomes(ready.session_id, SessionState.ACTIVE)
@@ -221,10 +221,10 @@ async def test_the_delete_queue_finishes_what_a_crash_left(world: World) -> None
     async with world.matchmaker(WARM, listing_interval=60):
         await world.servers_ready(1)
         ready = await world.play()
-        entry = await world.stores.sessions.get(ready.session_id)
+        entry = await world.buckets.sessions.get(ready.session_id)
         assert entry is not None
         closing = msgspec.structs.replace(entry.value, state=SessionState.CLOSING, reason="a test")
-        await world.stores.sessions.update(ready.session_id, closing, entry.revision)
+        await world.buckets.sessions.update(ready.session_id, closing, entry.revision)
         await world.bus.js.publish(world.bus.subjects.delete_queue("x"), ready.session_id.encode())
         await world.session_becomes(ready.session_id, SessionState.GONE)
         await world.eventually(lambda: world.seats_are([]), "the seat is free")
@@ -253,7 +253,7 @@ async def test_a_player_who_comes_at_the_deadline_is_not_thrown_out(
     async with world.matchmaker(WARM, listing_interval=60) as matchmaker:
         await world.servers_ready(1)
         ready = await world.play()
-        connections = matchmaker.stores.active_connections
+        connections = matchmaker.buckets.active_connections
         latest = connections.latest
 
         async def just_before(key: str) -> Change[str] | None:
@@ -277,10 +277,10 @@ async def test_a_connection_is_kicked_also_where_the_end_was_not_heard_of(world:
         server = world.server_of(ready)
         await server.connect(ready)
         await world.session_becomes(ready.session_id, SessionState.ACTIVE)
-        entry = await world.stores.sessions.get(ready.session_id)
+        entry = await world.buckets.sessions.get(ready.session_id)
         assert entry is not None
         over = msgspec.structs.replace(entry.value, state=SessionState.GONE, reason="a test")
-        await world.stores.sessions.update(ready.session_id, over, entry.revision)
+        await world.buckets.sessions.update(ready.session_id, over, entry.revision)
         await server.connect(ready)
         assert (await _kicked(server)).session_id == ready.session_id
 
@@ -289,7 +289,7 @@ async def test_a_key_that_cannot_be_one_does_not_come_for_ever(world: World) -> 
     """Anything may be written into a bucket that servers write: it is read once."""
     async with world.matchmaker(WARM, listing_interval=60):
         await world.servers_ready(1)
-        connections = world.stores.active_connections
+        connections = world.buckets.active_connections
         await world.bus.js.publish(f"$KV.{connections.bucket}.a:b", b"7")
 
         async def read() -> bool:
@@ -306,7 +306,7 @@ async def test_an_acknowledgement_that_cannot_be_sent_ends_no_reading(
     async with world.matchmaker(WARM, listing_interval=60) as matchmaker:
         await world.servers_ready(1)
         ready = await world.play()
-        connections = f"$KV.{world.stores.active_connections.bucket}."
+        connections = f"$KV.{world.buckets.active_connections.bucket}."
         ack = Msg.ack
         refused: list[Msg] = []
 
@@ -339,10 +339,10 @@ async def test_what_cannot_be_given_back_does_not_end_the_delete_queue(
             raise ValueError("a test")
 
         monkeypatch.setattr(matchmaker.allocator, "release", mistaken)
-        entry = await world.stores.sessions.get(ready.session_id)
+        entry = await world.buckets.sessions.get(ready.session_id)
         assert entry is not None
         closing = msgspec.structs.replace(entry.value, state=SessionState.CLOSING, reason="a test")
-        await world.stores.sessions.update(ready.session_id, closing, entry.revision)
+        await world.buckets.sessions.update(ready.session_id, closing, entry.revision)
         for _ in range(2):
             await world.bus.js.publish(world.bus.subjects.delete_queue("x"), ready.session_id.encode())
             await asyncio.sleep(0.3)
@@ -357,10 +357,10 @@ async def test_no_consumer_is_left_over(world: World) -> None:
             await world.servers_ready(1)
             await world.play()
     names: list[str] = []
-    for stream in (world.stores.active_connections.stream, world.stores.gameservers.stream):
+    for stream in (world.buckets.active_connections.stream, world.buckets.gameservers.stream):
         names += [info.name for info in await world.bus.js.consumers_info(stream)]
     assert names == ["matchmaker-connections", "matchmaker-leases"]
-    for stream in (world.stores.sessions.stream, world.stores.deployments.stream):
+    for stream in (world.buckets.sessions.stream, world.buckets.deployments.stream):
         with pytest.raises(nats.js.errors.NotFoundError):
             await world.bus.js.consumer_info(stream, "matchmaker-connections")
         assert await world.bus.js.consumers_info(stream) == []

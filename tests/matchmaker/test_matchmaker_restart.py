@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 
 import msgspec
-from matchmaker_world import ARENA, World
 
-from tipoff_matchmaker.deployments import planned
-from tipoff_matchmaker.reservations import fleet_key
+from tests.matchmaker.matchmaker_world import ARENA, World
+from tipoff_matchmaker.deployments.fleet_limit import fleet_key
+from tipoff_matchmaker.deployments.machine import planned
 from tipoff_orchestrator_client.base import DeploySpec
 from tipoff_orchestrator_client.fake import FakeOrchestrator
 from tipoff_shared import names
@@ -39,7 +39,7 @@ async def test_after_a_crash_of_everything_a_new_player_is_served_at_once(world:
         await world.server_of(old).connect(old)
         await world.session_becomes(old.session_id, SessionState.ACTIVE)
     await world.fake.vanish(old.deployment_id)
-    await world.stores.gameservers.put(old.deployment_id, world.server_of(old).lease, ttl=60)
+    await world.buckets.gameservers.put(old.deployment_id, world.server_of(old).lease, ttl=60)
     began = time.monotonic()
     async with world.matchmaker(ONE):
         new = await world.play()
@@ -47,7 +47,7 @@ async def test_after_a_crash_of_everything_a_new_player_is_served_at_once(world:
         assert new.deployment_id != old.deployment_id
         await world.session_becomes(old.session_id, SessionState.GONE)
         assert await world.seats() == [new.session_id]
-        assert not await world.stores.active_connections.list()
+        assert not await world.buckets.active_connections.list()
 
 
 async def test_a_restarted_matchmaker_goes_on_with_living_servers(world: World) -> None:
@@ -73,7 +73,7 @@ async def test_leases_alone_prove_nothing_while_the_orchestrator_is_silent(world
         old = await world.play()
     server = world.server_of(old)
     server.beating = False
-    await world.stores.gameservers.put(server.id, server.lease, ttl=60)
+    await world.buckets.gameservers.put(server.id, server.lease, ttl=60)
     silent = FakeOrchestrator("fake")
     from tipoff_orchestrator_client.base import OrchestratorUnavailable
 
@@ -94,10 +94,10 @@ async def test_a_seat_without_a_session_is_free_after_its_deadline(world: World)
     async with world.matchmaker(WARM):
         await world.servers_ready(1)
         ready = await world.play()
-        entry = await world.stores.deployments.get(ready.deployment_id)
+        entry = await world.buckets.deployments.get(ready.deployment_id)
         assert entry is not None
         seats = {**entry.value.seats, "snobody": time.time() + 0.3}
-        await world.stores.deployments.update(
+        await world.buckets.deployments.update(
             ready.deployment_id, msgspec.structs.replace(entry.value, seats=seats), entry.revision
         )
         await world.eventually(
@@ -108,7 +108,7 @@ async def test_a_seat_without_a_session_is_free_after_its_deadline(world: World)
 async def test_a_request_nobody_looks_after_ends_at_its_deadline(world: World) -> None:
     """Died with the record written as `requested`."""
     record = requested(names.new_request_id(), deadline=time.time() + 0.2)
-    await world.stores.sessions.create(record.id, record)
+    await world.buckets.sessions.create(record.id, record)
     async with world.matchmaker(ARENA):
         session = await world.session_becomes(record.id, SessionState.GONE)
         assert "in time" in session.reason
@@ -118,11 +118,11 @@ async def test_the_same_request_id_takes_over_from_a_dead_owner(world: World) ->
     """Asked again: the client id of before, and one session."""
     request_id = names.new_request_id()
     record = requested(request_id, deadline=time.time() + 60)
-    await world.stores.sessions.create(record.id, record)
+    await world.buckets.sessions.create(record.id, record)
     async with world.matchmaker(ARENA):
         ready = await world.play(request_id=request_id)
         assert ready.client_id == "4711"
-        assert len(await world.stores.sessions.list()) == 1
+        assert len(await world.buckets.sessions.list()) == 1
         assert len(world.fake.started) == 1
 
 
@@ -130,10 +130,10 @@ async def test_a_deployment_planned_and_never_started_is_cleared_away(world: Wor
     """Died before the orchestrator was told."""
     hasty = msgspec.structs.replace(ONE, start_timeout=1)
     record = planned("arena-planned", hasty, time.time() - 0.8)
-    await world.stores.fleets.create(
+    await world.buckets.fleets.create(
         fleet_key("arena", "1"), FleetRecord("arena", "1", {record.id: time.time()})
     )
-    await world.stores.deployments.create(record.id, record)
+    await world.buckets.deployments.create(record.id, record)
     async with world.matchmaker(hasty):
         assert isinstance(await world.play(), SessionReady)
         await world.eventually(lambda: world.is_gone(record.id), "the planned one is gone")
@@ -142,10 +142,10 @@ async def test_a_deployment_planned_and_never_started_is_cleared_away(world: Wor
 async def test_a_deployment_started_and_not_noted_is_found_again(world: World) -> None:
     """Died after the orchestrator was told: the server that runs is used."""
     record = planned("arena-running", ONE, time.time())
-    await world.stores.fleets.create(
+    await world.buckets.fleets.create(
         fleet_key("arena", "1"), FleetRecord("arena", "1", {record.id: time.time()})
     )
-    await world.stores.deployments.create(record.id, record)
+    await world.buckets.deployments.create(record.id, record)
     await world.fake.deploy(DeploySpec(record.id, "arena", "1", 4))
     await world.eventually(lambda: world.ran(1), "it runs")
     async with world.matchmaker(ONE):
@@ -155,7 +155,7 @@ async def test_a_deployment_started_and_not_noted_is_found_again(world: World) -
 async def test_a_reservation_without_a_deployment_does_not_block_for_ever(world: World) -> None:
     """Died between reservation and record."""
     long_ago = time.time() - 60
-    await world.stores.fleets.create(
+    await world.buckets.fleets.create(
         fleet_key("arena", "1"), FleetRecord("arena", "1", {"arena-never": long_ago})
     )
     async with world.matchmaker(ONE):

@@ -7,8 +7,8 @@ import time
 
 import msgspec
 import pytest
-from matchmaker_world import ARENA, World, failed
 
+from tests.matchmaker.matchmaker_world import ARENA, World, failed
 from tipoff_orchestrator_client.base import (
     DeploySpec,
     NoCapacity,
@@ -142,7 +142,7 @@ async def test_seats_of_a_killed_server_are_free_within_seconds(world: World) ->
         assert "signal 9" in session.reason
         again = await world.play()
         assert again.deployment_id != ready.deployment_id
-        assert not await world.stores.active_connections.list()
+        assert not await world.buckets.active_connections.list()
 
 
 async def test_a_server_that_vanished_without_a_word_is_missed(world: World) -> None:
@@ -170,7 +170,7 @@ async def test_a_lease_that_comes_back_in_time_harms_nobody(world: World) -> Non
         server = world.server_of(ready)
         await server.connect(ready)
         await world.session_becomes(ready.session_id, SessionState.ACTIVE)
-        await world.stores.gameservers.forget(server.id, 2**62)
+        await world.buckets.gameservers.forget(server.id, 2**62)
         await matchmaker.sweep.once()
         await server.beat()
         await matchmaker.sweep.once()
@@ -246,7 +246,7 @@ async def test_a_webtransport_server_is_ready_with_its_certificates_digest(world
         await world.eventually(lambda: world.ran(1), "the server runs")
         message = msgspec.json.encode({"request_id": next(iter(world.servers)), "public_ip": "203.0.113.9"})
         await world.bus.publish(world.bus.subjects.contexts, message)
-        await world.stores.cert_digests.put("203.0.113.9", "e3:76")
+        await world.buckets.cert_digests.put("203.0.113.9", "e3:76")
         ready = await answers.end()
         assert isinstance(ready, SessionReady)
         assert (ready.cert_digest, ready.port) == ("e3:76", 7777)

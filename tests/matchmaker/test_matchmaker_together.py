@@ -6,8 +6,8 @@ import time
 
 import msgspec
 import pytest
-from matchmaker_world import ARENA, World, failed
 
+from tests.matchmaker.matchmaker_world import ARENA, World, failed
 from tipoff_shared import admin, names
 from tipoff_shared.messages import ProgressReport, SessionReady, Transports
 from tipoff_shared.records import DeploymentState, SessionState

@@ -6,16 +6,16 @@ import asyncio
 import time
 
 import msgspec
-from matchmaker_world import ARENA, World
 
-from tipoff_matchmaker.reconciler_lease import KEY, ReconcilerLease
+from tests.matchmaker.matchmaker_world import ARENA, World
+from tipoff_matchmaker.reconciler.lease import KEY, ReconcilerLease
 
 WARM = msgspec.structs.replace(ARENA, min_ready=1, empty_ttl=60)
 
 
 async def test_one_of_many_has_it(world: World) -> None:
     """Ten ask for it at once, again and again: one gets it and keeps it."""
-    leases = [ReconcilerLease(world.stores.matchmakers, f"m{number}", ttl=5) for number in range(10)]
+    leases = [ReconcilerLease(world.buckets.matchmakers, f"m{number}", ttl=5) for number in range(10)]
     first = await asyncio.gather(*(lease.seek() for lease in leases))
     assert sum(first) == 1
     for _ in range(3):
@@ -25,7 +25,7 @@ async def test_one_of_many_has_it(world: World) -> None:
 
 async def test_given_up_it_is_free_at_once(world: World) -> None:
     """A matchmaker that ends does not let the next one wait; it does not ask for it again."""
-    one, other = (ReconcilerLease(world.stores.matchmakers, name, ttl=60) for name in ("one", "other"))
+    one, other = (ReconcilerLease(world.buckets.matchmakers, name, ttl=60) for name in ("one", "other"))
     assert await one.seek()
     assert not await other.seek()
     await one.give_up()
@@ -36,7 +36,7 @@ async def test_given_up_it_is_free_at_once(world: World) -> None:
 
 async def test_a_holder_that_says_nothing_more_loses_it(world: World) -> None:
     """By its own clock no later than by the store's; another one has it then, and the first does not get it back."""
-    one, other = (ReconcilerLease(world.stores.matchmakers, name, ttl=1) for name in ("one", "other"))
+    one, other = (ReconcilerLease(world.buckets.matchmakers, name, ttl=1) for name in ("one", "other"))
     assert await one.seek()
 
     async def taken() -> bool:
@@ -51,9 +51,9 @@ async def test_a_holder_that_says_nothing_more_loses_it(world: World) -> None:
 
 async def test_a_write_of_its_own_that_seemed_lost_is_known_again(world: World) -> None:
     """The answer to a renewal was lost, but it was written: it is still ours."""
-    lease = ReconcilerLease(world.stores.matchmakers, "one", ttl=5)
+    lease = ReconcilerLease(world.buckets.matchmakers, "one", ttl=5)
     assert await lease.seek()
-    await world.stores.matchmakers.put(KEY, "one", ttl=5)
+    await world.buckets.matchmakers.put(KEY, "one", ttl=5)
     assert await lease.seek()
     assert lease.turn == 1
 
@@ -75,10 +75,10 @@ async def test_only_the_holder_asks_what_runs_and_acts(world: World) -> None:
             await world.eventually(taken_over, "the second reconciles")
             assert time.monotonic() - began < 1
             # What only a reconciler finds: a seat whose session is not there.
-            entry = await world.stores.deployments.get(ready.deployment_id)
+            entry = await world.buckets.deployments.get(ready.deployment_id)
             assert entry is not None
             seats = {**entry.value.seats, "snobody": time.time() - 60}
-            await world.stores.deployments.update(
+            await world.buckets.deployments.update(
                 ready.deployment_id, msgspec.structs.replace(entry.value, seats=seats), entry.revision
             )
             await world.eventually(lambda: world.seats_are([ready.session_id]), "the seat is free")

@@ -8,12 +8,12 @@ from contextlib import aclosing
 
 import msgspec
 import pytest
-from matchmaker_world import ARENA, World
 
-from tipoff_matchmaker.allocator import Allocation, Progress, Seats
-from tipoff_matchmaker.deadlines import Deadlines
-from tipoff_matchmaker.line import Line
+from tests.matchmaker.matchmaker_world import ARENA, World
+from tipoff_matchmaker.allocators.interface import Allocation, Progress, Seats
+from tipoff_matchmaker.seats.waiting_line import Line
 from tipoff_matchmaker.service import Matchmaker
+from tipoff_matchmaker.sessions.deadlines import Deadlines
 from tipoff_shared.errors import UnknownGame
 
 TWO = msgspec.structs.replace(ARENA, min_ready=2, empty_ttl=60, max_deployments=2)

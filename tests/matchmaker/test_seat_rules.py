@@ -18,8 +18,8 @@ from hypothesis.stateful import (
     rule,
 )
 
-from tipoff_matchmaker.seats import NoSeat, Packing, free_seats, leave, stale_seats, take
-from tipoff_matchmaker.sessions import (
+from tipoff_matchmaker.seats.rules import NoSeat, Packing, free_seats, leave, stale_seats, take
+from tipoff_matchmaker.sessions.machine import (
     Connected,
     DeadlinePassed,
     Effect,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tipoff_matchmaker.sessions import (
+from tipoff_matchmaker.sessions.machine import (
     AskedAgain,
     Connected,
     DeadlinePassed,

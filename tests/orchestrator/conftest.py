@@ -7,7 +7,6 @@ import itertools
 import os
 import signal
 import stat
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -15,21 +14,17 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # launcher_world, own_engine
-sys.path.insert(0, str(Path(__file__).parent.parent))  # docker_engine
-
-from docker_engine import docker, remove_containers, require_engine
-
+from tests.docker_engine import docker, remove_containers, require_engine
 from tipoff_launcher.run import run_launcher
 from tipoff_launcher.service import Launcher
 from tipoff_launcher.settings import Settings
 from tipoff_orchestrator_client.base import DeploySpec
 from tipoff_orchestrator_client.launcher import LauncherOrchestrator
 from tipoff_shared.games import DockerSpec, Game, Games, ProcessSpec
-from tipoff_shared.nats_connection import Bus
+from tipoff_shared.kv.buckets import Buckets, create_buckets
+from tipoff_shared.nats.connection import Bus
 from tipoff_shared.netcode.keys import PrivateKey
 from tipoff_shared.settings import NatsSettings
-from tipoff_shared.stores import Stores, create_stores
 
 SCRIPTS = {
     # name: what a server of that game does
@@ -158,8 +153,8 @@ def client(nats: Bus) -> LauncherOrchestrator:
 
 
 @pytest.fixture
-async def kv(nats: Bus) -> Stores:
-    return await create_stores(nats)
+async def kv(nats: Bus) -> Buckets:
+    return await create_buckets(nats)
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tipoff_matchmaker.backoff import retried
-from tipoff_matchmaker.breaker import Breaker, BreakerState
-from tipoff_matchmaker.guarded import Guarded, LeftAlone
+from tipoff_matchmaker.orchestrators.circuit_breaker import Breaker, BreakerState
+from tipoff_matchmaker.orchestrators.resilient import Guarded, LeftAlone
 from tipoff_orchestrator_client.base import (
     Deployment,
     DeploySpec,

@@ -18,20 +18,20 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from launcher_world import Eventually, Spec
 
-from tipoff_launcher.arbitrium import Arbitrium, Place, ServerTokens, synthetic_ip
-from tipoff_launcher.bevygap import for_bevygap
-from tipoff_launcher.context_endpoint import ContextEndpoint, bind, serve_contexts
-from tipoff_launcher.place import find_place, where_to_listen
+from tests.orchestrator.launcher_world import Eventually, Spec
+from tipoff_launcher.edgegap_compat.arbitrium import Arbitrium, Place, ServerTokens, synthetic_ip
+from tipoff_launcher.edgegap_compat.bevygap import for_bevygap
+from tipoff_launcher.edgegap_compat.context_endpoint import ContextEndpoint, bind, serve_contexts
+from tipoff_launcher.edgegap_compat.place import find_place, where_to_listen
+from tipoff_launcher.edgegap_compat.small_http import Answer, Request, SmallHttp
 from tipoff_launcher.service import Launcher
 from tipoff_launcher.settings import Settings
-from tipoff_launcher.small_http import Answer, Request, SmallHttp
 from tipoff_orchestrator_client.base import NotConfigured, Port, RunState
 from tipoff_orchestrator_client.launcher import LauncherOrchestrator
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.games import DockerSpec, Game, Games, ProcessSpec
-from tipoff_shared.nats_connection import Bus
+from tipoff_shared.nats.connection import Bus
 
 StartLauncher = Callable[..., AbstractAsyncContextManager[Launcher]]
 

@@ -12,16 +12,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from tipoff_launcher.docker.backend import DockerBackend
-from tipoff_launcher.docker.container import configuration, container_name, labels, marks, record_of
-from tipoff_launcher.docker.credentials import credentials
-from tipoff_launcher.docker.engine import ContainerState, Refused, open_engine
-from tipoff_launcher.docker.images import is_allowed
-from tipoff_launcher.docker.inside import inside
-from tipoff_launcher.docker.progress import PullProgress
-from tipoff_launcher.docker.server import DockerServer
-from tipoff_launcher.docker.watch import Watch
-from tipoff_launcher.record import Record, Records
+from tipoff_launcher.backends.docker.backend import DockerBackend
+from tipoff_launcher.backends.docker.container import configuration, container_name, labels, marks, record_of
+from tipoff_launcher.backends.docker.credentials import credentials
+from tipoff_launcher.backends.docker.engine import ContainerState, Refused, open_engine
+from tipoff_launcher.backends.docker.images import is_allowed
+from tipoff_launcher.backends.docker.inside import inside
+from tipoff_launcher.backends.docker.progress import PullProgress
+from tipoff_launcher.backends.docker.server import DockerServer
+from tipoff_launcher.backends.docker.watch import Watch
+from tipoff_launcher.records import Record, Records
 from tipoff_launcher.settings import Settings
 from tipoff_orchestrator_client.base import Port, RunState
 from tipoff_shared.errors import ConfigError

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -13,15 +12,19 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # own_engine
-sys.path.insert(0, str(Path(__file__).parent.parent))  # docker_engine
-
-from docker_engine import docker, socket_path
-from launcher_world import Eventually, MakeGame, RunningContainers, Spec, is_stopped, lease, state_of
-from own_engine import Link, SlowRegistry, link_to, own_engine
-
-from tipoff_launcher.docker import container
-from tipoff_launcher.record import Records
+from tests.docker_engine import docker, socket_path
+from tests.orchestrator.launcher_world import (
+    Eventually,
+    MakeGame,
+    RunningContainers,
+    Spec,
+    is_stopped,
+    lease,
+    state_of,
+)
+from tests.orchestrator.own_engine import Link, SlowRegistry, link_to, own_engine
+from tipoff_launcher.backends.docker import container
+from tipoff_launcher.records import Records
 from tipoff_orchestrator_client.base import (
     Deployment,
     NotConfigured,
@@ -31,9 +34,9 @@ from tipoff_orchestrator_client.base import (
 from tipoff_orchestrator_client.launcher import LauncherOrchestrator
 from tipoff_shared.errors import ConfigError, Unavailable
 from tipoff_shared.games import Games
-from tipoff_shared.nats_connection import Bus
+from tipoff_shared.kv.buckets import Buckets
+from tipoff_shared.nats.connection import Bus
 from tipoff_shared.netcode.keys import PrivateKey
-from tipoff_shared.stores import Stores
 
 pytestmark = [pytest.mark.slow, pytest.mark.docker]
 
@@ -61,7 +64,7 @@ async def link() -> AsyncIterator[Link]:
 async def test_containers_with_a_lease_are_adopted_and_others_stopped(
     docker_launcher: Any,
     client: LauncherOrchestrator,
-    kv: Stores,
+    kv: Buckets,
     spec: Spec,
     running_containers: RunningContainers,
     eventually: Eventually,
@@ -90,7 +93,7 @@ async def test_containers_with_a_lease_are_adopted_and_others_stopped(
 async def test_a_launcher_that_lost_its_records_knows_its_servers_by_their_labels(
     docker_launcher: Any,
     client: LauncherOrchestrator,
-    kv: Stores,
+    kv: Buckets,
     spec: Spec,
     namespace: str,
     running_containers: RunningContainers,
@@ -135,7 +138,7 @@ async def test_a_crash_before_the_container_ran_leaves_the_id_free(
     running_containers: RunningContainers,
 ) -> None:
     """Made, but not written down: it is removed, and a repeat of the deploy starts one."""
-    from tipoff_launcher.record import Record
+    from tipoff_launcher.records import Record
 
     wanted = spec()
     records = Records(launcher_settings.state_dir)

@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import json
 import socket
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -15,14 +14,11 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # docker_engine
-
-from docker_engine import docker
-from launcher_world import Eventually, MakeGame, RunningContainers, Spec
-
-from tipoff_launcher.docker import container
-from tipoff_launcher.docker.backend import DockerBackend
-from tipoff_launcher.docker.engine import Engine
+from tests.docker_engine import docker
+from tests.orchestrator.launcher_world import Eventually, MakeGame, RunningContainers, Spec
+from tipoff_launcher.backends.docker import container
+from tipoff_launcher.backends.docker.backend import DockerBackend
+from tipoff_launcher.backends.docker.engine import Engine
 from tipoff_orchestrator_client.base import (
     Deployment,
     DeploySpec,

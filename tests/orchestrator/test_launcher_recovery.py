@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launcher_world import Eventually, RunningServers, Spec, is_stopped, lease
 
-from tipoff_launcher.identity import Identity, identify, lives
-from tipoff_launcher.record import Record, Records
+from tests.orchestrator.launcher_world import Eventually, RunningServers, Spec, is_stopped, lease
+from tipoff_launcher.backends.process.identity import Identity, identify, lives
+from tipoff_launcher.records import Record, Records
 from tipoff_launcher.settings import Settings
 from tipoff_orchestrator_client.base import OrchestratorUnavailable, RunState
 from tipoff_orchestrator_client.launcher import LauncherOrchestrator
 from tipoff_shared.games import Games
+from tipoff_shared.kv.buckets import Buckets
 from tipoff_shared.netcode.keys import PrivateKey
 from tipoff_shared.settings import NatsSettings
-from tipoff_shared.stores import Stores
 
 StartProcess = Callable[..., Any]
 
@@ -103,7 +103,7 @@ async def test_servers_of_a_killed_launcher_play_on_and_are_adopted(
     launcher_process: StartProcess,
     start_launcher: Any,
     client: LauncherOrchestrator,
-    kv: Stores,
+    kv: Buckets,
     spec: Spec,
     running_servers: RunningServers,
     eventually: Eventually,
@@ -132,7 +132,7 @@ async def test_an_orphan_without_a_lease_is_stopped_after_the_grace(
     launcher_process: StartProcess,
     start_launcher: Any,
     client: LauncherOrchestrator,
-    kv: Stores,
+    kv: Buckets,
     spec: Spec,
     running_servers: RunningServers,
     eventually: Eventually,
@@ -237,7 +237,7 @@ async def test_a_stop_that_a_crash_interrupted_is_carried_through(
     start_launcher: Any,
     client: LauncherOrchestrator,
     launcher_settings: Settings,
-    kv: Stores,
+    kv: Buckets,
     spec: Spec,
     running_servers: RunningServers,
     eventually: Eventually,

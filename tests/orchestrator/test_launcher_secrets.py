@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launcher_world import Eventually, Spec
 
+from tests.orchestrator.launcher_world import Eventually, Spec
 from tipoff_launcher.service import Launcher
 from tipoff_orchestrator_client.base import DeploySpec
 from tipoff_orchestrator_client.launcher import LauncherOrchestrator
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.games import Games
-from tipoff_shared.nats_connection import Bus
+from tipoff_shared.nats.connection import Bus
 from tipoff_shared.netcode.keys import PrivateKey
 from tipoff_shared.settings import NatsSettings
 

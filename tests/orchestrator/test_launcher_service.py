@@ -12,11 +12,11 @@ from typing import Any
 
 import msgspec
 import pytest
-from launcher_world import Eventually, RunningServers, Spec
 
-from tipoff_launcher.backend import RunningServer, StartOrder
-from tipoff_launcher.process import ProcessBackend
-from tipoff_launcher.record import Records
+from tests.orchestrator.launcher_world import Eventually, RunningServers, Spec
+from tipoff_launcher.backends.interface import RunningServer, StartOrder
+from tipoff_launcher.backends.process.backend import ProcessBackend
+from tipoff_launcher.records import Records
 from tipoff_launcher.service import Launcher
 from tipoff_orchestrator_client.base import (
     NoCapacity,
@@ -28,7 +28,7 @@ from tipoff_orchestrator_client.base import (
 from tipoff_orchestrator_client.launcher import LauncherOrchestrator
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.games import Game, Games, ProcessSpec
-from tipoff_shared.nats_connection import Bus
+from tipoff_shared.nats.connection import Bus
 
 
 def log_of(launcher: Launcher, deployment_id: str) -> str:

@@ -25,7 +25,7 @@ from tipoff_orchestrator_client.base import (
 )
 from tipoff_orchestrator_client.launcher import LauncherOrchestrator
 from tipoff_shared.errors import Malformed
-from tipoff_shared.nats_connection import Bus
+from tipoff_shared.nats.connection import Bus
 
 # A busy machine is no finding.
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -4,7 +4,6 @@ the emulator, with real processes) alike."""
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -14,11 +13,9 @@ from typing import Any
 import msgspec
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # docker_engine
-
-from docker_engine import docker
-from launcher_world import Eventually, Spec
-
+from tests.docker_engine import docker
+from tests.orchestrator.launcher_world import Eventually, Spec
+from tipoff_edgegap_emulator import Options, Rules, running_emulator
 from tipoff_orchestrator_client.base import (
     Deployment,
     DeploySpec,
@@ -26,17 +23,16 @@ from tipoff_orchestrator_client.base import (
     Orchestrator,
     RunState,
 )
-from tipoff_orchestrator_client.edgegap.client import EdgegapClient
-from tipoff_orchestrator_client.edgegap.emulator import Options, Rules, running_emulator
+from tipoff_orchestrator_client.edgegap.api.client import EdgegapClient
 from tipoff_orchestrator_client.edgegap.orchestrator import EdgegapOrchestrator
 from tipoff_orchestrator_client.edgegap.settings import Settings as EdgegapSettings
 from tipoff_orchestrator_client.fake import FakeOrchestrator
 from tipoff_orchestrator_client.launcher import LauncherOrchestrator
 from tipoff_shared.games import EdgegapSpec, Games
-from tipoff_shared.nats_connection import connect
+from tipoff_shared.kv.buckets import create_buckets
+from tipoff_shared.nats.connection import connect
 from tipoff_shared.secret import Secret
 from tipoff_shared.settings import NatsSettings
-from tipoff_shared.stores import create_stores
 
 
 @dataclass
@@ -79,7 +75,7 @@ async def edgegap(games: Games, settings: NatsSettings, tmp_path: Path) -> Async
         opened: list[EdgegapOrchestrator] = []
         for nats in (settings, elsewhere):
             bus = await stack.enter_async_context(connect(nats, name="test"))
-            await create_stores(bus)
+            await create_buckets(bus)
             client = await stack.enter_async_context(EdgegapClient(emulator.url, Secret(emulator.token)))
             opened.append(EdgegapOrchestrator(client, bus, games, quick))
             stack.push_async_callback(opened[-1].close)

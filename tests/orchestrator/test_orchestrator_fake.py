@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from launcher_world import Eventually, Spec
 
+from tests.orchestrator.launcher_world import Eventually, Spec
 from tipoff_orchestrator_client.base import (
     Deployment,
     DeploySpec,

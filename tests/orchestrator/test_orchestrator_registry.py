@@ -14,7 +14,7 @@ from tipoff_orchestrator_client.launcher import LauncherOrchestrator
 from tipoff_orchestrator_client.registry import open_orchestrators, orchestrator_names
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.games import Game, Games
-from tipoff_shared.nats_connection import Bus
+from tipoff_shared.nats.connection import Bus
 
 MADE: list[FakeOrchestrator] = []
 

@@ -8,12 +8,12 @@ import pytest
 from nats.js.api import ClusterInfo, StreamInfo
 
 from tipoff_shared.errors import Unavailable
-from tipoff_shared.kv import LostRace
-from tipoff_shared.kv_changes import Change
-from tipoff_shared.nats_connection import Bus, connect
+from tipoff_shared.kv.bucket import LostRace
+from tipoff_shared.kv.buckets import create_buckets
+from tipoff_shared.kv.changes import Change
+from tipoff_shared.nats.connection import Bus, connect
 from tipoff_shared.records import SessionRecord, SessionState
 from tipoff_shared.settings import NatsSettings
-from tipoff_shared.stores import create_stores
 
 
 def record(key: str, owner: str = "m1") -> SessionRecord:
@@ -22,13 +22,13 @@ def record(key: str, owner: str = "m1") -> SessionRecord:
 
 async def test_stores_are_created_twice_without_harm(nats: Bus) -> None:
     """Every role creates the stores at start; the second time finds them."""
-    await create_stores(nats)
-    await create_stores(nats)
+    await create_buckets(nats)
+    await create_buckets(nats)
 
 
 async def test_create_succeeds_once(nats: Bus) -> None:
     """Of many who create one key at once exactly one wins."""
-    sessions = (await create_stores(nats)).sessions
+    sessions = (await create_buckets(nats)).sessions
     results = await asyncio.gather(
         *(sessions.create("a", record("a", f"m{n}")) for n in range(20)), return_exceptions=True
     )
@@ -38,7 +38,7 @@ async def test_create_succeeds_once(nats: Bus) -> None:
 
 async def test_create_succeeds_over_a_delete_marker(nats: Bus) -> None:
     """A deleted key can be created again."""
-    gameservers = (await create_stores(nats)).connect_tokens
+    gameservers = (await create_buckets(nats)).connect_tokens
     await gameservers.create("a", "one")
     await gameservers.delete("a")
     assert await gameservers.get("a") is None
@@ -50,7 +50,7 @@ async def test_create_succeeds_over_a_delete_marker(nats: Bus) -> None:
 
 async def test_update_with_an_old_revision_loses(nats: Bus) -> None:
     """Compare-and-set names the revision it saw."""
-    sessions = (await create_stores(nats)).sessions
+    sessions = (await create_buckets(nats)).sessions
     first = await sessions.create("a", record("a"))
     await sessions.update("a", record("a", "m2"), first)
     with pytest.raises(LostRace):
@@ -59,7 +59,7 @@ async def test_update_with_an_old_revision_loses(nats: Bus) -> None:
 
 async def test_list_is_complete_under_concurrent_writes(nats: Bus) -> None:
     """A key that exists during the whole call is in the listing, however much is written meanwhile."""
-    sessions = (await create_stores(nats)).sessions
+    sessions = (await create_buckets(nats)).sessions
     steady = {f"steady{n}" for n in range(50)}
     await asyncio.gather(*(sessions.create(key, record(key)) for key in steady))
     stop = asyncio.Event()
@@ -83,12 +83,12 @@ async def test_list_is_complete_under_concurrent_writes(nats: Bus) -> None:
 
 async def test_list_of_an_empty_store_is_empty(nats: Bus) -> None:
     """Nothing there is an answer, not an error."""
-    assert await (await create_stores(nats)).sessions.list() == {}
+    assert await (await create_buckets(nats)).sessions.list() == {}
 
 
 async def test_a_deleted_key_leaves_a_tombstone_until_it_is_forgotten(nats: Bus) -> None:
     """`get` and `list` see nothing; `latest` and `list_latest` see that something was there."""
-    store = (await create_stores(nats)).active_connections
+    store = (await create_buckets(nats)).active_connections
     await store.put("s1", "42")
     await store.put("s2", "43")
     await store.delete("s1")
@@ -105,7 +105,7 @@ async def test_a_listing_believes_no_node_without_a_leader(
     nats: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A node that was stopped answers for the stream with what it has, until it hears who leads it."""
-    sessions = (await create_stores(nats)).sessions
+    sessions = (await create_buckets(nats)).sessions
     info = await nats.js.stream_info(sessions.stream)
     info.cluster = ClusterInfo(name="c", leader=None)
 
@@ -119,7 +119,7 @@ async def test_a_listing_believes_no_node_without_a_leader(
 
 async def test_listings_leave_no_consumer_behind(nats: Bus) -> None:
     """A listing cleans up after itself."""
-    sessions = (await create_stores(nats)).sessions
+    sessions = (await create_buckets(nats)).sessions
     await sessions.create("a", record("a"))
     await sessions.list()
     assert (await nats.js.stream_info(sessions.stream)).state.consumer_count == 0
@@ -127,7 +127,7 @@ async def test_listings_leave_no_consumer_behind(nats: Bus) -> None:
 
 async def test_durable_changes_wait_for_their_reader(nats: Bus) -> None:
     """What happens while nobody reads is told afterwards, a delete as None."""
-    store = (await create_stores(nats)).active_connections
+    store = (await create_buckets(nats)).active_connections
     async with store.durable("reaper") as changes:
         await store.put("s1", "42")
         got = await changes.fetch()
@@ -145,7 +145,7 @@ async def test_an_expired_lease_shows_as_a_change(nats: Bus) -> None:
     from tipoff_shared.messages import Transports
     from tipoff_shared.records import GameserverLease, LeaseState
 
-    store = (await create_stores(nats)).gameservers
+    store = (await create_buckets(nats)).gameservers
     lease = GameserverLease("d1", "b1", "arena", "1", LeaseState.READY, Transports(), 8)
     async with store.watch() as changes:
         await store.put("d1", lease, ttl=1)
@@ -162,7 +162,7 @@ async def test_two_namespaces_share_nothing(nats: Bus, settings: NatsSettings) -
     """The same key in another namespace is another key."""
     import dataclasses
 
-    await (await create_stores(nats)).sessions.create("a", record("a"))
+    await (await create_buckets(nats)).sessions.create("a", record("a"))
     other = dataclasses.replace(settings, namespace=settings.namespace + "x")
     async with connect(other, name="other") as bus:
-        assert await (await create_stores(bus)).sessions.get("a") is None
+        assert await (await create_buckets(bus)).sessions.get("a") is None

@@ -9,15 +9,15 @@ import socket
 from pathlib import Path
 
 import pytest
-from timing import quickest
 
+from tests.timing import quickest
 from tipoff.embedded_nats import embedded_nats
-from tipoff_shared import nats_connection
 from tipoff_shared.errors import Unavailable
-from tipoff_shared.nats_connection import Bus, connect
+from tipoff_shared.nats import connection as nats_connection
+from tipoff_shared.nats.connection import Bus, connect
+from tipoff_shared.primitives.tasks import BoundedHandlers
 from tipoff_shared.secret import Secret
 from tipoff_shared.settings import NatsSettings
-from tipoff_shared.supervise import BoundedHandlers
 
 
 async def test_nobody_listening_is_said_at_once() -> None:

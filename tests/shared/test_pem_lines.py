@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from certificates import self_signed
-
+from tests.certificates import self_signed
 from tipoff_shared.settings import NatsSettings, pem_lines
 
 

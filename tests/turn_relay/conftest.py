@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import random
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tipoff_matchmaker_httpd.serve import RunningHttpd, run_httpd
+from tipoff_matchmaker_httpd.server.run import RunningHttpd, run_httpd
 from tipoff_matchmaker_httpd.settings import Settings
-from tipoff_matchmaker_httpd.turn_relay.memory_store import MemoryRecords
-from tipoff_matchmaker_httpd.turn_relay.relay import TurnRelay
-from tipoff_matchmaker_httpd.turn_relay.store import Inbox, NatsRecords, RecordStore
 from tipoff_shared.errors import Unavailable
-from tipoff_shared.kv import LostRace
-from tipoff_shared.nats_connection import Bus
+from tipoff_shared.kv.bucket import LostRace
+from tipoff_shared.nats.connection import Bus
+from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.settings import NatsSettings
-from tipoff_shared.supervise import Tasks
-
-sys.path.insert(0, str(Path(__file__).parent))  # turn_table
+from tipoff_turn_relay.memory_store import MemoryRecords
+from tipoff_turn_relay.relay import TurnRelay
+from tipoff_turn_relay.store import Inbox, NatsRecords, RecordStore
 
 
 class Unreliable(MemoryRecords):

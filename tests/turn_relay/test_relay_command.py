@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from tipoff.commands import app
 from tipoff.turn_relay.commands import bench_app, histogram
 from tipoff.turn_relay.pipe import decode, printable
-from tipoff_matchmaker_httpd.serve import RunningHttpd
+from tipoff_matchmaker_httpd.server.run import RunningHttpd
 
 
 async def tipoff(*arguments: str) -> asyncio.subprocess.Process:

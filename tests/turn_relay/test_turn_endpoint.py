@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tipoff_matchmaker_httpd.serve import RunningHttpd
-from tipoff_matchmaker_httpd.turn_relay.keys import GameKey
-from tipoff_matchmaker_httpd.turn_relay.messages import Error
-from tipoff_shared.nats_connection import Bus
+from tipoff_matchmaker_httpd.server.run import RunningHttpd
+from tipoff_shared.nats.connection import Bus
+from tipoff_turn_relay.keys import GameKey
+from tipoff_turn_relay.messages import Error
 
 Start = Callable[..., Awaitable[RunningHttpd]]
 Say = Any
@@ -67,7 +67,7 @@ async def test_two_httpds_serve_the_two_players_of_one_game(start: Start, say: S
 async def test_a_restart_in_the_middle_loses_nothing(
     start: Start, say: Say, paired: Any, settings: Any
 ) -> None:
-    from tipoff_matchmaker_httpd.serve import run_httpd
+    from tipoff_matchmaker_httpd.server.run import run_httpd
     from tipoff_matchmaker_httpd.settings import Settings
 
     async with run_httpd(Settings.load(port=0), settings) as first:
@@ -166,7 +166,7 @@ async def test_its_own_port_serves_the_original_s_clients_at_every_path(
 
 
 async def test_its_own_port_is_released_at_the_end(settings: Any) -> None:
-    from tipoff_matchmaker_httpd.serve import run_httpd
+    from tipoff_matchmaker_httpd.server.run import run_httpd
     from tipoff_matchmaker_httpd.settings import Settings
 
     port = free_port()

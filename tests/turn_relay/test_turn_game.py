@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from turn_table import Table
 
-from tipoff_matchmaker_httpd.turn_relay import game as rules
-from tipoff_matchmaker_httpd.turn_relay.game import Game
-from tipoff_matchmaker_httpd.turn_relay.messages import (
+from tests.turn_relay.turn_table import Table
+from tipoff_turn_relay import game as rules
+from tipoff_turn_relay.game import Game
+from tipoff_turn_relay.messages import (
     Error,
     Failed,
     Updates,

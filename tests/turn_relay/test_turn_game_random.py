@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from turn_table import Table
 
-from tipoff_matchmaker_httpd.turn_relay import game as rules
-from tipoff_matchmaker_httpd.turn_relay.messages import (
+from tests.turn_relay.turn_table import Table
+from tipoff_turn_relay import game as rules
+from tipoff_turn_relay.messages import (
     Error,
     Failed,
     Updates,

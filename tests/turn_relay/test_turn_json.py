@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tipoff_matchmaker_httpd.serve import RunningHttpd
-from tipoff_matchmaker_httpd.turn_relay.messages import MEANING, Error
+from tipoff_matchmaker_httpd.server.run import RunningHttpd
+from tipoff_turn_relay.messages import MEANING, Error
 
 Start = Callable[..., Awaitable[RunningHttpd]]
 Ask = Callable[..., Awaitable[httpx.Response]]
@@ -84,7 +84,7 @@ async def test_a_long_poll_ends_after_its_time(httpd: RunningHttpd, ask: Ask) ->
 
 
 async def test_a_long_poll_ends_when_httpd_does(start: Start, ask: Ask, settings: Any) -> None:
-    from tipoff_matchmaker_httpd.serve import run_httpd
+    from tipoff_matchmaker_httpd.server.run import run_httpd
     from tipoff_matchmaker_httpd.settings import Settings
 
     async with asyncio.timeout(4):

@@ -14,7 +14,7 @@ import pytest
 
 from tipoff.embedded_nats import EmbeddedNats, dies_with_parent, embedded_nats
 from tipoff.turn_relay.load import LoadReport, run_load
-from tipoff_matchmaker_httpd.serve import run_httpd
+from tipoff_matchmaker_httpd.server.run import run_httpd
 from tipoff_matchmaker_httpd.settings import Settings
 from tipoff_shared.settings import NatsSettings
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tipoff_matchmaker_httpd.turn_relay import pairing
-from tipoff_matchmaker_httpd.turn_relay.keys import LUCK_BITS
-from tipoff_matchmaker_httpd.turn_relay.messages import (
+from tipoff_turn_relay import pairing
+from tipoff_turn_relay.keys import LUCK_BITS
+from tipoff_turn_relay.messages import (
     LONG_PATIENCE,
     Failed,
     MapInit,
@@ -23,8 +23,8 @@ from tipoff_matchmaker_httpd.turn_relay.messages import (
     Start,
     Unregister,
 )
-from tipoff_matchmaker_httpd.turn_relay.pairing import PairingList, Stage, step
-from tipoff_matchmaker_httpd.turn_relay.text import encode_answer
+from tipoff_turn_relay.pairing import PairingList, Stage, step
+from tipoff_turn_relay.text import encode_answer
 
 
 class World:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tipoff_matchmaker_httpd.serve import RunningHttpd
+from tipoff_matchmaker_httpd.server.run import RunningHttpd
 
 Start = Callable[..., Awaitable[RunningHttpd]]
 

@@ -11,10 +11,11 @@ import uvloop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tipoff_matchmaker_httpd.turn_relay import patience, rooms, waiting_list
-from tipoff_matchmaker_httpd.turn_relay.keys import GameKey
-from tipoff_matchmaker_httpd.turn_relay.memory_store import MemoryRecords
-from tipoff_matchmaker_httpd.turn_relay.messages import (
+from tipoff_shared.errors import Unavailable
+from tipoff_turn_relay import patience, rooms, waiting_list
+from tipoff_turn_relay.keys import GameKey
+from tipoff_turn_relay.memory_store import MemoryRecords
+from tipoff_turn_relay.messages import (
     Answer,
     Error,
     Exchange,
@@ -30,10 +31,9 @@ from tipoff_matchmaker_httpd.turn_relay.messages import (
     Unregister,
     Updates,
 )
-from tipoff_matchmaker_httpd.turn_relay.patience import ClientGone
-from tipoff_matchmaker_httpd.turn_relay.relay import TurnRelay
-from tipoff_matchmaker_httpd.turn_relay.text import encode_answer
-from tipoff_shared.errors import Unavailable
+from tipoff_turn_relay.patience import ClientGone
+from tipoff_turn_relay.relay import TurnRelay
+from tipoff_turn_relay.text import encode_answer
 
 
 async def begin(one: TurnRelay, other: TurnRelay) -> tuple[str, str]:
@@ -200,7 +200,7 @@ async def test_a_long_poll_for_a_partner_is_answered_when_it_comes(relays: Any) 
 async def test_an_update_that_finds_no_room_waits_for_it(
     relays: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tipoff_matchmaker_httpd.turn_relay import game
+    from tipoff_turn_relay import game
 
     monkeypatch.setattr(game, "MAX_CACHE", 10)
     async with relays(MemoryRecords(), MemoryRecords(), 1) as (relay,):

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from tipoff.embedded_nats import embedded_nats
-from tipoff_matchmaker_httpd.turn_relay.memory_store import MemoryRecords
-from tipoff_matchmaker_httpd.turn_relay.store import Inbox, NatsRecords, RecordStore, Stored, StoreFull
 from tipoff_shared.errors import Unavailable
-from tipoff_shared.kv import LostRace
-from tipoff_shared.nats_connection import Bus, connect
+from tipoff_shared.kv.bucket import LostRace
+from tipoff_shared.nats.connection import Bus, connect
+from tipoff_turn_relay.memory_store import MemoryRecords
+from tipoff_turn_relay.store import Inbox, NatsRecords, RecordStore, Stored, StoreFull
 
 
 async def test_what_was_never_written_has_no_value_and_revision_zero(store: RecordStore) -> None:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tipoff_matchmaker_httpd.turn_relay.keys import LUCK_BITS, GameKey, new_game, new_pairing_key
-from tipoff_matchmaker_httpd.turn_relay.messages import (
+from tipoff_turn_relay.keys import LUCK_BITS, GameKey, new_game, new_pairing_key
+from tipoff_turn_relay.messages import (
     Answer,
     Error,
     Failed,
@@ -29,7 +29,7 @@ from tipoff_matchmaker_httpd.turn_relay.messages import (
     Unregister,
     Updates,
 )
-from tipoff_matchmaker_httpd.turn_relay.text import (
+from tipoff_turn_relay.text import (
     MAX_BODY,
     encode_answer,
     encode_request,

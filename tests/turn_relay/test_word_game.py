@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chromium import FLAGS, chromium
 
-from tipoff_matchmaker_httpd.serve import RunningHttpd
+from tests.chromium import FLAGS, chromium
+from tipoff_matchmaker_httpd.server.run import RunningHttpd
 
 ROOT = Path(os.environ.get("TIPOFF_SOURCE_TREE") or Path(__file__).parents[2])  # as `source_tree` in conftest
 GAME = ROOT / "examples/word-game"

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from tipoff_matchmaker_httpd.turn_relay import game as rules
-from tipoff_matchmaker_httpd.turn_relay.game import Game
-from tipoff_matchmaker_httpd.turn_relay.messages import (
+from tipoff_turn_relay import game as rules
+from tipoff_turn_relay.game import Game
+from tipoff_turn_relay.messages import (
     Exchange,
     Failed,
     GameUpdate,
     Start,
     Updates,
 )
-from tipoff_matchmaker_httpd.turn_relay.text import encode_answer
+from tipoff_turn_relay.text import encode_answer
 
 START = Start(7, (11, 22), ("Ada", "Bob"), ("1", "2"), 0)
 

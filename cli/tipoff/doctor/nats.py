@@ -17,10 +17,10 @@ from tipoff.doctor.network import ClockFacts
 from tipoff.status import ask_matchmakers
 from tipoff_shared.admin import MatchmakerStatus
 from tipoff_shared.errors import ConfigError, TipoffError
-from tipoff_shared.nats_client import PermissionDenied
-from tipoff_shared.nats_connection import Bus, connect
+from tipoff_shared.kv.buckets import buckets
+from tipoff_shared.nats.client import PermissionDenied
+from tipoff_shared.nats.connection import Bus, connect
 from tipoff_shared.settings import NatsSettings
-from tipoff_shared.stores import stores
 
 BUCKETS = (
     *("sessions", "deployments", "fleets", "gameservers", "matchmakers"),
@@ -106,7 +106,7 @@ async def _look(bus: Bus, server: str, secure: bool) -> NatsFacts:
         jetstream = False
     streams: dict[str, StreamFacts] = {}
     clock: ClockFacts | None = None
-    every = stores(bus)
+    every = buckets(bus)
     for bucket in BUCKETS:
         stream = getattr(every, bucket).stream
         asked = time.time()

@@ -2,7 +2,7 @@
 write their KV keys themselves.
 
 Every name comes from `tipoff_shared` (subjects, buckets), so that a renamed subject is renamed here, too. What a role
-asks of JetStream follows from what `tipoff_shared.kv` (and bevygap's programs) do on a bucket:
+asks of JetStream follows from what `tipoff_shared.kv.bucket` (and bevygap's programs) do on a bucket:
 
 | access | publishes |
 |---|---|
@@ -24,14 +24,15 @@ import enum
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tipoff_matchmaker import delete_queue, reaper
-from tipoff_matchmaker_httpd.turn_relay import store as turn_store
+from tipoff_matchmaker import reaper
+from tipoff_matchmaker.bevygap import delete_queue
 from tipoff_shared.admin import OPERATIONS
+from tipoff_shared.kv.buckets import BEVYGAP_BUCKETS, Buckets
 from tipoff_shared.settings import inbox_prefix_of
-from tipoff_shared.stores import BEVYGAP_BUCKETS, Stores
 from tipoff_shared.subjects import Subjects
+from tipoff_turn_relay import store as turn_store
 
-BUCKETS = tuple(field.name for field in dataclasses.fields(Stores))
+BUCKETS = tuple(field.name for field in dataclasses.fields(Buckets))
 TURN_BUCKETS = turn_store.BUCKETS
 SECRET_BUCKET = "connect_tokens"  # noqa: S105 # a bucket's name
 """Tokens as issued: for the matchmaker's role alone."""

@@ -11,8 +11,8 @@ from typing import Any
 
 import httpx
 
-from tipoff_matchmaker_httpd.turn_relay.messages import Error
 from tipoff_shared.errors import ConfigError, TipoffError, Unavailable
+from tipoff_turn_relay.messages import Error
 
 LONG_POLL = 20.0
 """Seconds one request waits for something to tell."""

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from typing import cast
 from urllib.parse import urlsplit
 
-from tipoff_matchmaker_httpd.turn_relay.messages import Error, Symbol
-from tipoff_matchmaker_httpd.turn_relay.text import NOTHING, encode_request, parse_answer
 from tipoff_shared.errors import ConfigError, TipoffError, Unavailable
+from tipoff_turn_relay.messages import Error, Symbol
+from tipoff_turn_relay.text import NOTHING, encode_request, parse_answer
 
 ANSWER_WITHIN = 10.0
 """Seconds after which an answer counts as lost."""

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from tipoff.turn_relay.client import TurnClient, TurnRefused
-from tipoff_matchmaker_httpd.turn_relay.messages import Error
 from tipoff_shared.errors import TipoffError
+from tipoff_turn_relay.messages import Error
 
 CHUNK = 8192
 """Bytes of input in one update, at most; 11 KB as base64."""

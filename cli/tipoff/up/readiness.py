@@ -7,7 +7,7 @@ import http.client
 import ssl
 import time
 
-from tipoff.up.part import Part
+from tipoff.up.child_process import Part
 from tipoff_shared.errors import Unavailable
 
 READY_TIMEOUT = 30.0

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from tipoff.embedded_nats import EmbeddedNats, embedded_nats
 from tipoff.state_dir import UpInfo, locked, remove_up_info, write_up_info
 from tipoff.up.addresses import listen, public_hosts
+from tipoff.up.child_process import Part
 from tipoff.up.options import UpOptions, check, check_orchestrators
-from tipoff.up.part import Part
 from tipoff.up.readiness import wait_until_ready
 from tipoff.up.server_news import tell_of_crashes
 from tipoff.up.wiring import parts_of, write_missing_keys

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from tipoff_orchestrator_client.base import RunState
 from tipoff_orchestrator_client.launcher import LauncherOrchestrator
 from tipoff_shared.errors import TipoffError
-from tipoff_shared.nats_connection import connect
+from tipoff_shared.nats.connection import connect
 from tipoff_shared.settings import NatsSettings
 
 REPEAT_AFTER = 10.0

@@ -9,8 +9,8 @@ import uuid
 from pathlib import Path
 
 from tipoff.embedded_nats import EmbeddedNats
+from tipoff.up.child_process import Part
 from tipoff.up.options import UpOptions
-from tipoff.up.part import Part
 from tipoff_shared.games import Game
 from tipoff_shared.games_toml import key_file
 from tipoff_shared.netcode.keys import PrivateKey
@@ -77,7 +77,7 @@ def parts_of(
             "TIPOFF_EDGEGAP_EMULATOR_PUBLIC_HOST": hosts[0],
             "TIPOFF_EDGEGAP_EMULATOR_LOGS": str((options.state_dir / "edgegap").resolve()),
         }
-        module = "tipoff_orchestrator_client.edgegap.emulator"
+        module = "tipoff_edgegap_emulator"
         starters.append(
             Part("edgegap-emulator", module, common | edgegap | emulator, logs, pass_fds=(api.fileno(),))
         )

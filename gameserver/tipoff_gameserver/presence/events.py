@@ -20,7 +20,8 @@ import nats.errors
 from nats.aio.msg import Msg
 
 from tipoff_gameserver.presence.over_nats import REMEMBERED, WRITE_TIMEOUT, OverNats
-from tipoff_shared.nats_connection import Bus
+from tipoff_shared.nats.connection import Bus
+from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.records import LEASE_TTL
 from tipoff_shared.server_events import (
     MAX_CHANGES,
@@ -34,7 +35,6 @@ from tipoff_shared.server_events import (
     seal,
 )
 from tipoff_shared.settings import NatsSettings
-from tipoff_shared.supervise import Tasks
 
 log = logging.getLogger(__name__)
 

@@ -17,12 +17,12 @@ import msgspec
 
 from tipoff_gameserver.presence.over_nats import REMEMBERED, WRITE_TIMEOUT, OverNats
 from tipoff_shared.errors import TipoffError, Unavailable
-from tipoff_shared.kv import LostRace, Store
-from tipoff_shared.nats_connection import Bus
+from tipoff_shared.kv.bucket import Bucket, LostRace
+from tipoff_shared.kv.buckets import Buckets, buckets
+from tipoff_shared.nats.connection import Bus
+from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.records import LEASE_TTL
 from tipoff_shared.settings import NatsSettings
-from tipoff_shared.stores import Stores, stores
-from tipoff_shared.supervise import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class NatsPresence(OverNats):
         super().__init__(settings, deployment_id, lease_ttl)
         self._announcement = msgspec.json.encode(announcement)
         self._announced = False
-        self._stores: Stores | None = None
+        self._buckets: Buckets | None = None
 
         self._written: dict[str, int] = {}
         """Revisions of the keys that we put and have not deleted; 0: the answer is still out."""
@@ -64,34 +64,34 @@ class NatsPresence(OverNats):
         self._doubt(session_id)
 
     async def look_up(self, client_id: int) -> str | None:
-        if self._stores is None:
+        if self._buckets is None:
             return None
         try:
             async with asyncio.timeout(_LOOK_UP_TIMEOUT):
-                entry = await self._stores.sessions_ly2eg.get(str(client_id))
+                entry = await self._buckets.sessions_ly2eg.get(str(client_id))
         except (TimeoutError, TipoffError) as exc:
             log.warning("the session of client %d cannot be looked up: %s", client_id, str(exc) or "time-out")
             return None
         return entry.value if entry is not None else None
 
     async def _end_lease(self) -> None:
-        if self._stores is not None:
-            await self._stores.gameservers.delete(self._deployment_id)
+        if self._buckets is not None:
+            await self._buckets.gameservers.delete(self._deployment_id)
 
     # --- the connection ---------------------------------------------------------------------------------------
 
     async def _serve(self, bus: Bus) -> None:
-        self._stores = stores(bus)
+        self._buckets = buckets(bus)
         self._nats_is_back()
         try:
             # A loop that fails is logged; then everything begins again with a new connection.
             async with Tasks("presence", on_failure=lambda _: bus.closed.set()) as tasks:
-                tasks.start(self._keep_lease(self._stores), "lease")
-                tasks.start(self._keep_connections(self._stores), "connections")
+                tasks.start(self._keep_lease(self._buckets), "lease")
+                tasks.start(self._keep_connections(self._buckets), "connections")
                 tasks.start(self._announce_context(bus), "context")
                 await bus.closed.wait()
         finally:
-            self._stores = None
+            self._buckets = None
 
     def _nats_is_back(self) -> None:
         self._back.set()
@@ -109,7 +109,7 @@ class NatsPresence(OverNats):
 
     # --- the lease --------------------------------------------------------------------------------------------
 
-    async def _keep_lease(self, kv: Stores) -> None:
+    async def _keep_lease(self, kv: Buckets) -> None:
         assert self._describe is not None
         failing = False
         while not self._closing:
@@ -137,7 +137,7 @@ class NatsPresence(OverNats):
 
     # --- the connections --------------------------------------------------------------------------------------
 
-    async def _keep_connections(self, kv: Stores) -> None:
+    async def _keep_connections(self, kv: Buckets) -> None:
         failing = False
         while not self._ended:
             await self._changed.wait()
@@ -162,7 +162,7 @@ class NatsPresence(OverNats):
                     del self._unsure[session_id]
             self._settled.set()
 
-    async def _put(self, store: Store[str], session_id: str, client_id: str) -> int:
+    async def _put(self, store: Bucket[str], session_id: str, client_id: str) -> int:
         """The revision of our entry. By compare-and-set, so that a put that timed out and arrives late is refused:
         it would be a later entry than the one we know, and nobody would ever delete it."""
         try:
@@ -175,7 +175,7 @@ class NatsPresence(OverNats):
                 return entry.revision
             return await store.update(session_id, client_id, entry.revision)
 
-    async def _bring_into_line(self, kv: Stores, session_id: str, wanted: str | None) -> None:
+    async def _bring_into_line(self, kv: Buckets, session_id: str, wanted: str | None) -> None:
         """Make `active_connections[session_id]` what it should be, touching nobody else's entry.
 
         The matchmaker may have given the session to another server meanwhile: a key is deleted only while it is

@@ -16,10 +16,10 @@ from nats.aio.msg import Msg
 
 from tipoff_gameserver.presence import DescribeLease, OnCommand
 from tipoff_shared.errors import Malformed, TipoffError, Unavailable
-from tipoff_shared.nats_connection import Bus, connect
+from tipoff_shared.nats.connection import Bus, connect
+from tipoff_shared.primitives.tasks import BoundedHandlers, Tasks
 from tipoff_shared.records import LEASE_TTL, decode_command
 from tipoff_shared.settings import NatsSettings
-from tipoff_shared.supervise import BoundedHandlers, Tasks
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from tipoff_gameserver.admission import Admission, Grant, Refusal
-from tipoff_gameserver.players import LeaveReason, Link, Player
+from tipoff_gameserver.players.admission import Admission, Grant, Refusal
+from tipoff_gameserver.players.roster import LeaveReason, Link, Player
 
 
 class Host(Protocol):

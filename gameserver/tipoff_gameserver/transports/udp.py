@@ -13,9 +13,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tipoff_gameserver.admission import Grant, LookUp, Refusal
-from tipoff_gameserver.complaints import Complaints
-from tipoff_gameserver.players import LeaveReason, Player
+from tipoff_gameserver.players.admission import Grant, LookUp, Refusal
+from tipoff_gameserver.players.roster import LeaveReason, Player
+from tipoff_gameserver.throttled_log import Complaints
 from tipoff_gameserver.transports import Host
 from tipoff_gameserver.transports.sockets import bind
 from tipoff_shared.netcode import (
@@ -32,7 +32,7 @@ from tipoff_shared.netcode import (
     Server,
     ServerEvent,
 )
-from tipoff_shared.supervise import Tasks
+from tipoff_shared.primitives.tasks import Tasks
 
 log = logging.getLogger(__name__)
 

@@ -24,15 +24,15 @@ from websockets.asyncio.server import Server, ServerConnection, broadcast, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
-from tipoff_gameserver.admission import USED, Grant, LookUp, Refusal
-from tipoff_gameserver.complaints import Complaints
-from tipoff_gameserver.players import MAX_MESSAGE_BYTES, LeaveReason, Player
+from tipoff_gameserver.players.admission import USED, Grant, LookUp, Refusal
+from tipoff_gameserver.players.roster import MAX_MESSAGE_BYTES, LeaveReason, Player
 from tipoff_gameserver.stand_alone import Dialled, Matchmaker
+from tipoff_gameserver.throttled_log import Complaints
 from tipoff_gameserver.transports import Host
 from tipoff_gameserver.transports.sockets import bind
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.messages import MAX_MESSAGE, Admitted, Failed, encode_admission, encode_feedback
-from tipoff_shared.supervise import Tasks
+from tipoff_shared.primitives.tasks import Tasks
 
 log = logging.getLogger(__name__)
 _library = logging.getLogger(f"{__name__}.library")

@@ -22,9 +22,9 @@ from tipoff_matchmaker.metrics import Metrics
 from tipoff_matchmaker.pull_consumer import read_for_ever
 from tipoff_shared.errors import Malformed, NotAllowed, TipoffError
 from tipoff_shared.event_stream import DURABLE
-from tipoff_shared.nats_connection import Bus
+from tipoff_shared.nats.connection import Bus
+from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.server_events import EventKey, unseal
-from tipoff_shared.supervise import Tasks
 
 log = logging.getLogger(__name__)
 

@@ -12,15 +12,15 @@ from typing import Any
 
 import msgspec
 
-from tipoff_matchmaker import deployments
+from tipoff_matchmaker.deployments import machine as deployments
+from tipoff_matchmaker.deployments.store import Ledger
 from tipoff_matchmaker.isolated import rules
 from tipoff_matchmaker.isolated.rules import Join, Leave
-from tipoff_matchmaker.ledger import Ledger
-from tipoff_shared.kv import LostRace
-from tipoff_shared.nats_connection import Bus
+from tipoff_shared.kv.bucket import LostRace
+from tipoff_shared.kv.buckets import Buckets
+from tipoff_shared.nats.connection import Bus
 from tipoff_shared.records import GameserverLease, Kick, encode
 from tipoff_shared.server_events import MAX_LEASE_TTL, Context, Goodbye, Lease, Players, ServerEvent
-from tipoff_shared.stores import Stores
 
 _SIDE_BY_SIDE = 25
 _TRIES = 5
@@ -33,14 +33,14 @@ class EventWriter:
     def __init__(
         self,
         bus: Bus,
-        stores: Stores,
+        buckets: Buckets,
         ledger: Ledger,
         on_context: Callable[[bytes], Awaitable[None]],
         *,
         longest_lease: float = MAX_LEASE_TTL,
     ) -> None:
         self._bus = bus
-        self._stores = stores
+        self._buckets = buckets
         self._ledger = ledger
         self._on_context = on_context
         self._longest_lease = longest_lease
@@ -72,7 +72,7 @@ class EventWriter:
     async def _lease(
         self, deployment_id: str, event: ServerEvent, lease: GameserverLease, ttl: float
     ) -> None:
-        store = self._stores.gameservers
+        store = self._buckets.gameservers
 
         async def write() -> None:
             entry = await store.get(deployment_id)
@@ -84,7 +84,7 @@ class EventWriter:
         await _until_won(write)
 
     async def _goodbye(self, deployment_id: str, event: ServerEvent) -> None:
-        store = self._stores.gameservers
+        store = self._buckets.gameservers
 
         async def write() -> None:
             entry = await store.get(deployment_id)
@@ -94,10 +94,10 @@ class EventWriter:
         await _until_won(write)
 
     async def _join(self, deployment_id: str, boot_id: str, session_id: str, client_id: str) -> None:
-        store = self._stores.active_connections
+        store = self._buckets.active_connections
 
         async def write() -> None:
-            session = await self._stores.sessions.get(session_id)
+            session = await self._buckets.sessions.get(session_id)
             record = None if session is None else session.value
             if rules.join(record, deployment_id, boot_id, client_id) is Join.WRITE:
                 try:
@@ -115,10 +115,10 @@ class EventWriter:
         await _until_won(write)
 
     async def _leave(self, deployment_id: str, session_id: str) -> None:
-        store = self._stores.active_connections
+        store = self._buckets.active_connections
 
         async def write() -> None:
-            session = await self._stores.sessions.get(session_id)
+            session = await self._buckets.sessions.get(session_id)
             verdict = rules.leave(None if session is None else session.value, deployment_id)
             if verdict is Leave.IGNORE:
                 return

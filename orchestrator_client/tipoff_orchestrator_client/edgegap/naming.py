@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from tipoff_orchestrator_client.base import Deployment, Port, RunState
-from tipoff_orchestrator_client.edgegap.answers import NamedPort, Server
+from tipoff_orchestrator_client.edgegap.api.answers import NamedPort, Server
 from tipoff_shared.games import Game, GameKey
 from tipoff_shared.records import EdgegapOrder
 

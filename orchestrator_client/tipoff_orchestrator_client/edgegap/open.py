@@ -8,15 +8,15 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pydantic import ValidationError
 
 from tipoff_orchestrator_client.base import Orchestrator
-from tipoff_orchestrator_client.edgegap.client import EdgegapClient
+from tipoff_orchestrator_client.edgegap.api.client import EdgegapClient
 from tipoff_orchestrator_client.edgegap.names import ORCHESTRATOR, SESSIONS
 from tipoff_orchestrator_client.edgegap.orchestrator import EdgegapOrchestrator
 from tipoff_orchestrator_client.edgegap.session_servers import SessionServers
 from tipoff_orchestrator_client.edgegap.settings import Settings
-from tipoff_orchestrator_client.edgegap.verify import verify
+from tipoff_orchestrator_client.edgegap.setup.verify import verify
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.games import Games
-from tipoff_shared.nats_connection import Bus
+from tipoff_shared.nats.connection import Bus
 
 
 def load_settings() -> Settings:

@@ -15,23 +15,23 @@ from dataclasses import replace
 from functools import partial
 
 from tipoff_orchestrator_client.base import Deployment, DeploySpec, OrchestratorError, RunState
-from tipoff_orchestrator_client.edgegap.answers import Server
-from tipoff_orchestrator_client.edgegap.book import Book
-from tipoff_orchestrator_client.edgegap.client import EdgegapClient
-from tipoff_orchestrator_client.edgegap.judge import COMING, judge, suspects
-from tipoff_orchestrator_client.edgegap.listing import Listing
-from tipoff_orchestrator_client.edgegap.looks import BY_STATUS
+from tipoff_orchestrator_client.edgegap.api.answers import Server
+from tipoff_orchestrator_client.edgegap.api.client import EdgegapClient
 from tipoff_orchestrator_client.edgegap.names import ORCHESTRATOR
 from tipoff_orchestrator_client.edgegap.naming import as_deployment, as_started, as_stopped, game_in
-from tipoff_orchestrator_client.edgegap.news import News
-from tipoff_orchestrator_client.edgegap.ordering import Ordering
+from tipoff_orchestrator_client.edgegap.orders.order_diff import COMING, judge, suspects
+from tipoff_orchestrator_client.edgegap.orders.ordering import Ordering
+from tipoff_orchestrator_client.edgegap.orders.stops import STOPPING, Stops
+from tipoff_orchestrator_client.edgegap.orders.store import Book
+from tipoff_orchestrator_client.edgegap.poller.deployment_list import Listing
+from tipoff_orchestrator_client.edgegap.poller.poll_schedule import BY_STATUS
+from tipoff_orchestrator_client.edgegap.poller.status_cache import News
+from tipoff_orchestrator_client.edgegap.poller.watch import Watch
 from tipoff_orchestrator_client.edgegap.settings import Settings
-from tipoff_orchestrator_client.edgegap.stops import STOPPING, Stops
-from tipoff_orchestrator_client.edgegap.watch import Watch
 from tipoff_shared.games import Games
-from tipoff_shared.nats_connection import Bus
+from tipoff_shared.nats.connection import Bus
+from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.records import EdgegapOrder, OrderState
-from tipoff_shared.supervise import Tasks
 
 log = logging.getLogger(__name__)
 

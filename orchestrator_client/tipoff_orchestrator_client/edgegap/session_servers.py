@@ -11,14 +11,14 @@ import logging
 from collections.abc import AsyncIterator
 
 from tipoff_orchestrator_client.base import Deployment, DeploySpec, NotConfigured, RunState
-from tipoff_orchestrator_client.edgegap.answers import Server
-from tipoff_orchestrator_client.edgegap.client import EdgegapClient
-from tipoff_orchestrator_client.edgegap.listing import Shared
+from tipoff_orchestrator_client.edgegap.api.answers import Server
+from tipoff_orchestrator_client.edgegap.api.client import EdgegapClient
 from tipoff_orchestrator_client.edgegap.names import SESSIONS
 from tipoff_orchestrator_client.edgegap.naming import as_deployment
+from tipoff_orchestrator_client.edgegap.poller.deployment_list import Shared
 from tipoff_orchestrator_client.edgegap.settings import Settings
 from tipoff_shared.games import Game, GameKey, Games
-from tipoff_shared.nats_connection import Bus
+from tipoff_shared.nats.connection import Bus
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,301 @@
+"""`tipoff edgegap configure-app`, `tipoff edgegap check` and `tipoff edgegap-emulator`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from tipoff_shared.errors import ConfigError
+from tipoff_shared.games import Game, Games
+from tipoff_shared.games_toml import load_games
+from tipoff_shared.settings import NatsSettings
+
+app = typer.Typer(
+    name="edgegap",
+    help="Game servers at Edgegap: set the application up, check that everything fits.",
+    no_args_is_help=True,
+)
+
+GamesFile = Annotated[
+    Path, typer.Option(help="The games, with \\[game.edgegap].", envvar="TIPOFF_GAMES", show_default=True)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
+_GAMES = Path("games.toml")
+
+
+@app.command("configure-app")
+def configure_command(
+    game: Annotated[
+        str | None, typer.Argument(help="Which game of games.toml; needed where several are at Edgegap.")
+    ] = None,
+    version: Annotated[str | None, typer.Option(help="Which version of it, where there are several.")] = None,
+    games: GamesFile = _GAMES,
+    image: Annotated[
+        str | None, typer.Option(help="REGISTRY/NAME:TAG; needed for a new version.", show_default=False)
+    ] = None,
+    create: Annotated[
+        bool, typer.Option("--create", help="Make the application and the version where they are missing.")
+    ] = False,
+    cpu: Annotated[
+        float | None, typer.Option(help="vCPUs of a server; 0.5 for a new version.", show_default=False)
+    ] = None,
+    memory: Annotated[
+        int | None, typer.Option(help="MB of a server; 1024 for a new version.", show_default=False)
+    ] = None,
+    max_duration: Annotated[
+        int | None,
+        typer.Option(help="Minutes after which Edgegap ends a server, at most 1440.", show_default=False),
+    ] = None,
+    cache: Annotated[
+        bool | None,
+        typer.Option("--cache/--no-cache", help="Keep the image at all locations.", show_default=False),
+    ] = None,
+    tls_upgrade: Annotated[
+        bool, typer.Option("--tls/--no-tls", help="Let Edgegap do TLS before the WebSocket port.")
+    ] = True,
+    ca: Annotated[
+        Path | None,
+        typer.Option(help="PEM file of the authority that signed NATS's certificate.", show_default=False),
+    ] = None,
+    environment: Annotated[
+        bool | None,
+        typer.Option(
+            "--environment/--no-environment",
+            help="Write what servers need into the version. Default: where deployments do not bring it themselves.",
+            show_default=False,
+        ),
+    ] = None,
+    registry_user: Annotated[
+        str, typer.Option(help="Login for the image's registry.", show_default=False)
+    ] = "",
+    registry_token_file: Annotated[
+        Path | None, typer.Option(help="File with the password of that login.", show_default=False)
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, and stop.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a version at Edgegap what the game needs: ports, environment, arguments, limits.
+
+    Run it as often as you like: what is right already is left alone.
+    """
+    from tipoff_orchestrator_client.edgegap.settings import Settings
+    from tipoff_orchestrator_client.edgegap.setup.app_version import Image, Wishes
+
+    settings = _settings(Settings)
+    everything = load_games(games)
+    chosen = _choose(everything, game, version)
+    wishes = Wishes(
+        image=None if image is None else Image.parse(image),
+        cpu=None if cpu is None else round(cpu * 1024),
+        memory=memory,
+        max_duration=max_duration,
+        force_cache=cache,
+        tls_upgrade=tls_upgrade,
+        registry_user=registry_user,
+        registry_token=_read(registry_token_file, "--registry-token-file"),
+        ca=_authority(settings, chosen, ca),
+        environment=_environment(settings, everything, chosen, environment, ca),
+    )
+    done = asyncio.run(_configure(settings, chosen, wishes, create=create, dry_run=dry_run))
+    if as_json:
+        print(json.dumps(done))
+        return
+    where = f"{done['application']} version {done['version']}"
+    for change in done["changes"]:
+        print(f"  {change['member']}: {change['now']} -> {change['wanted']}")
+    if not done["changes"]:
+        print(f"{where} is as it should be")
+    elif dry_run:
+        print(f"{where}: {len(done['changes'])} change(s), nothing was written")
+    else:
+        print(f"{where}: {len(done['changes'])} change(s) written; deployments made from now on have them")
+
+
+async def _configure(
+    settings: Any, game: Game, wishes: Any, *, create: bool, dry_run: bool
+) -> dict[str, Any]:
+    from tipoff_orchestrator_client.base import OrchestratorError
+    from tipoff_orchestrator_client.edgegap.setup.administration import Administration
+    from tipoff_orchestrator_client.edgegap.setup.configuration import configure
+
+    try:
+        async with Administration(settings.url, settings.api_token()) as account:
+            return asdict(await configure(account, game, wishes, create=create, dry_run=dry_run))
+    except OrchestratorError as exc:
+        raise ConfigError(str(exc)) from exc
+
+
+@app.command("check")
+def check_command(games: GamesFile = _GAMES, as_json: AsJson = False) -> None:
+    """Look at credentials, application, version, environment and webhooks; say what to mend.
+
+    Exit code 1 when there is something. Changes nothing and costs nothing.
+    """
+    from tipoff_orchestrator_client.edgegap.settings import Settings
+    from tipoff_orchestrator_client.edgegap.setup.examination import Verdict, examine
+
+    settings = _settings(Settings)
+    nats = NatsSettings.from_environment()
+    findings = asyncio.run(examine(settings, nats, load_games(games)))
+    wrong = sum(finding.verdict is Verdict.BAD for finding in findings)
+    if as_json:
+        print(json.dumps({"ok": not wrong, "findings": [asdict(finding) for finding in findings]}))
+    else:
+        console = Console(highlight=False, soft_wrap=True)
+        marks = {
+            Verdict.GOOD: "[green]ok  [/green]",
+            Verdict.NOTE: "[yellow]note[/yellow]",
+            Verdict.BAD: "[red]BAD [/red]",
+        }
+        for finding in findings:
+            console.print(marks[finding.verdict], end=" ")
+            console.print(f"{finding.subject}: {finding.text}", markup=False)
+            if finding.fix:
+                console.print(f"       -> {finding.fix}", markup=False)
+        print("all is well" if not wrong else f"{wrong} thing(s) to mend")
+    if wrong:
+        raise typer.Exit(1)
+
+
+def emulator_command(
+    listen: Annotated[str | None, typer.Option(help="HOST:PORT.", show_default="127.0.0.1:8099")] = None,
+    games: GamesFile = _GAMES,
+    start_delay: Annotated[
+        float | None,
+        typer.Option(help="Seconds from the order to the start of a server.", show_default="1", min=0),
+    ] = None,
+    capacity: Annotated[
+        int | None,
+        typer.Option(help="Deployments at once; 1 is the free plan.", show_default="no limit", min=0),
+    ] = None,
+    public_host: Annotated[
+        str | None, typer.Option(help="IPv4 address that players dial.", show_default="127.0.0.1")
+    ] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="What runs the servers: process or docker.", show_default="process")
+    ] = None,
+    limits: Annotated[
+        bool | None,
+        typer.Option("--limits/--no-limits", help="Keep to Edgegap's rate limits.", show_default="on"),
+    ] = None,
+    empty: Annotated[
+        bool | None, typer.Option("--empty", help="Begin without applications, as a new account.")
+    ] = None,
+    logs: Annotated[Path | None, typer.Option(help="Directory for the servers' output.")] = None,
+) -> None:
+    """An Edgegap of one's own: its API on this machine, with real game servers behind it. No account needed."""
+    from tipoff_edgegap_emulator.emulator import Emulator
+    from tipoff_edgegap_emulator.service import serve
+    from tipoff_edgegap_emulator.settings import EmulatorSettings
+    from tipoff_shared import log
+
+    log.configure("edgegap-emulator")
+    given: dict[str, Any] = {
+        "start_delay": start_delay,
+        "capacity": capacity,
+        "public_host": public_host,
+        "backend": backend,
+        "limits": limits,
+        "empty": empty,
+        "logs": logs,
+    }
+    if listen is not None:
+        host, _, port = listen.rpartition(":")
+        given |= {"host": host or "127.0.0.1", "port": port}
+    settings = _settings(
+        EmulatorSettings,
+        TIPOFF_GAMES=games,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+
+    def ready(emulator: Emulator) -> None:
+        print(f"ready  {emulator.url}", flush=True)
+        known = (
+            ", ".join(f"{app} {version}" for app, version in emulator.world.catalogue.versions) or "none yet"
+        )
+        sys.stderr.write(f"applications: {known}\n")
+        if not settings.token.get_secret_value():
+            sys.stderr.write(
+                f"for the matchmaker: TIPOFF_EDGEGAP_URL={emulator.url} TIPOFF_EDGEGAP_TOKEN={emulator.token}\n"
+            )
+
+    asyncio.run(serve(settings, ready))
+
+
+def _settings(kind: Any, **given: Any) -> Any:
+    """Settings of `kind` from the environment and `given`; raises `ConfigError` naming what cannot be used."""
+    from pydantic import ValidationError  # every command would wait for it
+
+    try:
+        return kind(**given)
+    except ValidationError as exc:
+        error = exc.errors(include_input=False, include_url=False)[0]
+        where = "_".join(str(part) for part in error["loc"]).upper()
+        prefix = "" if where.startswith("TIPOFF_") else kind.model_config["env_prefix"]
+        raise ConfigError(f"{prefix}{where}: {error['msg']}") from None
+
+
+def _choose(games: Games, name: str | None, version: str | None) -> Game:
+    found = [
+        game
+        for game in games.all()
+        if game.edgegap is not None and name in (None, game.name) and version in (None, game.version)
+    ]
+    if len(found) == 1:
+        return found[0]
+    known = ", ".join(f"{game.name} {game.version}" for game in games.all() if game.edgegap is not None)
+    if not known:
+        raise ConfigError("no game in games.toml has [game.edgegap] with its application and version")
+    raise ConfigError(f"which game? At Edgegap are {known}: name one, with --version where it has several")
+
+
+def _read(path: Path | None, option: str) -> str:
+    if path is None:
+        return ""
+    try:
+        return path.read_text().strip()
+    except (OSError, UnicodeError) as exc:
+        raise ConfigError(f"{option}: {exc}") from exc
+
+
+def _authority(settings: Any, game: Game, ca: Path | None) -> str:
+    """For bevygap's servers, which take it as an argument; ours find it in their environment."""
+    if not game.bevygap:
+        return ""
+    if ca is not None:
+        return _read(ca, "--ca")
+    if settings.nats_ca_file is not None:
+        return _read(settings.nats_ca_file, "TIPOFF_EDGEGAP_NATS_CA_FILE")
+    nats = NatsSettings.from_environment()
+    return (
+        ""
+        if nats.insecure
+        else nats.ca_contents or _read(Path(nats.ca_file) if nats.ca_file else None, "NATS_CA")
+    )
+
+
+def _environment(
+    settings: Any, games: Games, game: Game, wanted: bool | None, ca: Path | None
+) -> tuple[Any, ...]:
+    from tipoff_edgegap_emulator.service import nameless
+    from tipoff_orchestrator_client.edgegap.environment import Environment
+    from tipoff_orchestrator_client.edgegap.setup.app_version import SESSIONS
+
+    if wanted is None:  # Edgegap's own deployments for sessions bring nothing along
+        wanted = (
+            game.orchestrator == SESSIONS or not settings.pass_nats or (ca is not None and not game.bevygap)
+        )
+    if not wanted:
+        return ()
+    changes: dict[str, Any] = {"pass_nats": True}
+    if ca is not None:
+        changes["nats_ca_file"] = ca
+    told = settings.model_copy(update=changes)
+    return tuple(Environment(told, NatsSettings.from_environment(), games).of(nameless(game), game))

@@ -1,0 +1,1 @@
+"""Who plays: admission, the roster, and the game's callbacks."""

@@ -1,0 +1,1 @@
+"""The allocator `edgegap-sessions`: Edgegap counts the seats."""

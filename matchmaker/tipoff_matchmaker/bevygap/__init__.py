@@ -1,0 +1,1 @@
+"""What only bevygap's servers and clients need."""

@@ -1,0 +1,63 @@
+"""bevygap's work queue of sessions to be deleted, read under the name of bevygap's own reader.
+
+A work queue has one reader; so this name is the only one that may read it. For us a message is a hint: "look at this
+session, it is closing". The record decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from nats.aio.msg import Msg
+from nats.js import api
+
+from tipoff_matchmaker.pull_consumer import read_for_ever
+from tipoff_matchmaker.sessions.release import GiveBack
+from tipoff_matchmaker.sessions.store import SessionBook
+from tipoff_shared.errors import TipoffError
+from tipoff_shared.nats.connection import Bus
+from tipoff_shared.records import SessionState
+
+log = logging.getLogger(__name__)
+
+DURABLE = "api-deleter-1"
+_BATCH = 100
+_WAIT = 5.0
+
+
+class DeleteQueue:
+    def __init__(self, bus: Bus, book: SessionBook, give_back: GiveBack) -> None:
+        self._bus = bus
+        self._book = book
+        self._give_back = give_back
+
+    async def run(self) -> None:
+        """For ever."""
+        config = api.ConsumerConfig(durable_name=DURABLE, ack_policy=api.AckPolicy.EXPLICIT, ack_wait=30)
+        await read_for_ever(
+            self._bus,
+            self._bus.subjects.delete_stream,
+            config,
+            self._all,
+            batch=_BATCH,
+            wait=_WAIT,
+            first_pause=0.2,
+            may_differ=True,  # bevygap's own reader may have made it
+        )
+
+    async def _all(self, messages: list[Msg]) -> None:
+        await asyncio.gather(*map(self._handle, messages))
+
+    async def _handle(self, msg: Msg) -> None:
+        session_id = msg.data.decode(errors="replace")
+        try:
+            if not self._give_back.is_running(session_id) and not self._give_back.was_done(session_id):
+                record = await self._book.read(session_id)
+                if record is not None and record.state is SessionState.CLOSING:
+                    await self._give_back.start(record)
+        except TipoffError as exc:
+            log.info("delete queue, %s: %s; the sweep finds it", session_id[:64], exc)
+        except Exception:  # one message that cannot be handled must not end the reading of all others
+            log.exception("delete queue, %s could not be handled; the sweep tries again", session_id[:64])
+        await msg.ack()

@@ -1,0 +1,1 @@
+"""The record of one game server: its rules, its store, its limits."""

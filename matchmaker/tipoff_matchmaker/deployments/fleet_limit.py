@@ -1,0 +1,87 @@
+"""`fleets[game.version]`: which deployments may exist. Compare-and-set keeps any number of matchmakers together
+within `max_deployments`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from tipoff_shared.errors import Unavailable
+from tipoff_shared.games import Game
+from tipoff_shared.kv.bucket import Bucket, Entry, LostRace
+from tipoff_shared.names import key_token
+from tipoff_shared.records import FleetRecord
+
+_TRIES = 50
+
+
+def fleet_key(game: str, version: str) -> str:
+    """The version may hold dots; escaped, the one dot between them is the separator."""
+    return f"{key_token(game)}.{key_token(version)}"
+
+
+class Reservations:
+    """A deployment is planned only after its reservation, and its reservation ends only after it has."""
+
+    def __init__(self, store: Bucket[FleetRecord]) -> None:
+        self._store = store
+
+    async def read(self, game: str, version: str) -> FleetRecord:
+        entry = await self._store.get(fleet_key(game, version))
+        return FleetRecord(game, version) if entry is None else entry.value
+
+    async def add(
+        self, game: Game, deployment_ids: list[str], seen: Iterable[str], now: float
+    ) -> tuple[list[str], FleetRecord]:
+        """Reserve as many of `deployment_ids` as `max_deployments` allows: those reserved, and the record.
+
+        `seen`: the reservations on which the wish was based. When there are others, nothing is reserved: somebody
+        else has planned meanwhile, so look at those first and wish again.
+        """
+        seen = set(seen)
+
+        def reserve(record: FleetRecord) -> FleetRecord:
+            if not seen.issuperset(record.deployments):
+                return record
+            room = game.max_deployments - len(record.deployments)
+            granted = deployment_ids[: max(0, room)]
+            if not granted:
+                return record
+            return msgspec.structs.replace(
+                record, deployments={**record.deployments, **dict.fromkeys(granted, now)}
+            )
+
+        record = await self._change(game.name, game.version, reserve)
+        return [id for id in deployment_ids if id in record.deployments], record
+
+    async def remove(self, game: str, version: str, deployment_id: str) -> None:
+        """The deployment has ended; idempotent."""
+
+        def without(record: FleetRecord) -> FleetRecord:
+            if deployment_id not in record.deployments:
+                return record
+            left = {id: at for id, at in record.deployments.items() if id != deployment_id}
+            return msgspec.structs.replace(record, deployments=left)
+
+        await self._change(game, version, without)
+
+    async def _change(
+        self, game: str, version: str, change: Callable[[FleetRecord], FleetRecord]
+    ) -> FleetRecord:
+        key = fleet_key(game, version)
+        for _ in range(_TRIES):
+            entry: Entry[FleetRecord] | None = await self._store.get(key)
+            before = FleetRecord(game, version) if entry is None else entry.value
+            after = change(before)
+            if after is before:
+                return before
+            try:
+                if entry is None:
+                    await self._store.create(key, after)
+                else:
+                    await self._store.update(key, after, entry.revision)
+            except LostRace:
+                continue
+            return after
+        raise Unavailable(f"the fleet of {game} {version} changes too quickly to be written", retry_after=1)

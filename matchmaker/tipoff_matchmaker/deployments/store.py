@@ -1,0 +1,201 @@
+"""The ledger's driver: every change of a deployment record goes through here, many in one compare-and-set.
+
+All changes of one deployment that wait at one moment are applied to the record one after another and written once
+(group commit); whatever comes while that write is on its way goes into the next. A lost compare-and-set reads the
+record again and applies the same changes to it, so a change is a pure function of the record it meets.
+
+`entries` is what this process knows: from its own writes, from listings, and from a watch as a hint. It may be old;
+only a compare-and-set tells.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeAlias
+
+import msgspec
+
+from tipoff_matchmaker.deployments.machine import in_brief
+from tipoff_shared.errors import TipoffError, Unavailable
+from tipoff_shared.kv.bucket import Bucket, Entry, Full, LostRace
+from tipoff_shared.primitives.tasks import Tasks
+from tipoff_shared.records import DeploymentRecord, DeploymentState
+
+Change: TypeAlias = Callable[[DeploymentRecord], DeploymentRecord]
+"""Pure. Returns the same object for "nothing to do"; may raise an exception of its own, which its asker gets."""
+
+Listener: TypeAlias = Callable[[DeploymentRecord | None, DeploymentRecord], None]
+"""Called with the record before (None: unknown until now) and after, in the event loop, for every news."""
+
+_TRIES = 100
+_GONE_TTL = 60.0
+
+
+class NoRecord(TipoffError):
+    """There is no record of this deployment (any more)."""
+
+    code = 404
+
+
+class Ledger:
+    """`deployments[*]` as one matchmaker sees and changes it."""
+
+    def __init__(self, store: Bucket[DeploymentRecord], tasks: Tasks) -> None:
+        self._store = store
+        self._tasks = tasks
+        self._waiting: dict[str, list[tuple[Change, asyncio.Future[DeploymentRecord]]]] = {}
+        self._listeners: list[Listener] = []
+        self._doubtful: set[str] = set()
+        self.entries: dict[str, Entry[DeploymentRecord]] = {}
+
+    def listen(self, listener: Listener) -> None:
+        self._listeners.append(listener)
+
+    def get(self, deployment_id: str) -> DeploymentRecord | None:
+        """What this process knows of it."""
+        entry = self.entries.get(deployment_id)
+        return None if entry is None else entry.value
+
+    def of(self, game: str, version: str) -> list[DeploymentRecord]:
+        return [
+            entry.value
+            for entry in self.entries.values()
+            if entry.value.game == game and entry.value.version == version
+        ]
+
+    def observe(self, entry: Entry[DeploymentRecord]) -> None:
+        """News of a record, from wherever; older news than we have are ignored."""
+        known = self.entries.get(entry.key)
+        if known is not None and known.revision >= entry.revision:
+            return
+        if entry.value.state is DeploymentState.GONE:
+            self.entries.pop(entry.key, None)
+        else:
+            self.entries[entry.key] = entry
+        before = None if known is None else known.value
+        for listener in self._listeners:
+            listener(before, entry.value)
+
+    def vanished(self, deployment_id: str) -> None:
+        """The key is not there any more."""
+        known = self.entries.pop(deployment_id, None)
+        if known is not None:
+            over = DeploymentState.GONE
+            for listener in self._listeners:
+                listener(known.value, _in_state(known.value, over))
+
+    async def fetch(self, deployment_id: str) -> DeploymentRecord | None:
+        """The record as it stands, from the store."""
+        entry = await self._store.get(deployment_id)
+        if entry is None:
+            self.vanished(deployment_id)
+            return None
+        self.observe(entry)
+        return entry.value
+
+    async def create(self, record: DeploymentRecord) -> None:
+        """Raises `LostRace` when there is one already."""
+        revision = await self._store.create(record.id, record)
+        self.observe(Entry(record.id, record, revision))
+
+    def change(self, deployment_id: str, change: Change) -> asyncio.Future[DeploymentRecord]:
+        """Have `change` applied and written; the future is the record as written (or as it stands, where there
+        was nothing to change). It fails with what `change` raised, `NoRecord`, or `Unavailable`: then the outcome
+        is unknown."""
+        future: asyncio.Future[DeploymentRecord] = asyncio.get_running_loop().create_future()
+        queue = self._waiting.get(deployment_id)
+        if queue is not None:
+            queue.append((change, future))
+        else:
+            self._waiting[deployment_id] = [(change, future)]
+            self._tasks.start(self._write_all(deployment_id), f"ledger/{deployment_id}")
+        return future
+
+    async def _write_all(self, key: str) -> None:
+        """The one writer of `key` in this process, for as long as there are changes."""
+        try:
+            while batch := self._waiting[key]:
+                self._waiting[key] = []
+                try:
+                    await self._write(key, batch)
+                except TipoffError as exc:
+                    _fail(batch, exc)
+                except BaseException:
+                    _fail(batch, Unavailable("the matchmaker is stopping", retry_after=1))
+                    raise
+        finally:
+            _fail(self._waiting.pop(key, []), Unavailable("the matchmaker is stopping", retry_after=1))
+
+    async def _write(self, key: str, batch: list[tuple[Change, asyncio.Future[DeploymentRecord]]]) -> None:
+        entry = None if key in self._doubtful else self.entries.get(key)
+        fresh = entry is None
+        for _ in range(_TRIES):
+            if entry is None:
+                entry = await self._read(key)
+            record = entry.value
+            refused: list[tuple[asyncio.Future[DeploymentRecord], Exception]] = []
+            accepted: list[asyncio.Future[DeploymentRecord]] = []
+            for change, future in batch:
+                if future.done():  # its asker has gone; what it wanted is not wanted any more
+                    continue
+                try:
+                    record = change(record)
+                except Exception as exc:
+                    refused.append((future, exc))
+                else:
+                    accepted.append(future)
+            if record is entry.value and not fresh:
+                # Nothing to write, or all refused, by what we happen to know: look before saying so.
+                entry, fresh = None, True
+                continue
+            if record is not entry.value:
+                try:
+                    ttl = _GONE_TTL if record.state is DeploymentState.GONE else None
+                    record, revision = await self._update(key, record, entry.revision, ttl)
+                except LostRace:
+                    entry, fresh = None, True
+                    continue
+                except Unavailable:
+                    self._doubtful.add(key)  # unknown whether it was written: the next change reads first
+                    raise
+                self.observe(Entry(key, record, revision))
+            for future in accepted:
+                if not future.done():
+                    future.set_result(record)
+            for future, refusal in refused:
+                if not future.done():
+                    future.set_exception(refusal)
+            return
+        raise Unavailable(f"deployment {key} changes too quickly to be written", retry_after=1)
+
+    async def _update(
+        self, key: str, record: DeploymentRecord, revision: int, ttl: float | None
+    ) -> tuple[DeploymentRecord, int]:
+        """The record as it was written, and its new revision."""
+        try:
+            return record, await self._store.update(key, record, revision, ttl=ttl)
+        except Full:
+            brief = in_brief(record)
+            if brief is record:
+                raise
+            return brief, await self._store.update(key, brief, revision, ttl=ttl)
+
+    async def _read(self, key: str) -> Entry[DeploymentRecord]:
+        entry = await self._store.get(key)
+        self._doubtful.discard(key)
+        if entry is None:
+            self.vanished(key)
+            raise NoRecord(f"deployment {key} is not there any more")
+        self.observe(entry)
+        return entry
+
+
+def _in_state(record: DeploymentRecord, state: DeploymentState) -> DeploymentRecord:
+    return msgspec.structs.replace(record, state=state)
+
+
+def _fail(batch: list[tuple[Change, asyncio.Future[DeploymentRecord]]], exc: Exception) -> None:
+    for _, future in batch:
+        if not future.done():
+            future.set_exception(exc)

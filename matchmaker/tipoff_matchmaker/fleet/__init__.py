@@ -1,0 +1,1 @@
+"""Decides how many servers run; starts, watches and stops them."""

@@ -1,0 +1,1 @@
+"""Deadlines, retries and a circuit breaker around any orchestrator."""

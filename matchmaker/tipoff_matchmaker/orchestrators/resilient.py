@@ -1,0 +1,193 @@
+"""An orchestrator as the matchmaker's other parts see it: it answers in time, in types, and is left alone while it
+cannot.
+
+Around any `Orchestrator`: a deadline for each call, answers looked at before anybody uses them, mistakes of the client
+turned into typed errors, and a circuit breaker for each kind of call (what cannot start servers may well stop them).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import TypeVar
+
+from tipoff_matchmaker.orchestrators.circuit_breaker import Breaker, BreakerState
+from tipoff_orchestrator_client.answers import usable, usable_list
+from tipoff_orchestrator_client.base import (
+    Deployment,
+    DeploySpec,
+    GameUnavailable,
+    KnowsNativeIds,
+    NoCapacity,
+    Orchestrator,
+    OrchestratorError,
+    OrchestratorUnavailable,
+)
+from tipoff_shared.admin import Failing, OrchestratorStatus
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+LIMITS = {"deploy": 20.0, "get": 5.0, "stop": 20.0, "list": 4.5}
+"""Seconds after which a call has failed, should the client's own deadline not have come first."""
+
+_SEVERITY = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
+
+
+_WELL = (NoCapacity, GameUnavailable)
+"""Errors that say nothing against the orchestrator: it answers, and starts others."""
+
+
+class LeftAlone(OrchestratorUnavailable):
+    """Not even asked: it has failed too often just now. Asking again before `retry_after` is of no use."""
+
+
+class Guarded:
+    """An `Orchestrator`. `breakers`: one for each of deploy, get, stop and list."""
+
+    def __init__(
+        self,
+        inner: Orchestrator,
+        *,
+        threshold: int = 5,
+        first_pause: float = 2.0,
+        limits: Mapping[str, float] = LIMITS,
+        on_change: Callable[[str, str, BreakerState], None] = lambda name, operation, state: None,
+        on_error: Callable[[str, str], None] = lambda name, operation: None,
+    ) -> None:
+        self._inner = inner
+        self._limits = limits
+        self._on_change = on_change
+        self._on_error = on_error
+        self.breakers = {operation: Breaker(threshold, first_pause) for operation in LIMITS}
+        for operation in LIMITS:
+            on_change(inner.name, operation, BreakerState.CLOSED)
+
+    @property
+    def name(self) -> str:
+        return self._inner.name
+
+    def wait(self, operation: str) -> float:
+        """Seconds until such a call would be made; 0: now."""
+        return self.breakers[operation].wait(time.monotonic())
+
+    def describe(self) -> OrchestratorStatus:
+        """For status: the worst of the states, and what fails why."""
+        now = time.monotonic()
+        worst = max((breaker.state for breaker in self.breakers.values()), key=_SEVERITY.__getitem__)
+        failing = [
+            Failing(
+                operation,
+                breaker.state.value,
+                breaker.failures,
+                breaker.last_error,
+                round(breaker.wait(now), 1),
+            )
+            for operation, breaker in self.breakers.items()
+            if breaker.failures
+        ]
+        return OrchestratorStatus(self.name, worst.value, failing)
+
+    async def deploy(self, spec: DeploySpec) -> Deployment:
+        return await self._call(
+            "deploy", lambda: self._inner.deploy(spec), lambda found: usable(found, spec.deployment_id)
+        )
+
+    async def get(self, deployment_id: str) -> Deployment | None:
+        return await self._call(
+            "get",
+            lambda: self._inner.get(deployment_id),
+            lambda found: None if found is None else usable(found, deployment_id),
+        )
+
+    async def stop(self, deployment_id: str) -> None:
+        await self._call("stop", lambda: self._inner.stop(deployment_id), lambda nothing: nothing)
+
+    async def list(self) -> list[Deployment]:
+        return await self._call("list", self._inner.list, usable_list)
+
+    async def deployment_named(self, native_id: str) -> str | None:
+        """Where servers may call themselves by the orchestrator's own names; None also when it does not say."""
+        if not isinstance(self._inner, KnowsNativeIds):
+            return None
+        try:
+            async with asyncio.timeout(self._limits["get"]):
+                return await self._inner.deployment_named(native_id)
+        except (OrchestratorError, TimeoutError) as exc:
+            log.warning("whose deployment %s is: %s", native_id, str(exc) or "no answer in time")
+        except Exception:
+            log.exception("deployment_named of orchestrator %s failed by a mistake of its client", self.name)
+        return None
+
+    def events(self) -> AsyncIterator[Deployment]:
+        return self._inner.events()
+
+    async def close(self) -> None:
+        """Nothing: the orchestrator is its opener's."""
+
+    async def _call(self, operation: str, call: Callable[[], Awaitable[T]], check: Callable[[T], T]) -> T:
+        breaker = self.breakers[operation]
+        before = breaker.state
+        if (wait := breaker.admit(time.monotonic())) > 0:
+            raise LeftAlone(
+                f"{self.name} has failed {breaker.failures} times in a row ({breaker.last_error}); "
+                f"it is asked again in {wait:.0f} s",
+                retry_after=wait,
+            )
+        error: OrchestratorError
+        try:
+            async with asyncio.timeout(self._limits[operation]):
+                answer = check(await call())
+            self._note(operation, before, breaker, None)
+            return answer
+        except OrchestratorError as exc:
+            error = exc
+        except TimeoutError:
+            error = OrchestratorUnavailable(
+                f"{self.name} does not answer within {self._limits[operation]:g} s",
+                retryable=True,
+                may_have_started=operation == "deploy",
+            )
+        except Exception:  # a client of somebody else's: its mistake must not end a loop of ours
+            log.exception("%s of orchestrator %s failed by a mistake of its client", operation, self.name)
+            error = OrchestratorUnavailable(
+                f"the client of {self.name} has made a mistake; the matchmaker's log shows it",
+                retryable=True,
+                may_have_started=operation == "deploy",
+            )
+        except BaseException:
+            breaker.abandoned(time.monotonic())
+            raise
+        self._note(operation, before, breaker, error)
+        raise error
+
+    def _note(
+        self, operation: str, before: BreakerState, breaker: Breaker, error: OrchestratorError | None
+    ) -> None:
+        if error is not None and error.retryable and not isinstance(error, _WELL):
+            breaker.failed(time.monotonic(), _one_line(error), error.retry_after)
+            self._on_error(self.name, operation)
+        else:
+            breaker.succeeded()
+        if breaker.state is before:
+            return
+        if breaker.state is BreakerState.OPEN:
+            log.error(
+                "%s of orchestrator %s is left out for %.0f s after %d failures in a row: %s",
+                operation,
+                self.name,
+                breaker.wait(time.monotonic()),
+                breaker.failures,
+                breaker.last_error,
+            )
+        elif breaker.state is BreakerState.CLOSED:
+            log.warning("%s of orchestrator %s works again", operation, self.name)
+        self._on_change(self.name, operation, breaker.state)
+
+
+def _one_line(error: OrchestratorError) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:199] + "…"

@@ -1,0 +1,1 @@
+"""Compares the records with what really runs, and repairs the difference."""

@@ -1,0 +1,1 @@
+"""Receives play requests over NATS and answers them."""

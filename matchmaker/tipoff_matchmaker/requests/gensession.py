@@ -1,0 +1,139 @@
+"""bevygap's micro service `gensession`: one question, one answer, as its `wannaplay` route asks it.
+
+Served through nats.micro (discovery, statistics), but each request in a task of its own: nats.micro runs handlers one
+at a time. Requests in hand are finished before the service is stopped, because stopping it would lose them.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import msgspec
+import nats.errors
+from nats.micro import add_service
+from nats.micro.request import Request
+from nats.micro.service import EndpointConfig, Service
+
+from tipoff_matchmaker.requests.pending import Ask
+from tipoff_matchmaker.requests.plays import Plays
+from tipoff_matchmaker.requests.subscription import address_or_nothing
+from tipoff_shared import names
+from tipoff_shared.errors import ConfigError, Internal, Malformed, TipoffError, Unavailable
+from tipoff_shared.games import Game, Games
+from tipoff_shared.messages import MAX_MESSAGE
+from tipoff_shared.nats.connection import Bus
+from tipoff_shared.primitives.tasks import BoundedHandlers
+from tipoff_shared.subjects import RETRY_AFTER_HEADER, SERVICE_ERROR, SERVICE_ERROR_CODE
+
+log = logging.getLogger(__name__)
+
+NAME, VERSION, QUEUE = "gensession", "0.0.1", "session_queue"
+
+
+class GenSessionRequest(msgspec.Struct):
+    client_ip: str | None = None
+
+
+class GenSessionAnswer(msgspec.Struct):
+    """As bevygap's client reads it; `connect_token` is base64, a secret."""
+
+    connect_token: str
+    gameserver_ip: str
+    gameserver_port: int
+    cert_digest: str
+
+
+def default_game(games: Games, name: str) -> Game:
+    """The game that a request without a name means. `name` is `NAME/VERSION`, or "" for the only bevygap game,
+    else the first game. Raises `ConfigError`."""
+    known = games.all()
+    if name:
+        for game in known:
+            if f"{game.name}/{game.version}" == name:
+                return game
+        allowed = ", ".join(f"{game.name}/{game.version}" for game in known)
+        raise ConfigError(f"TIPOFF_MATCHMAKER_DEFAULT_GAME={name!r}: {allowed} are allowed")
+    bevygap = [game for game in known if game.bevygap]
+    return bevygap[0] if len(bevygap) == 1 else known[0]
+
+
+class GenSession:
+    def __init__(self, bus: Bus, game: Game, plays: Plays, handlers: BoundedHandlers) -> None:
+        self._bus = bus
+        self._game = game
+        self._plays = plays
+        self._handlers = handlers
+        self._service: Service | None = None
+
+    async def open(self) -> None:
+        self._service = await add_service(
+            self._bus.nc,
+            name=NAME,
+            version=VERSION,
+            description="A session, a connect token and where to connect",
+            queue_group=QUEUE,
+        )
+        await self._service.add_endpoint(
+            EndpointConfig(name=NAME, subject=self._bus.subjects.gensession, handler=self._received)
+        )
+
+    async def stop(self) -> None:
+        """After the requests in hand have been answered; idempotent."""
+        service, self._service = self._service, None
+        if service is not None and self._bus.connected:
+            try:
+                await service.stop()
+            except nats.errors.Error as exc:
+                log.info("stopping %s: %s", NAME, str(exc) or type(exc).__name__)
+
+    async def _received(self, request: Request) -> None:
+        if not self._handlers.submit(lambda: self._handle(request)):
+            await self._fail(
+                request, Unavailable("too many players ask at once, try again soon", retry_after=2)
+            )
+
+    async def _handle(self, request: Request) -> None:
+        try:
+            ask = self._ask(request)
+            ready = await self._plays.play(ask, _no_progress)
+        except TipoffError as exc:
+            await self._fail(request, exc)
+            return
+        except Exception:
+            log.exception("a gensession request failed")
+            await self._fail(request, Internal("the matchmaker has made a mistake; it is logged"))
+            return
+        answer = GenSessionAnswer(ready.token, ready.ip, ready.port, ready.cert_digest)
+        try:
+            await request.respond(msgspec.json.encode(answer))
+        except (nats.errors.Error, ValueError) as exc:
+            log.info("an answer could not be sent: %s", str(exc) or type(exc).__name__)
+
+    def _ask(self, request: Request) -> Ask:
+        if len(request.data) > MAX_MESSAGE:
+            raise Malformed(f"a request is at most {MAX_MESSAGE} bytes")
+        try:
+            asked = msgspec.json.decode(request.data or b"{}", type=GenSessionRequest)
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
+            raise Malformed(f'not a request like {{"client_ip": "203.0.113.7"}}: {exc}') from exc
+        request_id = names.new_request_id()
+        return Ask(
+            request_id=request_id,
+            session_id=names.session_id(request_id),
+            game=self._game,
+            client_ip=address_or_nothing(asked.client_ip),
+            timeout=self._game.request_timeout,
+        )
+
+    async def _fail(self, request: Request, error: TipoffError) -> None:
+        headers = {SERVICE_ERROR_CODE: str(error.code), SERVICE_ERROR: " ".join(str(error).split())}
+        if error.retry_after is not None:
+            headers[RETRY_AFTER_HEADER] = f"{error.retry_after:g}"
+        try:
+            await request.respond(b"", headers=headers)
+        except (nats.errors.Error, ValueError) as exc:  # ValueError: asked without a reply subject
+            log.info("an error could not be sent: %s", str(exc) or type(exc).__name__)
+
+
+async def _no_progress(text: str) -> None:
+    """This protocol has one answer and nothing before it."""

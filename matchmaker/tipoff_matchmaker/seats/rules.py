@@ -1,0 +1,112 @@
+"""The seat ledger's rules, pure: who may sit on a deployment, who has left it, which one to fill next.
+
+A seat carries its own deadline. It counts while its session's record is ready or active and names this deployment,
+or until that deadline; otherwise anyone may free it (`stale_seats`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from tipoff_matchmaker.sessions.machine import holds_seat
+from tipoff_shared.records import DeploymentRecord, DeploymentState, SessionRecord
+
+
+class NoSeat(Exception):
+    """This deployment cannot take these members (full, not ready, or gone): look for another."""
+
+
+def free_seats(record: DeploymentRecord) -> int:
+    """Seats that may be given out now; 0 unless the deployment is ready."""
+    if record.state is not DeploymentState.READY:
+        return 0
+    return max(0, record.capacity - len(record.seats))
+
+
+def take(record: DeploymentRecord | None, members: Iterable[str], until: float) -> DeploymentRecord:
+    """Seats for all `members`, or `NoSeat`. A member that sits here already keeps its one seat, with the new
+    `until`: so that whoever wrote the older one can no longer undo it (see `leave`)."""
+    if record is None or record.state is not DeploymentState.READY:
+        raise NoSeat
+    seats = dict(record.seats)
+    for member in members:
+        seats[member] = until
+    if len(seats) > record.capacity and len(seats) > len(record.seats):
+        raise NoSeat
+    return msgspec.structs.replace(record, seats=seats, empty_since=0.0)
+
+
+def leave(
+    record: DeploymentRecord, members: Iterable[str], now: float, *, until: float | None = None
+) -> DeploymentRecord:
+    """The record without the members' seats. With `until`: only those seats that were written with it.
+
+    Two matchmakers may work on one request, and meet on one deployment. Whoever finds its member seated already
+    shares that seat and writes its own `until`; it must not undo what it shares, and the other one's undo then finds
+    another `until`. So no undo ever takes the seat of the one who won.
+    """
+    leaving = {
+        member
+        for member in members
+        if member in record.seats and (until is None or record.seats[member] == until)
+    }
+    if not leaving:
+        return record
+    seats = {member: deadline for member, deadline in record.seats.items() if member not in leaving}
+    return msgspec.structs.replace(
+        record, seats=seats, empty_since=record.empty_since if seats else (record.empty_since or now)
+    )
+
+
+def stale_seats(
+    record: DeploymentRecord, sessions: Mapping[str, SessionRecord], now: float, *, slack: float
+) -> dict[str, float]:
+    """The seats anyone may free: member -> its deadline. `slack` seconds are allowed for clocks that differ."""
+    stale: dict[str, float] = {}
+    for member, until in record.seats.items():
+        session = sessions.get(member)
+        if holds_seat(session, record.id):
+            continue
+        named_here = session is not None and session.deployment_id == record.id
+        if named_here or now > until + slack:
+            stale[member] = until
+    return stale
+
+
+class Packing:
+    """Which deployment to fill next: the fullest that has room, so that empty ones can end.
+
+    Free seats are counted less those on their way to being written. All operations take constant time but for
+    the number of different free counts.
+    """
+
+    def __init__(self) -> None:
+        self._free: dict[str, int] = {}
+        self._by_free: dict[int, dict[str, None]] = {}
+
+    def set(self, deployment_id: str, free: int) -> None:
+        """`free` seats may be given out there (0 or less: none)."""
+        old = self._free.get(deployment_id)
+        if old == free:
+            return
+        if old is not None:
+            bucket = self._by_free[old]
+            del bucket[deployment_id]
+            if not bucket:
+                del self._by_free[old]
+        if free <= 0:
+            self._free.pop(deployment_id, None)
+            return
+        self._free[deployment_id] = free
+        self._by_free.setdefault(free, {})[deployment_id] = None
+
+    def pick(self, count: int) -> str | None:
+        """The deployment with the fewest free seats that still has `count`; among equals the oldest known."""
+        free = min((n for n in self._by_free if n >= count), default=None)
+        return None if free is None else next(iter(self._by_free[free]))
+
+    @property
+    def free(self) -> int:
+        return sum(self._free.values())

@@ -1,0 +1,1 @@
+"""Decides who may ask, from where and how often."""

@@ -1,0 +1,90 @@
+"""Which web pages may ask for a seat: the same origin always, others by the operator's list. Pure."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+from tipoff_matchmaker_httpd.admission.client_address import parse_address
+from tipoff_matchmaker_httpd.settings import Settings
+
+_ORIGIN = re.compile(r"(https?)://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([0-9]{1,5}))?", re.ASCII)
+_DEFAULT_PORT = {"http": "80", "https": "443"}
+
+
+@dataclass(frozen=True, slots=True)
+class OriginRule:
+    """See the settings `origins` and `allow_missing_origin`."""
+
+    origins: tuple[str, ...] = ()
+    allow_missing: bool = True
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> OriginRule:
+        return cls(
+            tuple(origin.strip().rstrip("/").lower() for origin in settings.origins),
+            settings.allow_missing_origin,
+        )
+
+    def allows(self, origin: str | None, host: str | None, secure: bool) -> bool:
+        """`origin` and `host` are the headers as sent, `secure`: the connection is TLS up to this process."""
+        if origin is None:
+            return self.allow_missing
+        return same_origin(origin, host, secure) or self.lists(origin)
+
+    def lists(self, origin: str) -> bool:
+        """On the list: exactly, by `https://*.game.example` (any depth below), or by `*`."""
+        origin = origin.lower()
+        for allowed in self.origins:
+            if allowed in ("*", origin):
+                return True
+            scheme, wild, domain = allowed.partition("://*.")
+            if wild and origin.startswith(f"{scheme}://") and origin.endswith(f".{domain}"):
+                label = origin[len(scheme) + 3 : -len(domain) - 1]
+                if re.fullmatch(r"[a-z0-9.-]+", label, re.ASCII):
+                    return True
+        return False
+
+
+@lru_cache(maxsize=1024)
+def same_origin(origin: str, host: str | None, secure: bool) -> bool:
+    """Whether the page comes from the very server it talks to: host and port agree.
+
+    Behind a proxy that ends TLS the page is https and the connection here is not, so https is accepted on a plain
+    connection; http on a TLS connection is not.
+    """
+    found = _ORIGIN.fullmatch(origin.lower())
+    if not found or not host or (secure and found[1] != "https"):
+        return False
+    default = _DEFAULT_PORT[found[1]]
+    name, port = split_host(host)
+    return name == found[2] and (port or default) == (found[3] or default)
+
+
+def split_host(host: str) -> tuple[str, str]:
+    """`example.org:3000` -> name in lower case (IPv6 in its brackets) and port, "" where there is none."""
+    host = host.strip().lower()
+    if host.startswith("["):
+        name, _, rest = host.partition("]")
+        return name + "]", rest.removeprefix(":")
+    name, _, port = host.partition(":")
+    return name, port
+
+
+def not_rebound(host: str | None, secure: bool) -> bool:
+    """Whether a Host header is one that DNS rebinding cannot bring.
+
+    A foreign page whose public name was re-pointed at this machine is "same origin" with it; but its Host is that
+    public name, and it has no certificate for TLS. Addresses, names without a dot, `.local` and `.localhost` belong to
+    nobody outside.
+    """
+    name, _ = split_host(host or "")
+    if not name:
+        return False
+    return (
+        secure
+        or "." not in name
+        or name.endswith((".local", ".localhost"))
+        or parse_address(name.strip("[]")) is not None
+    )

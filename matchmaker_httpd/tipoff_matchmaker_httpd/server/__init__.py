@@ -1,0 +1,1 @@
+"""uvicorn's protocols with bounds, and the process around them."""

@@ -1,0 +1,204 @@
+"""The turn relay as one object: requests of either protocol in, answers out, state in the two stores."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from tipoff_shared.primitives.tasks import Tasks
+from tipoff_turn_relay import game as rules
+from tipoff_turn_relay.game import Game
+from tipoff_turn_relay.keys import GameKey
+from tipoff_turn_relay.messages import (
+    Answer,
+    Error,
+    Exchange,
+    Failed,
+    GameQuit,
+    GameUpdate,
+    Gone,
+    MapInit,
+    MapReady,
+    Paired,
+    PairingAnswer,
+    PairingRequest,
+    PartnerLoading,
+    Request,
+    RequestPair,
+    Start,
+    StillPairing,
+    Updates,
+)
+from tipoff_turn_relay.patience import Abandoned
+from tipoff_turn_relay.rooms import Rooms
+from tipoff_turn_relay.store import RecordStore, StoreFull
+from tipoff_turn_relay.waiting_list import WaitingList
+
+PATIENCE = 1.5
+"""Seconds a request outlives failures of the store."""
+_LOOK_AGAIN = 5.0
+"""Seconds after which a long poll looks by itself: what tells it of changes is a hint, and its player must be heard."""
+
+AnswerT = TypeVar("AnswerT")
+
+
+class TurnRelay:
+    """Holds nothing that another copy would miss. Every call may raise `Unavailable`."""
+
+    def __init__(
+        self, pairing: RecordStore, games: RecordStore, tasks: Tasks, *, patience: float = PATIENCE
+    ) -> None:
+        self.rooms = Rooms(games, patience=patience)
+        self.list = WaitingList(pairing, tasks, patience=patience)
+        self._polls: set[asyncio.Event] = set()
+        self._draining = False
+
+    async def handle(self, request: Request, *, abandoned: Abandoned | None = None) -> Answer:
+        """One request of the text protocol. Raises `ClientGone` when `abandoned` says so in time."""
+        if isinstance(request, GameUpdate):
+            return await self._update(request, abandoned)
+        if isinstance(request, GameQuit):
+            return await self._quit(request)
+        return await self.pair(request)
+
+    async def pair(self, request: PairingRequest) -> PairingAnswer:
+        """One request to the pairing list. When it says `Start`, the game is there."""
+        answer = await self.list.ask(request)
+        if isinstance(answer, Start) and isinstance(request, MapReady):
+            try:
+                made = await self.rooms.create(answer.game_id, rules.new_game(answer, time.time()))
+            except StoreFull:
+                made = False
+            if not made:  # no room, or (once in 2**32) another game's id
+                return await self.list.games_full(request.key)
+        return answer
+
+    async def _update(self, request: GameUpdate, abandoned: Abandoned | None) -> Updates | Failed:
+        key = GameKey.parse(request.key)
+        if key is None:
+            return Failed(Error.NO_GAME)
+        began: list[Game] = []
+
+        def step(game: Game, now: float, heard_since: float) -> tuple[Game, Updates | Failed]:
+            if game.player_of(key.secret) != request.player:
+                return game, Failed(Error.NOT_IN_GAME)
+            after, answer = rules.update(game, request.player, request, now, heard_since=heard_since)
+            _note_beginning(game, after, began)
+            return after, answer
+
+        answer = await self.rooms.run(key.game_id, step, abandoned=abandoned)
+        self._forget(began)
+        return answer
+
+    async def _quit(self, request: GameQuit) -> Gone | Failed:
+        key = GameKey.parse(request.key)
+        if key is None:
+            return Failed(Error.NO_GAME)
+
+        def step(game: Game, now: float, heard_since: float) -> tuple[Game, Gone | Failed]:
+            player = game.player_of(key.secret)
+            if player is None or request.player not in (None, player):
+                return game, Failed(Error.NOT_IN_GAME)
+            return rules.leave(game, player, now, heard_since=heard_since)
+
+        return await self.rooms.run(key.game_id, step)
+
+    def _forget(self, began: list[Game]) -> None:
+        """Both sides of a game have begun: the pairing list can do without them."""
+        if began:
+            self.list.forget(*began[-1].pairing_keys)
+
+    # The JSON API: the same rules, with waiting.
+
+    async def play(self, key: str, *, loaded: bool, wait: float) -> PairingAnswer:
+        """From the list into a game: as far as it goes within `wait` seconds. `loaded` False stops at `Paired`."""
+
+        def unfinished(answer: PairingAnswer) -> bool:
+            return isinstance(answer, StillPairing | PartnerLoading)
+
+        answer = await self._advance(key, loaded)
+        if wait <= 0 or not unfinished(answer):
+            return answer
+        async with self.list.watching(key) as changed:
+            return await self._poll(lambda: self._advance(key, loaded), unfinished, changed, wait)
+
+    async def _advance(self, key: str, loaded: bool) -> PairingAnswer:
+        answer = await self.pair(RequestPair(key))
+        if not isinstance(answer, Paired) or not loaded:
+            return answer
+        answer = await self.pair(MapInit(key))
+        if not isinstance(answer, Failed):
+            answer = await self.pair(MapReady(key))
+        if isinstance(answer, Failed) and answer.error is Error.PARTNER_DROPPED:
+            return StillPairing()
+        return answer
+
+    async def exchange(self, request: Exchange, *, wait: float) -> Updates | Failed:
+        """Hand over and fetch. With `wait`, until there is something to fetch, or room for what is handed over."""
+        key = GameKey.parse(request.key)
+        if key is None:
+            return Failed(Error.NO_GAME)
+
+        def unfinished(answer: Updates | Failed) -> bool:
+            if isinstance(answer, Failed):
+                return answer.error is Error.CACHE_FULL
+            return request.after is not None and not answer.updates
+
+        answer = await self._exchange(key, request)
+        if wait <= 0 or not unfinished(answer):
+            return answer
+        async with self.rooms.watching(key.game_id) as changed:
+            return await self._poll(lambda: self._exchange(key, request), unfinished, changed, wait)
+
+    async def _exchange(self, key: GameKey, request: Exchange) -> Updates | Failed:
+        began: list[Game] = []
+
+        def step(game: Game, now: float, heard_since: float) -> tuple[Game, Updates | Failed]:
+            player = game.player_of(key.secret)
+            if player is None:
+                return game, Failed(Error.NOT_IN_GAME)
+            after, answer = rules.exchange(game, player, request, now, heard_since=heard_since)
+            _note_beginning(game, after, began)
+            return after, answer
+
+        answer = await self.rooms.run(key.game_id, step)
+        self._forget(began)
+        return answer
+
+    async def _poll(
+        self,
+        ask: Callable[[], Awaitable[AnswerT]],
+        unfinished: Callable[[AnswerT], bool],
+        changed: asyncio.Event,
+        wait: float,
+    ) -> AnswerT:
+        """Ask whenever something changed, until the answer is worth giving or `wait` seconds are over."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + wait
+        self._polls.add(changed)
+        try:
+            while True:
+                changed.clear()  # before asking: what changes from here on is not missed
+                answer = await ask()
+                left = until - loop.time()
+                if left <= 0 or self._draining or not unfinished(answer):
+                    return answer
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(min(left, _LOOK_AGAIN)):
+                        await changed.wait()
+        finally:
+            self._polls.discard(changed)
+
+    def drain(self) -> None:
+        """Who waits in a long poll is answered with what there is."""
+        self._draining = True
+        for event in self._polls:
+            event.set()
+
+
+def _note_beginning(before: Game, after: Game, began: list[Game]) -> None:
+    if after.both_began and not before.both_began:
+        began.append(after)

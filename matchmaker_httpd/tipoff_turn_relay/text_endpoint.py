@@ -1,0 +1,180 @@
+"""`POST /turn` (and `/` on the relay's own port): the text protocol as a bare ASGI endpoint, for its price.
+
+Status 200 where the answer begins with `0/`, else 400; what the original never met has a status of its own: 429 for too
+many requests and 503 while the store is away, both with `Retry-After` and an answer that means "send it again".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from starlette.types import Receive, Scope, Send
+
+from tipoff_matchmaker_httpd.admission.client_address import AddressRule, peer_address
+from tipoff_matchmaker_httpd.admission.limits import counted_as
+from tipoff_matchmaker_httpd.admission.rate_limit import RateLimit
+from tipoff_shared.errors import TipoffError
+from tipoff_turn_relay.messages import Answer, Error, Failed, Register
+from tipoff_turn_relay.metrics import TurnMetrics
+from tipoff_turn_relay.patience import ClientGone
+from tipoff_turn_relay.relay import TurnRelay
+from tipoff_turn_relay.text import MAX_BODY, encode_answer, parse_request
+
+log = logging.getLogger(__name__)
+
+MAX_SKIPPED = 128 * 1024
+"""Bytes of a body that is too long which are read, so that its sender gets to read the answer."""
+
+_TYPE = (b"content-type", b"text/plain; charset=utf-8")
+_AGAIN = Failed(Error.KEEP_ALIVE_FAILED)
+_REGISTER_AGAIN = Failed(Error.REGISTER_FAILED)
+
+
+class _Left(Exception):
+    """The client closed its connection before its request was complete."""
+
+
+class TextEndpoint:
+    """The ASGI endpoint. `relay` is there while the app's lifespan runs."""
+
+    def __init__(
+        self, addresses: AddressRule, requests: RateLimit, registrations: RateLimit, metrics: TurnMetrics
+    ) -> None:
+        self._addresses = addresses
+        self._requests = requests
+        self._registrations = registrations
+        self._metrics = metrics
+        self.relay: TurnRelay | None = None
+        self.last_seconds = 0.0
+        """Spent on the last POST; what GET answers."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request. Cancelling it is safe: its client may send it again."""
+        method = scope["method"]
+        if method == "POST":
+            began = time.perf_counter()
+            try:
+                await self._post(scope, receive, send)
+            except (_Left, ClientGone):
+                return
+            finally:
+                self.last_seconds = time.perf_counter() - began
+        elif method in ("GET", "HEAD"):
+            body = f"{self.last_seconds:.9f}".encode()
+            await _respond(send, 200, body if method == "GET" else b"", [])
+        else:
+            await _respond(send, 405, b"POST is expected", [(b"allow", b"GET, HEAD, POST")])
+
+    async def _post(self, scope: Scope, receive: Receive, send: Send) -> None:
+        length: bytes | None = None
+        for name, value in scope["headers"]:
+            if name == b"content-length":
+                length = value
+                break
+        if length is None or not length.isdigit() or len(length) > 18:
+            await self._fail(send, Failed(Error.BAD_CONTENT_LENGTH))
+            return
+        size = int(length)
+        if size > MAX_BODY:
+            if size <= MAX_SKIPPED:
+                await _skip(receive)
+            await self._fail(send, Failed(Error.TOO_LONG), close=size > MAX_SKIPPED)
+            return
+        client = scope.get("client")
+        if not client:
+            await self._fail(send, Failed(Error.NO_ADDRESS))
+            return
+        request = parse_request(await _body(receive))
+        address = counted_as(peer_address(client[0], scope["headers"], self._addresses))
+        wait = self._requests.take(address, time.monotonic()) if address else 0.0
+        registers = isinstance(request, Register)
+        if not wait and registers and address:
+            wait = self._registrations.take(address, time.monotonic())
+        again = _REGISTER_AGAIN if registers else _AGAIN
+        if wait:
+            await self._fail(send, again, 429, retry_after=wait)
+            return
+        if isinstance(request, Failed):
+            await self._fail(send, request)
+            return
+
+        async def client_is_gone() -> bool:
+            return await _disconnected(receive)
+
+        relay = self.relay
+        try:
+            if relay is None:
+                await self._fail(send, again, 503, retry_after=1)
+                return
+            answer: Answer = await relay.handle(request, abandoned=client_is_gone)
+        except TipoffError as exc:
+            await self._fail(send, again, 503, retry_after=exc.retry_after or 1)
+            return
+        except (asyncio.CancelledError, ClientGone):
+            raise
+        except Exception:
+            log.exception("a turn request failed")
+            await self._fail(send, again, 503, retry_after=1)
+            return
+        if isinstance(answer, Failed):
+            await self._fail(send, answer)
+            return
+        self._metrics.answered(0)
+        await _respond(send, 200, encode_answer(answer).encode(), [])
+
+    async def _fail(
+        self,
+        send: Send,
+        failed: Failed,
+        status: int = 400,
+        *,
+        retry_after: float | None = None,
+        close: bool = False,
+    ) -> None:
+        self._metrics.answered(failed.error)
+        headers = []
+        if retry_after is not None:
+            headers.append((b"retry-after", str(max(1, round(retry_after))).encode()))
+        if close:
+            headers.append((b"connection", b"close"))
+        await _respond(send, status, encode_answer(failed).encode(), headers)
+
+
+async def _body(receive: Receive) -> bytes:
+    message = await receive()
+    if message["type"] == "http.disconnect":
+        raise _Left
+    body: bytes = message.get("body", b"")
+    while message.get("more_body"):
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _Left
+        body += message.get("body", b"")
+    return body
+
+
+async def _skip(receive: Receive) -> None:
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _Left
+        more = message.get("more_body", False)
+
+
+async def _disconnected(receive: Receive) -> bool:
+    """Whether the client has closed its connection by now; does not wait for it."""
+    event = asyncio.ensure_future(receive())
+    await asyncio.sleep(0)
+    if not event.done():
+        event.cancel()
+        await asyncio.wait((event,))
+    return not event.cancelled() and event.result()["type"] == "http.disconnect"
+
+
+async def _respond(send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+    headers = [_TYPE, (b"content-length", str(len(body)).encode()), *headers]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

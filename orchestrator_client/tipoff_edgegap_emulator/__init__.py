@@ -1,0 +1,58 @@
+"""An Edgegap of one's own: the endpoints, limits and oddities of the real one, with real game servers behind it."""
+
+from tipoff_edgegap_emulator.consequences import Delivery
+from tipoff_edgegap_emulator.deployment import Deployment, Phase
+from tipoff_edgegap_emulator.emulator import Emulator, running_emulator
+from tipoff_edgegap_emulator.misbehaviour import (
+    Dies,
+    Drip,
+    Fail,
+    Garbage,
+    GoesWrong,
+    Hold,
+    Huge,
+    NeverReady,
+    Order,
+    Repeat,
+    Silent,
+    Spoil,
+    Vanishes,
+    empty_list,
+    null_address,
+    port_70000,
+    without_ports,
+)
+from tipoff_edgegap_emulator.options import Options
+from tipoff_edgegap_emulator.requests import Recorded
+from tipoff_edgegap_emulator.sessions import Session, SessionStatus
+from tipoff_edgegap_emulator.state import Rules
+
+__all__ = [
+    "Delivery",
+    "Deployment",
+    "Dies",
+    "Drip",
+    "Emulator",
+    "Fail",
+    "Garbage",
+    "GoesWrong",
+    "Hold",
+    "Huge",
+    "NeverReady",
+    "Options",
+    "Order",
+    "Phase",
+    "Recorded",
+    "Repeat",
+    "Rules",
+    "Session",
+    "SessionStatus",
+    "Silent",
+    "Spoil",
+    "Vanishes",
+    "empty_list",
+    "null_address",
+    "port_70000",
+    "running_emulator",
+    "without_ports",
+]

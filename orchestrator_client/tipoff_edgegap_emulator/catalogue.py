@@ -1,0 +1,85 @@
+"""Applications and their versions at the emulator: what can be deployed. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tipoff_edgegap_emulator.deployment import AppKey
+from tipoff_edgegap_emulator.documents import stamp
+from tipoff_edgegap_emulator.refused import Refused
+
+
+class Catalogue:
+    """All methods raise `Refused`: 404 for what there is not, 409 for what there is already."""
+
+    def __init__(self) -> None:
+        self.applications: dict[str, dict[str, Any]] = {}
+        self.versions: dict[AppKey, dict[str, Any]] = {}
+
+    def add_application(self, body: Mapping[str, Any], now: float) -> dict[str, Any]:
+        if body["name"] in self.applications:
+            raise Refused(409, f"Application {body['name']} already exists")
+        made = {**body, "create_time": stamp(now), "last_updated": stamp(now)}
+        self.applications[body["name"]] = made
+        return made
+
+    def application(self, name: str) -> dict[str, Any]:
+        try:
+            return self.applications[name]
+        except KeyError:
+            raise Refused(404, f"Application {name} not found") from None
+
+    def add_version(self, app: str, body: Mapping[str, Any], now: float) -> dict[str, Any]:
+        self.application(app)
+        if (app, body["name"]) in self.versions:
+            raise Refused(409, f"Version {body['name']} already exists")
+        defaults: dict[str, Any] = {
+            "is_active": True,
+            "req_video": 0,
+            "verify_image": False,
+            "force_cache": False,
+            "time_to_deploy": 120,
+            "max_duration": 1440,
+            "restart_policy": "always",
+            "termination_grace_period_seconds": 5,
+            "ports": [],
+            "envs": [],
+            "arguments": None,
+        }
+        made = defaults | dict(body) | {"create_time": stamp(now), "last_updated": stamp(now)}
+        self.versions[app, body["name"]] = made
+        return made
+
+    def version(self, app: str, name: str) -> dict[str, Any]:
+        self.application(app)
+        try:
+            return self.versions[app, name]
+        except KeyError:
+            raise Refused(404, f"Version {name} of application {app} not found") from None
+
+    def newest_version(self, app: str) -> str:
+        """What a session without a version gets: the one created last."""
+        self.application(app)
+        names = [name for of, name in self.versions if of == app]
+        if not names:
+            raise Refused(400, f"Application {app} has no version")
+        return names[-1]
+
+    def change_version(self, app: str, name: str, changes: Mapping[str, Any], now: float) -> dict[str, Any]:
+        """Members that are there replace what was there, whole lists too."""
+        version = self.version(app, name)
+        version |= dict(changes) | {"last_updated": stamp(now)}
+        if (new := changes.get("name", name)) != name:
+            self.versions[app, new] = self.versions.pop((app, name))
+        return version
+
+    def deployable(self, key: AppKey) -> dict[str, Any]:
+        """The version. Raises `Refused` 400 when it cannot be deployed."""
+        app, name = key
+        if app not in self.applications or key not in self.versions:
+            raise Refused(400, f"Application {app} or version {name} does not exist")
+        version = self.versions[key]
+        if not self.applications[app]["is_active"] or not version["is_active"]:
+            raise Refused(400, f"Application {app} or version {name} is not active")
+        return version

@@ -1,0 +1,162 @@
+"""What each endpoint does, once its request is known to be good."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Mapping
+from typing import Any
+
+from tipoff_edgegap_emulator.consequences import Consequences
+from tipoff_edgegap_emulator.deployment import Deployment
+from tipoff_edgegap_emulator.documents import (
+    context_document,
+    list_document,
+    masked,
+    page_document,
+    status_document,
+)
+from tipoff_edgegap_emulator.http import Answer, Request
+from tipoff_edgegap_emulator.refused import Refused
+from tipoff_edgegap_emulator.sessions import (
+    Sessions,
+    session_document,
+    session_webhook,
+)
+from tipoff_edgegap_emulator.state import RefusedDeployment, World
+
+_DEFAULT_LIMIT = 10
+_MOST = 100
+
+
+class Operations:
+    def __init__(self, world: World, sessions: Sessions, consequences: Consequences) -> None:
+        self._world = world
+        self._sessions = sessions
+        self._consequences = consequences
+
+    def perform(
+        self, operation: str, parts: Mapping[str, str], request: Request, body: Any, now: float
+    ) -> Answer:
+        try:
+            status, document = self._do(operation, parts, request, body, now)
+        except RefusedDeployment as refused:
+            self._consequences.apply(refused.effects)
+            return Answer(refused.status, refused.body)
+        except Refused as refused:
+            return Answer(refused.status, refused.body)
+        finally:
+            self._consequences.settle()
+        return Answer(status, document)
+
+    def _do(
+        self, operation: str, parts: Mapping[str, str], request: Request, body: Any, now: float
+    ) -> tuple[int, Any]:
+        world = self._world
+        match operation:
+            case "deploy":
+                return 202, {"request_id": self._deploy(body, now).request_id}
+            case "status":
+                # Told as a 404 in Edgegap's description; the live API answers 400.
+                return 200, self._status(self._known(parts["id"], 400), now)
+            case "stop":
+                return self._stop(self._known(parts["id"], 404), now)
+            case "self-stop":
+                one = self._known(parts["id"], 404)
+                _check_own_token(request, one.delete_token)
+                return self._stop(one, now)
+            case "context":
+                one = self._known(parts["id"], 404)
+                _check_own_token(request, one.context_token)
+                return 200, context_document(one, now)
+            case "list":
+                return 200, list_document(world.active(), *_page(request))
+            case "application.create":
+                return 200, world.catalogue.add_application(body, now)
+            case "application":
+                return 200, world.catalogue.application(parts["app"])
+            case "version.create":
+                return 200, {
+                    "success": True,
+                    "version": masked(world.catalogue.add_version(parts["app"], body, now)),
+                }
+            case "version":
+                return 200, masked(world.catalogue.version(parts["app"], parts["version"]))
+            case "version.change":
+                changed = world.catalogue.change_version(parts["app"], parts["version"], body, now)
+                return 200, {"success": True, "version": masked(changed)}
+            case "session.create":
+                return 200, self._create_session(body, now)
+            case "session.get":
+                return 200, self._session(parts["id"], now)
+            case "session.delete":
+                self._sessions.delete(parts["id"], now)
+                return 200, {"message": f"The session {parts['id']} has been deleted"}
+            case "sessions":
+                page, limit = _page(request)
+                found = [session_webhook(one) for one in self._sessions.all.values()]
+                return 200, page_document(found[(page - 1) * limit : page * limit], len(found), page, limit)
+        raise AssertionError(operation)
+
+    def _deploy(self, body: Any, now: float) -> Deployment:
+        made, effects = self._world.deploy(
+            (body["application"], body["version"]),
+            now=now,
+            environment={one["key"]: one["value"] for one in body.get("environment_variables", [])},
+            tags=body.get("tags", []),
+            users=body["users"],
+            webhooks={
+                event: body[f"webhook_on_{event}"]["url"]
+                for event in ("ready", "error", "terminated")
+                if f"webhook_on_{event}" in body
+            },
+        )
+        self._consequences.begin_life(made)
+        self._consequences.apply(effects)
+        return made
+
+    def _known(self, request_id: str, status: int) -> Deployment:
+        if (one := self._world.find(request_id)) is None:
+            raise Refused(status, f"Deployment {request_id} not found")
+        return one
+
+    def _status(self, one: Deployment, now: float) -> dict[str, Any]:
+        return status_document(one, self._world.max_duration(one), now)
+
+    def _stop(self, one: Deployment, now: float) -> tuple[int, Any]:
+        status, effects = self._world.stop(one, now)
+        self._consequences.apply(effects)
+        answer: dict[str, Any] = {"message": f"{one.request_id} - Delete request will be processed soon"}
+        if status == 200:
+            answer["deployment_summary"] = self._status(one, now)
+        return status, answer
+
+    def _create_session(self, body: Any, now: float) -> dict[str, Any]:
+        before = set(self._world.deployments)
+        session, effects = self._sessions.create(body, now)
+        for request_id in set(self._world.deployments) - before:
+            self._consequences.begin_life(self._world.deployments[request_id])
+        self._consequences.apply(effects)
+        return {
+            "session_id": session.session_id,
+            "custom_id": None,
+            "app": session.key[0],
+            "version": session.key[1],
+            "deployment_request_id": session.deployment_id,
+            "selectors": None,
+            "webhook_url": session.webhook_url,
+        }
+
+    def _session(self, session_id: str, now: float) -> dict[str, Any]:
+        self._consequences.settle()  # its status follows the deployment's
+        session = self._sessions.find(session_id)
+        one = self._world.find(session.deployment_id) if session.deployment_id else None
+        return session_document(session, one, self._sessions.used(one) if one else 0, now)
+
+
+def _page(request: Request) -> tuple[int, int]:
+    return int(request.query.get("page", "1")), min(_MOST, int(request.query.get("limit", _DEFAULT_LIMIT)))
+
+
+def _check_own_token(request: Request, token: str) -> None:
+    if not hmac.compare_digest(request.authorization.encode(), token.encode()):
+        raise Refused(401, "Unauthorized")

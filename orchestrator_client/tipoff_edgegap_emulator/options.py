@@ -1,0 +1,96 @@
+"""How an emulator is set up, and what its account begins with: the applications and versions of games.toml."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tipoff_edgegap_emulator.deployment import AppKey
+from tipoff_edgegap_emulator.limits import RATES
+from tipoff_edgegap_emulator.state import Rules
+from tipoff_shared.games import Game
+
+SESSIONS = "edgegap-sessions"
+"""The allocator whose games count their players by v1 sessions."""
+
+
+def _some_ports() -> range:
+    """Two hundred ports, others for every emulator: several run on one machine."""
+    first = random.randrange(12_000, 29_800, 200)
+    return range(first, first + 200)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """`host`, `port` (0: any free one): where it listens; `fd`: a socket that listens already, instead. `token` "": a
+    random one. `public_ip`: where players reach the servers. `rates`: requests a second by operation; {} is no limit.
+    `ports`: host ports for the servers.
+
+    `environment`: variables of each game's version, what `tipoff edgegap configure-app` would have written.
+    `session_config` replaces what games.toml says of sessions. `url`: how servers reach the emulator, by default where
+    it listens. `empty`: the account begins without applications. `namespace` sets its containers apart.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    fd: int | None = None
+    token: str = field(default="", repr=False)
+    public_ip: str = "127.0.0.1"
+    rules: Rules = field(default_factory=Rules)
+    rates: Mapping[str, int] = field(default_factory=lambda: RATES)
+    ports: range = field(default_factory=_some_ports)
+    environment: Callable[[Game], Mapping[str, str]] | None = None
+    session_config: Mapping[str, Any] | None = None
+    url: str = ""
+    empty: bool = False
+    die_with_parent: bool = True
+    namespace: str = "edgegap"
+
+
+def app_key(game: Game) -> AppKey:
+    """The application and version that a game has at Edgegap: `[game.edgegap]`, else its own name and version."""
+    if game.edgegap is None:
+        return game.name, game.version
+    return game.edgegap.application, game.edgegap.version
+
+
+def version_ports(game: Game) -> list[dict[str, Any]]:
+    """UDP and WebSocket, the primary transport's under the name that games.toml gives it."""
+    name = game.edgegap.port if game.edgegap is not None else ""
+    ports: list[dict[str, Any]] = []
+    for transport, number, protocol in (("udp", 30_000, "UDP"), ("websocket", 30_001, "WS")):
+        called = name if name and transport == game.primary else transport
+        ports.append(
+            {"name": called, "port": number, "protocol": protocol, "to_check": False, "tls_upgrade": False}
+        )
+    return ports
+
+
+def first_version(game: Game, options: Options) -> dict[str, Any]:
+    """The version of a game that the account begins with."""
+    application, name = app_key(game)
+    environment = options.environment(game) if options.environment is not None else {}
+    version: dict[str, Any] = {
+        "name": name,
+        "docker_repository": "registry.edgegap.com",
+        "docker_image": f"emulated/{application}",
+        "docker_tag": name if name != "latest" else "1",
+        "req_cpu": 256,
+        "req_memory": 512,
+        "restart_policy": "never",
+        "ports": version_ports(game),
+        "envs": [{"key": key, "value": value, "is_secret": False} for key, value in environment.items()],
+    }
+    config = options.session_config if options.session_config is not None else _session_config(game)
+    if config:
+        version["session_config"] = dict(config)
+    return version
+
+
+def _session_config(game: Game) -> dict[str, Any]:
+    if game.edgegap is None or game.orchestrator != SESSIONS:
+        return {}
+    kind = game.edgegap.kind.capitalize()
+    return {"kind": kind, "sockets": game.seats if kind == "Seat" else 1, "autodeploy": True, "empty_ttl": 10}

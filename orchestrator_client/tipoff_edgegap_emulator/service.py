@@ -1,0 +1,125 @@
+"""The emulator as a service of its own: `tipoff edgegap-emulator`, `python -m ...edgegap.emulator`."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import secrets
+import signal
+import tempfile
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+from tipoff_edgegap_emulator.emulator import Emulator, running_emulator
+from tipoff_edgegap_emulator.limits import RATES
+from tipoff_edgegap_emulator.options import SESSIONS, Options
+from tipoff_edgegap_emulator.settings import EmulatorSettings
+from tipoff_edgegap_emulator.state import Rules
+from tipoff_launcher.backends.interface import Backend
+from tipoff_launcher.backends.process.backend import ProcessBackend
+from tipoff_launcher.records import Records
+from tipoff_launcher.settings import Settings as LauncherSettings
+from tipoff_orchestrator_client.base import DeploySpec
+from tipoff_orchestrator_client.edgegap.environment import Environment
+from tipoff_orchestrator_client.edgegap.settings import Settings
+from tipoff_shared.errors import ConfigError
+from tipoff_shared.games import Game, Games
+from tipoff_shared.games_toml import load_games, parse_games, read_games
+from tipoff_shared.settings import NatsSettings
+
+
+@asynccontextmanager
+async def run_emulator(settings: EmulatorSettings) -> AsyncIterator[Emulator]:
+    """Raises `ConfigError`: games.toml, the port, a game that cannot be started here."""
+    if importlib.util.find_spec("uvicorn") is None:
+        raise ConfigError("the emulator needs uvicorn: pip install 'tipoff[all]'")
+    text = parse_games(read_games(settings.games), str(settings.games))
+    # Deployments bring their keys along; what Edgegap's sessions start has them from the version's environment.
+    keys_needed = any(game.orchestrator == SESSIONS for game in text)
+    games = load_games(settings.games, missing_keys="refuse" if keys_needed else "random")
+    if not any(game.edgegap is not None for game in games.all()):
+        raise ConfigError(
+            f"{settings.games}: no game has [game.edgegap] with application and version, so there is nothing "
+            "to emulate"
+        )
+    emulated = Options(
+        host=settings.host,
+        port=settings.port,
+        fd=settings.listen_fd,
+        token=settings.token.get_secret_value().removeprefix("token ").strip(),
+        public_ip=settings.public_host,
+        rules=Rules(start_delay=settings.start_delay, capacity=settings.capacity or None),
+        rates=RATES if settings.limits else {},
+        ports=settings.ports,
+        environment=_environment(games),
+        url=settings.url,
+        empty=settings.empty,
+        die_with_parent=settings.die_with_parent,
+    )
+    async with AsyncExitStack() as stack:
+        backend = await stack.enter_async_context(_backend(settings, games))
+        try:
+            yield await stack.enter_async_context(
+                running_emulator(games, emulated, backend=backend, logs=settings.logs)
+            )
+        except OSError as exc:
+            raise ConfigError(
+                f"cannot listen on {settings.host}:{settings.port}: {exc.strerror or exc}; --listen names another"
+            ) from exc
+
+
+@asynccontextmanager
+async def _backend(settings: EmulatorSettings, games: Games) -> AsyncIterator[Backend]:
+    """What runs the servers. Containers are set up by the launcher's own variables, TIPOFF_LAUNCHER_DOCKER_..."""
+    local = settings.public_host.startswith("127.")
+    if settings.backend == "process":
+        everywhere = "0.0.0.0"  # noqa: S104 # players come from other hosts
+        yield ProcessBackend(
+            games.base,
+            die_with_parent=settings.die_with_parent,
+            listen_on="127.0.0.1" if local else everywhere,
+        )
+        return
+    from tipoff_launcher.backends.docker.open import docker_backend  # aiohttp takes 200 ms to import
+
+    with tempfile.TemporaryDirectory(prefix="tipoff-edgegap-") as directory:
+        # The mark on its containers: an emulator finds those that its predecessor of the same port has left.
+        name = settings.port or secrets.token_hex(4)
+        launcher = LauncherSettings(
+            host=f"edgegap-{name}", public_host=settings.public_host, state_dir=Path(directory)
+        )
+        async with docker_backend(launcher, games, "edgegap", Records(launcher.state_dir)) as backend:
+            for left in await backend.unrecorded(()):  # by an emulator that had no time to clean up
+                await backend.clean_up(left.native_id, left.deployment_id)
+            yield backend
+
+
+def _environment(games: Games) -> Callable[[Game], Mapping[str, str]] | None:
+    """For games whose deployments Edgegap itself makes, the version's environment is all that servers get."""
+    if not any(game.orchestrator == SESSIONS for game in games.all()):
+        return None
+    edgegap = Environment(Settings(), NatsSettings.from_environment(), games)
+
+    def of(game: Game) -> dict[str, str]:
+        if game.orchestrator != SESSIONS:
+            return {}
+        return {name: value for name, value, _ in edgegap.of(nameless(game), game)}
+
+    return of
+
+
+def nameless(game: Game) -> DeploySpec:
+    """Every server of the game, whichever deployment it is: what a version's environment is made for."""
+    return DeploySpec("", game.name, game.version, game.seats)
+
+
+async def serve(settings: EmulatorSettings, on_ready: Callable[[Emulator], None]) -> None:
+    """Until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with run_emulator(settings) as emulator:
+        on_ready(emulator)
+        await stop.wait()

@@ -1,0 +1,1 @@
+"""What runs game servers on this host."""

@@ -1,0 +1,1 @@
+"""The back end `process`: a server is a child process."""

@@ -1,0 +1,1 @@
+"""What Edgegap tells its servers, told here to servers of this host."""

@@ -1,0 +1,1 @@
+"""Edgegap's HTTP API as typed calls."""

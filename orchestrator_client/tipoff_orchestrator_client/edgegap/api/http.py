@@ -1,0 +1,191 @@
+"""One HTTP call to Edgegap: in time, of bounded size, with typed errors, and without the token in anything it says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+from tipoff_orchestrator_client.edgegap.api.answers import Json, parse_json, text
+from tipoff_orchestrator_client.edgegap.api.errors import (
+    Gone,
+    NoRoom,
+    RateLimited,
+    Rejected,
+    Unauthorized,
+    Unreachable,
+    Unreadable,
+)
+from tipoff_orchestrator_client.edgegap.api.rates import Rate
+from tipoff_shared.secret import Secret
+
+MAX_ANSWER = 2 * 1024 * 1024
+"""Bytes: a page of a hundred deployments is about 100 KB."""
+_CONNECT = 3.0
+_LONGEST_RETRY_AFTER = 60.0
+_QUOTA = ("quota", "limit", "maximum", "capacity", "too many")
+"""How an account that may run no more is assumed to be told: no page of theirs says it."""
+_NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
+
+
+class Http:
+    """Keeps connections alive; `close` ends them. `transport` is for tests."""
+
+    def __init__(
+        self, url: str, token: Secret, *, timeout: float, transport: httpx.AsyncBaseTransport | None = None
+    ) -> None:
+        self._token = token
+        self._timeout = timeout
+        self._client = httpx.AsyncClient(
+            base_url=url,
+            headers={
+                "authorization": f"token {token.reveal()}",
+                "accept": "application/json",
+                "accept-encoding": "identity",  # what is not compressed cannot be a bomb
+                "user-agent": "tipoff",
+            },
+            timeout=httpx.Timeout(timeout, connect=min(_CONNECT, timeout)),
+            limits=httpx.Limits(max_connections=128, max_keepalive_connections=20, keepalive_expiry=15.0),
+            follow_redirects=False,
+            transport=transport,
+        )
+
+    async def __aenter__(self) -> Http:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Idempotent."""
+        await self._client.aclose()
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        rate: Rate,
+        longest_wait: float,
+        body: Json | None = None,
+        query: Mapping[str, int | str] | None = None,
+        repeatable: bool = True,
+        timeout: float | None = None,
+    ) -> Json:
+        """The answer's object; {} where a success has no body. `repeatable`: made a second time when its connection
+        is lost under it, which happens to one that was kept alive for too long. Seconds: `longest_wait` for a turn
+        within the rate limit, then `timeout` for the call.
+
+        Raises the errors of `errors`, `Gone` for 404 and 410 (of a POST `Rejected`).
+        """
+        await rate.turn(longest_wait)
+        timeout = self._timeout if timeout is None else timeout
+        try:
+            async with asyncio.timeout(timeout):
+                try:
+                    status, headers, answer = await self._exchange(method, path, body, query)
+                except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+                    if not repeatable:
+                        raise
+                    status, headers, answer = await self._exchange(method, path, body, query)
+        except TimeoutError:
+            raise Unreachable(f"Edgegap has not answered within {timeout:g} s", sent=True) from None
+        except httpx.HTTPError as exc:
+            sent = not isinstance(exc, _NOT_SENT)
+            said = self._clean(str(exc)) or type(exc).__name__
+            raise Unreachable(f"Edgegap cannot be reached: {said}", sent=sent) from None
+        if 200 <= status < 300:
+            return parse_json(answer) if answer.strip() else {}
+        self._refuse(method, status, headers, answer, rate)
+        raise AssertionError("every other status raises")
+
+    async def _exchange(
+        self, method: str, path: str, body: Json | None, query: Mapping[str, int | str] | None
+    ) -> tuple[int, httpx.Headers, bytes]:
+        content = None if body is None else json.dumps(body, separators=(",", ":")).encode()
+        headers = {} if content is None else {"content-type": "application/json"}
+        async with self._client.stream(
+            method, path, content=content, params=query, headers=headers
+        ) as response:
+            if response.headers.get("content-encoding", "identity").lower() != "identity":
+                raise Unreadable("Edgegap's answer is compressed, which was not asked for")
+            parts: list[bytes] = []
+            size = 0
+            async for part in response.aiter_raw():
+                size += len(part)
+                if size > MAX_ANSWER:
+                    raise Unreadable(f"Edgegap's answer is over {MAX_ANSWER} bytes")
+                parts.append(part)
+            return response.status_code, response.headers, b"".join(parts)
+
+    def _refuse(self, method: str, status: int, headers: httpx.Headers, answer: bytes, rate: Rate) -> None:
+        said = self._said(answer)
+        message = f"Edgegap answers {status}" + (f": {said}" if said else "")
+        retry_after = _retry_after(headers.get("retry-after", ""))
+        if (
+            status in (404, 410) and method != "POST"
+        ):  # of a POST: what is ordered from is not there, and stays so
+            raise Gone(message)
+        if status in (401, 403):
+            raise Unauthorized(f"{message}. Is TIPOFF_EDGEGAP_TOKEN right?")
+        if status == 429:
+            rate.pause(1.0 if retry_after is None else retry_after)
+            raise RateLimited(message, retry_after=retry_after)
+        quota = method == "POST" and any(word in said.lower() for word in _QUOTA)
+        if status == 422 or (quota and 400 <= status < 500):
+            raise NoRoom(message, request_id=_request_id(answer))
+        if 300 <= status < 500:
+            raise Rejected(message, status=status)
+        raise Unreachable(message, sent=True, retry_after=retry_after)
+
+    def _said(self, answer: bytes) -> str:
+        """Edgegap's own words: `message` and `details`, or the beginning of what is no JSON."""
+        try:
+            told: dict[str, Any] = parse_json(answer)
+        except Unreadable:
+            return self._clean(answer[:400].decode(errors="replace"))
+        details = told.get("details")
+        if details is not None and not isinstance(details, str):
+            try:
+                details = json.dumps(details)
+            except (ValueError, RecursionError):  # nested deeply, or a number of thousands of digits
+                details = ""
+        words = [self._clean(part) for part in (told.get("message"), told.get("error"), details)]
+        return ": ".join(part for part in dict.fromkeys(words) if part)
+
+    def _clean(self, said: object) -> str:
+        if self._token and isinstance(said, str):
+            said = said.replace(
+                self._token.reveal(), "***"
+            )  # before it is cut: half a token is too much, too
+        return text(said)[:400]
+
+
+def _request_id(answer: bytes) -> str:
+    with suppress(Unreadable):
+        value = parse_json(answer).get("request_id")
+        if isinstance(value, str) and len(value) <= 100:
+            return value
+    return ""
+
+
+def _retry_after(value: str) -> float | None:
+    """Seconds, from a number or a date (RFC 9110, 10.2.3); None where it says nothing usable."""
+    seconds: float | None = None
+    try:
+        seconds = float(value)
+    except ValueError:
+        with suppress(ValueError, TypeError):
+            seconds = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
+    if seconds is None or seconds != seconds:
+        return None
+    return min(max(0.0, seconds), _LONGEST_RETRY_AFTER)

@@ -1,0 +1,1 @@
+"""Orders one deployment once, and compares Edgegap's list with the orders."""

@@ -1,0 +1,1 @@
+"""Asks Edgegap for the state of deployments."""

@@ -1,0 +1,1 @@
+"""Checks and prepares an account, its application and its version."""

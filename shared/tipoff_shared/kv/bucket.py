@@ -1,0 +1,274 @@
+"""Key-value stores on JetStream: typed values, compare-and-set, listings that are true, changes that survive.
+
+nats-py's own KeyValue is not used for data: its listings are wrong under concurrent writes, its watches go silent
+after a server restart, `update` drops the TTL and `create` succeeds over a delete marker in one setting and fails in
+the other. A bucket is a stream `KV_<bucket>` with subjects `$KV.<bucket>.<key>`; these few operations are all we need.
+
+Any write may raise `Unavailable`; its outcome is then unknown (it may even be applied later): read again, then
+compare-and-set.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import nats.errors
+import nats.js.errors
+from nats.aio.msg import Msg
+from nats.js import api
+from nats.js.client import JetStreamContext
+
+from tipoff_shared.errors import Internal, Malformed, TipoffError, Unavailable
+from tipoff_shared.kv.changes import Change, Changes
+from tipoff_shared.kv.listing import brief_consumer, listing
+from tipoff_shared.nats.client import PermissionDenied
+from tipoff_shared.nats.connection import Bus
+from tipoff_shared.records import decode, encode
+
+T = TypeVar("T")
+
+_KEY = re.compile(r"[-/_=.a-zA-Z0-9]+", re.ASCII)
+_WRONG_LAST_SEQUENCE = 10071
+_STORE_FAILED = 10077
+_LAST_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
+_TTL = "Nats-TTL"
+_OPERATION = "KV-Operation"
+_MARKER = "Nats-Marker-Reason"
+_ROLLUP = "Nats-Rollup"
+
+
+class LostRace(TipoffError):
+    """A compare-and-set found another revision: somebody else was first. Read again and decide again."""
+
+    code = 409
+
+
+class Full(Unavailable):
+    """The bucket has reached a limit that an operator set: it takes nothing new, and nothing longer than what it
+    replaces. Deletes, `forget` and what is shorter still work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry(Generic[T]):
+    """`revision` is what a compare-and-set names."""
+
+    key: str
+    value: T
+    revision: int
+
+
+class Bucket(Generic[T]):
+    """One bucket. Values are `kind`, a msgspec Struct as JSON, or `str` as plain text (bevygap's buckets)."""
+
+    def __init__(self, bus: Bus, bucket: str, kind: type[T]) -> None:
+        self._bus = bus
+        self._js: JetStreamContext = bus.js
+        self.bucket = bus.subjects.bucket(bucket)
+        self.stream = f"KV_{self.bucket}"
+        self._prefix = f"$KV.{self.bucket}."
+        self._kind = kind
+
+    def _subject(self, key: str) -> str:
+        if not _KEY.fullmatch(key) or key.startswith(".") or key.endswith("."):
+            raise Internal(f"{key!r} is not a key")
+        return self._prefix + key
+
+    def _encode(self, value: T) -> bytes:
+        return value.encode() if isinstance(value, str) else encode(value)
+
+    def _decode(self, data: bytes) -> T:
+        if self._kind is str:
+            return data.decode(errors="replace")  # type: ignore[return-value] # T is str here
+        return decode(data, self._kind)
+
+    async def get(self, key: str) -> Entry[T] | None:
+        """The current entry, or None. Reads from the stream's leader: one reads one's own writes."""
+        latest = await self.latest(key)
+        return None if latest is None or latest.value is None else Entry(key, latest.value, latest.revision)
+
+    async def latest(self, key: str) -> Change[T] | None:
+        """As `get`, with the tombstone of a key that was deleted; None where there is neither."""
+        raw = await self._last(key)
+        if raw is None:
+            return None
+        if _is_marker(raw.headers, raw.data or b""):
+            return Change(key, None, raw.seq or 0)
+        return Change(key, self._decode(raw.data or b""), raw.seq or 0)
+
+    async def _last(self, key: str) -> api.RawStreamMsg | None:
+        try:
+            return await self._js.get_last_msg(self.stream, self._subject(key))
+        except nats.js.errors.NotFoundError:
+            return None
+        except (TimeoutError, nats.errors.Error) as exc:
+            raise self._unavailable(exc) from exc
+
+    async def create(self, key: str, value: T, *, ttl: float | None = None) -> int:
+        """Write only where there is no value; the revision. Raises `LostRace` when there is one."""
+        try:
+            return await self._publish(key, self._encode(value), revision=0, ttl=ttl)
+        except LostRace:
+            raw = await self._last(key)
+            if raw is None or not _is_marker(raw.headers, raw.data or b""):
+                raise
+            return await self._publish(key, self._encode(value), revision=raw.seq or 0, ttl=ttl)
+
+    async def update(self, key: str, value: T, revision: int, *, ttl: float | None = None) -> int:
+        """Compare-and-set; the new revision. Raises `LostRace` when `revision` is no longer the current one.
+
+        Without `ttl` (seconds, at least 1) the entry lives for ever, whatever it had before.
+        """
+        return await self._publish(key, self._encode(value), revision=revision, ttl=ttl)
+
+    async def put(self, key: str, value: T, *, ttl: float | None = None) -> int:
+        """Write, whatever is there: for keys that have exactly one writer."""
+        return await self._publish(key, self._encode(value), revision=None, ttl=ttl)
+
+    async def delete(self, key: str, revision: int | None = None) -> None:
+        """Delete; a key that is not there is no error. Raises `LostRace` as `update` does."""
+        await self._publish(key, b"", revision=revision, headers={_OPERATION: "DEL"})
+
+    async def purge(self, key: str, *, ttl: float | None = None) -> None:
+        """Delete the key with its history; the marker goes after `ttl` seconds, where the bucket allows that."""
+        await self._publish(key, b"", revision=None, ttl=ttl, headers={_OPERATION: "PURGE", _ROLLUP: "sub"})
+
+    async def forget(self, key: str, up_to: int) -> None:
+        """Remove the key's messages up to revision `up_to`, markers too: for buckets that keep those for ever.
+
+        Not while a durable reader has one of them unacknowledged: nats-server (2.15.1) then counts everything before
+        it as acknowledged, and what another reader died with, of other keys, is not told again. Who cannot know that
+        needs somebody who lists.
+        """
+        try:
+            await self._js.purge_stream(self.stream, subject=self._subject(key), seq=up_to + 1)
+        except (TimeoutError, nats.errors.Error) as exc:
+            raise self._unavailable(exc) from exc
+
+    async def _publish(
+        self,
+        key: str,
+        data: bytes,
+        *,
+        revision: int | None,
+        ttl: float | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> int:
+        headers = headers or {}
+        if revision is not None:
+            headers[_LAST_SEQUENCE] = str(revision)
+        if ttl is not None:
+            headers[_TTL] = str(max(1, round(ttl)))
+        try:
+            ack = await self._js.publish(self._subject(key), data, headers=headers or None)
+        except nats.js.errors.APIError as exc:
+            if exc.err_code == _WRONG_LAST_SEQUENCE:
+                raise LostRace(f"{self.bucket}/{key} was changed by somebody else") from exc
+            if exc.err_code == _STORE_FAILED and "exceeded" in (exc.description or ""):
+                raise Full(f"the store {self.bucket} is full: {exc.description}", retry_after=5) from exc
+            raise self._unavailable(exc) from exc
+        except (TimeoutError, nats.errors.Error) as exc:
+            raise self._unavailable(exc) from exc
+        return ack.seq
+
+    def _unavailable(self, exc: BaseException) -> Unavailable:
+        if isinstance(exc, PermissionDenied):
+            return exc.again()
+        if isinstance(exc, nats.js.errors.NotFoundError):
+            return Unavailable(
+                f"there is no store {self.bucket}: is the namespace right, has a matchmaker run here?"
+            )
+        said = self._bus.last_error or str(exc) or type(exc).__name__
+        return Unavailable(f"the store {self.bucket} is not available: {said}", retry_after=2)
+
+    async def list(self, pattern: str = ">") -> dict[str, Entry[T]]:
+        """Every key that matches (`a.*`, `>`), as it stands. A key that exists during the whole call is in it,
+        with its value at some moment of the call. Values that cannot be read are left out.
+
+        Also on a cluster, where the listing may be read from a replica that is behind (it was away for a while): the
+        leader says how far it must come.
+        """
+        latest = await self.list_latest(pattern)
+        return {
+            key: Entry(key, change.value, change.revision)
+            for key, change in latest.items()
+            if change.value is not None
+        }
+
+    async def list_latest(self, pattern: str = ">") -> dict[str, Change[T]]:
+        """As `list`, with the tombstones of keys that were deleted."""
+        found: dict[str, Change[T]] = {}
+        try:
+            async with asyncio.timeout(10):
+                async for msg in listing(self._bus, self.stream, self._prefix + pattern):
+                    if change := self._change(msg):
+                        found[change.key] = change
+        except (nats.errors.Error, TimeoutError) as exc:
+            raise self._unavailable(exc) from exc
+        return found
+
+    def _change(self, msg: Msg) -> Change[T] | None:
+        """What a message of the stream says; None for a value that cannot be read."""
+        key = msg.subject[len(self._prefix) :]
+        revision = msg.metadata.sequence.stream
+        if _is_marker(msg.headers, msg.data):
+            expired = bool(msg.headers and msg.headers.get(_MARKER) == "MaxAge")
+            return Change(key, None, revision, expired=expired)
+        try:
+            return Change(key, self._decode(msg.data), revision)
+        except Malformed:
+            return None
+
+    @asynccontextmanager
+    async def durable(self, name: str, *, ack_wait: float = 10.0) -> AsyncIterator[Changes[T]]:
+        """Changes through the durable consumer `name`, shared by all who use that name: each change is handled
+        by one of them, also those made while nobody was there. Survives restarts of NATS."""
+        config = api.ConsumerConfig(
+            durable_name=name,
+            deliver_policy=api.DeliverPolicy.ALL,
+            ack_policy=api.AckPolicy.EXPLICIT,
+            ack_wait=ack_wait,
+            max_ack_pending=1000,
+            filter_subject=self._prefix + ">",
+        )
+        try:
+            await self._js.add_consumer(self.stream, config)
+            sub = await self._js.pull_subscribe_bind(consumer=name, stream=self.stream)
+        except (TimeoutError, nats.errors.Error) as exc:
+            raise self._unavailable(exc) from exc
+        try:
+            yield Changes(self._bus, sub, self._change, self._unavailable)
+        finally:
+            if self._bus.connected:
+                await sub.unsubscribe()
+
+    @asynccontextmanager
+    async def watch(self, pattern: str = ">") -> AsyncIterator[Changes[T]]:
+        """Present values first, then changes as they happen, for this caller alone. A hint, never the truth:
+        after an outage of NATS the iterator raises `Unavailable`, and the caller begins again."""
+        try:
+            config = brief_consumer(self._prefix + pattern, api.AckPolicy.EXPLICIT, idle=30)
+            info = await self._js.add_consumer(self.stream, config)
+            sub = await self._js.pull_subscribe_bind(consumer=info.name or "", stream=self.stream)
+        except (TimeoutError, nats.errors.Error) as exc:
+            raise self._unavailable(exc) from exc
+        try:
+            yield Changes(self._bus, sub, self._change, self._unavailable)
+        finally:
+            if self._bus.connected:
+                await sub.unsubscribe()
+                with contextlib.suppress(TimeoutError, nats.errors.Error):
+                    # else it goes by itself after 30 s without a reader
+                    await self._js.delete_consumer(self.stream, info.name or "")
+
+
+def _is_marker(headers: dict[str, str] | None, data: bytes) -> bool:
+    """A delete, purge or expiry marker rather than a value."""
+    if data:
+        return False
+    return headers is not None and (_OPERATION in headers or _MARKER in headers)

@@ -1,0 +1,87 @@
+"""A listing of a bucket that is true: what exists during the whole call is in it.
+
+Also on a cluster, where the listing may be read from a replica that is behind (it was away for a while): the leader
+says how far it must come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import nats.js.errors
+from nats.aio.msg import Msg
+from nats.js import api
+from nats.js.client import JetStreamContext
+
+from tipoff_shared.nats.connection import Bus
+
+_BATCH = 2000
+
+
+async def listing(bus: Bus, stream: str, subject: str) -> AsyncIterator[Msg]:
+    """All messages on `subject` in order until the server says there are no more. A key that is rewritten meanwhile
+    moves ahead and is met there; counting what was pending at the start would miss it (seen to happen).
+
+    Raises what nats-py raises.
+    """
+    nc, js = bus.nc, bus.js
+    newest = await _newest(js, stream)
+    seen = 0
+    info = await js.add_consumer(stream, brief_consumer(subject, api.AckPolicy.NONE, idle=10))
+    inbox = nc.new_inbox()
+    sub = await nc.subscribe(inbox, pending_msgs_limit=-1, pending_bytes_limit=-1)
+    try:
+        more = (info.num_pending or 0) > 0
+        while more or await _lags(js, stream, subject, seen, newest):
+            ask = json.dumps({"batch": _BATCH, "no_wait": True}).encode()
+            await nc.publish(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{info.name}", ask, reply=inbox)
+            for _ in range(_BATCH):
+                msg = await sub.next_msg(timeout=5)
+                if msg.headers and "Status" in msg.headers:
+                    more = False
+                    break
+                seen = msg.metadata.sequence.stream
+                yield msg
+    finally:
+        await sub.unsubscribe()
+        await js.delete_consumer(stream, info.name or "")
+
+
+async def _newest(js: JetStreamContext, stream: str) -> int:
+    """The stream's last revision, by its leader."""
+    info = await js.stream_info(stream)
+    if info.cluster is not None and not info.cluster.leader:
+        # A node that was stopped for a while answers too, with the little it has, until it hears of a leader.
+        raise nats.js.errors.ServiceUnavailableError(description="the stream has no leader")
+    return info.state.last_seq
+
+
+async def _lags(js: JetStreamContext, stream: str, subject: str, seen: int, newest: int) -> bool:
+    """Whether the leader has more up to revision `newest` than a replica that ended with `seen`; waits a moment
+    before it says so."""
+    if seen >= newest:
+        return False
+    try:
+        following = await js.get_msg(stream, seq=seen + 1, subject=subject, next=True)
+    except nats.js.errors.NotFoundError:
+        return False  # what came after it has been removed
+    if (following.seq or 0) > newest:
+        return False
+    await asyncio.sleep(0.02)  # a replica does not say when it has caught up
+    return True
+
+
+def brief_consumer(subject: str, ack: api.AckPolicy, *, idle: float) -> api.ConsumerConfig:
+    """A consumer in memory that goes `idle` seconds after its reader. Buckets keep one message for each key,
+    so all messages are the present values."""
+    return api.ConsumerConfig(
+        deliver_policy=api.DeliverPolicy.ALL,
+        ack_policy=ack,
+        ack_wait=30,
+        max_ack_pending=10_000 if ack is api.AckPolicy.EXPLICIT else None,
+        filter_subject=subject,
+        mem_storage=True,
+        inactive_threshold=idle,
+    )

@@ -1,0 +1,289 @@
+"""The one way to NATS: a connection that fails fast, never gives up later, and closes in order.
+
+What nats-py does by default and we do not (each was seen to hurt):
+connecting loops on a refused port or bad credentials -> a deadline, and the reason in the error; reconnecting
+stops after two minutes -> for ever; pings every two minutes leave a half-open link unseen -> every 5 s; writes made
+while disconnected are sent later -> refused at once; subscription callbacks run one at a time -> `serve` runs each
+request in a task of its own, up to a bound. What is mended deeper down stands in `nats_client.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import nats.errors
+from nats.aio.client import Client as NatsClient
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.js import JetStreamContext
+
+from tipoff_shared.errors import Unavailable
+from tipoff_shared.nats.client import HardenedClient, PermissionDenied
+from tipoff_shared.primitives.tasks import BoundedHandlers
+from tipoff_shared.settings import NatsSettings
+from tipoff_shared.subjects import Subjects
+
+log = logging.getLogger(__name__)
+
+PING_INTERVAL = 5
+PINGS_OUTSTANDING = 2  # a half-open link is noticed within 15 s
+RECONNECT_WAIT = 0.25
+_TOLD_DENIALS = 100
+
+
+class Bus:
+    """A live connection. `nc` and `js` are nats-py's own objects; `subjects` names everything."""
+
+    def __init__(self, nc: NatsClient, settings: NatsSettings) -> None:
+        self.nc = nc
+        self.settings = settings
+        self.subjects: Subjects = settings.subjects
+        self.js: JetStreamContext = nc.jetstream(timeout=5)
+        self.connected_since: float | None = time.monotonic()
+        """Monotonic time of the present connection, None while there is none."""
+        self.last_error: str = ""
+        self.refusal: str = ""
+        """NATS said that credentials are wrong; the errors that follow (a reset connection) hide it otherwise."""
+        self.closed = asyncio.Event()
+        """Set when the connection is gone for good (credentials expired): the process must end."""
+        self.closing = False
+        """Set when the owner leaves: that the connection goes then is no news."""
+        self._arrived = False
+        self._denials: set[str] = set()
+        self._deaf_to: list[PermissionDenied] = []
+        self._denied: list[Callable[[PermissionDenied], None]] = []
+        self._reconnected: list[Callable[[], None]] = []
+        self._pings: set[asyncio.Task[None]] = set()
+        self._disconnected: list[Callable[[], None]] = []
+
+    @property
+    def connected(self) -> bool:
+        return self.connected_since is not None and self.nc.is_connected
+
+    def on_reconnect(self, callback: Callable[[], None]) -> None:
+        """`callback` runs after every reconnect; what it starts must be owned by the caller."""
+        self._reconnected.append(callback)
+
+    def on_disconnect(self, callback: Callable[[], None]) -> None:
+        """`callback` runs whenever a connection is lost; answers to what was asked before may never come."""
+        self._disconnected.append(callback)
+
+    def on_denied(self, callback: Callable[[PermissionDenied], None]) -> None:
+        """`callback` is told whatever NATS does not permit: for those who wait for an answer in their own way."""
+        self._denied.append(callback)
+
+    async def request(self, subject: str, payload: bytes, *, timeout: float) -> Msg:
+        """One question, one answer; raises `Unavailable` when nobody answers within `timeout` seconds, and
+        `PermissionDenied` (one of those) at once when this user may not ask that."""
+        try:
+            return await self.nc.request(subject, payload, timeout=timeout)
+        except PermissionDenied as exc:
+            raise exc.again() from exc
+        except nats.errors.NoRespondersError as exc:
+            raise Unavailable(f"nobody listens on {subject}") from exc
+        except (TimeoutError, nats.errors.TimeoutError) as exc:
+            reason = f" ({self.last_error})" if self.last_error else ""
+            raise Unavailable(f"no answer on {subject} within {timeout:g} s{reason}") from exc
+        except nats.errors.Error as exc:
+            raise Unavailable(f"NATS is away: {str(exc) or type(exc).__name__}") from exc
+
+    async def publish(self, subject: str, payload: bytes, headers: dict[str, str] | None = None) -> None:
+        """Fire and forget; raises `Unavailable` while NATS is away."""
+        try:
+            await self.nc.publish(subject, payload, headers=headers)
+        except nats.errors.Error as exc:
+            raise Unavailable(f"NATS is away: {str(exc) or type(exc).__name__}") from exc
+
+    async def flush(self, timeout: float = 5.0) -> None:
+        """Returns when the server has handled all that was subscribed and published before. Raises `Unavailable`,
+        and `PermissionDenied` when it did not permit one of the subscriptions made since the last call.
+
+        nats-py's own flush writes its ping ahead of the commands still waiting to be sent, so that its pong may
+        come before they do (1 subscription in 100 was not there yet): the second ping follows them. And its reader
+        dies of a pong for a flush that was cancelled or timed out: so ours go on in tasks of their own.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                await self._ping()
+                await self._ping()
+        except (TimeoutError, nats.errors.Error) as exc:
+            raise Unavailable(f"NATS is away: {str(exc) or type(exc).__name__}") from exc
+        if self._deaf_to:
+            denied, self._deaf_to = self._deaf_to[0], []
+            raise denied
+
+    async def _ping(self) -> None:
+        # Long enough that the link is known to be dead first, which makes nats-py forget the pong.
+        task = asyncio.create_task(self.nc.flush(timeout=PING_INTERVAL * (PINGS_OUTSTANDING + 4)))
+        self._pings.add(task)
+        task.add_done_callback(self._pinged)
+        await asyncio.shield(task)
+
+    def _pinged(self, task: asyncio.Task[None]) -> None:
+        self._pings.discard(task)
+        if not task.cancelled():
+            task.exception()  # told to whoever waits; the link's end is told by its own callbacks
+
+    async def serve(
+        self,
+        subject: str,
+        handler: Callable[[Msg], Awaitable[None]],
+        *,
+        queue: str = "",
+        handlers: BoundedHandlers,
+        busy: Callable[[Msg], Awaitable[None]] | None = None,
+    ) -> Subscription:
+        """Call `handler` for each message in a task of its own; past the bound of `handlers`, `busy` instead."""
+
+        async def received(msg: Msg) -> None:
+            if not handlers.submit(lambda: handler(msg)) and busy is not None:
+                await busy(msg)
+
+        return await self.nc.subscribe(subject, queue=queue, cb=received)
+
+    # What nats-py tells us.
+
+    def _on_denied(self, denied: PermissionDenied) -> None:
+        if denied.subscription:
+            if len(self._deaf_to) < _TOLD_DENIALS:
+                self._deaf_to.append(denied)
+            subjects = (sub.subject for sub in self.nc._subs.values())
+            denied.subject = next(filter(denied.concerns, subjects), denied.subject)
+        said = str(denied)
+        if said not in self._denials and len(self._denials) < _TOLD_DENIALS:
+            self._denials.add(said)
+            log.error("%s", said)
+        for callback in self._denied:
+            callback(denied)
+
+    async def _on_error(self, exc: Exception) -> None:
+        if isinstance(exc, PermissionDenied):
+            self._on_denied(exc)
+            return
+        said = str(exc) or type(exc).__name__
+        # While NATS is away every try says the same, four times a second: once is enough for a log.
+        level = logging.DEBUG if said == self.last_error else logging.WARNING
+        self.last_error = said
+        if "authorization" in said.lower() or isinstance(
+            exc, nats.errors.SecureConnRequiredError | ssl.SSLCertVerificationError
+        ):
+            self.refusal = said
+        if not self._arrived:
+            if self.refusal:
+                raise exc  # trying again will not help: ends the first connect at once
+            return  # the error that `connect` raises says it
+        log.log(level, "NATS: %s", said)
+
+    async def _on_disconnected(self) -> None:
+        if self._arrived and self.connected_since is not None and not self.closing:
+            log.warning("NATS is away; trying again for as long as it takes")
+        self.connected_since = None
+        self._denials.clear()  # on the next connection its permissions may be others
+        self._deaf_to.clear()
+        for callback in self._disconnected:
+            callback()
+
+    async def _on_reconnected(self) -> None:
+        self.connected_since = time.monotonic()
+        self.last_error = ""
+        log.info("NATS is back")
+        for callback in self._reconnected:
+            callback()
+
+    async def _on_closed(self) -> None:
+        self.connected_since = None
+        self.closed.set()
+
+
+@asynccontextmanager
+async def connect(settings: NatsSettings, *, name: str, timeout: float = 5.0) -> AsyncIterator[Bus]:
+    """A `Bus` for the time of the block. Raises `Unavailable`, with what NATS said, after `timeout` seconds.
+
+    Leaving flushes what was published (2 s at most) and closes. Subscriptions end with it: components that serve
+    requests stop their subscriptions and wait for their handlers before they leave this block.
+    """
+    nc = HardenedClient()
+    nc.require_tls = not settings.insecure
+    nc.who = settings.user
+    bus = Bus(nc, settings)
+    try:
+        async with asyncio.timeout(timeout):
+            await nc.connect(
+                servers=list(settings.servers),
+                name=name,
+                user=settings.user or None,
+                password=settings.password.reveal() or None,
+                tls=settings.tls_context(),
+                inbox_prefix=settings.inbox_prefix.encode(),
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=RECONNECT_WAIT,  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType] # it only sleeps that long
+                ping_interval=PING_INTERVAL,
+                max_outstanding_pings=PINGS_OUTSTANDING,
+                connect_timeout=2,
+                pending_size=-1,
+                error_cb=bus._on_error,
+                disconnected_cb=bus._on_disconnected,
+                reconnected_cb=bus._on_reconnected,
+                closed_cb=bus._on_closed,
+            )
+    except asyncio.CancelledError:
+        bus.closing = True
+        await _close(bus)
+        raise
+    except (TimeoutError, nats.errors.Error, OSError) as exc:
+        await _close(bus)
+        raise Unavailable(_why_not(bus, exc, timeout)) from exc
+    bus._arrived = True
+    try:
+        yield bus
+    finally:
+        bus.closing = True
+        await _close(bus)
+
+
+async def _close(bus: Bus) -> None:
+    nc = bus.nc
+    try:
+        async with asyncio.timeout(2):
+            if nc.is_connected:
+                await nc.flush(timeout=1)
+    except (TimeoutError, nats.errors.Error):
+        log.warning("NATS went away before everything was sent")
+    for ping in bus._pings:
+        ping.cancel()  # the reader ends now anyway
+    try:
+        # After a TLS handshake that failed nats-py would wait for ever.
+        async with asyncio.timeout(2 if bus._arrived else 0.2):
+            await nc.close()
+    except (TimeoutError, nats.errors.Error, OSError) as exc:
+        level = logging.WARNING if bus._arrived else logging.DEBUG
+        log.log(level, "closing the NATS connection: %s", str(exc) or type(exc).__name__)
+    if isinstance(nc, HardenedClient):
+        nc.abort()  # what could not be sent in that time never will be
+
+
+def _why_not(bus: Bus, exc: BaseException, timeout: float) -> str:
+    """What to tell when the first connect fails, and what to do."""
+    where = ", ".join(bus.settings.servers)
+    if "authorization" in bus.refusal.lower():
+        return f"NATS at {where} refuses the user or password: NATS_USER, NATS_PASSWORD (NATS_PASSWORD_FILE)"
+    if "certificate" in bus.refusal.lower():
+        return (
+            f"NATS at {where} shows a certificate that is not to be trusted: {bus.refusal}. NATS_CA is the authority "
+            "that signed it, NATS_HOST one of its names (`tipoff secrets rotate nats-tls --host NAME` adds one)"
+        )
+    if bus.refusal:
+        return (
+            f"NATS at {where} speaks no TLS, and a password would travel in clear: "
+            "set NATS_INSECURE=1 if that is meant (on loopback, say)"
+        )
+    said = bus.last_error or str(exc) or "no answer"
+    return (
+        f"cannot connect to NATS at {where} within {timeout:g} s: {said}. Is it running? "
+        "NATS_HOST says where; NATS_INSECURE=1 means without TLS"
+    )
