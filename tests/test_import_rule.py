@@ -1,61 +1,249 @@
-"""The import rule: no folder imports a sibling but shared; the matchmaker also orchestrator_client."""
+"""Imports run one way: between packages, between the subpackages of a package, and without circles of modules.
+
+Each table lists groups from left to right; a module may import its own group and every group left of it.
+`TYPE_CHECKING` imports count. The baseline (import_baseline.txt) holds the violations that remain; it only shrinks.
+"""
 
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pytest
 
 HOMES = {
     "tipoff_shared": "shared",
-    "tipoff_matchmaker_httpd": "matchmaker_httpd",
     "tipoff_turn_relay": "matchmaker_httpd",
-    "tipoff_matchmaker": "matchmaker",
+    "tipoff_matchmaker_httpd": "matchmaker_httpd",
     "tipoff_orchestrator_client": "orchestrator_client",
     "tipoff_launcher": "orchestrator_client",
     "tipoff_edgegap_emulator": "orchestrator_client",
+    "tipoff_matchmaker": "matchmaker",
     "tipoff_gameserver": "gameserver",
     "tipoff_client_sdk": "client_sdk",
-    "tipoff": "cli",
     "tipoff_arena": "examples/arena",
+    "tipoff": "cli",
 }
+
 ALLOWED = {
-    "shared": set[str](),
-    "matchmaker_httpd": {"shared"},
-    "matchmaker": {"shared", "orchestrator_client"},
-    "orchestrator_client": {"shared"},
-    "gameserver": {"shared"},
-    "client_sdk": {"shared"},
-    "cli": set(HOMES.values()),
-    # A game is what our users write: it stands on the two SDKs and the front door.
-    "examples/arena": {"shared", "gameserver", "client_sdk", "cli"},
+    "tipoff_shared": set[str](),
+    "tipoff_turn_relay": {"tipoff_shared"},
+    "tipoff_matchmaker_httpd": {"tipoff_shared", "tipoff_turn_relay"},
+    "tipoff_orchestrator_client": {"tipoff_shared"},
+    "tipoff_launcher": {"tipoff_shared", "tipoff_orchestrator_client"},
+    "tipoff_edgegap_emulator": {"tipoff_shared", "tipoff_orchestrator_client", "tipoff_launcher"},
+    "tipoff_matchmaker": {"tipoff_shared", "tipoff_orchestrator_client"},
+    "tipoff_gameserver": {"tipoff_shared"},
+    "tipoff_client_sdk": {"tipoff_shared"},
+    # A game is what users write: it uses the two SDKs and `import tipoff`.
+    "tipoff_arena": {"tipoff_shared", "tipoff_gameserver", "tipoff_client_sdk", "tipoff"},
+    "tipoff": set(HOMES),
 }
 
+ORDER = {
+    "tipoff_shared": """
+        errors primitives secret
+        names messages
+        records subjects settings user_data admin hooks server_events
+        nats
+        kv
+        event_stream
+        admission
+        health log telemetry
+        service
+        """,
+    "tipoff_matchmaker": """
+        settings tokens failpoints peers mappings event_secret errors orchestrators
+        metrics
+        seats
+        deployments
+        sessions
+        fleet
+        bevygap
+        allocators
+        queue
+        isolated
+        reconciler reaper
+        requests
+        admin
+        compose
+        service
+        __main__
+        """,
+    "tipoff_matchmaker_httpd": """
+        settings metrics
+        admission
+        matchmaker
+        state
+        routes
+        app
+        server
+        __main__
+        """,
+    "tipoff_launcher": """
+        settings records
+        backends
+        edgegap_compat
+        start
+        supervisor
+        recovery
+        service
+        __main__
+        """,
+    "tipoff_orchestrator_client": """
+        base
+        wire launcher fake
+        edgegap
+        registry
+        """,
+    "tipoff_orchestrator_client.edgegap": """
+        api
+        naming settings
+        orders poller setup
+        orchestrator
+        """,
+    "tipoff_gameserver": """
+        context
+        presence
+        players
+        stand_alone
+        transports
+        clock listeners
+        running
+        server
+        sidecar
+        """,
+}
+"""package -> its groups from left to right, one line each. A module that no line names is a leaf: anybody in the
+package may import it, and it imports leaves only. `netcode` and `games` of tipoff_shared are ordered by their own rule."""
 
-def imports(path: Path) -> set[str]:
-    """Top-level names of every module that the file imports."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found.add(node.module.split(".")[0])
+NETCODE = {"nats", "fastapi", "websockets", "structlog", "pydantic"}
+
+BASELINE = Path(__file__).with_name("import_baseline.txt")
+
+
+def modules(source_tree: Path) -> dict[str, Path]:
+    """Dotted name -> file, of every module of ours; the template of a new game is not one."""
+    found: dict[str, Path] = {}
+    for package, home in HOMES.items():
+        for path in sorted((source_tree / home / package).rglob("*.py")):
+            if "template" in path.parts:
+                continue
+            parts = path.relative_to(source_tree / home).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found
 
 
-@pytest.mark.parametrize("folder", sorted(ALLOWED))
-def test_a_folder_imports_only_what_it_may(source_tree: Path, folder: str) -> None:
-    wrong = [
-        f"{path.relative_to(source_tree)} imports {name}"
-        for path in (source_tree / folder).rglob("*.py")
-        for name in imports(path)
-        if name in HOMES and HOMES[name] != folder and HOMES[name] not in ALLOWED[folder]
-    ]
-    assert wrong == []
+def imports(name: str, path: Path, known: Mapping[str, Path]) -> set[str]:
+    """The modules of ours that a module imports, wherever in the file the import stands."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*parents, *([base] if base else [])])
+            found |= {f"{base}.{a.name}" if f"{base}.{a.name}" in known else base for a in node.names}
+    return {target for target in found if target in known and target != name}
 
 
-def test_netcode_needs_no_nats(source_tree: Path) -> None:
-    """It is importable by a client that has neither NATS nor anything of ours around it."""
+@pytest.fixture(scope="module")
+def graph(source_tree: Path) -> dict[str, set[str]]:
+    """Module -> the modules of ours that it imports."""
+    known = modules(source_tree)
+    return {name: imports(name, path, known) for name, path in known.items()}
+
+
+def wrong_packages(graph: Mapping[str, set[str]]) -> Iterable[str]:
+    """Imports across packages that the table does not allow."""
+    for name, targets in graph.items():
+        package = name.split(".")[0]
+        for target in targets:
+            other = target.split(".")[0]
+            if other != package and other not in ALLOWED[package]:
+                yield f"{name} imports {target}: {package} must not import {other}"
+
+
+def wrong_subpackages(graph: Mapping[str, set[str]]) -> Iterable[str]:
+    """Imports within a package that run from left to right."""
+    for package, text in ORDER.items():
+        place = {
+            part: number for number, line in enumerate(text.strip().splitlines(), 1) for part in line.split()
+        }
+        for name, targets in graph.items():
+            if not name.startswith(package + "."):
+                continue
+            own = name.removeprefix(package + ".").split(".")[0]
+            for target in targets:
+                if not target.startswith(package + "."):
+                    continue
+                other = target.removeprefix(package + ".").split(".")[0]
+                if place.get(other, 0) > place.get(own, 0):
+                    yield f"{name} imports {target}: {other} stands right of {own}"
+
+
+def circles(graph: Mapping[str, set[str]]) -> Iterable[str]:
+    """Groups of modules that import each other (Tarjan's strongly connected components)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[str] = []
+
+    def visit(name: str) -> None:
+        index[name] = low[name] = len(index)
+        stack.append(name)
+        for target in sorted(graph[name]):
+            if target not in index:
+                visit(target)
+                low[name] = min(low[name], low[target])
+            elif target in stack:
+                low[name] = min(low[name], index[target])
+        if low[name] == index[name]:
+            circle: list[str] = []
+            while not circle or circle[-1] != name:
+                circle.append(stack.pop())
+            if len(circle) > 1:
+                found.append("circle: " + ", ".join(sorted(circle)))
+
+    for name in sorted(graph):
+        if name not in index:
+            visit(name)
+    return found
+
+
+def test_imports_run_one_way(graph: Mapping[str, set[str]]) -> None:
+    """Between packages, between subpackages, and without circles: what is not in the baseline is new."""
+    baseline = set(BASELINE.read_text().splitlines()) if BASELINE.exists() else set[str]()
+    wrong = {*wrong_packages(graph), *wrong_subpackages(graph), *circles(graph)}
+    assert sorted(wrong - baseline) == []
+
+
+def test_every_package_has_its_place_in_the_order(source_tree: Path) -> None:
+    """A new package must be given its place in the tables."""
+    found = {
+        path.parent.name
+        for home in set(HOMES.values())
+        for path in (source_tree / home).glob("tipoff*/__init__.py")
+    }
+    assert found == set(HOMES) == set(ALLOWED)
+
+
+def test_netcode_imports_nothing_outside_itself(graph: Mapping[str, set[str]], source_tree: Path) -> None:
+    """A client imports it without NATS and without the rest of tipoff."""
     for path in (source_tree / "shared/tipoff_shared/netcode").rglob("*.py"):
-        assert not imports(path) & {"nats", "fastapi", "websockets", "structlog"}, path
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not {name.split(".")[0] for name in names} & NETCODE, path
+    outside = {
+        f"{name} imports {target}"
+        for name, targets in graph.items()
+        if name.startswith("tipoff_shared.netcode")
+        for target in targets
+        if not target.startswith("tipoff_shared.netcode")
+    }
+    assert sorted(outside) == []
