@@ -115,8 +115,8 @@ ORDER = {
         sidecar
         """,
 }
-"""package -> its groups from left to right, one line each. A module that no line names is a leaf: anybody in the
-package may import it, and it imports leaves only. `netcode` and `games` of tipoff_shared are ordered by their own rule."""
+"""package -> its groups from left to right, one line each. A module that no line names is a leaf: it imports leaves
+only, and every module of the package may import it."""
 
 NETCODE = {"nats", "fastapi", "websockets", "structlog", "pydantic"}
 
