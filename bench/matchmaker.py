@@ -26,6 +26,7 @@ from nats.aio.msg import Msg
 
 from tipoff.embedded_nats import embedded_nats
 from tipoff_matchmaker.run import run_matchmaker
+from tipoff_matchmaker.service import Matchmaker
 from tipoff_matchmaker.settings import Settings
 from tipoff_orchestrator_client.base import DeploySpec
 from tipoff_orchestrator_client.fake import FakeOrchestrator
@@ -220,10 +221,10 @@ async def _stack() -> AsyncIterator[Bus]:
                 await matchmaker.communicate(b"")  # closing its standard input ends it
 
 
-async def _serve() -> None:
-    """The matchmaker's process."""
-    nats = NatsSettings.from_environment()
-    games = Games({GAME.key: GAME}, {GAME.key: PrivateKey.generate()}, Path())
+@asynccontextmanager
+async def matchmaker_of(game: Game, nats: NatsSettings, settings: Settings) -> AsyncIterator[Matchmaker]:
+    """A matchmaker in this process, for `game` only. Its servers are fakes that have written their leases."""
+    games = Games({game.key: game}, {game.key: PrivateKey.generate()}, Path())
     async with connect(nats, name="servers") as bus:
         buckets = await create_buckets(bus)
 
@@ -236,31 +237,38 @@ async def _serve() -> None:
                 spec.version,
                 LeaseState.READY,
                 transports,
-                SEATS,
+                game.seats,
             )
             await buckets.gameservers.put(spec.deployment_id, lease, ttl=600)
 
         fake = FakeOrchestrator("fake", on_start=announce)
-        async with run_matchmaker(Settings(max_requests=5000), games, nats, {"fake": fake}) as matchmaker:
-            all_ready = asyncio.Event()
-
-            def look(*_: object) -> None:
-                if sum(record.state == "ready" for record in matchmaker.ledger.of(*GAME.key)) >= SERVERS:
-                    all_ready.set()
-
-            matchmaker.ledger.listen(look)
-            look()
-            async with asyncio.timeout(60):
-                await all_ready.wait()
-            print("ready", flush=True)
-            profiler = cProfile.Profile()
-            if path := os.environ.get("BENCH_PROFILE"):
-                profiler.enable()
-            await asyncio.to_thread(sys.stdin.read)
-            if path:
-                profiler.disable()
-                profiler.dump_stats(path)
+        async with run_matchmaker(settings, games, nats, {"fake": fake}) as matchmaker:
+            yield matchmaker
         await fake.close()
+
+
+async def _serve() -> None:
+    """The matchmaker's process."""
+    nats = NatsSettings.from_environment()
+    async with matchmaker_of(GAME, nats, Settings(max_requests=5000)) as matchmaker:
+        all_ready = asyncio.Event()
+
+        def look(*_: object) -> None:
+            if sum(record.state == "ready" for record in matchmaker.ledger.of(*GAME.key)) >= SERVERS:
+                all_ready.set()
+
+        matchmaker.ledger.listen(look)
+        look()
+        async with asyncio.timeout(60):
+            await all_ready.wait()
+        print("ready", flush=True)
+        profiler = cProfile.Profile()
+        if path := os.environ.get("BENCH_PROFILE"):
+            profiler.enable()
+        await asyncio.to_thread(sys.stdin.read)
+        if path:
+            profiler.disable()
+            profiler.dump_stats(path)
 
 
 if __name__ == "__main__":

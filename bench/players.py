@@ -13,6 +13,7 @@ import os
 import struct
 import time
 from dataclasses import dataclass, field
+from typing import cast
 from urllib.parse import urlsplit
 
 
@@ -34,9 +35,8 @@ class Player(asyncio.Protocol):
         )
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.write(self._head + self._request)
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are not of that class
+        self._transport.write(self._head + self._request)
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
