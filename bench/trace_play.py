@@ -9,10 +9,10 @@ nats-server runs in its own process. httpd, a matchmaker and the load share this
 free seats.
 
 * A **play** begins when a player opens the connection that carries the request. It ends when the player has the answer.
-* A **departure** begins when the record of the player's connection is deleted. It ends when a watcher sees that the seat
-  is free.
-* The rows **until quiet** include what follows (closing, acknowledging), until nothing has run for `QUIET` seconds.
-  Compare these: where a departure ends depends on which of several concurrent steps is first.
+* A **departure** begins when the record of the player's connection is deleted. It ends when a watcher sees that the
+  seat is free.
+* The lists, and the rows **until quiet**, include what follows (closing, acknowledging), until nothing has run for
+  `QUIET` seconds. Compare these: how much of a departure precedes its end depends on which concurrent step is first.
 
 What counts:
 
@@ -54,7 +54,7 @@ from bench.matchmaker import matchmaker_of
 from bench.players import Player
 from tipoff.embedded_nats import embedded_nats
 from tipoff_matchmaker.settings import Settings as MatchmakerSettings
-from tipoff_matchmaker_httpd.serve import run_httpd
+from tipoff_matchmaker_httpd.server.run import run_httpd
 from tipoff_matchmaker_httpd.settings import Settings as HttpdSettings
 from tipoff_shared.games import Game
 
@@ -405,7 +405,7 @@ def main(arguments: list[str]) -> None:
         )
         return
     for name, trail in trails.items():
-        if not options.totals and not name.endswith("until quiet"):
+        if not options.totals and name.endswith("until quiet"):
             print(name, *trail.lines(), "", sep="\n")
     columns = list(trails["play"].totals)
     print(" " * 24, *(f"{column:>16}" for column in columns), sep="")
