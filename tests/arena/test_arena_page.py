@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from websockets.asyncio.client import connect as open_websocket
 
 import tipoff_matchmaker_httpd
 from tests.chromium import FLAGS, chromium
+from tests.polling import eventually
 from tipoff_arena import wire
 from tipoff_arena.arena_map import standard_arena
 from tipoff_arena.game import ArenaGame
@@ -142,12 +143,6 @@ async def page(browser: Browser) -> AsyncIterator[Page]:
     assert errors == []
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110  # what a server saw has no event to wait for
-            await asyncio.sleep(0.01)
-
-
 @asynccontextmanager
 async def arena(server: PageServer, listen: str = "127.0.0.1:0") -> AsyncIterator[GameServer]:
     async with GameServer(ArenaGame(bots=3), stand_alone=True, listen=listen) as game:
@@ -237,7 +232,7 @@ async def test_a_vanished_server_leads_to_a_new_game(page: Page, server: PageSer
         await play(page, server)
         session = await page.evaluate("window.tipoff.sessionId")
         await page.click("#kill")
-        await until(lambda: bool(server.killed))
+        await eventually(lambda: bool(server.killed))
         async with arena(server):  # what the next request is answered with
             for player in first.players:
                 player._link.ws.transport.abort()  # type: ignore[attr-defined]  # as a SIGKILL looks from outside
@@ -266,7 +261,7 @@ async def test_leaving_frees_the_seat_and_offers_to_play_again(page: Page, serve
         await page.click("#leave")
         await page.wait_for_selector('body[data-connected="false"]')
         assert await page.get_attribute("#session-strip", "data-state") == "gone"
-        await until(lambda: not game.players)
+        await eventually(lambda: not game.players)
         await page.click("#play")
         await page.wait_for_selector('body[data-connected="true"]')
 

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from tests.arena_servers import arena_process
+from tests.polling import eventually
 from tipoff_arena import wire
 from tipoff_arena.client import ArenaView, Joined, Lost, play
 from tipoff_arena.game import FIRST_BOT, ArenaGame
@@ -122,9 +123,9 @@ async def test_bots_move_while_somebody_plays_and_rest_otherwise() -> None:
         async with connect(server.url, game="arena", version="1") as player:
             seen = await watch(player, ArenaView(), lambda snapshot: snapshot.tick >= 20)
         assert _at(seen[0], FIRST_BOT) != _at(seen[-1], FIRST_BOT)
-        await _until(lambda: len(server.players) == 0)
+        await eventually(lambda: len(server.players) == 0)
         before, ticks = world_tick(server), server.ticks
-        await _until(lambda: server.ticks > ticks + 10)
+        await eventually(lambda: server.ticks > ticks + 10)
         assert world_tick(server) == before
 
 
@@ -191,19 +192,13 @@ async def test_a_lost_server_leads_to_a_new_game() -> None:
                 f"http://{listen}", seconds=20, on_event=events.append, transports=["websocket"], rejoin=True
             )
         )
-        await _until(lambda: any(isinstance(event, wire.Snapshot) for event in events))
+        await eventually(lambda: any(isinstance(event, wire.Snapshot) for event in events))
         first.kill()
-        await _until(lambda: any(isinstance(event, Lost) for event in events))
+        await eventually(lambda: any(isinstance(event, Lost) for event in events))
     async with arena_process(listen):
-        await _until(lambda: sum(isinstance(event, Joined) for event in events) == 2, timeout=15)
+        await eventually(lambda: sum(isinstance(event, Joined) for event in events) == 2, timeout=15)
         playing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await playing
     first_game, second_game = [event for event in events if isinstance(event, Joined)]
     assert first_game.session_id != second_game.session_id
-
-
-async def _until(condition: Callable[[], bool], timeout: float = DEADLINE) -> None:
-    async with asyncio.timeout(timeout):
-        while not condition():  # noqa: ASYNC110  # counters of a running server have no event to wait for
-            await asyncio.sleep(0.005)

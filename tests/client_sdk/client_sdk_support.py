@@ -62,10 +62,3 @@ def with_transports(message: str, **transports: object) -> str:
         if value is not None:
             offered[name] = value
     return json.dumps(feedback)
-
-
-async def until(condition: Callable[[], bool], timeout: float = 5.0) -> None:
-    """Look again and again, as a frame loop does; `TimeoutError` when `condition` stays false."""
-    async with asyncio.timeout(timeout):
-        while not condition():  # noqa: ASYNC110  # a frame loop polls: that is what is tested
-            await asyncio.sleep(0.005)

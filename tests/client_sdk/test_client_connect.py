@@ -18,9 +18,9 @@ from tests.client_sdk.client_sdk_support import (
     Echo,
     ask_upstream,
     scripted_matchmaker,
-    until,
     with_transports,
 )
+from tests.polling import eventually
 from tipoff_client_sdk import (
     Closed,
     ConnectionFailed,
@@ -162,7 +162,7 @@ async def test_over_udp_the_oldest_message_is_dropped_when_nobody_reads(echo: Ga
     async with connect(echo.url, game="any", version="1", transports=["udp"], receive_queue=4) as player:
         for number in range(20):
             await player.send(bytes([number]))
-        await until(lambda: player.received == 20)
+        await eventually(lambda: player.received == 20)
         assert player.take_all() == [bytes([number]) for number in range(16, 20)]
         assert player.dropped == 16
 

@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from tests.client_sdk.client_sdk_support import Echo, until
+from tests.client_sdk.client_sdk_support import Echo
+from tests.polling import eventually
 from tipoff_client_sdk import (
     Ended,
     Event,
@@ -44,18 +45,18 @@ async def test_a_frame_loop_plays(echo: GameServer, way: Transport) -> None:
     with connect_threaded(echo.url, game="any", version="1", transports=[way]) as player:
         frames = Frames(player)
         assert not player.send(b"too early")
-        await until(lambda: frames.saw(Joined))
+        await eventually(lambda: frames.saw(Joined))
         assert isinstance(frames.events[0], Progress)
         joined = next(event for event in frames.events if isinstance(event, Joined))
         assert joined.transport == way
         for number in range(10):
             assert player.send(bytes([number]))
-        await until(lambda: frames.saw(Message) and len(frames.messages) == 10)
+        await eventually(lambda: frames.saw(Message) and len(frames.messages) == 10)
         assert sorted(frames.messages) == [bytes([number]) for number in range(10)]
         assert player.rtt is not None
         # In a test the server's loop is this one, so the goodbye cannot be waited for by blocking it.
         player.close(timeout=0)
-        await until(lambda: frames.saw(Ended))
+        await eventually(lambda: frames.saw(Ended))
     assert isinstance(echo.game, Echo)
     async with asyncio.timeout(2):
         assert await echo.game.left.get() is LeaveReason.LEFT
@@ -78,9 +79,11 @@ async def test_poll_and_send_never_wait(echo: GameServer) -> None:
         took.append(time.perf_counter() - began)
         return joined and len(frames.messages) > 50
 
-    await until(frame)
+    async with asyncio.timeout(5):
+        while not frame():  # noqa: ASYNC110 # a frame loop is what is tested
+            await asyncio.sleep(0.005)
     player.close(timeout=0)
-    await until(lambda: frames.saw(Ended))
+    await eventually(lambda: frames.saw(Ended))
     player.send(b"over")
     assert sorted(took)[-2] < 0.1, "generous: two cores, many processes, and one long pause of theirs"
 
@@ -91,19 +94,19 @@ async def test_what_is_sent_before_close_still_goes_out(echo: GameServer) -> Non
     heard: list[bytes] = []
     echo.game.on_message = lambda player, data: heard.append(data)  # type: ignore[method-assign,misc]  # a spy
     player = connect_threaded(echo.url, game="any", version="1", transports=["websocket"])
-    await until(lambda: player.connected)
+    await eventually(lambda: player.connected)
     player.send(b"gg")
     player.close(timeout=0)
     async with asyncio.timeout(5):
         await echo.game.left.get()
-    await until(lambda: player.ended is not None)
+    await eventually(lambda: player.ended is not None)
 
 
 async def test_a_failure_comes_as_an_event() -> None:
     """Nobody is there: `Ended` with the typed error, nothing is raised into the frame loop."""
     with connect_threaded("http://127.0.0.1:1", game="any", version="1", timeout=5) as player:
         frames = Frames(player)
-        await until(lambda: frames.saw(Ended))
+        await eventually(lambda: frames.saw(Ended))
     ended = frames.events[-1]
     assert isinstance(ended, Ended)
     assert ended.error is not None
@@ -113,7 +116,7 @@ async def test_a_failure_comes_as_an_event() -> None:
 async def test_a_wrong_argument_comes_as_an_event_too() -> None:
     with connect_threaded("not a url", game="any", version="1") as player:
         frames = Frames(player)
-        await until(lambda: frames.saw(Ended))
+        await eventually(lambda: frames.saw(Ended))
     assert isinstance(player.ended, Ended)
     assert isinstance(player.ended.error, Malformed)
 
@@ -123,7 +126,7 @@ async def test_close_while_connecting_ends_the_thread(echo: GameServer) -> None:
     player = connect_threaded(echo.url, game="any", version="1")
     player.close(timeout=0)
     player.close(timeout=0)
-    await until(lambda: player.ended is not None)
+    await eventually(lambda: player.ended is not None)
     assert player.ended == Ended("closed by this side")
 
 
@@ -134,4 +137,4 @@ async def test_messages_of_a_wrong_size_are_a_mistake_of_the_caller(echo: GameSe
         with pytest.raises(Malformed):
             player.send(b"")
         player.close(timeout=0)
-        await until(lambda: player.ended is not None)
+        await eventually(lambda: player.ended is not None)

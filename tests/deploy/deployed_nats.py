@@ -6,11 +6,11 @@ import asyncio
 import json
 import signal
 import subprocess
-import time
 import urllib.request
 from pathlib import Path
 from typing import Any
 
+from tests.polling import eventually_sync
 from tipoff.embedded_nats import dies_with_parent, find_nats_server
 from tipoff.secrets_directory.directory import SecretsDirectory
 from tipoff_shared.settings import NatsSettings
@@ -59,11 +59,13 @@ class DeployedNats:
                 preexec_fn=dies_with_parent(),
             )
         ports = self.directory / f"nats-server_{self._process.pid}.ports"
-        deadline = time.monotonic() + timeout
-        while not (ports.exists() and ports.read_text()):
-            assert self._process.poll() is None and time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.01)  # nats-server tells its port by a file alone
-        told = json.loads(ports.read_text())
+        process = self._process
+
+        def announced() -> str:  # nats-server announces its port only in a file
+            assert process.poll() is None, self.log.read_text()
+            return ports.read_text() if ports.exists() else ""
+
+        told = json.loads(eventually_sync(announced, f"nats-server's ports (log: {self.log})", timeout))
         url: str = (told.get("tls") or told["nats"])[0]
         self.port = int(url.rsplit(":", 1)[1])
         self.monitoring: str = told["monitoring"][0]

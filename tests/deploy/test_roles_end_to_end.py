@@ -21,7 +21,8 @@ import pytest
 
 from tests.arena_servers import arena_toml
 from tests.deploy.deployed_nats import DeployedNats
-from tests.e2e.e2e_steps import command_lines, eventually, free_port
+from tests.e2e.e2e_steps import command_lines, free_port
+from tests.polling import eventually
 from tipoff.secrets_directory.directory import SecretsDirectory
 from tipoff.status import watch_changes
 from tipoff_client_sdk import Player, ServerLost, connect
@@ -150,7 +151,7 @@ async def system(tmp_path: Path, source_tree: Path) -> AsyncIterator[System]:
     try:
         for name in ("launcher", "matchmaker-1", "matchmaker-2", "httpd"):
             await system.start(name)
-        await eventually(system.ready, 30, "the system ready")
+        await eventually(system.ready, "the system ready", 30)
         yield system
     finally:
         for name in ("httpd", "matchmaker-2", "matchmaker-1", "launcher"):
@@ -188,12 +189,12 @@ async def test_every_part_does_all_its_work_with_the_rights_of_its_role_alone(sy
         await system.crash("launcher")
         await system.start("matchmaker-1")
         await system.start("launcher")
-        await eventually(system.ready, 30, "ready again")
+        await eventually(system.ready, "ready again", 30)
         three = await stack.enter_async_context(playing(system))
         assert three.deployment_id != two.deployment_id
         await two.receive()  # who was connected plays on
         victim = three.deployment_id
-        await eventually(lambda: _killed_by_the_page(system, victim), 20, "the launcher is back and kills")
+        await eventually(lambda: _killed_by_the_page(system, victim), "the launcher is back and kills", 20)
         with pytest.raises(ServerLost):
             await _end_of(three)
 
@@ -201,14 +202,14 @@ async def test_every_part_does_all_its_work_with_the_rights_of_its_role_alone(sy
         for name in ("httpd", "matchmaker-2"):
             assert await system.stop(name) == 0
             await system.start(name)
-        await eventually(system.ready, 30, "ready after the restart")
+        await eventually(system.ready, "ready after the restart", 30)
         await stack.enter_async_context(playing(system))
 
     async def given_back() -> bool:
         status = await system.command("operator", "status")
         return not status["sessions"] and not any(d["seats"] for d in status["deployments"])
 
-    await eventually(given_back, 60, "everything given back")
+    await eventually(given_back, "everything given back", 60)
     for name in ("httpd", "matchmaker-2", "matchmaker-1", "launcher"):
         assert await system.stop(name) == 0, name
 

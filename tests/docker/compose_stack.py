@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from tests.docker_engine import docker, remove_containers, socket_path
+from tests.polling import eventually
 from tipoff.status import read_status
 from tipoff_shared.nats.connection import Bus, connect
 from tipoff_shared.secret import Secret
@@ -139,9 +140,9 @@ class Stack:
                 docker("cp", source, str(root), check=False)
                 return root.exists()
 
-            await eventually(copied, 30, "Caddy's certificate authority")
+            await eventually(copied, "Caddy's certificate authority", 30, unready=(Exception,))
             self.tls = ssl.create_default_context(cafile=str(root))
-        await eventually(self.ready, 60, "a stack that is ready")
+        await eventually(self.ready, "a stack that is ready", 60, unready=(Exception,))
 
     async def ready(self) -> bool:
         """/readyz says so, and a game that is kept ready has a server."""
@@ -195,7 +196,7 @@ class Stack:
             told = docker("inspect", "-f", "{{.RestartCount}} {{.State.Running}}", container)
             return told == f"{restarts + 1} true"
 
-        await eventually(back, 20, f"{service} started again")
+        await eventually(back, f"{service} started again", 20, unready=(Exception,))
 
     def game_containers(self, deployment: str = "") -> list[str]:
         """Ids of the game servers' containers, running or not: all, or that of one deployment."""
@@ -275,22 +276,6 @@ def stack_in(
         raise
     finally:
         stack.wipe()
-
-
-async def eventually(condition: Any, timeout: float, what: str) -> None:
-    """Wait until the coroutine function `condition` gives true; fails naming `what`. Errors count as not yet."""
-    last: BaseException | None = None
-    try:
-        async with asyncio.timeout(timeout):
-            while True:
-                try:
-                    if await condition():
-                        return
-                except Exception as exc:
-                    last = exc
-                await asyncio.sleep(0.1)
-    except TimeoutError:
-        pytest.fail(f"not within {timeout:g} s: {what}" + (f" (last: {last!r})" if last else ""))
 
 
 def free_ports(count: int) -> list[int]:

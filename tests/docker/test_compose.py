@@ -19,8 +19,9 @@ from playwright.async_api import async_playwright
 
 import tipoff
 from tests.chromium import FLAGS, chromium
-from tests.docker.compose_stack import Stack, eventually, stack_in
+from tests.docker.compose_stack import Stack, stack_in
 from tests.docker_engine import docker
+from tests.polling import eventually
 from tipoff_client_sdk import Player
 
 pytestmark = [
@@ -54,7 +55,7 @@ async def all_given_back(stack: Stack) -> None:
         return not status["sessions"] and not any(server["seats"] for server in status["deployments"])
 
     try:
-        await eventually(empty, 60, "everything given back")
+        await eventually(empty, "everything given back", 60, unready=(Exception,))
     except pytest.fail.Exception:
         print(status)
         raise
@@ -176,7 +177,7 @@ async def test_a_cold_start_takes_less_than_three_seconds(stack: Stack) -> None:
         async def no_server() -> bool:
             return all(server["version"] != "cold" for server in (await stack.status())["deployments"])
 
-        await eventually(no_server, 30, "the server without players gone")
+        await eventually(no_server, "the server without players gone", 30, unready=(Exception,))
     print(f"cold start to connected: {', '.join(f'{seconds:.2f} s' for seconds in took)}")
     assert min(took) < 3
 
@@ -219,7 +220,7 @@ async def test_a_killed_game_container_is_given_back(stack: Stack) -> None:
         servers = (await stack.status())["deployments"]
         return all(server["id"] != deployment for server in servers) and not stack.game_containers(deployment)
 
-    await eventually(gone, 40, "the killed server gone, its container too")
+    await eventually(gone, "the killed server gone, its container too", 40, unready=(Exception,))
     async with tipoff.connect(stack.url, game="arena", version="1", ssl=stack.tls) as player:
         await a_tick(player)
     await all_given_back(stack)
@@ -251,7 +252,7 @@ async def test_games_go_on_while_nats_crashes(stack: Stack) -> None:
         await a_tick(player)
         await stack.crash("nats")
         await plays_on(player)
-        await eventually(stack.ready, 60, "a stack that is ready again")
+        await eventually(stack.ready, "a stack that is ready again", 60, unready=(Exception,))
         await plays_on(player)
         async with tipoff.connect(stack.url, game="arena", version="1", ssl=stack.tls) as other:
             await a_tick(other)
@@ -265,7 +266,7 @@ async def test_games_go_on_while_the_launcher_is_replaced(stack: Stack) -> None:
         before = stack.game_containers(player.deployment_id)
         await stack.compose("kill", "launcher")
         await stack.compose("up", "-d", "--no-deps", "--force-recreate", "launcher")
-        await eventually(stack.ready, 60, "a stack that is ready again")
+        await eventually(stack.ready, "a stack that is ready again", 60, unready=(Exception,))
         await plays_on(player)
         assert before == stack.game_containers(player.deployment_id)
     await all_given_back(stack)

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 import tipoff
-from tests.docker.compose_stack import Stack, eventually, free_ports, stack_in
+from tests.docker.compose_stack import Stack, free_ports, stack_in
 from tests.docker_engine import docker
+from tests.polling import eventually
 from tipoff_shared.hooks import HookKey
 
 pytestmark = [pytest.mark.slow, pytest.mark.docker, pytest.mark.timeout(240)]
@@ -97,6 +98,6 @@ async def test_players_get_in_without_a_launcher(
                 status = await stack.status()
                 return not status["sessions"] and not status["deployments"]
 
-            await eventually(given_back, 40, "session and server given back")
+            await eventually(given_back, "session and server given back", 40, unready=(Exception,))
         await stack.down()
         assert stack.leftovers() == []

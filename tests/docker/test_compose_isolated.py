@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 import tipoff
-from tests.docker.compose_stack import Stack, eventually, stack_in
+from tests.docker.compose_stack import Stack, stack_in
 from tests.docker_engine import docker
+from tests.polling import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.docker, pytest.mark.timeout(240)]
 
@@ -28,8 +29,8 @@ async def test_players_play_where_game_servers_are_not_trusted(
                 stack.url, game="arena", version="1", transports=[transport], ssl=stack.tls
             ) as player:
                 await player.receive()
-                await eventually(lambda: _active(stack, 1), 10, "the session is active")
-            await eventually(lambda: _active(stack, 0), 10, "it is over")
+                await eventually(lambda: _active(stack, 1), "the session is active", 10, unready=(Exception,))
+            await eventually(lambda: _active(stack, 0), "it is over", 10, unready=(Exception,))
         container = stack.game_containers()[0]
         variables = dict(
             item.split("=", 1) for item in json.loads(docker("inspect", container))[0]["Config"]["Env"]
@@ -39,7 +40,7 @@ async def test_players_play_where_game_servers_are_not_trusted(
             await player.receive()
             (container,) = stack.game_containers(player.deployment_id)
             docker("kill", container)
-            await eventually(lambda: _active(stack, 0), 20, "its session is over")
+            await eventually(lambda: _active(stack, 0), "its session is over", 20, unready=(Exception,))
         await stack.down()
         assert stack.leftovers() == []
 

@@ -13,8 +13,9 @@ import pytest
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.network import Network
 
-from tests.docker.compose_stack import eventually, free_range
+from tests.docker.compose_stack import free_range
 from tests.docker_engine import LABEL, docker, remove_containers, require_engine, socket_path
+from tests.polling import eventually
 from tests.shared.test_kv import *  # noqa: F403 # the same promises once more, with `settings` of this file
 from tipoff_orchestrator_client.base import DeploySpec, RunState
 from tipoff_orchestrator_client.launcher import LauncherOrchestrator
@@ -60,7 +61,7 @@ async def settings(nats_url: str, namespace: str) -> NatsSettings:
             await bus.js.account_info()
             return True
 
-    await eventually(answers, 20, "nats-server answers")
+    await eventually(answers, "nats-server answers", 20, unready=(Exception,))
     return found
 
 
@@ -97,14 +98,14 @@ async def test_a_launcher_in_a_container_starts_and_stops_its_neighbours(
                 async def answers() -> bool:
                     return await launcher.list() == []
 
-                await eventually(answers, 20, "the launcher answers")
+                await eventually(answers, "the launcher answers", 20, unready=(Exception,))
                 await launcher.deploy(DeploySpec("arena-a", "arena", "1", 4))
 
                 async def runs() -> bool:
                     found = await launcher.get("arena-a")
                     return found is not None and found.state is RunState.RUNNING
 
-                await eventually(runs, 20, "the server runs")
+                await eventually(runs, "the server runs", 20, unready=(Exception,))
                 assert len(docker("ps", "-q", "--filter", mark).split()) == 1
                 await launcher.stop("arena-a")
                 assert await launcher.list() == []

@@ -10,6 +10,7 @@ import pytest
 
 import tipoff
 from tests.orchestrator.own_engine import a_bridge, own_engine
+from tests.polling import eventually
 from tipoff.testing import RunningUp, running_up
 
 pytestmark = [pytest.mark.slow, pytest.mark.docker]
@@ -79,6 +80,4 @@ async def test_who_plays_while_the_engine_is_restarted_plays_on(
             async def given_back() -> bool:
                 return not engine.docker("ps", "-aq").stdout
 
-            async with asyncio.timeout(30):
-                while not await given_back():  # noqa: ASYNC110 # by processes elsewhere
-                    await asyncio.sleep(0.1)
+            await eventually(given_back, "every container removed", 30)

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from tests.docker.compose_stack import eventually
 from tests.docker.image_builds import ROLES, build
 from tests.docker_engine import CommandFailed, docker, labels
+from tests.polling import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.docker, pytest.mark.timeout(300), pytest.mark.row(59)]
 
@@ -123,7 +123,7 @@ async def test_a_game_server_locked_up_is_healthy(images: Mapping[str, str], con
     async def healthy() -> bool:
         return docker("inspect", "-f", "{{.State.Health.Status}}", container[0]) == "healthy"
 
-    await eventually(healthy, 20, "a healthy game server")
+    await eventually(healthy, "a healthy game server", 20, unready=(Exception,))
     docker("stop", "-t", "10", container[0])
     assert docker("inspect", "-f", "{{.State.ExitCode}}", container[0]) == "0"
 

@@ -7,23 +7,10 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tipoff.testing import RunningUp
-
-
-async def eventually(condition: Callable[[], Awaitable[bool]], timeout: float, what: str) -> None:
-    """Wait until `condition` holds, asking again and again; fails naming `what`."""
-    try:
-        async with asyncio.timeout(timeout):
-            while not await condition():  # noqa: ASYNC110 # the condition lies in another process
-                await asyncio.sleep(0.05)
-    except TimeoutError:
-        pytest.fail(f"not within {timeout:g} s: {what}")
 
 
 async def tipoff(*arguments: str, timeout: float = 60.0) -> tuple[int, str]:

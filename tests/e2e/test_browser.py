@@ -11,7 +11,7 @@ import pytest
 from playwright.async_api import BrowserContext, Page, async_playwright
 
 from tests.chromium import FLAGS, chromium
-from tests.e2e.e2e_steps import eventually
+from tests.polling import eventually
 from tipoff.new import write_game
 from tipoff.testing import running_up
 
@@ -82,7 +82,7 @@ async def test_the_page_plays_and_survives_the_death_of_its_server(
         async def old_is_gone() -> bool:
             return all(d["id"] != old_server for d in (await up.status())["deployments"])
 
-        await eventually(old_is_gone, 10, "the killed server gone")
+        await eventually(old_is_gone, "the killed server gone", 10)
         assert errors == []
 
 
@@ -112,7 +112,7 @@ async def test_the_page_of_a_new_game_plays(tmp_path: Path, browser: BrowserCont
         async def drawn() -> bool:
             return await dots_drawn(page)
 
-        await eventually(drawn, 5, "a dot on the canvas")
+        await eventually(drawn, "a dot on the canvas", 5)
         await page.keyboard.down("ArrowLeft")
         await asyncio.sleep(0.3)  # a player holds the key for a while; nothing is awaited by this
         await page.keyboard.up("ArrowLeft")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.e2e_steps import eventually
+from tests.polling import eventually
 from tipoff.new import write_game
 from tipoff.testing import running_up
 
@@ -22,7 +22,7 @@ async def test_a_server_that_crashes_is_told_in_the_terminal_of_up(tmp_path: Pat
         async def told() -> bool:
             return any("a server of broken 1 ended" in line and "jsn" in line for line in up.output)
 
-        await eventually(told, 10, f"the crash told in {up.output}")
+        await eventually(told, f"the crash told in {up.output}", 10)
 
 
 @pytest.mark.slow

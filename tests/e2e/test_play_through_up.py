@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.e2e_steps import all_given_back, command_lines, eventually, tipoff, tipoff_json
+from tests.e2e.e2e_steps import all_given_back, command_lines, tipoff, tipoff_json
+from tests.polling import eventually
 from tipoff.testing import RunningUp
 from tipoff_client_sdk import connect
 from tipoff_shared.errors import UnknownGame
@@ -34,7 +35,7 @@ async def test_a_player_plays_and_everything_is_given_back(up: RunningUp) -> Non
     async def all_is_given_back() -> bool:
         return empty(await up.status())
 
-    await eventually(all_is_given_back, 3, "no session and no seat")
+    await eventually(all_is_given_back, "no session and no seat", 3)
     assert empty(await tipoff_json("status", "--state-dir", str(up.state_dir), "--json"))
 
 
@@ -56,12 +57,12 @@ async def test_the_request_and_the_connection_are_seen_on_nats(up: RunningUp) ->
             async def there() -> bool:
                 return await connections.get(player.session_id) is not None
 
-            await eventually(there, 10, "the session in active_connections")
+            await eventually(there, "the session in active_connections", 10)
 
         async def gone() -> bool:
             return await connections.get(player.session_id) is None
 
-        await eventually(gone, 10, "the session out of active_connections")
+        await eventually(gone, "the session out of active_connections", 10)
 
 
 async def test_games_and_versions_have_servers_of_their_own(up: RunningUp) -> None:
@@ -91,7 +92,7 @@ async def test_a_killed_server_gives_its_seats_back(up: RunningUp) -> None:
             lease = await kv.gameservers.get(player.deployment_id)
             assert lease is not None
             os.kill(lease.value.pid, signal.SIGKILL)
-            await eventually(lambda: all_given_back(up), 10, "no seat, no session")
+            await eventually(lambda: all_given_back(up), "no seat, no session", 10)
         async with connect(up.url, game="arena", version="1") as again:
             assert again.deployment_id != player.deployment_id
 
@@ -108,7 +109,7 @@ async def test_forty_bots_share_servers_and_the_fleet_shrinks(up: RunningUp) -> 
         states = [d["state"] for d in status["deployments"] if d["version"] == "1"]
         return not status["sessions"] and states == ["ready"]
 
-    await eventually(shrunk, 20, "one ready server left")
+    await eventually(shrunk, "one ready server left", 20)
 
 
 @pytest.mark.row(58)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.e2e_steps import all_given_back, eventually, processes_of
+from tests.e2e.e2e_steps import all_given_back, processes_of
+from tests.polling import eventually
 from tipoff.testing import RunningUp, running_up
 from tipoff_client_sdk import connect
 
@@ -29,7 +30,7 @@ async def test_a_killed_up_leaves_nothing_running(own_up: RunningUp) -> None:
     async def none_left() -> bool:
         return processes_of(own_up.state_dir) == []
 
-    await eventually(none_left, 5, "every process gone")
+    await eventually(none_left, "every process gone", 5)
 
 
 @pytest.mark.slow
@@ -41,4 +42,4 @@ async def test_up_starts_again_on_what_a_killed_one_left(own_up: RunningUp, game
     async with running_up(own_up.state_dir, games=games_file) as again:
         async with connect(again.url, game="arena", version="1", timeout=20):
             pass
-        await eventually(lambda: all_given_back(again), 15, "nothing of before left")
+        await eventually(lambda: all_given_back(again), "nothing of before left", 15)

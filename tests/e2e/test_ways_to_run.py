@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.certificates import self_signed
-from tests.e2e.e2e_steps import all_given_back, eventually, free_port
+from tests.e2e.e2e_steps import all_given_back, free_port
+from tests.polling import eventually
 from tipoff.testing import running_up
 from tipoff.up.addresses import lan_address
 from tipoff.up.child_process import Part
@@ -105,7 +106,7 @@ async def test_two_namespaces_on_one_nats_never_see_each_other(
                 writer.close()
                 return b" 200 " in answer
 
-            await eventually(ready, 20, "the second system ready")
+            await eventually(ready, "the second system ready", 20)
             async with (
                 connect(url, game="arena", version="9") as there,
                 connect(up.url, game="arena", version="1") as here,
@@ -119,4 +120,4 @@ async def test_two_namespaces_on_one_nats_never_see_each_other(
             with pytest.raises(UnknownGame):
                 async with connect(url, game="arena", version="1"):
                     pass
-        await eventually(lambda: all_given_back(up), 5, "nothing taken")
+        await eventually(lambda: all_given_back(up), "nothing taken", 5)

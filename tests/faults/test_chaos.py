@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.arena_servers import arena_toml
-from tests.e2e.e2e_steps import eventually, pids_of
+from tests.e2e.e2e_steps import pids_of
+from tests.polling import eventually
 from tipoff.testing import RunningUp, running_up
 from tipoff_client_sdk import connect
 from tipoff_shared.errors import TipoffError
@@ -116,7 +117,7 @@ async def test_every_bot_plays_or_is_told_and_nothing_is_left(tmp_path: Path) ->
             )
 
         try:
-            await eventually(given_back, 60, "everything given back")
+            await eventually(given_back, "everything given back", 60)
         except BaseException:
             print(await up.status())
             raise
@@ -124,4 +125,4 @@ async def test_every_bot_plays_or_is_told_and_nothing_is_left(tmp_path: Path) ->
         async def no_orphans() -> bool:
             return not await orphans(up)
 
-        await eventually(no_orphans, 60, "every consumer has its reader")
+        await eventually(no_orphans, "every consumer has its reader", 60)

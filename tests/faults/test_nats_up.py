@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.arena_servers import arena_toml
-from tests.e2e.e2e_steps import eventually, pids_of
+from tests.e2e.e2e_steps import pids_of
+from tests.polling import eventually
 from tipoff.testing import running_up
 from tipoff_client_sdk import connect
 from tipoff_shared.errors import TipoffError
@@ -50,7 +51,7 @@ async def test_nats_is_killed_under_the_whole_system(tmp_path: Path) -> None:
             status = await up.status()
             return not status["sessions"] and not status["connections"]
 
-        await eventually(given_back, 40, "everything given back")
+        await eventually(given_back, "everything given back", 40)
 
 
 async def _play(url: str, until: float) -> float:

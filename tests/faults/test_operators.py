@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.arena_servers import arena_toml
-from tests.e2e.e2e_steps import all_given_back, eventually, pids_of, tipoff, tipoff_json
+from tests.e2e.e2e_steps import all_given_back, pids_of, tipoff, tipoff_json
+from tests.polling import eventually
 from tipoff.testing import RunningUp, running_up
 from tipoff_client_sdk import Player, ServerLost, connect
 
@@ -60,7 +61,7 @@ async def test_kick_and_drain(up: RunningUp) -> None:
             states = {d["id"]: d["state"] for d in status["deployments"]}
             return states[other.deployment_id] == "draining"
 
-        await eventually(draining, 10, "it drains")
+        await eventually(draining, "it drains", 10)
         async with connect(up.url, game="arena", version="1") as newcomer:
             assert newcomer.deployment_id != other.deployment_id
         assert not drained.done()
@@ -68,7 +69,7 @@ async def test_kick_and_drain(up: RunningUp) -> None:
     assert code == 0
     assert "ends with the last of 1 seat(s)" in out
     assert "has ended" in out
-    await eventually(lambda: all_given_back(up), 10, "all is given back")
+    await eventually(lambda: all_given_back(up), "all is given back", 10)
 
 
 @pytest.mark.row(37)
@@ -83,4 +84,4 @@ async def test_players_who_come_while_the_launcher_is_dead_play(up: RunningUp) -
         async with connect(up.url, game="arena", version="1", timeout=40) as second:
             assert second.deployment_id != first.deployment_id
             print(f"a seat {time.monotonic() - began:.1f} s after the launcher's death")
-    await eventually(lambda: all_given_back(up), 15, "all is given back")
+    await eventually(lambda: all_given_back(up), "all is given back", 15)

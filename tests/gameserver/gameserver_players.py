@@ -7,7 +7,7 @@ import base64
 import itertools
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -28,21 +28,6 @@ from tipoff_shared.user_data import TokenUserData
 
 TIMEOUT = 5.0
 _client_ids = itertools.count(1000)
-
-
-async def eventually(
-    condition: Callable[[], bool | Awaitable[bool]], what: str, timeout: float = TIMEOUT
-) -> None:
-    """Wait until `condition` holds; fails naming `what`."""
-    try:
-        async with asyncio.timeout(timeout):
-            while True:
-                result = condition()
-                if result if isinstance(result, bool) else await result:
-                    return
-                await asyncio.sleep(0.005)
-    except TimeoutError:
-        raise AssertionError(f"not within {timeout:g} s: {what}") from None
 
 
 class Recorder(Game):

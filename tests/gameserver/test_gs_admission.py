@@ -14,10 +14,10 @@ from tests.gameserver.gameserver_players import (
     Recorder,
     by_udp,
     by_websocket,
-    eventually,
     expired_token_for,
     token_for,
 )
+from tests.polling import eventually
 from tipoff_gameserver import Context, GameServer, PrivateKey
 from tipoff_gameserver.players.admission import Admission, Foreign, Grant, LookUp, Refusal
 from tipoff_shared.kv.buckets import Buckets

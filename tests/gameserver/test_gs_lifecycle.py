@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from websockets.asyncio.client import connect
 
-from tests.gameserver.gameserver_players import eventually
+from tests.polling import eventually
 from tipoff_gameserver import Context
 from tipoff_shared.kv.buckets import Buckets
 from tipoff_shared.netcode import Address, PrivateKey, issue_token

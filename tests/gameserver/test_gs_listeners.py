@@ -20,11 +20,11 @@ from tests.gameserver.gameserver_players import (
     Recorder,
     by_udp,
     by_websocket,
-    eventually,
     ready,
     token_for,
     token_of,
 )
+from tests.polling import eventually
 from tipoff_gameserver import ConfigError, Context, GameServer, LeaveReason, Player
 from tipoff_gameserver.edgegap import end_deployment
 from tipoff_gameserver.transports.sockets import bind

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.gameserver.gameserver_players import Recorder, by_udp, by_websocket, eventually, token_for
+from tests.gameserver.gameserver_players import Recorder, by_udp, by_websocket, token_for
+from tests.polling import eventually
 from tipoff.embedded_nats import EmbeddedNats, embedded_nats, find_nats_server
 from tipoff_gameserver import Context, GameServer
 from tipoff_gameserver.presence import NoPresence, Presence

@@ -11,7 +11,8 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.gameserver.gameserver_players import Recorder, by_udp, by_websocket, eventually, ready, token_of
+from tests.gameserver.gameserver_players import Recorder, by_udp, by_websocket, ready, token_of
+from tests.polling import eventually
 from tipoff_gameserver import Context, GameServer, LeaveReason, Player, PrivateKey
 from tipoff_gameserver.transports import websocket
 

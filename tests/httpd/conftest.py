@@ -21,6 +21,7 @@ import websockets
 from nats.aio.msg import Msg
 
 from tests.certificates import self_signed
+from tests.polling import eventually
 from tipoff_matchmaker_httpd.server.run import RunningHttpd, run_httpd
 from tipoff_matchmaker_httpd.settings import Settings
 from tipoff_shared.messages import ACKNOWLEDGED
@@ -303,13 +304,6 @@ def connect_ws() -> Callable[[RunningHttpd], Any]:
 async def http(httpd: RunningHttpd) -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(base_url=httpd.url, timeout=10, trust_env=False) as client:
         yield client
-
-
-async def eventually(condition: Callable[[], bool], within: float = 3.0) -> None:
-    """Wait for what nothing announces (a table that empties); fails after `within` seconds."""
-    async with asyncio.timeout(within):
-        while not condition():  # noqa: ASYNC110 # nothing announces it
-            await asyncio.sleep(0.005)
 
 
 @pytest.fixture(name="eventually")

@@ -13,8 +13,9 @@ import msgspec
 import pytest
 from nats.aio.msg import Msg
 
-from tests.gameserver.gameserver_players import Recorder, by_udp, by_websocket, eventually, token_for
+from tests.gameserver.gameserver_players import Recorder, by_udp, by_websocket, token_for
 from tests.isolated.isolated_support import IsolatedNats
+from tests.polling import eventually
 from tipoff_gameserver import Context, GameServer, LeaveReason, PrivateKey
 from tipoff_matchmaker.deployments.store import Ledger
 from tipoff_matchmaker.event_secret import EventSecret

@@ -17,6 +17,7 @@ import msgspec
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
+from tests.polling import eventually
 from tipoff_matchmaker.run import run_matchmaker
 from tipoff_matchmaker.service import Matchmaker
 from tipoff_matchmaker.settings import Settings
@@ -437,14 +438,7 @@ class World:
         return [e.value for e in entries.values() if e.value.state is not DeploymentState.GONE]
 
     async def eventually(self, check: Callable[[], Awaitable[T]], what: str, timeout: float = 8) -> T:
-        """The first true outcome of `check`, asked again every 20 ms."""
-        end = time.monotonic() + timeout
-        while True:
-            outcome = await check()
-            if outcome:
-                return outcome
-            assert time.monotonic() < end, f"not within {timeout} s: {what}"
-            await asyncio.sleep(0.02)
+        return await eventually(check, what, timeout)
 
     async def nothing_is_left(self, *, servers: int = 0, timeout: float = 10) -> None:
         """Invariant G: no session, no seat, no connection, and no deployment beyond `servers`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import os
 import signal
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.docker_engine import docker, remove_containers, require_engine
+from tests.polling import eventually
 from tipoff_launcher.run import run_launcher
 from tipoff_launcher.service import Launcher
 from tipoff_launcher.settings import Settings
@@ -184,23 +184,11 @@ def servers_in(state_dir: Path, deployment_id: str | None = None) -> list[int]:
     return found
 
 
-async def until(condition: Callable[[], object | Awaitable[object]], timeout: float = 5.0) -> None:
-    """Wait for a condition; fails after `timeout` seconds."""
-    async with asyncio.timeout(timeout):
-        while True:
-            result = condition()
-            if isinstance(result, Awaitable):
-                result = await result
-            if result:
-                return
-            await asyncio.sleep(0.01)
-
-
 @pytest.fixture
 def running_servers(launcher_settings: Settings) -> Callable[..., list[int]]:
     return lambda id=None: servers_in(launcher_settings.state_dir, id)
 
 
-@pytest.fixture
-def eventually() -> Callable[..., Awaitable[None]]:
-    return until
+@pytest.fixture(name="eventually")
+def eventually_fixture() -> Callable[..., Awaitable[None]]:
+    return eventually

@@ -16,12 +16,13 @@ import signal
 import subprocess
 import tarfile
 import tempfile
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
+
+from tests.polling import eventually_sync
 
 PROGRAMS = ("/bin/sh", "/bin/sleep", "/bin/cat")
 
@@ -82,11 +83,13 @@ class OwnEngine:
                 stderr=log,
                 start_new_session=True,
             )
-        end = time.monotonic() + 30
-        while self.docker("version", check=False).returncode:
+
+        def answers() -> bool:
+            assert self._process is not None
             assert self._process.poll() is None, (here / "dockerd.log").read_text()[-2000:]
-            assert time.monotonic() < end, "dockerd did not start within 30 s"
-            time.sleep(0.1)
+            return self.docker("version", check=False).returncode == 0
+
+        eventually_sync(answers, "dockerd answers", 30)
 
     def stop(self) -> None:
         if self._process is not None:
