@@ -33,8 +33,9 @@ from tipoff_shared.hooks import load_hook_key
 from tipoff_shared.nats.connection import connect
 from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.settings import NatsSettings
+from tipoff_turn_relay.service import BODY_LIMITS as TURN_BODY_LIMITS
 from tipoff_turn_relay.service import PATH as TURN_PATH
-from tipoff_turn_relay.service import TurnService
+from tipoff_turn_relay.service import TurnService, TurnSettings
 
 _DESCRIPTION = """Players ask here for a seat in a running game server.
 
@@ -115,7 +116,14 @@ def create_app(settings: Settings, nats_settings: NatsSettings) -> HttpdApp:
         settings.hook_key.get_secret_value(), settings.hook_key_file, nats_settings.namespace
     )
     demo = Demo(httpd) if settings.demo else None
-    turn = TurnService(httpd) if settings.turn_relay else None
+    turn: TurnService | None = None
+    if settings.turn_relay:
+        turn_settings = TurnSettings(
+            settings.turn_requests_per_second, settings.turn_registrations_per_minute, settings.nats_patience
+        )
+        turn = TurnService(turn_settings, httpd.addresses, httpd.limits, httpd.metrics.registry)
+        httpd.body_limits.update(TURN_BODY_LIMITS)
+        httpd.on_drain.append(turn.drain)
     upstreams = Upstreams()
 
     @asynccontextmanager

@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Address, ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from tipoff_shared.admission.client_address import PRIVATE_NETWORKS, AddressRule, Network
 from tipoff_shared.errors import ConfigError, Malformed
 from tipoff_shared.names import check_name
-
-Network: TypeAlias = IPv4Network | IPv6Network
-
-PRIVATE_NETWORKS: tuple[Network, ...] = tuple(
-    ip_network(text)
-    for text in (
-        "127.0.0.0/8",
-        "10.0.0.0/8",
-        "172.16.0.0/12",
-        "192.168.0.0/16",
-        "169.254.0.0/16",
-        "100.64.0.0/10",  # carrier-grade NAT, RFC 6598
-        "::1/128",
-        "fc00::/7",
-        "fe80::/10",
-    )
-)
-"""Addresses that say nothing about where in the world a player is."""
 
 
 def _split(value: Any) -> Any:
@@ -165,6 +148,13 @@ class Settings(BaseSettings):
     """Pages that may follow the live events at one time."""
     web_dir: Path | None = None
     """Another page than the built-in one, in demo mode: a directory with index.html."""
+
+    @property
+    def address_rule(self) -> AddressRule:
+        """The part of these settings that decides which address a player plays from."""
+        return AddressRule(
+            self.trusted_proxies, self.proxy_header, self.allow_client_ip, str(self.fake_ip or "")
+        )
 
     @property
     def drain_seconds(self) -> float:

@@ -8,14 +8,13 @@ import secrets
 import time
 from collections.abc import Callable, Iterable
 
-from tipoff_matchmaker_httpd.admission.client_address import Address, AddressRule
-from tipoff_matchmaker_httpd.admission.limits import Limits
 from tipoff_matchmaker_httpd.admission.origin import OriginRule
-from tipoff_matchmaker_httpd.admission.rate_limit import RateLimit
 from tipoff_matchmaker_httpd.matchmaker.client import Calls
 from tipoff_matchmaker_httpd.matchmaker.feedback import Call
 from tipoff_matchmaker_httpd.metrics import Metrics
 from tipoff_matchmaker_httpd.settings import Settings
+from tipoff_shared.admission.client_address import Address
+from tipoff_shared.admission.limits import ConcurrencyLimit, RateLimit
 from tipoff_shared.errors import SlowDown, Unavailable
 from tipoff_shared.messages import PlayRequest
 from tipoff_shared.names import new_request_id
@@ -31,9 +30,9 @@ class Httpd:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.addresses = AddressRule.from_settings(settings)
+        self.addresses = settings.address_rule
         self.origins = OriginRule.from_settings(settings)
-        self.limits = Limits(settings.max_requests, settings.max_requests_per_address)
+        self.limits = ConcurrencyLimit(settings.max_requests, settings.max_requests_per_address)
         self._rate = RateLimit(settings.requests_per_second, settings.request_burst)
         self.metrics = Metrics()
         self.draining = asyncio.Event()

@@ -12,11 +12,9 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, Response
 
-from tipoff_matchmaker_httpd.admission.client_address import Address, peer_address
-from tipoff_matchmaker_httpd.admission.limits import counted_as
-from tipoff_matchmaker_httpd.admission.rate_limit import RateLimit
-from tipoff_matchmaker_httpd.routes.play_request import unless_left
-from tipoff_matchmaker_httpd.state import Httpd
+from tipoff_shared.admission.answers import unless_disconnected
+from tipoff_shared.admission.client_address import Address, AddressRule, scope_address
+from tipoff_shared.admission.limits import ConcurrencyLimit, RateLimit, address_key
 from tipoff_shared.errors import Internal, SlowDown, TipoffError, TooLarge, Unavailable
 from tipoff_turn_relay.keys import GameKey
 from tipoff_turn_relay.messages import (
@@ -169,9 +167,15 @@ class JsonRoutes:
     """The endpoints. `relay` is there while the app's lifespan runs."""
 
     def __init__(
-        self, httpd: Httpd, requests: RateLimit, registrations: RateLimit, metrics: TurnMetrics
+        self,
+        addresses: AddressRule,
+        places: ConcurrencyLimit,
+        requests: RateLimit,
+        registrations: RateLimit,
+        metrics: TurnMetrics,
     ) -> None:
-        self._httpd = httpd
+        self._addresses = addresses
+        self._places = places
         self._requests = requests
         self._registrations = registrations
         self._metrics = metrics
@@ -184,7 +188,7 @@ class JsonRoutes:
         @router.post("/register", summary="Enter the pairing list", **options)
         async def register(body: RegisterBody, http: Request) -> RegisteredBody:
             address = self._admit(http)
-            if wait := self._registrations.take(counted_as(address), time.monotonic()):
+            if wait := self._registrations.take(address_key(address), time.monotonic()):
                 raise SlowDown("too many registrations from one address", retry_after=wait)
             patience = LONG_PATIENCE if body.patient else NORMAL_PATIENCE
             answer = self._ok(await self._relay.pair(Register(body.name, body.partner or "", patience)))
@@ -233,9 +237,8 @@ class JsonRoutes:
 
     def _admit(self, http: Request) -> Address:
         """The player's address, if it may ask now; raises `SlowDown`."""
-        client = http.client.host if http.client else None
-        address = peer_address(client, http.scope["headers"], self._httpd.addresses)
-        if wait := self._requests.take(counted_as(address), time.monotonic()):
+        address = scope_address(http.scope, self._addresses)
+        if wait := self._requests.take(address_key(address), time.monotonic()):
             raise SlowDown("too many requests from one address", retry_after=wait)
         return address
 
@@ -244,15 +247,15 @@ class JsonRoutes:
         address."""
         try:
             address = self._admit(http)
-            place = self._httpd.limits.enter(address) if wait else None
+            place = self._places.enter(address) if wait else None
         except BaseException:
             work.close()
             raise
         try:
-            return await (unless_left(http, work) if wait else work)
+            return await (unless_disconnected(http.receive, work) if wait else work)
         finally:
             if place is not None:
-                self._httpd.limits.leave(place)
+                self._places.leave(place)
 
     def _ok(self, answer: Answer) -> Answer:
         """`answer` unless it is an error; that is raised."""

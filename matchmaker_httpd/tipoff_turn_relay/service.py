@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from fastapi import FastAPI
-from starlette.types import Receive, Scope, Send
+from prometheus_client import CollectorRegistry
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tipoff_matchmaker_httpd.admission.rate_limit import RateLimit
-from tipoff_matchmaker_httpd.server.http import GuardedHttp
-from tipoff_matchmaker_httpd.state import Httpd
+from tipoff_shared.admission.client_address import AddressRule
+from tipoff_shared.admission.limits import ConcurrencyLimit, RateLimit
 from tipoff_shared.nats.connection import Bus
 from tipoff_shared.primitives.tasks import Tasks
 from tipoff_turn_relay.json_routes import JsonRoutes, TurnFailed, turn_failed
@@ -33,34 +34,50 @@ BODY_LIMITS = {
     # 16 KB of data, each byte perhaps six in JSON.
     b"/v1/turn/": 112 * 1024,
 }
+"""Path, or prefix of paths ending in `/` -> bytes of a request body that the server around it must let pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class TurnSettings:
+    """The turn relay's settings; rates are for one address, 0 is no limit."""
+
+    requests_per_second: float = 300.0
+    """In the long run; twice as many at once."""
+    registrations_per_minute: float = 120.0
+    """The same for registrations, as many at once."""
+    nats_patience: float = 1.5
+    """Seconds that a request waits for a lost NATS connection."""
 
 
 class TurnService:
     """`text` is the ASGI endpoint of the text protocol; `add_to` gives the app the JSON routes."""
 
-    def __init__(self, httpd: Httpd) -> None:
-        settings = httpd.settings
-        self._httpd = httpd
-        self._metrics = TurnMetrics(httpd.metrics.registry)
-        requests = RateLimit(settings.turn_requests_per_second, 2 * settings.turn_requests_per_second)
-        registrations = RateLimit(
-            settings.turn_registrations_per_minute / 60, settings.turn_registrations_per_minute
-        )
-        self.text = TextEndpoint(httpd.addresses, requests, registrations, self._metrics)
-        self._json = JsonRoutes(httpd, requests, registrations, self._metrics)
+    def __init__(
+        self,
+        settings: TurnSettings,
+        addresses: AddressRule,
+        places: ConcurrencyLimit,
+        registry: CollectorRegistry,
+    ) -> None:
+        """`places`: the service's own, of which each long poll takes one."""
+        self._settings = settings
+        self._metrics = TurnMetrics(registry)
+        requests = RateLimit(settings.requests_per_second, 2 * settings.requests_per_second)
+        registrations = RateLimit(settings.registrations_per_minute / 60, settings.registrations_per_minute)
+        self.text = TextEndpoint(addresses, requests, registrations, self._metrics)
+        self._json = JsonRoutes(addresses, places, requests, registrations, self._metrics)
         self._relay: TurnRelay | None = None
         self._metrics.observe(
             players=lambda: float(len(self._relay.list)) if self._relay else 0.0,
             games=lambda: float(len(self._relay.rooms)) if self._relay else 0.0,
         )
-        httpd.body_limits.update(BODY_LIMITS)
-        httpd.on_drain.append(self._drain)
 
     def add_to(self, app: FastAPI) -> None:
         app.include_router(self._json.router())
         app.add_exception_handler(TurnFailed, turn_failed)
 
-    def _drain(self) -> None:
+    def drain(self) -> None:
+        """End the long polls: the service is about to stop."""
         if self._relay is not None:
             self._relay.drain()
 
@@ -87,7 +104,7 @@ class TurnService:
         self, pairing: RecordStore, games: RecordStore, tasks: Tasks
     ) -> AsyncIterator[TurnRelay]:
         """Serve from these stores."""
-        relay = TurnRelay(pairing, games, tasks, patience=self._httpd.settings.nats_patience)
+        relay = TurnRelay(pairing, games, tasks, patience=self._settings.nats_patience)
         async with relay.list.running():
             self._serve(relay)
             try:
@@ -102,9 +119,8 @@ class TurnService:
 class OwnPort:
     """The ASGI app of the relay's own port: every path is the text endpoint, under the rules of the whole app."""
 
-    def __init__(self, app: FastAPI, httpd: Httpd) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self.httpd = httpd
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -112,11 +128,3 @@ class OwnPort:
             await send({"type": "websocket.close", "code": 1008})
             return
         await self._app({**scope, "path": PATH, "raw_path": PATH.encode()}, receive, send)
-
-
-class TurnPortHttp(GuardedHttp):
-    """An HTTP connection to the relay's own port, where the text endpoint judges bodies on every path."""
-
-    def on_headers_complete(self) -> None:
-        self.url = PATH.encode()
-        super().on_headers_complete()

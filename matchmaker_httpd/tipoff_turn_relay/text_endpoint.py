@@ -12,9 +12,8 @@ import time
 
 from starlette.types import Receive, Scope, Send
 
-from tipoff_matchmaker_httpd.admission.client_address import AddressRule, peer_address
-from tipoff_matchmaker_httpd.admission.limits import counted_as
-from tipoff_matchmaker_httpd.admission.rate_limit import RateLimit
+from tipoff_shared.admission.client_address import AddressRule, scope_address
+from tipoff_shared.admission.limits import RateLimit, address_key
 from tipoff_shared.errors import TipoffError
 from tipoff_turn_relay.messages import Answer, Error, Failed, Register
 from tipoff_turn_relay.metrics import TurnMetrics
@@ -82,12 +81,11 @@ class TextEndpoint:
                 await _skip(receive)
             await self._fail(send, Failed(Error.TOO_LONG), close=size > MAX_SKIPPED)
             return
-        client = scope.get("client")
-        if not client:
+        if not scope.get("client"):
             await self._fail(send, Failed(Error.NO_ADDRESS))
             return
         request = parse_request(await _body(receive))
-        address = counted_as(peer_address(client[0], scope["headers"], self._addresses))
+        address = address_key(scope_address(scope, self._addresses))
         wait = self._requests.take(address, time.monotonic()) if address else 0.0
         registers = isinstance(request, Register)
         if not wait and registers and address:

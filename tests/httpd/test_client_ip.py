@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tipoff_matchmaker_httpd.admission.client_address import AddressRule, peer_address, player_address
+from tipoff_shared.admission.client_address import AddressRule, peer_address, player_address
 from tipoff_shared.errors import Malformed
 
 PROXIES = AddressRule(trusted_proxies=(ip_network("10.0.0.0/8"), ip_network("2001:db8:ffff::/48")))

@@ -6,13 +6,13 @@ from ipaddress import ip_address
 
 import pytest
 
-from tipoff_matchmaker_httpd.admission.limits import Limits
+from tipoff_shared.admission.limits import ConcurrencyLimit
 from tipoff_shared.errors import SlowDown, Unavailable
 
 
 def test_one_address_has_its_bound_and_gets_room_again() -> None:
     """Others are not concerned."""
-    limits = Limits(10, 2)
+    limits = ConcurrencyLimit(10, 2)
     first = limits.enter(ip_address("203.0.113.9"))
     limits.enter(ip_address("203.0.113.9"))
     with pytest.raises(SlowDown) as caught:
@@ -25,7 +25,7 @@ def test_one_address_has_its_bound_and_gets_room_again() -> None:
 
 def test_an_ipv6_household_counts_as_one() -> None:
     """It has 2^64 addresses to choose from."""
-    limits = Limits(10, 1)
+    limits = ConcurrencyLimit(10, 1)
     limits.enter(ip_address("2001:db8:0:1::1"))
     with pytest.raises(SlowDown):
         limits.enter(ip_address("2001:db8:0:1:ffff::2"))
@@ -34,7 +34,7 @@ def test_an_ipv6_household_counts_as_one() -> None:
 
 def test_the_process_has_its_bound() -> None:
     """Loopback too counts there, but not as an address."""
-    limits = Limits(3, 1)
+    limits = ConcurrencyLimit(3, 1)
     places = [limits.enter(ip_address("127.0.0.1")) for _ in range(3)]
     with pytest.raises(Unavailable):
         limits.enter(ip_address("203.0.113.9"))
@@ -45,7 +45,7 @@ def test_the_process_has_its_bound() -> None:
 
 def test_nothing_is_kept_of_who_left() -> None:
     """The table does not grow with the players."""
-    limits = Limits(10, 2)
+    limits = ConcurrencyLimit(10, 2)
     for last in range(200):
         limits.leave(limits.enter(ip_address(f"203.0.113.{last}")))
-    assert not limits._by_address
+    assert limits.addresses == 0

@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from tipoff_matchmaker_httpd.admission.client_address import parse_address
 from tipoff_matchmaker_httpd.settings import Settings
+from tipoff_shared.admission.client_address import parse_address
 
 _ORIGIN = re.compile(r"(https?)://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([0-9]{1,5}))?", re.ASCII)
 _DEFAULT_PORT = {"http": "80", "https": "443"}

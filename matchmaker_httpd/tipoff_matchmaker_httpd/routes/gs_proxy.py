@@ -10,9 +10,9 @@ from fastapi import APIRouter, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from tipoff_matchmaker_httpd.admission.client_address import parse_address, within
 from tipoff_matchmaker_httpd.routes.gs_upstreams import Upstreams
 from tipoff_matchmaker_httpd.state import Httpd, header
+from tipoff_shared.admission.client_address import parse_address, within
 from tipoff_shared.errors import NotAllowed
 from tipoff_shared.names import DEPLOYMENT_ID
 

@@ -13,10 +13,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from tipoff_matchmaker_httpd.admission.client_address import peer_address
-from tipoff_matchmaker_httpd.admission.limits import counted_as
-from tipoff_matchmaker_httpd.admission.rate_limit import RateLimit
 from tipoff_matchmaker_httpd.state import Httpd
+from tipoff_shared.admission.client_address import scope_address
+from tipoff_shared.admission.limits import RateLimit, address_key
 from tipoff_shared.errors import Malformed, SlowDown
 from tipoff_shared.hooks import HookKey
 
@@ -36,8 +35,8 @@ def webhook_routes(httpd: Httpd, key: HookKey | None) -> APIRouter:
     @router.post(PREFIX + "{path_name}", include_in_schema=False)
     async def hook(path_name: str, http: Request) -> Response:
         now = time.monotonic()
-        peer = peer_address(http.client.host if http.client else None, http.scope["headers"], httpd.addresses)
-        if wait := addresses.take(counted_as(peer), now):
+        peer = scope_address(http.scope, httpd.addresses)
+        if wait := addresses.take(address_key(peer), now):
             raise SlowDown("too many webhooks from your address", retry_after=max(1.0, wait))
         name = key.check(path_name) if key is not None else None
         if name is None:

@@ -15,14 +15,14 @@ from typing import Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
-from tipoff_matchmaker_httpd.admission.client_address import peer_address, within
 from tipoff_matchmaker_httpd.matchmaker.feedback import Call
 from tipoff_matchmaker_httpd.metrics import CONTENT_TYPE
-from tipoff_matchmaker_httpd.routes.answers import retry_headers
-from tipoff_matchmaker_httpd.routes.play_request import begin_call, read_request, unless_left
+from tipoff_matchmaker_httpd.routes.play_request import begin_call, read_request
 from tipoff_matchmaker_httpd.routes.play_ws import PLAYER_LEFT
 from tipoff_matchmaker_httpd.routes.wannaplay import wannaplay as answer_wannaplay
 from tipoff_matchmaker_httpd.state import Httpd
+from tipoff_shared.admission.answers import retry_headers, unless_disconnected
+from tipoff_shared.admission.client_address import scope_address, within
 from tipoff_shared.errors import (
     NotAllowed,
     Unavailable,
@@ -94,7 +94,7 @@ def routes(httpd: Httpd) -> APIRouter:
         "/metrics", summary="Prometheus metrics", description="For the networks that the operator allows."
     )
     async def metrics(http: Request) -> Response:
-        peer = peer_address(http.client.host if http.client else None, http.scope["headers"], httpd.addresses)
+        peer = scope_address(http.scope, httpd.addresses)
         if not peer.is_unspecified and not within(peer, httpd.settings.metrics_networks):
             raise NotAllowed("metrics are for the networks in TIPOFF_HTTPD_METRICS_NETWORKS")
         return Response(httpd.metrics.render(), media_type=CONTENT_TYPE)
@@ -139,7 +139,7 @@ async def _stream(httpd: Httpd, http: Request, play: PlayRequest) -> Response:
 
     try:
         await call.ask()
-        first: bytes = await unless_left(http, anext(call))
+        first: bytes = await unless_disconnected(http.receive, anext(call))
     except BaseException:
         over(PLAYER_LEFT)
         raise

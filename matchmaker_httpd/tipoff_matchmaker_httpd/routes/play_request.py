@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import Any
 
 import msgspec
 from fastapi import Request
 
-from tipoff_matchmaker_httpd.admission.client_address import peer_address, player_address
 from tipoff_matchmaker_httpd.matchmaker.feedback import Call
 from tipoff_matchmaker_httpd.routes.play_ws import parse_request
 from tipoff_matchmaker_httpd.state import Httpd, traceparent
-from tipoff_shared.errors import Malformed, Unavailable
+from tipoff_shared.admission.client_address import player_address, scope_address
+from tipoff_shared.errors import Malformed
 from tipoff_shared.messages import PlayRequest
 
 
@@ -37,7 +36,7 @@ async def read_request(http: Request, game: str, version: str, client_ip: str | 
 
 def begin_call(httpd: Httpd, http: Request, play: PlayRequest) -> tuple[Call, str]:
     """The call (not asked yet) and the place it takes; give back both. Raises typed errors."""
-    address = peer_address(http.client.host if http.client else None, http.scope["headers"], httpd.addresses)
+    address = scope_address(http.scope, httpd.addresses)
     resolved = player_address(address, play.client_ip, httpd.addresses)
     place = httpd.admit(address)
     try:
@@ -45,23 +44,3 @@ def begin_call(httpd: Httpd, http: Request, play: PlayRequest) -> tuple[Call, st
     except BaseException:
         httpd.limits.leave(place)
         raise
-
-
-async def unless_left(http: Request, work: Any) -> Any:
-    """The result of `work`, which is cancelled when the client goes away; raises `Unavailable` then, for nobody."""
-    working = asyncio.ensure_future(work)
-
-    async def left() -> None:
-        while (await http.receive())["type"] != "http.disconnect":
-            pass
-
-    leaving = asyncio.ensure_future(left())
-    try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise Unavailable("the client went away")
-    finally:
-        for task in (working, leaving):
-            task.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)

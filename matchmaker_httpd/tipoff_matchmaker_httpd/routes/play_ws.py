@@ -18,9 +18,9 @@ from urllib.parse import parse_qs
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.utils import ClientDisconnected
 
-from tipoff_matchmaker_httpd.admission.client_address import Address, peer_address, player_address
 from tipoff_matchmaker_httpd.matchmaker.feedback import Call
 from tipoff_matchmaker_httpd.state import Httpd, header, traceparent
+from tipoff_shared.admission.client_address import Address, player_address, scope_address
 from tipoff_shared.errors import Internal, Malformed, NoServerInTime, NotAllowed, TipoffError, Unavailable
 from tipoff_shared.messages import MAX_MESSAGE, Failed, PlayRequest, decode_request, encode_feedback
 
@@ -66,8 +66,7 @@ class PlayerSocket:
             )
             await refuse(send, error.code, Failed(error.code, error.message))
             return
-        client = scope.get("client")
-        address = peer_address(client[0] if client else None, headers, self._httpd.addresses)
+        address = scope_address(scope, self._httpd.addresses)
         try:
             await self._converse(scope, receive, send, address)
         except ClientDisconnected:

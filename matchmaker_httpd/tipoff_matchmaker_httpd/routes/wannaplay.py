@@ -9,11 +9,11 @@ import nats.errors
 from fastapi import Request
 from starlette.responses import PlainTextResponse, Response
 
-from tipoff_matchmaker_httpd.admission.client_address import peer_address, player_address
-from tipoff_matchmaker_httpd.routes.answers import retry_headers
-from tipoff_matchmaker_httpd.routes.play_request import begin_call, read_request, unless_left
+from tipoff_matchmaker_httpd.routes.play_request import begin_call, read_request
 from tipoff_matchmaker_httpd.routes.play_ws import PLAYER_LEFT
 from tipoff_matchmaker_httpd.state import Httpd
+from tipoff_shared.admission.answers import retry_headers, unless_disconnected
+from tipoff_shared.admission.client_address import player_address, scope_address
 from tipoff_shared.errors import Internal, NoServerInTime, TipoffError, Unavailable, from_code
 from tipoff_shared.messages import PlayRequest, SessionReady, decode_feedback
 from tipoff_shared.nats.client import PermissionDenied
@@ -59,7 +59,7 @@ async def _wait_for_seat(httpd: Httpd, http: Request, play: PlayRequest) -> byte
         return last
 
     try:
-        last = await unless_left(http, last_message())
+        last = await unless_disconnected(http.receive, last_message())
     finally:
         call.close()
         httpd.limits.leave(place)
@@ -73,7 +73,7 @@ async def _wait_for_seat(httpd: Httpd, http: Request, play: PlayRequest) -> byte
 
 async def _gensession(httpd: Httpd, http: Request, client_ip: str | None) -> bytes:
     """bevygap's own way: one question to the `gensession` service."""
-    address = peer_address(http.client.host if http.client else None, http.scope["headers"], httpd.addresses)
+    address = scope_address(http.scope, httpd.addresses)
     payload = msgspec.json.encode({"client_ip": player_address(address, client_ip, httpd.addresses)})
     place = httpd.admit(address)
     try:
@@ -84,7 +84,7 @@ async def _gensession(httpd: Httpd, http: Request, client_ip: str | None) -> byt
             question = bus.nc.request(
                 bus.subjects.gensession, payload, timeout=httpd.settings.request_timeout
             )
-            msg = await unless_left(http, question)
+            msg = await unless_disconnected(http.receive, question)
         except PermissionDenied as exc:
             raise exc.again() from exc
         except nats.errors.NoRespondersError as exc:

@@ -25,10 +25,12 @@ from tipoff_matchmaker_httpd.server.http import GuardedHttp
 from tipoff_matchmaker_httpd.server.sockets import BACKLOG, bind, tls_context, url_of
 from tipoff_matchmaker_httpd.server.websocket import GuardedWebSocket
 from tipoff_matchmaker_httpd.settings import Settings
+from tipoff_matchmaker_httpd.state import Httpd
 from tipoff_shared.errors import ConfigError, Unavailable
 from tipoff_shared.messages import MAX_MESSAGE
 from tipoff_shared.settings import NatsSettings
-from tipoff_turn_relay.service import OwnPort, TurnPortHttp
+from tipoff_turn_relay.service import PATH as TURN_PATH
+from tipoff_turn_relay.service import OwnPort
 
 log = logging.getLogger(__name__)
 
@@ -71,13 +73,13 @@ async def run_httpd(settings: Settings, nats_settings: NatsSettings) -> AsyncIte
             stack.callback(sock.close)
         app = create_app(settings, nats_settings)
         await stack.enter_async_context(app.router.lifespan_context(app))
-        listening = _Listening(app, settings)
+        listening = _Listening(app, app.httpd)
         await listening.open(sockets, context)
         url = url_of(settings.host[0], port, secure=context is not None)
         log.info("httpd listens on %s", url)
         turn_listening, turn_url = None, None
         if turn_sockets:
-            turn_listening = _Listening(OwnPort(app, app.httpd), settings, TurnPortHttp)
+            turn_listening = _Listening(OwnPort(app), app.httpd, _TurnPortHttp)
             await turn_listening.open(turn_sockets, context)
             turn_url = url_of(settings.host[0], settings.turn_port, secure=context is not None)
             log.info("the turn relay listens on %s", turn_url)
@@ -87,13 +89,22 @@ async def run_httpd(settings: Settings, nats_settings: NatsSettings) -> AsyncIte
             await asyncio.gather(listening.close(), *([turn_listening.close()] if turn_listening else []))
 
 
+class _TurnPortHttp(GuardedHttp):
+    """An HTTP connection to the turn relay's own port: the text endpoint's limit for bodies holds on every path."""
+
+    def on_headers_complete(self) -> None:
+        self.url = TURN_PATH.encode()
+        super().on_headers_complete()
+
+
 class _Listening:
     """uvicorn's protocols on our sockets."""
 
     def __init__(
-        self, app: HttpdApp | OwnPort, settings: Settings, protocol: type[GuardedHttp] = GuardedHttp
+        self, app: HttpdApp | OwnPort, httpd: Httpd, protocol: type[GuardedHttp] = GuardedHttp
     ) -> None:
-        self._httpd = app.httpd
+        settings = httpd.settings
+        self._httpd = httpd
         self._protocol = protocol
         self._settings = settings
         self._state = ServerState()

@@ -1,4 +1,4 @@
-"""Which address a player plays from. It decides where a server starts, so nobody may forge it by default.
+"""Decides which address a player plays from. Servers start near it, so by default nobody can forge it.
 
 The rule, in this order: the socket's peer; if that is a trusted proxy, the right-most entry of X-Forwarded-For (or
 RFC 7239 Forwarded) that is not a trusted proxy itself; a `client_ip` of the request only where the operator allows it;
@@ -8,44 +8,56 @@ a loopback or private result is replaced by the configured stand-in. Pure functi
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Literal, TypeAlias
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Any, Literal, TypeAlias
 
-from tipoff_matchmaker_httpd.settings import PRIVATE_NETWORKS, Network, Settings
 from tipoff_shared.errors import Malformed
 
 Address: TypeAlias = IPv4Address | IPv6Address
+Network: TypeAlias = IPv4Network | IPv6Network
 Headers: TypeAlias = Iterable[tuple[bytes, bytes]]
 
+PRIVATE_NETWORKS: tuple[Network, ...] = tuple(
+    ip_network(text)
+    for text in (
+        "127.0.0.0/8",
+        "10.0.0.0/8",
+        "172.16.0.0/12",
+        "192.168.0.0/16",
+        "169.254.0.0/16",
+        "100.64.0.0/10",  # carrier-grade NAT, RFC 6598
+        "::1/128",
+        "fc00::/7",
+        "fe80::/10",
+    )
+)
+"""Addresses that say nothing about where in the world a player is."""
+
 MAX_HOPS = 32
-"""Forwarding entries looked at; nobody has that many proxies."""
+"""Forwarding entries that are read; nobody has that many proxies."""
 
 
 @dataclass(frozen=True, slots=True)
 class AddressRule:
-    """The operator's part of the rule; see the settings of the same names."""
+    """The operator's part of the rule."""
 
     trusted_proxies: tuple[Network, ...] = ()
+    """Networks of the reverse proxies whose forwarding header is believed."""
     proxy_header: Literal["any", "x-forwarded-for", "forwarded"] = "any"
+    """The header that the proxies write. `any`: X-Forwarded-For where there is one, else Forwarded."""
     allow_client_ip: bool = False
+    """Believe the `client_ip` in a request."""
     fake_ip: str = ""
-
-    @classmethod
-    def from_settings(cls, settings: Settings) -> AddressRule:
-        return cls(
-            settings.trusted_proxies,
-            settings.proxy_header,
-            settings.allow_client_ip,
-            str(settings.fake_ip or ""),
-        )
+    """Stands in for loopback and private addresses; "": nothing does."""
 
 
 @lru_cache(maxsize=4096)
 def parse_address(text: str) -> Address | None:
-    """An address without port, brackets, zone or quotes; an IPv4 address in IPv6 clothes becomes plain IPv4."""
+    """The address in `text`, which has no port, brackets or quotes; None when it is none. A zone is ignored, an
+    IPv4-mapped IPv6 address becomes IPv4."""
     try:
         address = ip_address(text.partition("%")[0])
     except ValueError:
@@ -56,11 +68,12 @@ def parse_address(text: str) -> Address | None:
 
 
 def within(address: Address, networks: Sequence[Network]) -> bool:
+    """Whether the address lies in one of the networks."""
     return any(address in network for network in networks if network.version == address.version)
 
 
 def peer_address(peer: str | None, headers: Headers, rule: AddressRule) -> Address:
-    """The player's address by socket and proxies alone; 0.0.0.0 where there is no peer (a Unix socket)."""
+    """The player's address by socket and proxies only; 0.0.0.0 where there is no peer (a Unix socket)."""
     socket_peer = parse_address(peer or "") or IPv4Address(0)
     if not rule.trusted_proxies or not within(socket_peer, rule.trusted_proxies):
         return socket_peer
@@ -74,10 +87,16 @@ def peer_address(peer: str | None, headers: Headers, rule: AddressRule) -> Addre
     return nearest
 
 
-def player_address(found: Address, claimed: str | None, rule: AddressRule) -> str:
-    """`found` (of `peer_address`) and what the request claims -> what the orchestrator is told.
+def scope_address(scope: Mapping[str, Any], rule: AddressRule) -> Address:
+    """`peer_address` of an ASGI request or WebSocket."""
+    client = scope.get("client")
+    return peer_address(client[0] if client else None, scope["headers"], rule)
 
-    Raises `Malformed` when a claim that the operator allows is no address; one that is not allowed is ignored.
+
+def player_address(found: Address, claimed: str | None, rule: AddressRule) -> str:
+    """The address that the orchestrator gets, from `found` (by `peer_address`) and the `client_ip` of the request.
+
+    A claim that the operator does not allow is ignored. Raises `Malformed` when an allowed one is not an address.
     """
     if claimed is not None and rule.allow_client_ip:
         address = parse_address(claimed)
@@ -126,7 +145,7 @@ def split_quoted(text: str, separator: str) -> list[str]:
 
 
 def _for(element: str) -> str:
-    """The node of the `for` parameter of one element of a Forwarded header, "" where there is none."""
+    """The node in the `for` parameter of one element of a Forwarded header, "" where there is none."""
     for pair in split_quoted(element, ";"):
         name, _, value = pair.partition("=")
         if name.strip().lower() == "for":

@@ -1,0 +1,95 @@
+"""Limits what one client address may take: places held at one time, and requests per second.
+
+Both count in this process only, and neither reads a clock: `now` is an argument. They count under `address_key`, so
+that an IPv6 household is one client and loopback is none.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from functools import lru_cache
+from ipaddress import IPv6Address, IPv6Network
+
+from tipoff_shared.admission.client_address import Address
+from tipoff_shared.errors import SlowDown, Unavailable
+
+RETRY_AFTER = 2.0
+"""Seconds that a client who finds no place is told to wait."""
+MAX_ADDRESSES = 20_000
+"""Addresses whose rate is remembered; beyond it the one that asked longest ago is forgotten."""
+
+
+@lru_cache(maxsize=4096)
+def address_key(address: Address) -> str:
+    """The key an address counts under: an IPv6 /64 is one household. "" means that it does not count: loopback."""
+    if address.is_loopback:
+        return ""
+    if isinstance(address, IPv6Address):
+        return str(IPv6Network((address, 64), strict=False).network_address)
+    return str(address)
+
+
+class ConcurrencyLimit:
+    """Places in this process, and each address's share of them. Call `leave` with what `enter` returned."""
+
+    def __init__(self, most: int, most_per_address: int) -> None:
+        self._most = most
+        self._most_per_address = most_per_address
+        self._by_address: dict[str, int] = {}
+        self.inside = 0
+        """Places taken."""
+
+    @property
+    def addresses(self) -> int:
+        """Addresses that hold a place now."""
+        return len(self._by_address)
+
+    def enter(self, address: Address) -> str:
+        """Take a place and return its key. Raises `Unavailable` when the process is full, `SlowDown` when the address
+        has too many places; both say when to ask again."""
+        if self.inside >= self._most:
+            raise Unavailable(
+                "too many players are waiting here; try again in a moment", retry_after=RETRY_AFTER
+            )
+        key = address_key(address)
+        if key:
+            count = self._by_address.get(key, 0)
+            if count >= self._most_per_address:
+                raise SlowDown(
+                    f"at most {self._most_per_address} requests at once from one address",
+                    retry_after=RETRY_AFTER,
+                )
+            self._by_address[key] = count + 1
+        self.inside += 1
+        return key
+
+    def leave(self, key: str) -> None:
+        """Give back the place that `enter` returned `key` for."""
+        self.inside -= 1
+        if key:
+            count = self._by_address[key] - 1
+            if count:
+                self._by_address[key] = count
+            else:
+                del self._by_address[key]
+
+
+class RateLimit:
+    """A token bucket for each address: `rate` requests per second, `burst` at once. Rate 0 means no limit."""
+
+    def __init__(self, rate: float, burst: float) -> None:
+        self._rate = rate
+        self._burst = max(1.0, burst)
+        self._tokens: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def take(self, key: str, now: float) -> float:
+        """0.0 when the client of `key` (an `address_key`) may ask, else the seconds until it may. "" is not limited."""
+        if not key or not self._rate:
+            return 0.0
+        tokens, then = self._tokens.pop(key, (self._burst, now))
+        tokens = min(self._burst, tokens + (now - then) * self._rate)
+        allowed = tokens >= 1.0
+        self._tokens[key] = (tokens - 1.0 if allowed else tokens, now)
+        if len(self._tokens) > MAX_ADDRESSES:
+            self._tokens.popitem(last=False)
+        return 0.0 if allowed else (1.0 - tokens) / self._rate
