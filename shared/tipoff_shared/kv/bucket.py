@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import enum
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import nats.errors
 import nats.js.errors
@@ -61,6 +62,33 @@ class Entry(Generic[T]):
     key: str
     value: T
     revision: int
+
+
+class Removal(enum.Enum):
+    """What a function given to `change` returns to remove the entry."""
+
+    DELETE = enum.auto()
+    """Delete it; a tombstone stays, where the bucket keeps them."""
+    FORGET = enum.auto()
+    """Remove it without a trace. Works also where the bucket is full."""
+
+
+class Unread(enum.Enum):
+    """The type of `UNREAD`."""
+
+    UNREAD = enum.auto()
+
+
+UNREAD: Final = Unread.UNREAD
+"""For `change`: nothing is known of the entry yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeResult(Generic[T]):
+    """`entry`: what the key holds after the change (None: nothing); `written`: whether this call wrote or removed."""
+
+    entry: Entry[T] | None
+    written: bool
 
 
 class Bucket(Generic[T]):
@@ -125,6 +153,107 @@ class Bucket(Generic[T]):
         Without `ttl` (seconds, at least 1) the entry lives for ever, whatever it had before.
         """
         return await self._publish(key, self._encode(value), revision=revision, ttl=ttl)
+
+    async def change(
+        self,
+        key: str,
+        function: Callable[[T | None], T | Removal | None],
+        *,
+        known: Entry[T] | Unread | None = UNREAD,
+        recreate: bool = True,
+        ttl: float | Callable[[T], float | None] | None = None,
+        when_full: Callable[[T], T | Removal | None] | None = None,
+        on_unavailable: Callable[[Unavailable], Awaitable[None]] | None = None,
+        tries: int = 50,
+        what: str = "",
+    ) -> ChangeResult[T]:
+        """Read, apply `function`, compare-and-set; again from a fresh reading as long as somebody else is first.
+
+        `function` is pure: it may be called several times. It gets the current value (None: there is none) and
+        returns the new one, a `Removal`, or None or the same object for "no change". What it raises, the caller gets.
+        Neither "no change" nor an exception counts before the entry has been read: what was known may be old.
+
+        * `known`: begin with this entry instead of reading (None: begin as if there were none).
+        * `recreate=False`: a deleted key stays deleted, as long as its tombstone is there; `function` is not called.
+        * `ttl`: seconds for which the new entry lives, or a function of the new value; None: for ever.
+        * `when_full`: what to write instead of a value that the bucket has no room for (a shorter one, or a
+          `Removal`). Without it, or where it returns None, or where that does not fit either, raises `Full`.
+        * `on_unavailable`: called when reading or writing fails. The outcome of a write is then unknown: when it
+          returns, the entry is read again, so `function` must recognize its own earlier write. What it raises, the
+          caller gets. Without it raises `Unavailable`; the caller must then forget what it knows of the entry.
+        * After `tries` attempts raises `Unavailable`, naming `what` ("the fleet of arena 1"; by default the key).
+
+        A write whose caller is cancelled may still be carried out.
+        """
+        latest: Change[T] | None = None
+        if known is not UNREAD and known is not None:
+            latest = Change(key, known.value, known.revision)
+        must_read, has_read = known is UNREAD, False
+        for _ in range(tries):
+            try:
+                if must_read:
+                    latest, must_read, has_read = await self.latest(key), False, True
+            except Unavailable as exc:
+                if on_unavailable is None:
+                    raise
+                await on_unavailable(exc)
+                continue
+            value, revision = (None, 0) if latest is None else (latest.value, latest.revision)
+            if value is None and revision and not recreate:
+                return ChangeResult(None, written=False)
+            try:
+                after = function(value)
+            except Exception:
+                if has_read:
+                    raise
+                must_read = True
+                continue
+            if after is None or after is value or (value is None and isinstance(after, Removal)):
+                if has_read:
+                    entry = None if value is None else Entry(key, value, revision)
+                    return ChangeResult(entry, written=False)
+                must_read = True
+                continue
+            must_read = True  # for all that fails from here
+            try:
+                try:
+                    entry = await self._replace(key, after, revision, ttl)
+                except Full:
+                    shorter = None if when_full is None or isinstance(after, Removal) else when_full(after)
+                    if shorter is None:
+                        raise
+                    entry = await self._replace(key, shorter, revision, ttl)
+            except LostRace:
+                continue
+            except Full:
+                raise
+            except Unavailable as exc:
+                if on_unavailable is None:
+                    raise
+                await on_unavailable(exc)
+            else:
+                return ChangeResult(entry, written=True)
+        raise Unavailable(
+            f"{what or f'{self.bucket}/{key}'} changes too quickly to be written", retry_after=1
+        )
+
+    async def _replace(
+        self, key: str, after: T | Removal, revision: int, ttl: float | Callable[[T], float | None] | None
+    ) -> Entry[T] | None:
+        """One compare-and-set of `change`; the entry as it then is. Raises `LostRace`, `Full`, `Unavailable`."""
+        if after is Removal.DELETE:
+            await self.delete(key, revision)
+            return None
+        if after is Removal.FORGET:
+            await self.forget(key, revision)
+            if await self.get(key) is not None:
+                raise LostRace(f"{self.bucket}/{key} was changed by somebody else")
+            return None
+        assert not isinstance(
+            after, Removal
+        )  # it has no third member; type checkers cannot tell beside a TypeVar
+        seconds = ttl(after) if callable(ttl) else ttl
+        return Entry(key, after, await self.update(key, after, revision, ttl=seconds))
 
     async def put(self, key: str, value: T, *, ttl: float | None = None) -> int:
         """Write, whatever is there: for keys that have exactly one writer."""

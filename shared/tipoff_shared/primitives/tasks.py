@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import Any
 
+from tipoff_shared.primitives.waiting import cancel_all
+
 log = logging.getLogger(__name__)
 
 
@@ -41,14 +43,8 @@ class Tasks:
 
     async def close(self, timeout: float = 5.0) -> None:
         """Cancel all and wait at most `timeout` seconds; idempotent."""
-        pending = {task for task in self._tasks if task is not asyncio.current_task()}
-        end = asyncio.get_running_loop().time() + timeout
-        while pending and (left := end - asyncio.get_running_loop().time()) > 0:
-            # More than once, because `asyncio.wait_for` before Python 3.12 (nats-py waits by it) loses a
-            # cancellation that comes together with what it waits for.
-            for task in pending:
-                task.cancel()
-            _, pending = await asyncio.wait(pending, timeout=min(left, 1.0))
+        others = {task for task in self._tasks if task is not asyncio.current_task()}
+        pending = await cancel_all(others, timeout)
         for task in pending:
             log.error("task %s did not end within %.0f s of being cancelled", task.get_name(), timeout)
 
