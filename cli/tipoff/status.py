@@ -21,8 +21,8 @@ from tipoff_shared.errors import TipoffError, Unavailable
 from tipoff_shared.kv.bucket import Bucket
 from tipoff_shared.kv.buckets import buckets
 from tipoff_shared.kv.changes import Change
-from tipoff_shared.nats.client import PermissionDenied
 from tipoff_shared.nats.connection import Bus
+from tipoff_shared.nats.errors import PermissionDenied
 from tipoff_shared.records import DeploymentState, SessionState
 
 MAX_MATCHMAKERS = 100

@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Callable, Mapping
 import msgspec
 import nats.errors
 from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
 
 from tipoff_matchmaker.deployments import machine as deployments
 from tipoff_matchmaker.deployments.store import Ledger, NoRecord
@@ -25,7 +24,7 @@ from tipoff_matchmaker.sessions.machine import Ended, is_open
 from tipoff_matchmaker.sessions.store import SessionBook
 from tipoff_shared import admin
 from tipoff_shared.errors import Internal, TipoffError, Unavailable, UnknownGame
-from tipoff_shared.nats.connection import Bus
+from tipoff_shared.nats.connection import Bus, Subscription
 from tipoff_shared.primitives.tasks import BoundedHandlers
 from tipoff_shared.records import DeploymentRecord, DeploymentState, SessionState
 

@@ -14,8 +14,6 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-import nats.errors
-
 from tipoff_matchmaker.backoff import pause
 from tipoff_matchmaker.fleet.liveness import Servers
 from tipoff_matchmaker.sessions.machine import Connected, Left
@@ -88,7 +86,7 @@ async def _read(store: Bucket[T], name: str, handle: Callable[[Change[T], Ack], 
                     for outcome in outcomes:
                         if isinstance(outcome, BaseException):
                             raise outcome  # after all are done: none goes on behind the next reading
-        except (Unavailable, nats.errors.Error) as exc:
+        except Unavailable as exc:
             tries += 1
             log.info("reading %s: %s; again soon", store.bucket, str(exc) or type(exc).__name__)
             await asyncio.sleep(pause(tries, 0.1))
@@ -104,8 +102,6 @@ async def _handle(
         await ack()
     except TipoffError as exc:
         log.info("%s/%s: %s; it comes again", store.bucket, change.key, exc)
-    except nats.errors.Error:
-        raise  # it cannot even be acknowledged: NATS is away
     except Exception:  # one message that cannot be handled must not end the reading of all others
         log.exception("%s/%s could not be handled", store.bucket, change.key)
         await ack()

@@ -22,8 +22,8 @@ from nats.js import api
 
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.kv.bucket import LostRace
-from tipoff_shared.nats.client import PermissionDenied
 from tipoff_shared.nats.connection import Bus
+from tipoff_shared.nats.errors import PermissionDenied
 
 PAIRING_BUCKET, GAMES_BUCKET = BUCKETS = ("turn_pairing", "turn_games")
 MAX_GAMES = 10_000

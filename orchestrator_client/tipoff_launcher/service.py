@@ -9,14 +9,13 @@ from collections.abc import Awaitable, Callable
 
 import nats.errors
 from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
 
 from tipoff_launcher.settings import Settings
 from tipoff_launcher.supervisor import Servers
 from tipoff_orchestrator_client import wire
 from tipoff_orchestrator_client.base import Deployment, OrchestratorError, OrchestratorUnavailable
 from tipoff_shared.errors import ConfigError, Malformed, Unavailable
-from tipoff_shared.nats.connection import Bus
+from tipoff_shared.nats.connection import Bus, Subscription
 from tipoff_shared.primitives.tasks import BoundedHandlers
 
 log = logging.getLogger(__name__)

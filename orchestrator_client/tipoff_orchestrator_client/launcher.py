@@ -17,8 +17,8 @@ from tipoff_orchestrator_client.base import (
 )
 from tipoff_orchestrator_client.event_queue import EventQueue
 from tipoff_shared.errors import Unavailable
-from tipoff_shared.nats.client import PermissionDenied
 from tipoff_shared.nats.connection import Bus
+from tipoff_shared.nats.errors import PermissionDenied
 
 log = logging.getLogger(__name__)
 

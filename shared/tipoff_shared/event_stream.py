@@ -7,13 +7,11 @@ all, so that one who floods it stops nobody for longer than it takes to read tha
 
 from __future__ import annotations
 
-import nats.errors
-import nats.js.errors
 from nats.js import api
 
-from tipoff_shared.errors import Unavailable
 from tipoff_shared.kv.bucket import Bucket
 from tipoff_shared.nats.connection import Bus
+from tipoff_shared.nats.jetstream import create_stream
 from tipoff_shared.server_events import MAX_EVENT
 
 SECRET_BUCKET = "event_secret"  # noqa: S105 # a bucket's name
@@ -67,11 +65,4 @@ def secret_store(bus: Bus) -> Bucket[str]:
 async def create_event_stream(bus: Bus) -> None:
     """Make both where they are not; raises `Unavailable` with what NATS said. What an operator has changed stays."""
     for config in declarations(bus):
-        try:
-            await bus.js.add_stream(config)
-        except nats.js.errors.APIError as exc:
-            if exc.err_code != 10058:  # in use with a different configuration
-                raise Unavailable(f"cannot create {config.name}: {exc.description}") from exc
-        except (TimeoutError, nats.errors.Error) as exc:
-            said = bus.last_error or str(exc) or type(exc).__name__
-            raise Unavailable(f"cannot create {config.name}: {said}. Is JetStream enabled?") from exc
+        await create_stream(bus, config)

@@ -19,8 +19,8 @@ from tipoff.status import read_status, watch_changes
 from tipoff_matchmaker import reaper
 from tipoff_matchmaker.bevygap import delete_queue
 from tipoff_shared.kv.buckets import buckets, create_buckets, declarations
-from tipoff_shared.nats.client import PermissionDenied
 from tipoff_shared.nats.connection import Bus, connect
+from tipoff_shared.nats.errors import PermissionDenied
 from tipoff_shared.settings import ROLES
 from tipoff_shared.subjects import Subjects
 

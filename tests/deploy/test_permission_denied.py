@@ -12,8 +12,8 @@ import pytest
 from tests.deploy.deployed_nats import DeployedNats
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.kv.buckets import buckets, create_buckets
-from tipoff_shared.nats.client import PermissionDenied
 from tipoff_shared.nats.connection import connect
+from tipoff_shared.nats.errors import PermissionDenied
 from tipoff_shared.primitives.tasks import BoundedHandlers
 from tipoff_turn_relay.store import PAIRING_BUCKET, Inbox, NatsRecords
 

@@ -13,8 +13,8 @@ from tests.deploy.deployed_nats import DeployedNats
 from tipoff.secrets_directory.directory import SecretsDirectory
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.kv.buckets import buckets
-from tipoff_shared.nats.client import PermissionDenied
 from tipoff_shared.nats.connection import Bus, connect
+from tipoff_shared.nats.errors import PermissionDenied
 from tipoff_shared.settings import NatsSettings
 
 

@@ -18,8 +18,8 @@ from tipoff.status import ask_matchmakers
 from tipoff_shared.admin import MatchmakerStatus
 from tipoff_shared.errors import ConfigError, TipoffError
 from tipoff_shared.kv.buckets import buckets
-from tipoff_shared.nats.client import PermissionDenied
 from tipoff_shared.nats.connection import Bus, connect
+from tipoff_shared.nats.errors import PermissionDenied
 from tipoff_shared.settings import NatsSettings
 
 BUCKETS = (

@@ -22,8 +22,8 @@ from tipoff_shared.messages import (
     PlayRequest,
     encode_request,
 )
-from tipoff_shared.nats.client import PermissionDenied
 from tipoff_shared.nats.connection import Bus
+from tipoff_shared.nats.errors import PermissionDenied
 from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.subjects import TIMEOUT_HEADER
 

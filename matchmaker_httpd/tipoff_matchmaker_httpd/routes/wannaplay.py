@@ -16,7 +16,7 @@ from tipoff_shared.admission.answers import retry_headers, unless_disconnected
 from tipoff_shared.admission.client_address import player_address, scope_address
 from tipoff_shared.errors import Internal, NoServerInTime, TipoffError, Unavailable, from_code
 from tipoff_shared.messages import PlayRequest, SessionReady, decode_feedback
-from tipoff_shared.nats.client import PermissionDenied
+from tipoff_shared.nats.errors import PermissionDenied
 from tipoff_shared.subjects import SERVICE_ERROR, SERVICE_ERROR_CODE
 
 

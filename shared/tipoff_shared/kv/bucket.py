@@ -19,8 +19,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
-import nats.errors
-import nats.js.errors
 from nats.aio.msg import Msg
 from nats.js import api
 from nats.js.client import JetStreamContext
@@ -28,8 +26,8 @@ from nats.js.client import JetStreamContext
 from tipoff_shared.errors import Internal, Malformed, TipoffError, Unavailable
 from tipoff_shared.kv.changes import Change, Changes
 from tipoff_shared.kv.listing import brief_consumer, listing
-from tipoff_shared.nats.client import PermissionDenied
 from tipoff_shared.nats.connection import Bus
+from tipoff_shared.nats.errors import NotFound, PermissionDenied, Refused, translated
 from tipoff_shared.records import decode, encode
 
 T = TypeVar("T")
@@ -131,10 +129,11 @@ class Bucket(Generic[T]):
 
     async def _last(self, key: str) -> api.RawStreamMsg | None:
         try:
-            return await self._js.get_last_msg(self.stream, self._subject(key))
-        except nats.js.errors.NotFoundError:
+            with translated():
+                return await self._js.get_last_msg(self.stream, self._subject(key))
+        except NotFound:
             return None
-        except (TimeoutError, nats.errors.Error) as exc:
+        except Unavailable as exc:
             raise self._unavailable(exc) from exc
 
     async def create(self, key: str, value: T, *, ttl: float | None = None) -> int:
@@ -275,8 +274,9 @@ class Bucket(Generic[T]):
         needs somebody who lists.
         """
         try:
-            await self._js.purge_stream(self.stream, subject=self._subject(key), seq=up_to + 1)
-        except (TimeoutError, nats.errors.Error) as exc:
+            with translated():
+                await self._js.purge_stream(self.stream, subject=self._subject(key), seq=up_to + 1)
+        except Unavailable as exc:
             raise self._unavailable(exc) from exc
 
     async def _publish(
@@ -294,26 +294,29 @@ class Bucket(Generic[T]):
         if ttl is not None:
             headers[_TTL] = str(max(1, round(ttl)))
         try:
-            ack = await self._js.publish(self._subject(key), data, headers=headers or None)
-        except nats.js.errors.APIError as exc:
+            with translated():
+                ack = await self._js.publish(self._subject(key), data, headers=headers or None)
+        except Refused as exc:
             if exc.err_code == _WRONG_LAST_SEQUENCE:
                 raise LostRace(f"{self.bucket}/{key} was changed by somebody else") from exc
-            if exc.err_code == _STORE_FAILED and "exceeded" in (exc.description or ""):
+            if exc.err_code == _STORE_FAILED and "exceeded" in exc.description:
                 raise Full(f"the store {self.bucket} is full: {exc.description}", retry_after=5) from exc
             raise self._unavailable(exc) from exc
-        except (TimeoutError, nats.errors.Error) as exc:
+        except Unavailable as exc:
             raise self._unavailable(exc) from exc
         return ack.seq
 
-    def _unavailable(self, exc: BaseException) -> Unavailable:
+    def _unavailable(self, exc: Unavailable) -> Unavailable:
+        """The same error in this bucket's words."""
         if isinstance(exc, PermissionDenied):
             return exc.again()
-        if isinstance(exc, nats.js.errors.NotFoundError):
+        if isinstance(exc, NotFound):
             return Unavailable(
                 f"there is no store {self.bucket}: is the namespace right, has a matchmaker run here?"
             )
-        said = self._bus.last_error or str(exc) or type(exc).__name__
-        return Unavailable(f"the store {self.bucket} is not available: {said}", retry_after=2)
+        return Unavailable(
+            f"the store {self.bucket} is not available: {self._bus.last_error or exc}", retry_after=2
+        )
 
     async def list(self, pattern: str = ">") -> dict[str, Entry[T]]:
         """Every key that matches (`a.*`, `>`), as it stands. A key that exists during the whole call is in it,
@@ -333,11 +336,12 @@ class Bucket(Generic[T]):
         """As `list`, with the tombstones of keys that were deleted."""
         found: dict[str, Change[T]] = {}
         try:
-            async with asyncio.timeout(10):
-                async for msg in listing(self._bus, self.stream, self._prefix + pattern):
-                    if change := self._change(msg):
-                        found[change.key] = change
-        except (nats.errors.Error, TimeoutError) as exc:
+            with translated():
+                async with asyncio.timeout(10):
+                    async for msg in listing(self._bus, self.stream, self._prefix + pattern):
+                        if change := self._change(msg):
+                            found[change.key] = change
+        except Unavailable as exc:
             raise self._unavailable(exc) from exc
         return found
 
@@ -366,9 +370,10 @@ class Bucket(Generic[T]):
             filter_subject=self._prefix + ">",
         )
         try:
-            await self._js.add_consumer(self.stream, config)
-            sub = await self._js.pull_subscribe_bind(consumer=name, stream=self.stream)
-        except (TimeoutError, nats.errors.Error) as exc:
+            with translated():
+                await self._js.add_consumer(self.stream, config)
+                sub = await self._js.pull_subscribe_bind(consumer=name, stream=self.stream)
+        except Unavailable as exc:
             raise self._unavailable(exc) from exc
         try:
             yield Changes(self._bus, sub, self._change, self._unavailable)
@@ -380,19 +385,20 @@ class Bucket(Generic[T]):
     async def watch(self, pattern: str = ">") -> AsyncIterator[Changes[T]]:
         """Present values first, then changes as they happen, for this caller alone. A hint, never the truth:
         after an outage of NATS the iterator raises `Unavailable`, and the caller begins again."""
+        config = brief_consumer(self._prefix + pattern, api.AckPolicy.EXPLICIT, idle=30)
         try:
-            config = brief_consumer(self._prefix + pattern, api.AckPolicy.EXPLICIT, idle=30)
-            info = await self._js.add_consumer(self.stream, config)
-            sub = await self._js.pull_subscribe_bind(consumer=info.name or "", stream=self.stream)
-        except (TimeoutError, nats.errors.Error) as exc:
+            with translated():
+                info = await self._js.add_consumer(self.stream, config)
+                sub = await self._js.pull_subscribe_bind(consumer=info.name or "", stream=self.stream)
+        except Unavailable as exc:
             raise self._unavailable(exc) from exc
         try:
             yield Changes(self._bus, sub, self._change, self._unavailable)
         finally:
             if self._bus.connected:
                 await sub.unsubscribe()
-                with contextlib.suppress(TimeoutError, nats.errors.Error):
-                    # else it goes by itself after 30 s without a reader
+                with contextlib.suppress(Unavailable), translated():
+                    # Otherwise the server removes it after 30 s without a reader.
                     await self._js.delete_consumer(self.stream, info.name or "")
 
 

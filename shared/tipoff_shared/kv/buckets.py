@@ -10,14 +10,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import nats.errors
-import nats.js.errors
 from nats.js import api
 
-from tipoff_shared.errors import Unavailable
 from tipoff_shared.kv.bucket import Bucket
-from tipoff_shared.nats.client import PermissionDenied
 from tipoff_shared.nats.connection import Bus
+from tipoff_shared.nats.jetstream import create_stream
 from tipoff_shared.records import (
     DeploymentRecord,
     EdgegapOrder,
@@ -183,14 +180,5 @@ async def create_buckets(bus: Bus) -> Buckets:
     operator may have set limits or replicas.
     """
     for config in declarations(bus):
-        try:
-            await bus.js.add_stream(config)
-        except nats.js.errors.APIError as exc:
-            if exc.err_code != 10058:  # in use with a different configuration
-                raise Unavailable(f"cannot create {config.name}: {exc.description}") from exc
-        except PermissionDenied as exc:
-            raise exc.again() from exc
-        except (TimeoutError, nats.errors.Error) as exc:
-            said = bus.last_error or str(exc) or type(exc).__name__
-            raise Unavailable(f"cannot create {config.name}: {said}. Is JetStream enabled?") from exc
+        await create_stream(bus, config)
     return buckets(bus)

@@ -6,17 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
-import nats.errors
 from nats.aio.msg import Msg
 from nats.js.client import JetStreamContext
 
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.nats.connection import Bus
+from tipoff_shared.nats.errors import NoAnswer, translated
 
 T = TypeVar("T")
 
-_Unavailable: TypeAlias = Callable[[BaseException], Unavailable]
-"""Says an error of NATS in the bucket's words."""
+_Unavailable: TypeAlias = Callable[[Unavailable], Unavailable]
+"""Rewords an error of NATS for one bucket."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +31,15 @@ class Change(Generic[T]):
 
 
 class Ack(Protocol):
-    """The change is handled, and is not to come again."""
+    """Acknowledges a handled change, so that it is not delivered again. Both calls raise `Unavailable` while NATS is
+    away; the change may then come again."""
 
     async def __call__(self) -> None:
-        """Say so."""
+        """Send the acknowledgement and do not wait."""
         ...
 
     async def confirmed(self) -> None:
-        """Say so, and return when the server knows. Raises `Unavailable`: then it may come again."""
+        """Send the acknowledgement and return when the server has it."""
         ...
 
 
@@ -63,18 +64,19 @@ class Changes(Generic[T]):
         Raises `Unavailable` while NATS is away (durable: call again later and nothing is lost).
         """
         try:
-            messages = await self._sub.fetch(batch, timeout=timeout)
-        except (TimeoutError, nats.errors.TimeoutError):
+            with translated():
+                messages = await self._sub.fetch(batch, timeout=timeout)
+        except NoAnswer as exc:
             if not self._bus.connected:
-                raise self._unavailable(nats.errors.StaleConnectionError()) from None
+                raise self._unavailable(Unavailable("NATS is away")) from exc
             return []
-        except nats.errors.Error as exc:
+        except Unavailable as exc:
             raise self._unavailable(exc) from exc
         changes: list[tuple[Change[T], Ack]] = []
         for msg in messages:
             change = self._read(msg)
             if change is None:  # a value nobody can read must not come again for ever
-                await msg.ack()
+                await _MsgAck(msg, self._unavailable)()
             else:
                 changes.append((change, _MsgAck(msg, self._unavailable)))
         return changes
@@ -86,10 +88,15 @@ class _MsgAck:
         self._unavailable = unavailable
 
     async def __call__(self) -> None:
-        await self._msg.ack()
+        try:
+            with translated():
+                await self._msg.ack()
+        except Unavailable as exc:
+            raise self._unavailable(exc) from exc
 
     async def confirmed(self) -> None:
         try:
-            await self._msg.ack_sync(timeout=2)
-        except (TimeoutError, nats.errors.Error) as exc:
+            with translated():
+                await self._msg.ack_sync(timeout=2)
+        except Unavailable as exc:
             raise self._unavailable(exc) from exc

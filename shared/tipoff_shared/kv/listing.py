@@ -10,12 +10,13 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 
-import nats.js.errors
 from nats.aio.msg import Msg
 from nats.js import api
 from nats.js.client import JetStreamContext
 
+from tipoff_shared.errors import Unavailable
 from tipoff_shared.nats.connection import Bus
+from tipoff_shared.nats.errors import NotFound, translated
 
 _BATCH = 2000
 
@@ -24,7 +25,7 @@ async def listing(bus: Bus, stream: str, subject: str) -> AsyncIterator[Msg]:
     """All messages on `subject` in order until the server says there are no more. A key that is rewritten meanwhile
     moves ahead and is met there; counting what was pending at the start would miss it (seen to happen).
 
-    Raises what nats-py raises.
+    Raises nats-py's exceptions, and `Unavailable` for a stream without a leader; `Bucket` translates them.
     """
     nc, js = bus.nc, bus.js
     newest = await _newest(js, stream)
@@ -54,7 +55,7 @@ async def _newest(js: JetStreamContext, stream: str) -> int:
     info = await js.stream_info(stream)
     if info.cluster is not None and not info.cluster.leader:
         # A node that was stopped for a while answers too, with the little it has, until it hears of a leader.
-        raise nats.js.errors.ServiceUnavailableError(description="the stream has no leader")
+        raise Unavailable("the stream has no leader")
     return info.state.last_seq
 
 
@@ -64,8 +65,9 @@ async def _lags(js: JetStreamContext, stream: str, subject: str, seen: int, newe
     if seen >= newest:
         return False
     try:
-        following = await js.get_msg(stream, seq=seen + 1, subject=subject, next=True)
-    except nats.js.errors.NotFoundError:
+        with translated():
+            following = await js.get_msg(stream, seq=seen + 1, subject=subject, next=True)
+    except NotFound:
         return False  # what came after it has been removed
     if (following.seq or 0) > newest:
         return False

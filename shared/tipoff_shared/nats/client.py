@@ -19,7 +19,7 @@ import nats.protocol.parser
 from nats.aio.client import Client as NatsClient
 from nats.aio.client import Srv
 
-from tipoff_shared.errors import Unavailable
+from tipoff_shared.nats.errors import PermissionDenied
 
 log = logging.getLogger(__name__)
 
@@ -38,38 +38,6 @@ nats.protocol.parser.MSG_RE = re.compile(rb"\AMSG[ \t]+" + _WORD + _WORD + rb"("
 nats.protocol.parser.HMSG_RE = re.compile(
     rb"\AHMSG[ \t]+" + _WORD + _WORD + rb"(" + _WORD + rb")?(\d+)[ \t]+(\d+)\r\n"
 )
-
-
-class PermissionDenied(Unavailable, nats.errors.Error):
-    """NATS does not let this connection's user do that; asking again will not help, an operator must.
-
-    `str` says what was denied to whom and what to do; `message`, which a player may see, does not.
-    """
-
-    def __init__(self, subject: str, user: str, *, subscription: bool = False, inbox: bool = False) -> None:
-        super().__init__("this service is not set up right; its operator's log says how", retry_after=30)
-        self.subject = subject
-        self.user = user
-        self.subscription = subscription
-        self.inbox = inbox
-        """It is the inbox of answers: all that is asked on this connection stays without one."""
-
-    def __str__(self) -> str:
-        denied = f"NATS user {self.user!r} may not {'subscribe' if self.subscription else 'publish'} to {self.subject}"
-        if self.inbox:
-            return f"{denied}, where answers to it come: set NATS_INBOX_PREFIX to what its permissions allow"
-        return (
-            f"{denied}. Is NATS_USER the user of this role, TIPOFF_NAMESPACE the right one? Where NATS has the "
-            "permissions of an older version, `tipoff secrets init` renews them and NATS must reload"
-        )
-
-    def again(self) -> PermissionDenied:
-        """Another one that says the same: to raise from this one."""
-        return PermissionDenied(self.subject, self.user, subscription=self.subscription, inbox=self.inbox)
-
-    def concerns(self, subject: str) -> bool:
-        """Whether it is about `subject`. NATS tells it in small letters."""
-        return self.subject.lower() == subject.lower()
 
 
 _NOT_OPENING = 0.2

@@ -4,7 +4,7 @@ What nats-py does by default and we do not (each was seen to hurt):
 connecting loops on a refused port or bad credentials -> a deadline, and the reason in the error; reconnecting
 stops after two minutes -> for ever; pings every two minutes leave a half-open link unseen -> every 5 s; writes made
 while disconnected are sent later -> refused at once; subscription callbacks run one at a time -> `serve` runs each
-request in a task of its own, up to a bound. What is mended deeper down stands in `nats_client.py`.
+request in a task of its own, up to a bound. What is mended deeper down stands in `client.py`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from contextlib import asynccontextmanager
 import nats.errors
 from nats.aio.client import Client as NatsClient
 from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
+from nats.aio.subscription import Subscription as NatsSubscription
 from nats.js import JetStreamContext
 
 from tipoff_shared.errors import Unavailable
-from tipoff_shared.nats.client import HardenedClient, PermissionDenied
+from tipoff_shared.nats.client import HardenedClient
+from tipoff_shared.nats.errors import NoAnswer, NoListener, PermissionDenied, typed
 from tipoff_shared.primitives.tasks import BoundedHandlers
 from tipoff_shared.settings import NatsSettings
 from tipoff_shared.subjects import Subjects
@@ -34,6 +35,40 @@ PING_INTERVAL = 5
 PINGS_OUTSTANDING = 2  # a half-open link is noticed within 15 s
 RECONNECT_WAIT = 0.25
 _TOLD_DENIALS = 100
+
+
+def _away(exc: BaseException) -> Unavailable:
+    return typed(exc, f"NATS is away: {str(exc) or type(exc).__name__}")
+
+
+class Subscription:
+    """What `Bus.subscribe` returns. Ending it never fails: where NATS is away, the subscription is gone with it."""
+
+    def __init__(self, bus: Bus, sub: NatsSubscription) -> None:
+        self._bus = bus
+        self._sub: NatsSubscription | None = sub
+
+    async def unsubscribe(self) -> None:
+        """Receive no more messages. Idempotent."""
+        sub, self._sub = self._sub, None
+        if sub is None or not self._bus.connected:
+            return
+        try:
+            await sub.unsubscribe()
+        except nats.errors.Error as exc:
+            log.debug("unsubscribing from %s: %s", sub.subject, str(exc) or type(exc).__name__)
+
+    async def drain(self, timeout: float) -> None:
+        """Receive no new messages, and return when the callback has had those that NATS sent before, or after
+        `timeout` seconds. Idempotent."""
+        sub, self._sub = self._sub, None
+        if sub is None or not self._bus.connected:
+            return
+        try:
+            async with asyncio.timeout(timeout):
+                await sub.drain()  # type: ignore[no-untyped-call] # nats-py has no annotation there
+        except (TimeoutError, nats.errors.Error) as exc:
+            log.warning("draining %s: %s", sub.subject, str(exc) or type(exc).__name__)
 
 
 class Bus:
@@ -78,26 +113,41 @@ class Bus:
         self._denied.append(callback)
 
     async def request(self, subject: str, payload: bytes, *, timeout: float) -> Msg:
-        """One question, one answer; raises `Unavailable` when nobody answers within `timeout` seconds, and
-        `PermissionDenied` (one of those) at once when this user may not ask that."""
+        """Send a request and return its answer. Raises `NoListener` at once when nobody listens on `subject`,
+        `NoAnswer` after `timeout` seconds, `PermissionDenied` at once when this user may not ask, and
+        `Unavailable` while NATS is away."""
         try:
             return await self.nc.request(subject, payload, timeout=timeout)
-        except PermissionDenied as exc:
-            raise exc.again() from exc
         except nats.errors.NoRespondersError as exc:
-            raise Unavailable(f"nobody listens on {subject}") from exc
+            raise NoListener(f"nobody listens on {subject}") from exc
         except (TimeoutError, nats.errors.TimeoutError) as exc:
             reason = f" ({self.last_error})" if self.last_error else ""
-            raise Unavailable(f"no answer on {subject} within {timeout:g} s{reason}") from exc
+            raise NoAnswer(f"no answer on {subject} within {timeout:g} s{reason}") from exc
         except nats.errors.Error as exc:
-            raise Unavailable(f"NATS is away: {str(exc) or type(exc).__name__}") from exc
+            raise _away(exc) from exc
 
-    async def publish(self, subject: str, payload: bytes, headers: dict[str, str] | None = None) -> None:
-        """Fire and forget; raises `Unavailable` while NATS is away."""
+    async def publish(
+        self, subject: str, payload: bytes, headers: dict[str, str] | None = None, *, reply: str = ""
+    ) -> None:
+        """Send a message and do not wait. Raises `Unavailable` while NATS is away (`NotSent` when its buffer is
+        full)."""
         try:
-            await self.nc.publish(subject, payload, headers=headers)
+            await self.nc.publish(subject, payload, reply, headers)
         except nats.errors.Error as exc:
-            raise Unavailable(f"NATS is away: {str(exc) or type(exc).__name__}") from exc
+            raise _away(exc) from exc
+
+    async def subscribe(
+        self, subject: str, callback: Callable[[Msg], Awaitable[None]], *, queue: str = ""
+    ) -> Subscription:
+        """Call `callback` for each message, one after another; members of one `queue` share the messages.
+
+        Raises `Unavailable` while NATS is away. A subscription that NATS does not permit is reported by the next
+        `flush`.
+        """
+        try:
+            return Subscription(self, await self.nc.subscribe(subject, queue=queue, cb=callback))
+        except nats.errors.Error as exc:
+            raise _away(exc) from exc
 
     async def flush(self, timeout: float = 5.0) -> None:
         """Returns when the server has handled all that was subscribed and published before. Raises `Unavailable`,
@@ -112,7 +162,7 @@ class Bus:
                 await self._ping()
                 await self._ping()
         except (TimeoutError, nats.errors.Error) as exc:
-            raise Unavailable(f"NATS is away: {str(exc) or type(exc).__name__}") from exc
+            raise _away(exc) from exc
         if self._deaf_to:
             denied, self._deaf_to = self._deaf_to[0], []
             raise denied
@@ -144,7 +194,7 @@ class Bus:
             if not handlers.submit(lambda: handler(msg)) and busy is not None:
                 await busy(msg)
 
-        return await self.nc.subscribe(subject, queue=queue, cb=received)
+        return await self.subscribe(subject, received, queue=queue)
 
     # What nats-py tells us.
 
