@@ -49,7 +49,7 @@ from tipoff_matchmaker.sessions.store import SessionBook
 from tipoff_matchmaker.settings import Settings
 from tipoff_matchmaker.tokens import Tokens
 from tipoff_orchestrator_client.base import Orchestrator
-from tipoff_orchestrator_client.edgegap.names import SESSIONS
+from tipoff_orchestrator_client.edgegap import SESSIONS
 from tipoff_shared.games import Games
 from tipoff_shared.kv.buckets import Buckets
 from tipoff_shared.nats.connection import Bus

@@ -1,9 +1,9 @@
-"""An Edgegap of one's own: the endpoints, limits and oddities of the real one, with real game servers behind it."""
+"""Emulates Edgegap: its endpoints, limits and oddities, with real game servers behind them."""
 
-from tipoff_edgegap_emulator.consequences import Delivery
 from tipoff_edgegap_emulator.deployment import Deployment, Phase
+from tipoff_edgegap_emulator.effect_runner import Delivery
 from tipoff_edgegap_emulator.emulator import Emulator, running_emulator
-from tipoff_edgegap_emulator.misbehaviour import (
+from tipoff_edgegap_emulator.fault_plan import (
     Dies,
     Drip,
     Fail,
@@ -12,7 +12,7 @@ from tipoff_edgegap_emulator.misbehaviour import (
     Hold,
     Huge,
     NeverReady,
-    Order,
+    PlannedFault,
     Repeat,
     Silent,
     Spoil,
@@ -40,8 +40,8 @@ __all__ = [
     "Huge",
     "NeverReady",
     "Options",
-    "Order",
     "Phase",
+    "PlannedFault",
     "Recorded",
     "Repeat",
     "Rules",

@@ -1,4 +1,4 @@
-"""Applications and their versions at the emulator: what can be deployed. Pure."""
+"""Holds the account's applications and their versions. Pure."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from typing import Any
 
 from tipoff_edgegap_emulator.deployment import AppKey
 from tipoff_edgegap_emulator.documents import stamp
-from tipoff_edgegap_emulator.refused import Refused
+from tipoff_edgegap_emulator.errors import Refused
 
 
 class Catalogue:
-    """All methods raise `Refused`: 404 for what there is not, 409 for what there is already."""
+    """What can be deployed. Methods raise `Refused`: 404 for an unknown name, 409 for one that exists already."""
 
     def __init__(self) -> None:
         self.applications: dict[str, dict[str, Any]] = {}
         self.versions: dict[AppKey, dict[str, Any]] = {}
 
     def add_application(self, body: Mapping[str, Any], now: float) -> dict[str, Any]:
+        """Add one from the body of its request; returns it as stored."""
         if body["name"] in self.applications:
             raise Refused(409, f"Application {body['name']} already exists")
         made = {**body, "create_time": stamp(now), "last_updated": stamp(now)}
@@ -25,12 +26,14 @@ class Catalogue:
         return made
 
     def application(self, name: str) -> dict[str, Any]:
+        """The application of this name."""
         try:
             return self.applications[name]
         except KeyError:
             raise Refused(404, f"Application {name} not found") from None
 
     def add_version(self, app: str, body: Mapping[str, Any], now: float) -> dict[str, Any]:
+        """Add one from the body of its request, with Edgegap's defaults; returns it as stored."""
         self.application(app)
         if (app, body["name"]) in self.versions:
             raise Refused(409, f"Version {body['name']} already exists")
@@ -52,6 +55,7 @@ class Catalogue:
         return made
 
     def version(self, app: str, name: str) -> dict[str, Any]:
+        """The version of this name."""
         self.application(app)
         try:
             return self.versions[app, name]
@@ -59,7 +63,7 @@ class Catalogue:
             raise Refused(404, f"Version {name} of application {app} not found") from None
 
     def newest_version(self, app: str) -> str:
-        """What a session without a version gets: the one created last."""
+        """The version created last: a session that names none gets it."""
         self.application(app)
         names = [name for of, name in self.versions if of == app]
         if not names:
@@ -67,7 +71,7 @@ class Catalogue:
         return names[-1]
 
     def change_version(self, app: str, name: str, changes: Mapping[str, Any], now: float) -> dict[str, Any]:
-        """Members that are there replace what was there, whole lists too."""
+        """Replace the members in `changes`; lists are replaced whole."""
         version = self.version(app, name)
         version |= dict(changes) | {"last_updated": stamp(now)}
         if (new := changes.get("name", name)) != name:
@@ -75,7 +79,7 @@ class Catalogue:
         return version
 
     def deployable(self, key: AppKey) -> dict[str, Any]:
-        """The version. Raises `Refused` 400 when it cannot be deployed."""
+        """The version. Raises `Refused` 400 for an unknown or inactive one."""
         app, name = key
         if app not in self.applications or key not in self.versions:
             raise Refused(400, f"Application {app} or version {name} does not exist")

@@ -1,17 +1,19 @@
-"""One deployment as the emulator knows it."""
+"""One deployment of the emulated account, and the effects that a change of the state asks for."""
 
 from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 AppKey: TypeAlias = tuple[str, str]
 """(application, version)."""
 
 
 class Phase(StrEnum):
+    """Where a deployment is in its life, in Edgegap's words."""
+
     INITIALIZING = "INITIALIZING"
     SEEKING = "SEEKING"
     DEPLOYING = "DEPLOYING"
@@ -33,6 +35,11 @@ class Port:
 
 @dataclass(slots=True, eq=False)
 class Deployment:
+    """`request_id` is Edgegap's name for it, `key` its application and version. Times are Unix seconds; 0: not yet.
+
+    `starting`: its server is being started. `stop_wanted`: stop it as soon as it is ready. `listed`: the list shows it.
+    """
+
     request_id: str
     key: AppKey
     created_at: float
@@ -60,11 +67,38 @@ class Deployment:
 
     @property
     def over(self) -> bool:
+        """Whether it has ended, in order or in error."""
         return self.phase in (Phase.TERMINATED, Phase.ERROR)
 
     def phase_at(self, now: float) -> Phase:
-        """With the steps that a deployment passes on its way."""
+        """The phase that a status shows: a start passes through three."""
         if self.phase is not Phase.INITIALIZING or self.start_at <= self.created_at:
             return self.phase
         gone = (now - self.created_at) / (self.start_at - self.created_at)
         return Phase.INITIALIZING if gone < 0.2 else Phase.SEEKING if gone < 0.5 else Phase.DEPLOYING
+
+
+@dataclass(frozen=True, slots=True)
+class StartServer:
+    """Start the deployment's game server."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopServer:
+    """Stop the deployment's game server."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class SendWebhook:
+    """Post to `url` what is then known of `about`: a deployment's request id, or a session's id."""
+
+    url: str
+    about: str
+    event: Literal["ready", "error", "terminated", "session"]
+
+
+Effect: TypeAlias = StartServer | StopServer | SendWebhook

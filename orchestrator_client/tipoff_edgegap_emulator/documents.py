@@ -1,7 +1,8 @@
-"""The JSON that Edgegap answers with, its oddities included. Pure.
+"""Makes the JSON that Edgegap answers with, its oddities included. Pure.
 
-Odd as told or seen: `Status.READY` beside `READY` and `STATUS_READY`; times without a zone; ports and address absent
-or empty until ready; a list whose items say `ready` where the status says `running`, and carry no status at all.
+The oddities are documented or were seen: `Status.READY` beside `READY` and `STATUS_READY`; times without a zone; ports
+and address absent or empty until ready; a list whose items say `ready` where the status says `running`, and carry no
+status at all.
 """
 
 from __future__ import annotations
@@ -28,20 +29,22 @@ _SPELLINGS = ("Status.{}", "{}", "STATUS_{}")
 
 
 def stamp(at: float) -> str:
-    """As Edgegap writes times: `2026-04-22 12:00:46.444265`, UTC."""
+    """A Unix time as Edgegap writes it: `2026-04-22 12:00:46.444265`, UTC."""
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
 
 
 def spell(phase: Phase, request_id: str) -> str:
-    """One of the three spellings, another for every deployment."""
+    """The phase in one of Edgegap's three spellings; which one depends on the deployment."""
     return _SPELLINGS[int(request_id, 16) % len(_SPELLINGS)].format(phase.value)
 
 
 def fqdn(one: Deployment) -> str:
+    """The deployment's host name at Edgegap."""
     return f"{one.request_id}.pr.edgegap.net"
 
 
 def ports_document(one: Deployment) -> dict[str, Any]:
+    """The deployment's ports, by name."""
     return {
         port.name: {
             "external": port.external,
@@ -87,7 +90,7 @@ def status_document(one: Deployment, max_duration: int, now: float) -> dict[str,
 
 
 def list_document(found: Sequence[Deployment], page: int, limit: int) -> dict[str, Any]:
-    """`GET /v1/deployments`: one page of them."""
+    """`GET /v1/deployments`: one page."""
     shown = found[(page - 1) * limit : page * limit]
     data = [
         {
@@ -108,6 +111,7 @@ def list_document(found: Sequence[Deployment], page: int, limit: int) -> dict[st
 
 
 def page_document(data: list[Any], total: int, page: int, limit: int) -> dict[str, Any]:
+    """One page of a list of `total` items."""
     pages = max(1, math.ceil(total / limit))
     return {
         "data": data,
@@ -125,11 +129,11 @@ def page_document(data: list[Any], total: int, page: int, limit: int) -> dict[st
 
 
 SET_AND_ENCRYPTED = "This value is set and encrypted"
-"""What is shown in place of a secret."""
+"""Edgegap shows this in place of a secret."""
 
 
 def masked(version: Mapping[str, Any]) -> dict[str, Any]:
-    """A version as Edgegap shows it: secrets can be written, never read."""
+    """A version as Edgegap shows it: without its secrets."""
     shown = dict(version)
     shown["envs"] = [
         {**env, "value": SET_AND_ENCRYPTED} if env.get("is_secret") else env for env in version["envs"]
@@ -140,7 +144,7 @@ def masked(version: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def context_document(one: Deployment, now: float) -> dict[str, Any]:
-    """What ARBITRIUM_CONTEXT_URL answers to the game server. bevygap's wants `sockets` to be a number."""
+    """The answer of ARBITRIUM_CONTEXT_URL to the game server. bevygap's server expects a number in `sockets`."""
     return {
         "request_id": one.request_id,
         "public_ip": one.public_ip,
@@ -158,7 +162,7 @@ def context_document(one: Deployment, now: float) -> dict[str, Any]:
 
 
 def arbitrium(one: Deployment, base_url: str) -> dict[str, str]:
-    """The variables that Edgegap injects."""
+    """The environment variables that Edgegap adds to a deployment's server."""
     mapping = {
         name: {"name": name, "internal": port.internal, "external": port.external, "protocol": port.protocol}
         for name, port in one.ports.items()

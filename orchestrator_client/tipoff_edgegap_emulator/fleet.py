@@ -1,4 +1,4 @@
-"""Real game servers for the emulator's deployments, by the launcher's back end."""
+"""Starts and stops a real game server for each of the emulator's deployments, by the launcher's back end."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from tipoff_shared.primitives.tasks import Tasks
 log = logging.getLogger(__name__)
 
 _LAST_GRACE = 3.0
-"""Seconds that servers have when the emulator itself ends."""
+"""Seconds that servers get to end when the emulator ends."""
 
 
 class Fleet:
-    """Starts, watches and ends. `on_end(request_id, exit code)` tells of every end.
-    `namespace` sets this emulator's containers apart from other people's.
+    """The running servers. `on_end(request_id, exit code)` is called at every end. `logs`: directory of their output.
+    `namespace` labels this emulator's containers.
 
-    A process shares the host's ports, so its server listens on the very port that players dial: `internal` in
-    ARBITRIUM_PORTS_MAPPING is then not the version's.
+    A process shares the host's ports, so its server listens on the port that players dial: `internal` in
+    ARBITRIUM_PORTS_MAPPING is then not the version's number.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Fleet:
         self._asked: set[str] = set()
 
     def pick_ports(self, one: Deployment, wanted: Sequence[Mapping[str, Any]], game: Game) -> dict[str, Port]:
-        """A port for each of the version's; the same ones when it is started again. Raises `NoCapacity`."""
+        """A port for each of the version's; a restart keeps its ports. Raises `NoCapacity`."""
         if one.ports:
             return one.ports
         own = self._backend.ports(game)
@@ -76,7 +76,7 @@ class Fleet:
                 picked[name].internal,
                 picked[name].external,
                 port["protocol"],
-                False,  # no TLS is spoken here, whatever the version asks for
+                False,  # the emulator speaks no TLS, whatever the version asks for
             )
             for name, port in named.items()
         }
@@ -84,14 +84,14 @@ class Fleet:
     async def start(
         self, one: Deployment, game: Game, environment: Mapping[str, str], arguments: str | None
     ) -> None:
-        """Raises `OrchestratorError` or `OSError` when it cannot be started."""
+        """Start the deployment's server. Raises `OrchestratorError` or `OSError`."""
         game = _with_arguments(game, arguments)
         self._backend.check(game)
         around = self._backend.surroundings(game)
         variables = {name: os.environ[name] for name in around.passed_on if name in os.environ}
         if "PATH" in around.passed_on:
             variables.setdefault("PATH", os.defpath)
-        # Where it listens is the emulator's to say: what Edgegap starts has an address space of its own.
+        # The emulator says where it listens: at Edgegap a server has an address space of its own.
         variables |= {"PYTHONUNBUFFERED": "1", "TIPOFF_BIND_HOST": around.bind_host}
         variables |= dict(around.own) | dict(environment)
         request_id = one.request_id
@@ -112,7 +112,7 @@ class Fleet:
         key_file = self._logs / f"{request_id}.key"
         try:
             if self._backend.name == "docker" and (key := variables.pop("TIPOFF_PRIVATE_KEY", "")):
-                # The launcher's way with keys: the back end puts this file where the image reads it.
+                # As the launcher does: the back end puts this file where the image reads it.
                 key_file.touch(0o600)
                 key_file.write_text(key)
                 variables["TIPOFF_PRIVATE_KEY_FILE"] = str(key_file)
@@ -141,16 +141,17 @@ class Fleet:
             self._held.pop(request_id, None)
 
     async def kill(self, request_id: str) -> None:
-        """As a crash would."""
+        """SIGKILL, as a crash would be."""
         if (server := self._running.get(request_id)) is not None:
             await server.kill()
 
     @property
     def running(self) -> list[str]:
+        """Request ids of the deployments whose server runs."""
         return list(self._running)
 
     async def stop_all(self) -> None:
-        """Ends every server and waits for it."""
+        """Stop every server and wait for their ends."""
         for request_id in list(self._running):
             self.stop(request_id, _LAST_GRACE)
         if watchers := set(self._watchers.values()):
@@ -160,7 +161,7 @@ class Fleet:
 
 
 def _with_arguments(game: Game, arguments: str | None) -> Game:
-    """The version's `arguments` follow the command, as they do the entry point of an image."""
+    """The game with the version's `arguments` after its command, as they follow an image's entry point."""
     if not arguments:
         return game
     words = shlex.split(arguments)

@@ -1,5 +1,4 @@
-"""The HTTP side of the emulator: requests in, answers out, also the answers nobody should give. An ASGI application
-on uvicorn's own protocol; what a request means is decided in emulator.py."""
+"""Serves HTTP: an ASGI application on uvicorn's protocol, which can also send faulty answers (slow, huge, garbage)."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 from urllib.parse import parse_qsl
 
-from tipoff_edgegap_emulator.misbehaviour import Drip, Garbage, Huge
+from tipoff_edgegap_emulator.fault_plan import Drip, Garbage, Huge
 
 _Message: TypeAlias = MutableMapping[str, Any]
 _Receive: TypeAlias = Callable[[], Awaitable[_Message]]
@@ -23,7 +22,7 @@ MAX_BODY = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """`authorization` is the header as it came; it has no repr."""
+    """`authorization` is the header's value; the repr leaves it out."""
 
     method: str
     path: str
@@ -34,7 +33,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`document` becomes JSON. `silent`: no answer at all; `manner`: how the body is sent."""
+    """`document` becomes JSON. `silent`: send no answer. `manner`: the fault with which the body is sent."""
 
     status: int = 200
     document: Any = None
@@ -47,7 +46,7 @@ Handler: TypeAlias = Callable[[Request], Awaitable[Answer]]
 
 
 def application(handle: Handler) -> Callable[[_Message, _Receive, _Send], Awaitable[None]]:
-    """The ASGI application that asks `handle`."""
+    """The ASGI application that answers with `handle`."""
 
     async def app(scope: _Message, receive: _Receive, send: _Send) -> None:
         if scope["type"] != "http":
@@ -107,7 +106,7 @@ async def _parts(body: bytes, manner: Drip | Huge | Garbage | None) -> AsyncIter
         while left > 0:
             yield lot[:left]
             left -= len(lot)
-            await asyncio.sleep(0)  # the loop is the tests' as well
+            await asyncio.sleep(0)  # let the tests' tasks run
     elif isinstance(manner, Drip):
         for start in range(0, len(body), manner.size):
             yield body[start : start + manner.size]
@@ -118,7 +117,7 @@ async def _parts(body: bytes, manner: Drip | Huge | Garbage | None) -> AsyncIter
 
 @asynccontextmanager
 async def listening(sock: socket.socket, handle: Handler) -> AsyncIterator[None]:
-    """Serve on a bound socket for the time of the block. Leaving closes every connection, answered or not."""
+    """Serve on a bound socket during the block. Leaving it closes every connection, answered or not."""
     from uvicorn.config import Config
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
     from uvicorn.server import ServerState
@@ -129,7 +128,7 @@ async def listening(sock: socket.socket, handle: Handler) -> AsyncIterator[None]
         ws="none",
         lifespan="off",
         log_config=None,
-        log_level="critical",  # clients that give up are part of what is played here
+        log_level="critical",  # the tests' clients give up on purpose
         access_log=False,
         server_header=False,
         timeout_keep_alive=75,

@@ -1,4 +1,4 @@
-"""What each endpoint does, once its request is known to be good."""
+"""Carries out the operation of each endpoint, for requests that were authorised and checked."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hmac
 from collections.abc import Mapping
 from typing import Any
 
-from tipoff_edgegap_emulator.consequences import Consequences
 from tipoff_edgegap_emulator.deployment import Deployment
 from tipoff_edgegap_emulator.documents import (
     context_document,
@@ -15,48 +14,48 @@ from tipoff_edgegap_emulator.documents import (
     page_document,
     status_document,
 )
+from tipoff_edgegap_emulator.effect_runner import EffectRunner
+from tipoff_edgegap_emulator.errors import Refused, RefusedDeployment
 from tipoff_edgegap_emulator.http import Answer, Request
-from tipoff_edgegap_emulator.refused import Refused
-from tipoff_edgegap_emulator.sessions import (
-    Sessions,
-    session_document,
-    session_webhook,
-)
-from tipoff_edgegap_emulator.state import RefusedDeployment, World
+from tipoff_edgegap_emulator.sessions import Sessions, session_document, session_webhook
+from tipoff_edgegap_emulator.state import EmulatorState
 
 _DEFAULT_LIMIT = 10
 _MOST = 100
 
 
 class Operations:
-    def __init__(self, world: World, sessions: Sessions, consequences: Consequences) -> None:
-        self._world = world
+    """The operations of one account: changes `state` and `sessions`, and has `runner` carry out the effects."""
+
+    def __init__(self, state: EmulatorState, sessions: Sessions, runner: EffectRunner) -> None:
+        self._state = state
         self._sessions = sessions
-        self._consequences = consequences
+        self._runner = runner
 
     def perform(
         self, operation: str, parts: Mapping[str, str], request: Request, body: Any, now: float
     ) -> Answer:
+        """The answer of `operation` at `now` (Unix seconds). `parts` come from the path, `body` is its checked JSON."""
         try:
             status, document = self._do(operation, parts, request, body, now)
         except RefusedDeployment as refused:
-            self._consequences.apply(refused.effects)
+            self._runner.apply(refused.effects)
             return Answer(refused.status, refused.body)
         except Refused as refused:
             return Answer(refused.status, refused.body)
         finally:
-            self._consequences.settle()
+            self._runner.settle()
         return Answer(status, document)
 
     def _do(
         self, operation: str, parts: Mapping[str, str], request: Request, body: Any, now: float
     ) -> tuple[int, Any]:
-        world = self._world
+        state = self._state
         match operation:
             case "deploy":
                 return 202, {"request_id": self._deploy(body, now).request_id}
             case "status":
-                # Told as a 404 in Edgegap's description; the live API answers 400.
+                # Edgegap's description says 404; the live API answers 400.
                 return 200, self._status(self._known(parts["id"], 400), now)
             case "stop":
                 return self._stop(self._known(parts["id"], 404), now)
@@ -69,20 +68,20 @@ class Operations:
                 _check_own_token(request, one.context_token)
                 return 200, context_document(one, now)
             case "list":
-                return 200, list_document(world.active(), *_page(request))
+                return 200, list_document(state.active(), *_page(request))
             case "application.create":
-                return 200, world.catalogue.add_application(body, now)
+                return 200, state.catalogue.add_application(body, now)
             case "application":
-                return 200, world.catalogue.application(parts["app"])
+                return 200, state.catalogue.application(parts["app"])
             case "version.create":
                 return 200, {
                     "success": True,
-                    "version": masked(world.catalogue.add_version(parts["app"], body, now)),
+                    "version": masked(state.catalogue.add_version(parts["app"], body, now)),
                 }
             case "version":
-                return 200, masked(world.catalogue.version(parts["app"], parts["version"]))
+                return 200, masked(state.catalogue.version(parts["app"], parts["version"]))
             case "version.change":
-                changed = world.catalogue.change_version(parts["app"], parts["version"], body, now)
+                changed = state.catalogue.change_version(parts["app"], parts["version"], body, now)
                 return 200, {"success": True, "version": masked(changed)}
             case "session.create":
                 return 200, self._create_session(body, now)
@@ -98,7 +97,7 @@ class Operations:
         raise AssertionError(operation)
 
     def _deploy(self, body: Any, now: float) -> Deployment:
-        made, effects = self._world.deploy(
+        made, effects = self._state.deploy(
             (body["application"], body["version"]),
             now=now,
             environment={one["key"]: one["value"] for one in body.get("environment_variables", [])},
@@ -110,32 +109,32 @@ class Operations:
                 if f"webhook_on_{event}" in body
             },
         )
-        self._consequences.begin_life(made)
-        self._consequences.apply(effects)
+        self._runner.begin_life(made)
+        self._runner.apply(effects)
         return made
 
     def _known(self, request_id: str, status: int) -> Deployment:
-        if (one := self._world.find(request_id)) is None:
+        if (one := self._state.find(request_id)) is None:
             raise Refused(status, f"Deployment {request_id} not found")
         return one
 
     def _status(self, one: Deployment, now: float) -> dict[str, Any]:
-        return status_document(one, self._world.max_duration(one), now)
+        return status_document(one, self._state.max_duration(one), now)
 
     def _stop(self, one: Deployment, now: float) -> tuple[int, Any]:
-        status, effects = self._world.stop(one, now)
-        self._consequences.apply(effects)
+        status, effects = self._state.stop(one, now)
+        self._runner.apply(effects)
         answer: dict[str, Any] = {"message": f"{one.request_id} - Delete request will be processed soon"}
         if status == 200:
             answer["deployment_summary"] = self._status(one, now)
         return status, answer
 
     def _create_session(self, body: Any, now: float) -> dict[str, Any]:
-        before = set(self._world.deployments)
+        before = set(self._state.deployments)
         session, effects = self._sessions.create(body, now)
-        for request_id in set(self._world.deployments) - before:
-            self._consequences.begin_life(self._world.deployments[request_id])
-        self._consequences.apply(effects)
+        for request_id in set(self._state.deployments) - before:
+            self._runner.begin_life(self._state.deployments[request_id])
+        self._runner.apply(effects)
         return {
             "session_id": session.session_id,
             "custom_id": None,
@@ -147,9 +146,9 @@ class Operations:
         }
 
     def _session(self, session_id: str, now: float) -> dict[str, Any]:
-        self._consequences.settle()  # its status follows the deployment's
+        self._runner.settle()  # its status follows the deployment's
         session = self._sessions.find(session_id)
-        one = self._world.find(session.deployment_id) if session.deployment_id else None
+        one = self._state.find(session.deployment_id) if session.deployment_id else None
         return session_document(session, one, self._sessions.used(one) if one else 0, now)
 
 

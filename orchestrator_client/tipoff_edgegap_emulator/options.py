@@ -1,4 +1,4 @@
-"""How an emulator is set up, and what its account begins with: the applications and versions of games.toml."""
+"""Options of an emulator, and the applications and versions of games.toml that its account begins with."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tipoff_edgegap_emulator.deployment import AppKey
-from tipoff_edgegap_emulator.limits import RATES
 from tipoff_edgegap_emulator.state import Rules
+from tipoff_orchestrator_client.edgegap import SESSIONS
 from tipoff_shared.games import Game
 
-SESSIONS = "edgegap-sessions"
-"""The allocator whose games count their players by v1 sessions."""
+RATES = {"deploy": 40, "status": 20, "list": 10}
+"""Edgegap's limits: requests a second, by operation. No other limit is known."""
 
 
 def _some_ports() -> range:
-    """Two hundred ports, others for every emulator: several run on one machine."""
+    """Two hundred ports, at random, because several emulators run on one machine."""
     first = random.randrange(12_000, 29_800, 200)
     return range(first, first + 200)
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """`host`, `port` (0: any free one): where it listens; `fd`: a socket that listens already, instead. `token` "": a
-    random one. `public_ip`: where players reach the servers. `rates`: requests a second by operation; {} is no limit.
-    `ports`: host ports for the servers.
+    """`host`, `port`: where it listens; port 0 is any free one; `fd`: a listening socket instead. `token`: the API
+    token; "" makes a random one. `public_ip`: where players reach the servers. `rates`: requests a second by operation;
+    {} is no limit. `ports`: host ports for the servers.
 
-    `environment`: variables of each game's version, what `tipoff edgegap configure-app` would have written.
-    `session_config` replaces what games.toml says of sessions. `url`: how servers reach the emulator, by default where
-    it listens. `empty`: the account begins without applications. `namespace` sets its containers apart.
+    `environment`: the variables of each game's version, as `tipoff edgegap configure-app` would write them.
+    `session_config` replaces the session configuration that games.toml implies. `url`: how servers reach the emulator;
+    by default where it listens. `empty`: the account begins without applications. `namespace` labels its containers.
     """
 
     host: str = "127.0.0.1"
@@ -50,14 +50,14 @@ class Options:
 
 
 def app_key(game: Game) -> AppKey:
-    """The application and version that a game has at Edgegap: `[game.edgegap]`, else its own name and version."""
+    """The game's application and version at Edgegap: `[game.edgegap]`, else the game's name and version."""
     if game.edgegap is None:
         return game.name, game.version
     return game.edgegap.application, game.edgegap.version
 
 
 def version_ports(game: Game) -> list[dict[str, Any]]:
-    """UDP and WebSocket, the primary transport's under the name that games.toml gives it."""
+    """A UDP and a WebSocket port; the primary transport's has the name that games.toml gives it."""
     name = game.edgegap.port if game.edgegap is not None else ""
     ports: list[dict[str, Any]] = []
     for transport, number, protocol in (("udp", 30_000, "UDP"), ("websocket", 30_001, "WS")):
@@ -69,7 +69,7 @@ def version_ports(game: Game) -> list[dict[str, Any]]:
 
 
 def first_version(game: Game, options: Options) -> dict[str, Any]:
-    """The version of a game that the account begins with."""
+    """The version of this game that the account begins with."""
     application, name = app_key(game)
     environment = options.environment(game) if options.environment is not None else {}
     version: dict[str, Any] = {

@@ -1,4 +1,8 @@
-"""From a request to its answer: recorded, authorised, limited, checked, spoilt if that was ordered."""
+"""Answers requests: authorises, limits, checks and records each, and applies the planned faults.
+
+The rate limits are read strictly: at most so many requests within any second. Edgegap publishes the numbers, not how it
+counts; a sliding window refuses whatever any other way of counting refuses.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +18,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tipoff_edgegap_emulator import schema
+from tipoff_edgegap_emulator.fault_plan import Drip, Fail, FaultPlan, Garbage, Huge, Silent, Spoil
 from tipoff_edgegap_emulator.http import Answer, Request
-from tipoff_edgegap_emulator.limits import SlidingWindow
-from tipoff_edgegap_emulator.misbehaviour import (
-    Drip,
-    Fail,
-    Garbage,
-    Huge,
-    Plan,
-    Silent,
-    Spoil,
-)
 from tipoff_edgegap_emulator.operations import Operations
 from tipoff_shared.primitives.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
+WINDOW = 1.0
+"""Seconds of a sliding window."""
 _KEPT = 100_000
 
 _ROUTES: tuple[tuple[str, re.Pattern[str], str], ...] = tuple(
@@ -62,13 +59,13 @@ _BODIES: dict[str, schema.Check] = {
 }
 _QUERIES: dict[str, set[str]] = {"list": {"page", "limit"}, "sessions": {"page", "limit"}}
 _FROM_SERVERS = ("self-stop", "context")
-"""Called by the game servers, with tokens of their own."""
+"""Game servers call these, each with its own token."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """One request as it came. `problems`: what was wrong with it, for tests to assert on. `status` 0: no answer.
-    `document` is the body, secrets included."""
+    """One request. `at`: Unix time. `problems`: what was wrong with it, for tests to assert on. `status` 0: it got no
+    answer. `document` is the body, secrets included."""
 
     at: float
     operation: str
@@ -80,11 +77,28 @@ class Recorded:
     document: Any = field(default=None, repr=False)
 
 
+class SlidingWindow:
+    """Accepts at most `rate` requests in any `WINDOW` seconds; refused ones do not count. Pure."""
+
+    def __init__(self, rate: int) -> None:
+        self._rate = rate
+        self._accepted: deque[float] = deque()
+
+    def accept(self, now: float) -> bool:
+        """Whether a request at `now` (seconds) is within the limit."""
+        while self._accepted and now - self._accepted[0] >= WINDOW:
+            self._accepted.popleft()
+        if len(self._accepted) >= self._rate:
+            return False
+        self._accepted.append(now)
+        return True
+
+
 class Requests:
-    """`recorded`: every request, the oldest first."""
+    """The requests of one account. `recorded`: all of them, oldest first. `rates`: requests a second, by operation."""
 
     def __init__(
-        self, operations: Operations, plan: Plan, token: str, rates: Mapping[str, int], tasks: Tasks
+        self, operations: Operations, plan: FaultPlan, token: str, rates: Mapping[str, int], tasks: Tasks
     ) -> None:
         self.recorded: deque[Recorded] = deque(maxlen=_KEPT)
         self._operations = operations
@@ -95,6 +109,7 @@ class Requests:
         self._tasks = tasks
 
     async def handle(self, request: Request) -> Answer:
+        """The answer to one request, which is recorded."""
         operation, parts = _route(request)
         document, answer, problems = self._decide(operation, parts, request)
         if problems:
@@ -154,7 +169,7 @@ class Requests:
     async def _later(
         self, seconds: float, operation: str, parts: Mapping[str, str], request: Request, document: Any
     ) -> None:
-        await asyncio.sleep(seconds)  # the order itself: it happens that much later
+        await asyncio.sleep(seconds)  # the fault itself: the operation is late
         self._operations.perform(operation, parts, request, document, time.time())
 
 
@@ -166,7 +181,7 @@ def _route(request: Request) -> tuple[str, dict[str, str]]:
 
 
 def _read(operation: str, request: Request) -> tuple[Any, list[str]]:
-    """The body and what is wrong with the request."""
+    """The body, and what is wrong with the request."""
     problems = [
         f"query parameter {name!r}: not known here"
         for name in request.query

@@ -1,7 +1,7 @@
-"""What each request to Edgegap may hold: names, types and bounds, checked one by one. Pure.
+"""Checks the bodies of requests to Edgegap: names, types and bounds of their members. Pure.
 
-Source: Edgegap's public OpenAPI descriptions (v2 of 2026.03.16, v1 of 2026.04.24) and, for v1 sessions, which are no
-longer in them, the generated client that bevygap uses. Where those are silent and we are stricter, it says so.
+Source: Edgegap's public OpenAPI descriptions (v2 of 2026.03.16, v1 of 2026.04.24) and, for v1 sessions, which these no
+longer hold, the generated client that bevygap uses. A comment says where we are stricter.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ Check: TypeAlias = Callable[[Any, str], Iterator[str]]
 
 MAX_PORT = 59_999
 MAX_TAG = 40
-"""Characters of a tag, by v1's DeploymentTag; that v2 holds to it as well is assumed."""
+"""Characters of a tag, by v1's DeploymentTag; assumed for v2 as well."""
 MAX_VALUE = 255
-"""Bytes of one environment variable's value (2024; 4 KB are told for 2026): we keep to the smaller one."""
+"""Bytes of an environment variable's value in 2024. For 2026 4 KB are documented; we keep to the smaller limit."""
 
 _TYPES = {
     bool: "a boolean",
@@ -48,6 +48,8 @@ def text(low: int = 0, high: int | None = None, *, among: tuple[str, ...] = ()) 
 
 
 def whole(low: int | None = None, high: int | None = None) -> Check:
+    """An integer from `low` to `high`."""
+
     def check(value: Any, where: str) -> Iterator[str]:
         if isinstance(value, bool) or not isinstance(value, int):
             yield f"{where}: an integer is expected, not {_kind(value)}"
@@ -58,16 +60,19 @@ def whole(low: int | None = None, high: int | None = None) -> Check:
 
 
 def number(value: Any, where: str) -> Iterator[str]:
+    """An integer or a float."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         yield f"{where}: a number is expected, not {_kind(value)}"
 
 
 def flag(value: Any, where: str) -> Iterator[str]:
+    """A boolean."""
     if not isinstance(value, bool):
         yield f"{where}: a boolean is expected, not {_kind(value)}"
 
 
 def address(value: Any, where: str) -> Iterator[str]:
+    """An IP address."""
     if not isinstance(value, str):
         yield f"{where}: a string is expected, not {_kind(value)}"
         return
@@ -78,15 +83,19 @@ def address(value: Any, where: str) -> Iterator[str]:
 
 
 def url(value: Any, where: str) -> Iterator[str]:
+    """An http or https URL."""
     if not isinstance(value, str) or not value.startswith(("http://", "https://")):
         yield f"{where}: a URL is expected"
 
 
 def anything(value: Any, where: str) -> Iterator[str]:
+    """Any value."""
     return iter(())
 
 
 def or_null(inner: Check) -> Check:
+    """null, or what `inner` allows."""
+
     def check(value: Any, where: str) -> Iterator[str]:
         if value is not None:
             yield from inner(value, where)
@@ -95,6 +104,8 @@ def or_null(inner: Check) -> Check:
 
 
 def array(item: Check, *, at_least: int = 0) -> Check:
+    """A list of at least `at_least` items that `item` allows."""
+
     def check(value: Any, where: str) -> Iterator[str]:
         if not isinstance(value, list):
             yield f"{where}: an array is expected, not {_kind(value)}"
@@ -257,7 +268,7 @@ _version_members: dict[str, Check] = {
     ),
     "envs": array(record({"key": text(1), "value": _value, "is_secret": flag}, required=("key", "value"))),
     "endpoint_storage": text(),
-    # Older than the descriptions of 2026, but what bevygap's script and sessions need:
+    # Not in the descriptions of 2026, but needed by bevygap's script and by sessions:
     "arguments": or_null(text()),
     "command": or_null(text()),
     "session_config": record(
@@ -282,4 +293,5 @@ version_change = record(_version_members)
 
 
 def problems(check: Check, body: Any) -> list[str]:
+    """One text for each thing that is wrong with `body`."""
     return list(check(body, ""))

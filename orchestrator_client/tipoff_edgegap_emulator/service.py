@@ -1,4 +1,4 @@
-"""The emulator as a service of its own: `tipoff edgegap-emulator`, `python -m ...edgegap.emulator`."""
+"""Runs the emulator as a service: `tipoff edgegap-emulator`, `python -m tipoff_edgegap_emulator`."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from tipoff_edgegap_emulator.emulator import Emulator, running_emulator
-from tipoff_edgegap_emulator.limits import RATES
-from tipoff_edgegap_emulator.options import SESSIONS, Options
+from tipoff_edgegap_emulator.options import RATES, Options
 from tipoff_edgegap_emulator.settings import EmulatorSettings
 from tipoff_edgegap_emulator.state import Rules
 from tipoff_launcher.backends.interface import Backend
 from tipoff_launcher.backends.process.backend import ProcessBackend
 from tipoff_launcher.records import Records
 from tipoff_launcher.settings import Settings as LauncherSettings
-from tipoff_orchestrator_client.base import DeploySpec
+from tipoff_orchestrator_client.edgegap import SESSIONS
 from tipoff_orchestrator_client.edgegap.environment import Environment
 from tipoff_orchestrator_client.edgegap.settings import Settings
 from tipoff_shared.errors import ConfigError
@@ -31,12 +30,12 @@ from tipoff_shared.settings import NatsSettings
 
 @asynccontextmanager
 async def run_emulator(settings: EmulatorSettings) -> AsyncIterator[Emulator]:
-    """Raises `ConfigError`: games.toml, the port, a game that cannot be started here."""
+    """A running emulator, during the block. Raises `ConfigError` for an unusable games.toml, port or game."""
     if importlib.util.find_spec("uvicorn") is None:
         raise ConfigError("the emulator needs uvicorn: pip install 'tipoff[all]'")
-    text = parse_games(read_games(settings.games), str(settings.games))
-    # Deployments bring their keys along; what Edgegap's sessions start has them from the version's environment.
-    keys_needed = any(game.orchestrator == SESSIONS for game in text)
+    parsed = parse_games(read_games(settings.games), str(settings.games))
+    # A deployment carries its game's key; servers that sessions start read it from the version's environment.
+    keys_needed = any(game.orchestrator == SESSIONS for game in parsed)
     games = load_games(settings.games, missing_keys="refuse" if keys_needed else "random")
     if not any(game.edgegap is not None for game in games.all()):
         raise ConfigError(
@@ -71,7 +70,7 @@ async def run_emulator(settings: EmulatorSettings) -> AsyncIterator[Emulator]:
 
 @asynccontextmanager
 async def _backend(settings: EmulatorSettings, games: Games) -> AsyncIterator[Backend]:
-    """What runs the servers. Containers are set up by the launcher's own variables, TIPOFF_LAUNCHER_DOCKER_..."""
+    """What runs the servers. The launcher's own variables, TIPOFF_LAUNCHER_DOCKER_..., configure containers."""
     local = settings.public_host.startswith("127.")
     if settings.backend == "process":
         everywhere = "0.0.0.0"  # noqa: S104 # players come from other hosts
@@ -84,19 +83,19 @@ async def _backend(settings: EmulatorSettings, games: Games) -> AsyncIterator[Ba
     from tipoff_launcher.backends.docker.open import docker_backend  # aiohttp takes 200 ms to import
 
     with tempfile.TemporaryDirectory(prefix="tipoff-edgegap-") as directory:
-        # The mark on its containers: an emulator finds those that its predecessor of the same port has left.
+        # Labels the containers, so that an emulator finds those that an earlier one on the same port left behind.
         name = settings.port or secrets.token_hex(4)
         launcher = LauncherSettings(
             host=f"edgegap-{name}", public_host=settings.public_host, state_dir=Path(directory)
         )
         async with docker_backend(launcher, games, "edgegap", Records(launcher.state_dir)) as backend:
-            for left in await backend.unrecorded(()):  # by an emulator that had no time to clean up
+            for left in await backend.unrecorded(()):  # by an emulator that was killed
                 await backend.clean_up(left.native_id, left.deployment_id)
             yield backend
 
 
 def _environment(games: Games) -> Callable[[Game], Mapping[str, str]] | None:
-    """For games whose deployments Edgegap itself makes, the version's environment is all that servers get."""
+    """The variables of a game's version, which is all that servers get where Edgegap itself starts them."""
     if not any(game.orchestrator == SESSIONS for game in games.all()):
         return None
     edgegap = Environment(Settings(), NatsSettings.from_environment(), games)
@@ -104,18 +103,13 @@ def _environment(games: Games) -> Callable[[Game], Mapping[str, str]] | None:
     def of(game: Game) -> dict[str, str]:
         if game.orchestrator != SESSIONS:
             return {}
-        return {name: value for name, value, _ in edgegap.of(nameless(game), game)}
+        return {name: value for name, value, _ in edgegap.of_version(game)}
 
     return of
 
 
-def nameless(game: Game) -> DeploySpec:
-    """Every server of the game, whichever deployment it is: what a version's environment is made for."""
-    return DeploySpec("", game.name, game.version, game.seats)
-
-
 async def serve(settings: EmulatorSettings, on_ready: Callable[[Emulator], None]) -> None:
-    """Until SIGTERM or SIGINT."""
+    """Run an emulator until SIGTERM or SIGINT. Raises `ConfigError`."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

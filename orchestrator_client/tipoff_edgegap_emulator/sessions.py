@@ -1,4 +1,4 @@
-"""v1 sessions: players (kind Seat) or matches (kind Match) counted on deployments by Edgegap itself. Pure."""
+"""Counts players (kind Seat) or matches (kind Match) on deployments, as Edgegap's v1 sessions do. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from tipoff_edgegap_emulator.deployment import AppKey, Deployment, Phase
+from tipoff_edgegap_emulator.deployment import AppKey, Deployment, Effect, Phase, SendWebhook
 from tipoff_edgegap_emulator.documents import (
     LOCATION,
     fqdn,
@@ -16,12 +16,13 @@ from tipoff_edgegap_emulator.documents import (
     spell,
     stamp,
 )
-from tipoff_edgegap_emulator.effects import Effect, SendWebhook
-from tipoff_edgegap_emulator.refused import Refused
-from tipoff_edgegap_emulator.state import RefusedDeployment, World
+from tipoff_edgegap_emulator.errors import Refused, RefusedDeployment
+from tipoff_edgegap_emulator.state import EmulatorState
 
 
 class SessionStatus(StrEnum):
+    """A session's status, in Edgegap's words."""
+
     SEEKING = "SEEKING"
     LINKED = "LINKED"
     READY = "READY"
@@ -31,6 +32,8 @@ class SessionStatus(StrEnum):
 
 @dataclass(slots=True, eq=False)
 class Session:
+    """`users` are IP addresses. `deployment_id`: the request id of the deployment it is linked to."""
+
     session_id: str
     key: AppKey
     kind: str
@@ -43,23 +46,24 @@ class Session:
 
     @property
     def sockets(self) -> int:
-        """How many it takes: one for each player, or one for the match."""
+        """Sockets that it takes: one for each player, or one for the match."""
         return 1 if self.kind == "Match" else max(1, len(self.users))
 
 
 class Sessions:
-    """The sessions of one account. `due` must be asked after every change of the world."""
+    """The sessions of one account. Call `due` after every change of `state`."""
 
-    def __init__(self, world: World) -> None:
-        self._world = world
+    def __init__(self, state: EmulatorState) -> None:
+        self._state = state
         self.all: dict[str, Session] = {}
 
     def create(self, body: Mapping[str, Any], now: float) -> tuple[Session, list[Effect]]:
-        """Raises `Refused`. A session that finds no place exists, unprocessable."""
+        """Add a session and link it to a deployment with room, or a new one. Without either it is unprocessable.
+        Raises `Refused` for a request that Edgegap would refuse."""
         app = body["app_name"]
-        self._world.catalogue.application(app)
-        name = body.get("version_name") or self._world.catalogue.newest_version(app)
-        version = self._world.catalogue.version(app, name)
+        self._state.catalogue.application(app)
+        name = body.get("version_name") or self._state.catalogue.newest_version(app)
+        version = self._state.catalogue.version(app, name)
         config = version.get("session_config") or {}
         kind = config.get("kind", "Default")
         if kind == "Default":
@@ -71,7 +75,7 @@ class Sessions:
             f"{secrets.token_hex(6)}-S", (app, name), kind, list(users), now, body.get("webhook_url")
         )
         wanted = body.get("deployment_request_id")
-        if wanted and not self._joinable(self._world.find(wanted), made):
+        if wanted and not self._joinable(self._state.find(wanted), made):
             raise Refused(409, f"Deployment {wanted} takes no such session")
         self.all[made.session_id] = made
         effects: list[Effect] = []
@@ -81,7 +85,7 @@ class Sessions:
             made.deployment_id = place.request_id
         elif config.get("autodeploy", True):
             try:
-                deployed, effects = self._world.deploy(made.key, now=now, users=list(users))
+                deployed, effects = self._state.deploy(made.key, now=now, users=list(users))
                 made.deployment_id = deployed.request_id
             except RefusedDeployment as refused:
                 effects = self._over(made, SessionStatus.UNPROCESSABLE, str(refused))
@@ -90,41 +94,45 @@ class Sessions:
         return made, effects
 
     def delete(self, session_id: str, now: float) -> Session:
-        """Frees its sockets; the deployment stays."""
+        """Free its sockets; its deployment goes on. Raises `Refused` 404."""
         session = self.find(session_id)
         del self.all[session_id]
-        if session.deployment_id and (one := self._world.find(session.deployment_id)) and not self.on(one):
+        if session.deployment_id and (one := self._state.find(session.deployment_id)) and not self.on(one):
             one.empty_since = now
         return session
 
     def find(self, session_id: str) -> Session:
+        """Raises `Refused` 404."""
         try:
             return self.all[session_id]
         except KeyError:
             raise Refused(404, f"Session {session_id} not found") from None
 
     def on(self, one: Deployment) -> list[Session]:
+        """The sessions linked to this deployment."""
         return [session for session in self.all.values() if session.deployment_id == one.request_id]
 
     def used(self, one: Deployment) -> int:
+        """Sockets of this deployment that are taken."""
         return sum(session.sockets for session in self.on(one))
 
     def due(self, now: float) -> list[Effect]:
-        """What the deployments' changes mean for the sessions, and which deployments stand empty for too long."""
+        """Let sessions follow their deployments, and stop deployments that were empty for the version's `empty_ttl`."""
         effects: list[Effect] = []
         for session in self.all.values():
             effects += self._follow(session)
-        for one in self._world.living():
+        for one in self._state.living():
             if (ttl := self._empty_ttl(one)) is None or self.on(one) or one.phase is not Phase.READY:
                 continue
             if now >= one.empty_since + ttl:
-                effects += self._world.stop(one, now)[1]
+                effects += self._state.stop(one, now)[1]
         return effects
 
     def next_due(self) -> float | None:
+        """When an empty deployment is next to be stopped; None: never."""
         times = [
             one.empty_since + ttl
-            for one in self._world.living()
+            for one in self._state.living()
             if one.phase is Phase.READY and not self.on(one) and (ttl := self._empty_ttl(one)) is not None
         ]
         return min(times, default=None)
@@ -132,7 +140,7 @@ class Sessions:
     def _follow(self, session: Session) -> list[Effect]:
         if session.deployment_id is None:
             return []
-        one = self._world.find(session.deployment_id)
+        one = self._state.find(session.deployment_id)
         if one is None or one.over:
             if session.status is SessionStatus.ERROR:
                 return []
@@ -163,12 +171,12 @@ class Sessions:
         )
 
     def _place(self, session: Session) -> Deployment | None:
-        """The fullest that has room, so that others may empty."""
-        places = [one for one in self._world.living() if self._joinable(one, session)]
+        """The fullest deployment with room, so that others may empty."""
+        places = [one for one in self._state.living() if self._joinable(one, session)]
         return max(places, key=lambda one: (one.phase is Phase.READY, self.used(one)), default=None)
 
     def _empty_ttl(self, one: Deployment) -> float | None:
-        config = self._world.catalogue.versions.get(one.key, {}).get("session_config") or {}
+        config = self._state.catalogue.versions.get(one.key, {}).get("session_config") or {}
         minutes = config.get("empty_ttl")
         return minutes * 60.0 if one.kind != "Default" and minutes else None
 

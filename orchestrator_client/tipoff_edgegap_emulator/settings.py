@@ -1,4 +1,4 @@
-"""Settings of an emulator that runs by itself, from `TIPOFF_EDGEGAP_EMULATOR_...` variables."""
+"""Settings of the emulator as a service, from `TIPOFF_EDGEGAP_EMULATOR_...` variables."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The deployments that the emulator knows, and what becomes of them. Pure.
+"""Decides what becomes of the emulated account's deployments. Pure.
 
-Every method takes `now` (Unix seconds) and returns what is to be done outside as effects: a server to start or to
-stop, a webhook to send. Applications and versions are in catalogue.py, sessions in sessions.py.
+Every method takes `now` (Unix seconds) and returns effects for `EffectRunner`: a server to start or to stop, a webhook
+to send. Applications and versions are in catalogue.py, sessions in sessions.py.
 """
 
 from __future__ import annotations
@@ -12,14 +12,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tipoff_edgegap_emulator.catalogue import Catalogue
-from tipoff_edgegap_emulator.deployment import AppKey, Deployment, Phase, Port
-from tipoff_edgegap_emulator.effects import (
+from tipoff_edgegap_emulator.deployment import (
+    AppKey,
+    Deployment,
     Effect,
+    Phase,
+    Port,
     SendWebhook,
     StartServer,
     StopServer,
 )
-from tipoff_edgegap_emulator.refused import Refused
+from tipoff_edgegap_emulator.errors import Refused, RefusedDeployment
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +30,8 @@ class Rules:
     """How this Edgegap behaves. Times are seconds.
 
     `start_delay`: from the request to the start of the server. `capacity`: deployments at once (the free plan has
-    one); beyond it nothing can be placed. `forget_after`: how long a stopped deployment is still known by its id.
-    `restart_delay`: between the death of a server whose version wants it restarted and its next start.
+    one); None is no limit. `forget_after`: how long a stopped deployment is still known by its id. `restart_delay`:
+    from the end of a server to its next start, where the version's restart policy asks for one.
     """
 
     start_delay: float = 1.0
@@ -37,7 +40,7 @@ class Rules:
     restart_delay: float = 1.0
 
 
-class World:
+class EmulatorState:
     """The deployments of one account, and the `catalogue` of what can be deployed."""
 
     def __init__(self, rules: Rules) -> None:
@@ -55,8 +58,8 @@ class World:
         users: list[Any] | None = None,
         webhooks: Mapping[str, str] | None = None,
     ) -> tuple[Deployment, list[Effect]]:
-        """A new deployment on its way. Raises `Refused`: 400 when it cannot be, 422 when there is no room, and then
-        a deployment in error stays behind, as with Edgegap."""
+        """Add a deployment, which starts at `now + start_delay`. Raises `Refused` 400 for an unknown or inactive
+        version, and `RefusedDeployment` above the capacity."""
         version = self.catalogue.deployable(key)
         session_config = version.get("session_config") or {}
         made = Deployment(
@@ -80,33 +83,36 @@ class World:
         raise RefusedDeployment(made, effects)
 
     def living(self) -> list[Deployment]:
+        """The deployments that have not ended."""
         return [one for one in self.deployments.values() if not one.over]
 
     def active(self) -> list[Deployment]:
-        """What the list shows: everything that is not terminated, errors too, the newest first."""
+        """What the list shows: every deployment that is not terminated, also those in error, newest first."""
         shown = [one for one in self.deployments.values() if one.phase is not Phase.TERMINATED and one.listed]
         return sorted(shown, key=lambda one: -one.created_at)
 
     def find(self, request_id: str) -> Deployment | None:
+        """The deployment with this id, ended or not; None for an unknown one."""
         return self.deployments.get(request_id)
 
     def started(self, one: Deployment, ports: Mapping[str, Port], public_ip: str, now: float) -> list[Effect]:
-        """Its server runs."""
+        """Note that its server runs: the deployment becomes ready."""
         one.starting = False
         if one.over:
             return [StopServer(one.request_id)]
         one.ports, one.public_ip, one.restart_at = dict(ports), public_ip, None
         if one.phase is Phase.READY:
-            return []  # started again: Edgegap tells nobody
+            return []  # a restart: Edgegap sends no webhook
         one.phase, one.ready_at, one.empty_since = Phase.READY, now, now
         return self._webhook(one, "ready")
 
     def fail(self, one: Deployment, detail: str, now: float) -> list[Effect]:
+        """End it in error."""
         one.phase, one.error_detail, one.ended_at, one.starting = Phase.ERROR, detail, now, False
         return self._webhook(one, "error")
 
     def server_ended(self, one: Deployment, code: int | None, now: float) -> list[Effect]:
-        """Its server has ended by itself: what then is the version's restart policy."""
+        """Note that its server ended by itself: the version's restart policy decides what happens."""
         if one.over:
             return []
         policy = self.catalogue.versions.get(one.key, {}).get("restart_policy", "always")
@@ -117,7 +123,8 @@ class World:
         return self._terminate(one, now)
 
     def stop(self, one: Deployment, now: float) -> tuple[int, list[Effect]]:
-        """200: it is stopped. 202: it is on its way and will be stopped when it is there. Raises `Refused` 410."""
+        """Stop it: status 200, or 202 for one that has not started yet and is stopped then. Raises `Refused` 410 for a
+        terminated one."""
         if one.phase is Phase.TERMINATED:
             raise Refused(410, f"Instance {one.request_id} already terminated")
         if one.phase is Phase.INITIALIZING:
@@ -126,14 +133,14 @@ class World:
         return 200, self._terminate(one, now)
 
     def due(self, now: float) -> list[Effect]:
-        """What time has brought."""
+        """Do what is due at `now`: starts, restarts, ends by `max_duration`, and forgetting."""
         effects: list[Effect] = []
         for one in list(self.deployments.values()):
             effects += self._due(one, now)
         return effects
 
     def next_due(self) -> float | None:
-        """When `due` has something to do next."""
+        """When `due` next has something to do; None: never."""
         times = [at for one in self.deployments.values() for at in self._times(one)]
         return min(times, default=None)
 
@@ -167,7 +174,7 @@ class World:
         return []
 
     def max_duration(self, one: Deployment) -> int:
-        """Minutes; below 1 is for ever."""
+        """Minutes that it may run; below 1 is no limit."""
         minutes: int = self.catalogue.versions.get(one.key, {}).get("max_duration", -1)
         return minutes
 
@@ -185,12 +192,3 @@ class World:
     def _webhook(self, one: Deployment, event: Literal["ready", "error", "terminated"]) -> list[Effect]:
         url = one.webhooks.get(event)
         return [SendWebhook(url, one.request_id, event)] if url else []
-
-
-class RefusedDeployment(Refused):
-    """422: nothing could be placed, but the deployment exists, in error."""
-
-    def __init__(self, made: Deployment, effects: list[Effect]) -> None:
-        message = made.error_detail
-        super().__init__(422, message, {"request_id": made.request_id, "message": message})
-        self.effects = effects

@@ -17,7 +17,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TypeAlias, cast
 
 from tipoff_orchestrator_client.base import Orchestrator
-from tipoff_orchestrator_client.edgegap.names import NAMES as EDGEGAP
+from tipoff_orchestrator_client.edgegap import NAMES as EDGEGAP
 from tipoff_orchestrator_client.fake import FakeOrchestrator
 from tipoff_orchestrator_client.launcher import LauncherOrchestrator
 from tipoff_shared.errors import ConfigError

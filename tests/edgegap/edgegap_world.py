@@ -148,17 +148,14 @@ class EdgegapWorld(World):
             yield found
 
     async def hang_up(self) -> None:
-        """Edgegap closes its connections to httpd before that ends: asyncio's transports do not like to be reset while
+        """Close Edgegap's connections to httpd before httpd ends: asyncio's transports do not like to be reset while
         nobody reads them."""
-        consequences = self.emulator._consequences
-        client, consequences._client = consequences._client, None
-        if client is not None:
-            await client.aclose()
+        await self.emulator.close_webhook_connections()
 
     @property
     def alive(self) -> list[Deployment]:
         """What runs, or is about to, at Edgegap."""
-        return self.emulator.world.living()
+        return self.emulator.state.living()
 
     async def living(self, count: int) -> bool:
         return len(self.alive) == count

@@ -103,7 +103,7 @@ async def test_no_room_is_waited_out(edgegap: Edgegap) -> None:
     async with edgegap(sleeper(request_timeout=20.0), rules=Rules(start_delay=0.1, capacity=0)) as world:
         answers = await world.ask()
         await world.emulator.until(lambda e: e.count("deploy", 422) >= 1)
-        world.emulator.world.rules = Rules(start_delay=0.1)
+        world.emulator.state.rules = Rules(start_delay=0.1)
         assert isinstance(await answers.end(timeout=15), SessionReady)
 
 
@@ -130,10 +130,10 @@ async def test_a_server_created_late_is_stopped(edgegap: Edgegap) -> None:
         assert caught.value.may_have_started
         assert caught.value.retryable
         kept = await orchestrator.deploy(spec())
-        await world.emulator.until(lambda e: late.taken == 1 and len(e.world.living()) == 2)
+        await world.emulator.until(lambda e: late.taken == 1 and len(e.state.living()) == 2)
         listed = await orchestrator.list()
         assert [one.native_id for one in listed] == [kept.native_id]
-        await world.emulator.until(lambda e: [o.request_id for o in e.world.living()] == [kept.native_id])
+        await world.emulator.until(lambda e: [o.request_id for o in e.state.living()] == [kept.native_id])
 
 
 @pytest.mark.row(38)
@@ -145,9 +145,9 @@ async def test_a_server_created_after_its_stop_is_stopped(edgegap: Edgegap) -> N
             await orchestrator.deploy(spec())
         await orchestrator.stop("arena-1")
         assert (await orchestrator.deploy(spec())).state is RunState.STOPPED
-        await world.emulator.until(lambda e: len(e.world.living()) == 1)
+        await world.emulator.until(lambda e: len(e.state.living()) == 1)
         assert await orchestrator.list() == []
-        await world.emulator.until(lambda e: not e.world.living())
+        await world.emulator.until(lambda e: not e.state.living())
 
 
 @pytest.mark.row(38)
@@ -157,9 +157,9 @@ async def test_a_late_server_is_gone_within_two_grace_periods(edgegap: Edgegap) 
     async with edgegap(sleeper(empty_ttl=60.0), timeout=0.3, changes=changes) as world:
         world.emulator.misbehave("deploy", Silent(carried_out_after=1.0), times=1)
         assert isinstance(await world.play(), SessionReady)
-        await world.emulator.until(lambda e: len(e.world.living()) == 2)
+        await world.emulator.until(lambda e: len(e.state.living()) == 2)
         began = time.monotonic()
-        await world.emulator.until(lambda e: len(e.world.living()) == 1)
+        await world.emulator.until(lambda e: len(e.state.living()) == 1)
         assert time.monotonic() - began <= 1.2 + 1.0
 
 
@@ -178,7 +178,7 @@ async def test_another_matchmaker_finds_what_a_dead_one_has_ordered(edgegap: Edg
         async with world.orchestrator() as third:
             assert [one.native_id for one in await third.list()] == [ordered.native_id]
             await third.stop("arena-1")
-            await world.emulator.until(lambda e: not e.world.living())
+            await world.emulator.until(lambda e: not e.state.living())
 
 
 @pytest.mark.row(38)
@@ -190,7 +190,7 @@ async def test_what_a_dead_matchmaker_has_ordered_is_known_by_its_id(edgegap: Ed
             world.emulator.misbehave("deploy", Silent(carried_out_after=0.6), times=1)
             with pytest.raises(OrchestratorUnavailable):
                 await first.deploy(spec())
-        await world.emulator.until(lambda e: len(e.world.living()) == 1)
+        await world.emulator.until(lambda e: len(e.state.living()) == 1)
         async with world.orchestrator() as second:
             assert len(await second.list()) == 1
 
@@ -337,7 +337,7 @@ async def test_a_server_that_is_gone_ends_its_sessions(edgegap: Edgegap, game: A
         if how is None:
             await world.session_becomes(ready.session_id, SessionState.ACTIVE)
             await world.emulator.kill_server(world.alive[0].request_id)
-        await world.emulator.until(lambda e: not e.world.living())
+        await world.emulator.until(lambda e: not e.state.living())
         began = time.monotonic()
         await world.session_becomes(ready.session_id, SessionState.GONE)
         assert time.monotonic() - began < 2.0

@@ -78,11 +78,11 @@ async def test_with_webhooks_a_player_waits_no_longer_than_the_server_starts(
     beyond: list[float] = []
     async with edgegap(game, hooks=True, rules=Rules(start_delay=0.5), poll_slowest=10) as world:
         for _ in range(5):
-            before = set(world.emulator.world.deployments)
+            before = set(world.emulator.state.deployments)
             ready = await world.play()
             now = time.time()
-            (new,) = set(world.emulator.world.deployments) - before
-            beyond.append(now - world.emulator.world.deployments[new].ready_at)
+            (new,) = set(world.emulator.state.deployments) - before
+            beyond.append(now - world.emulator.state.deployments[new].ready_at)
             await leave(world, world.bus, ready.session_id)
             await world.nothing_is_left()
     print(

@@ -242,7 +242,7 @@ async def test_a_server_that_ended_under_a_session_costs_its_player_a_retry(edge
     """The session is given back, and another one leads to another server."""
     async with edgegap(SEAT, rules=Rules(start_delay=0.6)) as world:
         answers = await world.ask()
-        await world.emulator.until(lambda e: len(e.world.living()) == 1)
+        await world.emulator.until(lambda e: len(e.state.living()) == 1)
         (first,) = world.alive
         world.emulator.vanish(first.request_id)
         ready = await answers.end()

@@ -36,7 +36,7 @@ async def refused(world: EdgegapWorld) -> str:
 async def test_all_that_is_wrong_with_a_version_is_said_at_start(edgegap: Edgegap) -> None:
     """Not by the first player's empty hands."""
     async with edgegap(sleeper(), matchmaker=False) as world:
-        version = world.emulator.world.catalogue.versions["arena-app", "v1"]
+        version = world.emulator.state.catalogue.versions["arena-app", "v1"]
         version |= {"is_active": False, "docker_tag": "latest", "ports": []}
         said = await refused(world)
         for part in ("'arena'", "is not active", "`latest`", "no port 'game'"):
@@ -46,15 +46,15 @@ async def test_all_that_is_wrong_with_a_version_is_said_at_start(edgegap: Edgega
 async def test_an_application_or_version_that_is_not_there_is_said(edgegap: Edgegap) -> None:
     """With the command that makes one."""
     async with edgegap(sleeper(), matchmaker=False) as world:
-        del world.emulator.world.catalogue.versions["arena-app", "v1"]
+        del world.emulator.state.catalogue.versions["arena-app", "v1"]
         assert "configure-app" in await refused(world)
-        del world.emulator.world.catalogue.applications["arena-app"]
+        del world.emulator.state.catalogue.applications["arena-app"]
         assert "no application 'arena-app'" in await refused(world)
 
 
 async def test_sessions_must_be_of_the_kind_that_the_game_says(edgegap: Edgegap) -> None:
     async with edgegap(with_sessions(sleeper()), matchmaker=False) as world:
-        config = world.emulator.world.catalogue.versions["arena-app", "v1"]["session_config"]
+        config = world.emulator.state.catalogue.versions["arena-app", "v1"]["session_config"]
         config |= {"kind": "Match", "sockets": 1}
         assert "kind match" in await refused(world)
 
@@ -84,7 +84,7 @@ async def test_several_games_are_looked_at_and_all_problems_told(edgegap: Edgega
     ]
     async with edgegap(*games, matchmaker=False) as world:
         for name in ("v1", "v3"):
-            world.emulator.world.catalogue.versions["arena-app", name]["is_active"] = False
+            world.emulator.state.catalogue.versions["arena-app", name]["is_active"] = False
         said = await refused(world)
         assert "'v1'" in said
         assert "'v2'" not in said

@@ -64,7 +64,7 @@ def order(**members: Any) -> dict[str, Any]:
 
 
 def phase(emulator: Emulator, request_id: str) -> Phase | None:
-    one = emulator.world.find(request_id)
+    one = emulator.state.find(request_id)
     return None if one is None else one.phase
 
 

@@ -61,7 +61,7 @@ async def test_a_dry_run_writes_nothing(account: Accounts) -> None:
     async with account(at_once(empty=True)) as it:
         shown = await tipoff(it, "configure-app", "--create", "--image", IMAGE, "--dry-run")
         assert "nothing was written" in shown.output
-        assert it.emulator.world.catalogue.applications == {}
+        assert it.emulator.state.catalogue.applications == {}
 
 
 async def test_nothing_is_made_without_being_asked(account: Accounts) -> None:
@@ -79,7 +79,7 @@ async def test_secrets_are_written_and_never_shown(account: Accounts) -> None:
         assert (await tipoff(it, "configure-app", "--environment", "--json")).output.count("member") == 0
         envs = {
             env["key"]: env["value"]
-            for env in it.emulator.world.catalogue.versions["arena-app", "v1"]["envs"]
+            for env in it.emulator.state.catalogue.versions["arena-app", "v1"]["envs"]
         }
         assert envs["TIPOFF_PRIVATE_KEY"] == "ab" * 32
         assert "TIPOFF_DEPLOYMENT_ID" not in envs
@@ -91,7 +91,7 @@ async def test_bevygaps_servers_get_their_authority_as_an_argument(account: Acco
     async with account(text=text) as it:
         result = await tipoff(it, "configure-app", "--ca", str(tmp_path / "ca.pem"))
         assert result.exit_code == 0, result.output
-        arguments = it.emulator.world.catalogue.versions["arena-app", "v1"]["arguments"]
+        arguments = it.emulator.state.catalogue.versions["arena-app", "v1"]["arguments"]
         assert arguments == "--ca_contents '-----BEGIN CERTIFICATE-----MIIB-----END CERTIFICATE-----'"
 
 
@@ -127,7 +127,7 @@ async def test_check_tells_a_token_that_is_not_taken(
 @pytest.mark.slow
 async def test_check_finds_a_version_that_is_off(account: Accounts) -> None:
     async with account() as it:
-        it.emulator.world.catalogue.versions["arena-app", "v1"]["is_active"] = False
+        it.emulator.state.catalogue.versions["arena-app", "v1"]["is_active"] = False
         result = await tipoff(it, "check")
         assert (result.exit_code, "is not active" in result.output) == (1, True)
         assert (await tipoff(it, "configure-app")).exit_code == 0

@@ -175,7 +175,7 @@ async def test_a_server_may_end_its_own_deployment(account: Accounts) -> None:
     async with account() as it:
         request_id = await it.ready()
         path = f"/v1/self/stop/{request_id}/660"
-        token = it.emulator.world.deployments[request_id].delete_token
+        token = it.emulator.state.deployments[request_id].delete_token
         async with httpx.AsyncClient(base_url=it.emulator.url, trust_env=False, verify=False) as server:
             assert (await server.delete(path, headers={"authorization": "wrong"})).status_code == 401
             assert (await server.delete(path, headers={"authorization": token})).status_code == 200

@@ -142,7 +142,7 @@ async def test_a_server_that_shall_be_restarted_is_the_same_deployment(
         await ask(before)
         await it.emulator.kill_server(request_id)
         await it.emulator.until(
-            lambda e: e.world.deployments[request_id].restarts == 1 and bool(e.fleet.running)
+            lambda e: e.state.deployments[request_id].restarts == 1 and bool(e.fleet.running)
         )
         await ask(before)
         assert phase(it.emulator, request_id) is Phase.READY

@@ -6,20 +6,26 @@ from typing import Any
 
 import pytest
 
-from tipoff_edgegap_emulator.deployment import Deployment, Phase, Port
-from tipoff_edgegap_emulator.effects import SendWebhook, StartServer, StopServer
-from tipoff_edgegap_emulator.limits import SlidingWindow
-from tipoff_edgegap_emulator.misbehaviour import Fail, NeverReady, Plan, Repeat
-from tipoff_edgegap_emulator.refused import Refused
+from tipoff_edgegap_emulator.deployment import (
+    Deployment,
+    Phase,
+    Port,
+    SendWebhook,
+    StartServer,
+    StopServer,
+)
+from tipoff_edgegap_emulator.errors import Refused, RefusedDeployment
+from tipoff_edgegap_emulator.fault_plan import Fail, FaultPlan, NeverReady, Repeat
+from tipoff_edgegap_emulator.requests import SlidingWindow
 from tipoff_edgegap_emulator.sessions import Sessions, SessionStatus
-from tipoff_edgegap_emulator.state import RefusedDeployment, Rules, World
+from tipoff_edgegap_emulator.state import EmulatorState, Rules
 
 KEY = ("app", "v1")
 PORTS = {"udp": Port("udp", 7000, 7000, "UDP")}
 
 
-def world(rules: Rules | None = None, **version: Any) -> World:
-    made = World(rules or Rules(start_delay=10.0))
+def state(rules: Rules | None = None, **version: Any) -> EmulatorState:
+    made = EmulatorState(rules or Rules(start_delay=10.0))
     made.catalogue.add_application({"name": "app", "is_active": True, "image": ""}, 0.0)
     body = {
         "name": "v1",
@@ -34,7 +40,7 @@ def world(rules: Rules | None = None, **version: Any) -> World:
     return made
 
 
-def running(it: World, now: float = 100.0) -> Deployment:
+def running(it: EmulatorState, now: float = 100.0) -> Deployment:
     one, _ = it.deploy(KEY, now=now, webhooks={"ready": "http://hook/r", "terminated": "http://hook/t"})
     it.due(one.start_at)
     it.started(one, PORTS, "192.0.2.1", one.start_at)
@@ -43,7 +49,7 @@ def running(it: World, now: float = 100.0) -> Deployment:
 
 def test_a_deployment_starts_its_server_when_its_time_has_come() -> None:
     """Not a moment earlier, and once."""
-    it = world()
+    it = state()
     one, effects = it.deploy(KEY, now=100.0)
     assert effects == []
     assert it.next_due() == 110.0
@@ -54,14 +60,14 @@ def test_a_deployment_starts_its_server_when_its_time_has_come() -> None:
 
 def test_a_deployment_passes_its_steps() -> None:
     """As a status shows them while one waits."""
-    one, _ = world().deploy(KEY, now=100.0)
+    one, _ = state().deploy(KEY, now=100.0)
     seen = [one.phase_at(at) for at in (100.0, 103.0, 106.0)]
     assert seen == [Phase.INITIALIZING, Phase.SEEKING, Phase.DEPLOYING]
 
 
 def test_a_ready_deployment_is_told_once() -> None:
     """Also when its server has been started again."""
-    it = world(restart_policy="always")
+    it = state(restart_policy="always")
     one, _ = it.deploy(KEY, now=100.0, webhooks={"ready": "http://hook/r"})
     it.due(110.0)
     assert it.started(one, PORTS, "192.0.2.1", 110.0) == [
@@ -75,7 +81,7 @@ def test_a_ready_deployment_is_told_once() -> None:
 
 def test_a_server_that_ends_ends_its_deployment_unless_it_is_to_be_restarted() -> None:
     """restart_policy never."""
-    it = world()
+    it = state()
     one = running(it)
     assert it.server_ended(one, 1, 120.0)[-1] == SendWebhook("http://hook/t", one.request_id, "terminated")
     assert one.phase is Phase.TERMINATED
@@ -83,14 +89,14 @@ def test_a_server_that_ends_ends_its_deployment_unless_it_is_to_be_restarted() -
 
 @pytest.mark.parametrize(("code", "ends"), [(0, True), (1, False)])
 def test_restart_on_failure_looks_at_the_exit_code(code: int, ends: bool) -> None:
-    it = world(restart_policy="on_failure")
+    it = state(restart_policy="on_failure")
     one = running(it)
     it.server_ended(one, code, 120.0)
     assert (one.phase is Phase.TERMINATED) is ends
 
 
 def test_stopping_what_runs_stops_it_at_once() -> None:
-    it = world()
+    it = state()
     one = running(it)
     status, effects = it.stop(one, 120.0)
     assert status == 200
@@ -99,7 +105,7 @@ def test_stopping_what_runs_stops_it_at_once() -> None:
 
 def test_stopping_what_is_on_its_way_waits_until_it_would_be_there() -> None:
     """202, and no server is ever started."""
-    it = world()
+    it = state()
     one, _ = it.deploy(KEY, now=100.0)
     assert it.stop(one, 101.0) == (202, [])
     assert one.phase is Phase.INITIALIZING
@@ -108,7 +114,7 @@ def test_stopping_what_is_on_its_way_waits_until_it_would_be_there() -> None:
 
 
 def test_stopping_twice_is_gone() -> None:
-    it = world()
+    it = state()
     one = running(it)
     it.stop(one, 120.0)
     with pytest.raises(Refused) as refused:
@@ -117,7 +123,7 @@ def test_stopping_twice_is_gone() -> None:
 
 
 def test_what_is_stopped_is_known_for_a_while_and_not_listed() -> None:
-    it = world(Rules(start_delay=0.0, forget_after=60.0))
+    it = state(Rules(start_delay=0.0, forget_after=60.0))
     one = running(it)
     it.stop(one, 120.0)
     assert it.active() == []
@@ -128,7 +134,7 @@ def test_what_is_stopped_is_known_for_a_while_and_not_listed() -> None:
 
 def test_without_room_a_deployment_in_error_stays_behind() -> None:
     """The answer 422 has a request id."""
-    it = world(Rules(start_delay=0.0, capacity=1))
+    it = state(Rules(start_delay=0.0, capacity=1))
     running(it)
     with pytest.raises(RefusedDeployment) as refused:
         it.deploy(KEY, now=130.0)
@@ -140,7 +146,7 @@ def test_without_room_a_deployment_in_error_stays_behind() -> None:
 
 
 def test_an_inactive_version_is_not_deployed() -> None:
-    it = world(is_active=False)
+    it = state(is_active=False)
     with pytest.raises(Refused) as refused:
         it.deploy(KEY, now=1.0)
     assert refused.value.status == 400
@@ -148,7 +154,7 @@ def test_an_inactive_version_is_not_deployed() -> None:
 
 def test_a_deployment_ends_when_its_time_is_over() -> None:
     """max_duration, in minutes."""
-    it = world(max_duration=60)
+    it = state(max_duration=60)
     one = running(it)
     assert it.due(one.ready_at + 3599) == []
     assert StopServer(one.request_id) in it.due(one.ready_at + 3600)
@@ -157,8 +163,8 @@ def test_a_deployment_ends_when_its_time_is_over() -> None:
 # Sessions.
 
 
-def with_sessions(kind: str = "Seat", sockets: int = 4, **config: Any) -> tuple[World, Sessions]:
-    it = world(Rules(start_delay=0.0), session_config={"kind": kind, "sockets": sockets, **config})
+def with_sessions(kind: str = "Seat", sockets: int = 4, **config: Any) -> tuple[EmulatorState, Sessions]:
+    it = state(Rules(start_delay=0.0), session_config={"kind": kind, "sockets": sockets, **config})
     return it, Sessions(it)
 
 
@@ -167,7 +173,7 @@ def session(sessions: Sessions, players: int = 1, now: float = 100.0, **members:
     return sessions.create(body, now)[0]
 
 
-def make_ready(it: World, sessions: Sessions, now: float = 101.0) -> list[Any]:
+def make_ready(it: EmulatorState, sessions: Sessions, now: float = 101.0) -> list[Any]:
     for one in it.living():
         if one.phase is Phase.INITIALIZING:
             it.due(now)
@@ -262,7 +268,7 @@ def test_never_more_than_the_rate_within_any_second() -> None:
 
 
 def test_an_order_is_carried_out_as_often_as_it_says() -> None:
-    plan = Plan()
+    plan = FaultPlan()
     order = plan.add("status", Fail(503), 2)
     assert [plan.take("list"), plan.take("status"), plan.take("status"), plan.take("status")] == [
         None,
@@ -274,7 +280,7 @@ def test_an_order_is_carried_out_as_often_as_it_says() -> None:
 
 
 def test_a_cancelled_order_is_over() -> None:
-    plan = Plan()
+    plan = FaultPlan()
     plan.add("status", Fail(500)).cancel()
     assert plan.take("status") is None
 
@@ -285,4 +291,4 @@ def test_a_cancelled_order_is_over() -> None:
 )
 def test_an_order_that_makes_no_sense_is_refused(operation: str, how: Any) -> None:
     with pytest.raises(ValueError):
-        Plan().add(operation, how)
+        FaultPlan().add(operation, how)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.edgegap_emulator.emulator_account import Accounts, at_once
-from tipoff_edgegap_emulator import GoesWrong, Hold, Phase, Repeat, consequences
+from tipoff_edgegap_emulator import GoesWrong, Hold, Phase, Repeat, effect_runner
 
 
 class Sink:
@@ -100,7 +100,7 @@ async def test_no_answer_in_time_is_given_up(
     account: Accounts, sink: Sink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After ten seconds in truth."""
-    monkeypatch.setattr(consequences, "WEBHOOK_TIMEOUT", 0.1)
+    monkeypatch.setattr(effect_runner, "WEBHOOK_TIMEOUT", 0.1)
     sink.silent = True
     async with account() as it:
         await it.ready(**sink.hooks())

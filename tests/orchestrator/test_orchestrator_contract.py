@@ -69,7 +69,7 @@ async def edgegap(games: Games, settings: NatsSettings, tmp_path: Path) -> Async
     async with AsyncExitStack() as stack:
         options = Options(rules=Rules(start_delay=0))
         emulator = await stack.enter_async_context(running_emulator(games, options, logs=logs))
-        for version in emulator.world.catalogue.versions.values():
+        for version in emulator.state.catalogue.versions.values():
             version["termination_grace_period_seconds"] = 0.4
         quick = EdgegapSettings(url=emulator.url, poll_first=0.05, poll_slowest=0.2, pass_nats=False)
         opened: list[EdgegapOrchestrator] = []
@@ -81,7 +81,7 @@ async def edgegap(games: Games, settings: NatsSettings, tmp_path: Path) -> Async
             stack.push_async_callback(opened[-1].close)
 
         def native(id: str) -> list[str]:
-            known = emulator.world.deployments.values()
+            known = emulator.state.deployments.values()
             return [one.request_id for one in known if f"id-{id}" in one.tags]
 
         def said(id: str) -> str:

@@ -218,7 +218,7 @@ def emulator_command(
     def ready(emulator: Emulator) -> None:
         print(f"ready  {emulator.url}", flush=True)
         known = (
-            ", ".join(f"{app} {version}" for app, version in emulator.world.catalogue.versions) or "none yet"
+            ", ".join(f"{app} {version}" for app, version in emulator.state.catalogue.versions) or "none yet"
         )
         sys.stderr.write(f"applications: {known}\n")
         if not settings.token.get_secret_value():
@@ -284,9 +284,8 @@ def _authority(settings: Any, game: Game, ca: Path | None) -> str:
 def _environment(
     settings: Any, games: Games, game: Game, wanted: bool | None, ca: Path | None
 ) -> tuple[Any, ...]:
-    from tipoff_edgegap_emulator.service import nameless
+    from tipoff_orchestrator_client.edgegap import SESSIONS
     from tipoff_orchestrator_client.edgegap.environment import Environment
-    from tipoff_orchestrator_client.edgegap.setup.app_version import SESSIONS
 
     if wanted is None:  # Edgegap's own deployments for sessions bring nothing along
         wanted = (
@@ -298,4 +297,4 @@ def _environment(
     if ca is not None:
         changes["nats_ca_file"] = ca
     told = settings.model_copy(update=changes)
-    return tuple(Environment(told, NatsSettings.from_environment(), games).of(nameless(game), game))
+    return tuple(Environment(told, NatsSettings.from_environment(), games).of_version(game))

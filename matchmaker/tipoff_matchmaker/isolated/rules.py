@@ -12,7 +12,7 @@ from enum import Enum
 
 import msgspec
 
-from tipoff_orchestrator_client.edgegap.names import SESSIONS
+from tipoff_orchestrator_client.edgegap import SESSIONS
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.games import Game
 from tipoff_shared.records import GameserverLease, SessionRecord, SessionState

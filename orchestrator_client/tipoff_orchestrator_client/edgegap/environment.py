@@ -60,6 +60,10 @@ class Environment:
                 )
         return [(name, value, name in _HIDDEN) for name, value in variables.items() if value]
 
+    def of_version(self, game: Game) -> list[Variable]:
+        """What a version holds for servers that Edgegap starts itself: as `of`, without a deployment's id."""
+        return self.of(DeploySpec("", game.name, game.version, game.seats), game)
+
 
 def _for_bevygap(variables: Mapping[str, str], key: bytes) -> dict[str, str]:
     """Its plugin takes one NATS server and ends without a user and a password, even where NATS asks for none; lightyear

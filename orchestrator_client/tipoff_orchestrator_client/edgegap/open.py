@@ -8,8 +8,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pydantic import ValidationError
 
 from tipoff_orchestrator_client.base import Orchestrator
+from tipoff_orchestrator_client.edgegap import ORCHESTRATOR, SESSIONS
 from tipoff_orchestrator_client.edgegap.api.client import EdgegapClient
-from tipoff_orchestrator_client.edgegap.names import ORCHESTRATOR, SESSIONS
 from tipoff_orchestrator_client.edgegap.orchestrator import EdgegapOrchestrator
 from tipoff_orchestrator_client.edgegap.session_servers import SessionServers
 from tipoff_orchestrator_client.edgegap.settings import Settings

@@ -15,9 +15,9 @@ from dataclasses import replace
 from functools import partial
 
 from tipoff_orchestrator_client.base import Deployment, DeploySpec, OrchestratorError, RunState
+from tipoff_orchestrator_client.edgegap import ORCHESTRATOR
 from tipoff_orchestrator_client.edgegap.api.answers import Server
 from tipoff_orchestrator_client.edgegap.api.client import EdgegapClient
-from tipoff_orchestrator_client.edgegap.names import ORCHESTRATOR
 from tipoff_orchestrator_client.edgegap.naming import as_deployment, as_started, as_stopped, game_in
 from tipoff_orchestrator_client.edgegap.orders.order_diff import COMING, judge, suspects
 from tipoff_orchestrator_client.edgegap.orders.ordering import Ordering

@@ -11,9 +11,9 @@ import logging
 from collections.abc import AsyncIterator
 
 from tipoff_orchestrator_client.base import Deployment, DeploySpec, NotConfigured, RunState
+from tipoff_orchestrator_client.edgegap import SESSIONS
 from tipoff_orchestrator_client.edgegap.api.answers import Server
 from tipoff_orchestrator_client.edgegap.api.client import EdgegapClient
-from tipoff_orchestrator_client.edgegap.names import SESSIONS
 from tipoff_orchestrator_client.edgegap.naming import as_deployment
 from tipoff_orchestrator_client.edgegap.poller.deployment_list import Shared
 from tipoff_orchestrator_client.edgegap.settings import Settings

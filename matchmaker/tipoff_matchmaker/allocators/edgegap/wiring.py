@@ -17,7 +17,7 @@ from tipoff_matchmaker.deployments.store import Ledger
 from tipoff_matchmaker.fleet.liveness import Servers
 from tipoff_matchmaker.settings import Settings
 from tipoff_orchestrator_client.base import Deployment, Orchestrator
-from tipoff_orchestrator_client.edgegap.names import SESSIONS
+from tipoff_orchestrator_client.edgegap import SESSIONS
 from tipoff_orchestrator_client.edgegap.session_servers import SessionServers
 from tipoff_shared.errors import ConfigError, TipoffError
 from tipoff_shared.games import Game, GameKey, Games

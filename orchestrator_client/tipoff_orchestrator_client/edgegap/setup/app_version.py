@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from tipoff_orchestrator_client.edgegap import SESSIONS
 from tipoff_orchestrator_client.edgegap.environment import Variable
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.game_limits import EDGEGAP_VALUE_LIMIT
@@ -16,7 +17,6 @@ Json: TypeAlias = dict[str, Any]
 
 SET_AND_ENCRYPTED = "This value is set and encrypted"
 """What Edgegap shows in place of a secret: it can be written, never read."""
-SESSIONS = "edgegap-sessions"
 MAX_PORT = 59_999
 _IMAGE = re.compile(
     r"(?P<registry>[a-z0-9.-]+(?::\d+)?)/(?P<image>[a-z0-9._/-]+):(?P<tag>[\w.-]{1,128})", re.ASCII

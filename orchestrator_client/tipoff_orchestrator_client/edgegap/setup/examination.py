@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from tipoff_orchestrator_client.base import DeploySpec, OrchestratorError
+from tipoff_orchestrator_client.edgegap import SESSIONS
 from tipoff_orchestrator_client.edgegap.api.answers import protocol
 from tipoff_orchestrator_client.edgegap.api.errors import Unauthorized
 from tipoff_orchestrator_client.edgegap.environment import Environment
@@ -22,7 +23,6 @@ from tipoff_orchestrator_client.edgegap.settings import Settings
 from tipoff_orchestrator_client.edgegap.setup.administration import Administration
 from tipoff_orchestrator_client.edgegap.setup.app_version import (
     MAX_PORT,
-    SESSIONS,
     is_port,
     objects,
     port_name,

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterable
 
 from tipoff_orchestrator_client.base import OrchestratorError
+from tipoff_orchestrator_client.edgegap import SESSIONS
 from tipoff_orchestrator_client.edgegap.api.answers import Version
 from tipoff_orchestrator_client.edgegap.api.client import EdgegapClient
 from tipoff_orchestrator_client.edgegap.api.errors import Gone, Unauthorized
@@ -71,7 +72,7 @@ def problems_of(version: Version, game: Game, spec: EdgegapSpec) -> list[str]:
         there = ", ".join(f"{n} ({p})" for n, p in version.ports.items()) or "none"
         wanted = f"no port {spec.port!r}" if spec.port else f"no port that {game.primary} could use"
         found.append(f"{name} has {wanted}; it has {there}")
-    if game.orchestrator == "edgegap-sessions":
+    if game.orchestrator == SESSIONS:
         if version.kind and version.kind != spec.kind:
             found.append(
                 f"{name} makes sessions of kind {version.kind}; games.toml says kind = {spec.kind!r}"
