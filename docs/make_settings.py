@@ -9,11 +9,11 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 SECTIONS = (
-    ("games.toml: `[[game]]`", "shared/tipoff_shared/games.py", "Game", ""),
-    ("games.toml: `[game.process]`", "shared/tipoff_shared/games.py", "ProcessSpec", ""),
-    ("games.toml: `[game.docker]`", "shared/tipoff_shared/games.py", "DockerSpec", ""),
-    ("games.toml: `ports` of `[game.docker]`", "shared/tipoff_shared/games.py", "DockerPort", ""),
-    ("games.toml: `[game.edgegap]`", "shared/tipoff_shared/games.py", "EdgegapSpec", ""),
+    ("games.toml: `[[game]]`", "shared/tipoff_shared/games/model.py", "Game", ""),
+    ("games.toml: `[game.process]`", "shared/tipoff_shared/games/model.py", "ProcessSpec", ""),
+    ("games.toml: `[game.docker]`", "shared/tipoff_shared/games/model.py", "DockerSpec", ""),
+    ("games.toml: `ports` of `[game.docker]`", "shared/tipoff_shared/games/model.py", "DockerPort", ""),
+    ("games.toml: `[game.edgegap]`", "shared/tipoff_shared/games/model.py", "EdgegapSpec", ""),
     ("httpd", "matchmaker_httpd/tipoff_matchmaker_httpd/settings.py", "Settings", "TIPOFF_HTTPD_"),
     ("matchmaker", "matchmaker/tipoff_matchmaker/settings.py", "Settings", "TIPOFF_MATCHMAKER_"),
     ("launcher", "orchestrator_client/tipoff_launcher/settings.py", "Settings", "TIPOFF_LAUNCHER_"),

@@ -43,8 +43,9 @@ ALLOWED = {
 
 ORDER = {
     "tipoff_shared": """
-        errors primitives secret
+        errors primitives secret netcode
         names messages
+        games
         records subjects settings user_data admin hooks server_events
         nats
         kv

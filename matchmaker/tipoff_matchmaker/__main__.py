@@ -10,7 +10,7 @@ import sys
 from tipoff_matchmaker.run import run_matchmaker
 from tipoff_matchmaker.settings import Settings
 from tipoff_shared.errors import ConfigError, TipoffError
-from tipoff_shared.games_toml import load_games
+from tipoff_shared.games.toml import load_games
 from tipoff_shared.health import HealthFile
 from tipoff_shared.log import configure
 from tipoff_shared.primitives.tasks import Tasks

@@ -24,7 +24,7 @@ from tipoff_orchestrator_client.edgegap.environment import Environment
 from tipoff_orchestrator_client.edgegap.settings import Settings
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.games import Game, Games
-from tipoff_shared.games_toml import load_games, parse_games, read_games
+from tipoff_shared.games.toml import load_games, parse_games, read_games
 from tipoff_shared.settings import NatsSettings
 
 

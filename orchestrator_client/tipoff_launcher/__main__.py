@@ -15,7 +15,7 @@ from tipoff_launcher.settings import Settings
 from tipoff_shared import log
 from tipoff_shared.errors import ConfigError, Unavailable
 from tipoff_shared.games import Games
-from tipoff_shared.games_toml import load_games
+from tipoff_shared.games.toml import load_games
 from tipoff_shared.health import HealthFile
 from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.settings import NatsSettings

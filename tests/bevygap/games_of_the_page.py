@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.matchmaker.matchmaker_world import KEY
 from tipoff_shared.games import Games
-from tipoff_shared.games_toml import load_games
+from tipoff_shared.games.toml import load_games
 
 PORT = 6420
 """On which the image of the page listens."""

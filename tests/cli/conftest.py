@@ -10,7 +10,7 @@ import pytest
 from tests.matchmaker.matchmaker_world import World
 from tipoff.secrets_directory.directory import SecretsDirectory
 from tipoff_shared.games import Game
-from tipoff_shared.games_toml import parse_games, read_games
+from tipoff_shared.games.toml import parse_games, read_games
 from tipoff_shared.nats.connection import connect
 from tipoff_shared.settings import NatsSettings
 

@@ -17,7 +17,7 @@ from tipoff.secrets_directory.commands import app
 from tipoff.secrets_directory.directory import SecretsDirectory
 from tipoff.secrets_directory.items import EDITED, KEPT, MADE, RENEWED, Report
 from tipoff_shared.errors import ConfigError
-from tipoff_shared.games_toml import load_games
+from tipoff_shared.games.toml import load_games
 from tipoff_shared.settings import ROLES
 
 

@@ -16,7 +16,7 @@ from tipoff.up.options import UpOptions
 from tipoff.up.run import run_up
 from tipoff.up.wiring import write_missing_keys
 from tipoff_shared.errors import ConfigError
-from tipoff_shared.games_toml import key_file, load_games, parse_games
+from tipoff_shared.games.toml import key_file, load_games, parse_games
 
 GAMES = '[[game]]\nname = "a"\nversion = "1"\n[game.process]\ncommand = ["python", "server.py"]\n'
 

@@ -26,7 +26,7 @@ from tests.polling import eventually
 from tipoff.secrets_directory.directory import SecretsDirectory
 from tipoff.status import watch_changes
 from tipoff_client_sdk import Player, ServerLost, connect
-from tipoff_shared.games_toml import parse_games, read_games
+from tipoff_shared.games.toml import parse_games, read_games
 from tipoff_shared.hooks import HookKey
 from tipoff_shared.nats.connection import connect as connect_nats
 

@@ -9,7 +9,7 @@ import httpx
 
 from tipoff_edgegap_emulator import Emulator, Options, Phase, Rules
 from tipoff_shared.games import Games
-from tipoff_shared.games_toml import load_games
+from tipoff_shared.games.toml import load_games
 
 GAMES = """
 [[game]]

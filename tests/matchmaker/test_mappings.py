@@ -11,7 +11,7 @@ from tests.matchmaker.matchmaker_world import ARENA, games_of
 from tipoff_matchmaker.mappings import Mappings
 from tipoff_matchmaker.tokens import Tokens
 from tipoff_shared.errors import ConfigError, Unavailable
-from tipoff_shared.games_toml import parse_games
+from tipoff_shared.games.toml import parse_games
 from tipoff_shared.kv.buckets import MAPPING_TTL, Buckets, create_buckets
 from tipoff_shared.nats.connection import Bus
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tipoff_shared.errors import ConfigError
-from tipoff_shared.games_toml import load_games, parse_games
+from tipoff_shared.games.toml import load_games, parse_games
 
 GOOD = """\
 [[game]]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.games import Game
-from tipoff_shared.games_toml import key_file, load_games, parse_games, read_games
+from tipoff_shared.games.toml import key_file, load_games, parse_games, read_games
 
 
 @dataclass(frozen=True, slots=True)

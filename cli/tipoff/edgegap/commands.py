@@ -14,7 +14,7 @@ from rich.console import Console
 
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.games import Game, Games
-from tipoff_shared.games_toml import load_games
+from tipoff_shared.games.toml import load_games
 from tipoff_shared.settings import NatsSettings
 
 app = typer.Typer(

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tipoff_shared.games import Game
-from tipoff_shared.games_toml import parse_games, read_games
+from tipoff_shared.games.toml import parse_games, read_games
 from tipoff_shared.settings import ROLES
 
 app = typer.Typer(

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tipoff.secrets_directory.items import Item
 from tipoff_shared.games import Game
-from tipoff_shared.games_toml import key_file
+from tipoff_shared.games.toml import key_file
 from tipoff_shared.settings import ROLES
 
 USERS, TLS, AUTHORITY, HOOK = "users", "nats-tls", "nats-ca", "hook"

@@ -26,7 +26,7 @@ from tipoff.up.options import UpOptions, check, check_orchestrators
 from tipoff.up.readiness import wait_until_ready
 from tipoff.up.server_news import tell_of_crashes
 from tipoff.up.wiring import parts_of, write_missing_keys
-from tipoff_shared.games_toml import parse_games, read_games
+from tipoff_shared.games.toml import parse_games, read_games
 
 STOP_TIMEOUTS = {"httpd": 2.0, "matchmaker": 2.0, "launcher": 5.0}
 """Seconds each part has to end by itself; with nats-server's usual 0.1 s all are gone within 10 s."""

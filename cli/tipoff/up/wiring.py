@@ -12,7 +12,7 @@ from tipoff.embedded_nats import EmbeddedNats
 from tipoff.up.child_process import Part
 from tipoff.up.options import UpOptions
 from tipoff_shared.games import Game
-from tipoff_shared.games_toml import key_file
+from tipoff_shared.games.toml import key_file
 from tipoff_shared.netcode.keys import PrivateKey
 
 

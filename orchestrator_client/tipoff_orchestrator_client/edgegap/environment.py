@@ -14,8 +14,8 @@ from typing import TypeAlias
 from tipoff_orchestrator_client.base import DeploySpec, environment_of
 from tipoff_orchestrator_client.edgegap.settings import Settings
 from tipoff_shared.errors import ConfigError
-from tipoff_shared.game_limits import EDGEGAP_VALUE_LIMIT
 from tipoff_shared.games import Game, Games
+from tipoff_shared.games.limits import EDGEGAP_VALUE_LIMIT
 from tipoff_shared.settings import NatsSettings
 
 Variable: TypeAlias = tuple[str, str, bool]

@@ -10,8 +10,8 @@ from typing import Any, TypeAlias
 from tipoff_orchestrator_client.edgegap import SESSIONS
 from tipoff_orchestrator_client.edgegap.environment import Variable
 from tipoff_shared.errors import ConfigError
-from tipoff_shared.game_limits import EDGEGAP_VALUE_LIMIT
 from tipoff_shared.games import Game
+from tipoff_shared.games.limits import EDGEGAP_VALUE_LIMIT
 
 Json: TypeAlias = dict[str, Any]
 

@@ -12,8 +12,8 @@ from typing import Literal
 import msgspec
 
 from tipoff_shared.errors import ConfigError
-from tipoff_shared.game_limits import complaint_about
-from tipoff_shared.games import DockerPort, DockerSpec, EdgegapSpec, Game, GameKey, Games, ProcessSpec
+from tipoff_shared.games.limits import complaint_about
+from tipoff_shared.games.model import DockerPort, DockerSpec, EdgegapSpec, Game, GameKey, Games, ProcessSpec
 from tipoff_shared.names import key_token
 from tipoff_shared.netcode.errors import NetcodeError
 from tipoff_shared.netcode.keys import PrivateKey

@@ -6,7 +6,7 @@ import re
 from typing import TypeAlias
 
 from tipoff_shared.errors import Malformed
-from tipoff_shared.games import DockerSpec, EdgegapSpec, Game
+from tipoff_shared.games.model import DockerSpec, EdgegapSpec, Game
 from tipoff_shared.names import check_name
 
 Complaint: TypeAlias = tuple[str | None, str]

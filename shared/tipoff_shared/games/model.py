@@ -1,25 +1,4 @@
-"""games.toml: which games and versions there are, how their servers are started, how many may run.
-
-    [[game]]
-    name = "arena"
-    version = "1"
-    seats = 16                # players one server takes
-    min_ready = 1             # servers kept ready without a player
-    max_deployments = 4
-    empty_ttl = 30            # seconds an empty server lives beyond min_ready
-
-    [game.process]            # how the launcher's process back end starts one
-    command = ["python", "-m", "tipoff_arena.server"]
-
-    [game.docker]             # how its docker back end starts one
-    image = "tipoff/gameserver"
-
-    [game.edgegap]            # what Edgegap starts (orchestrator = "edgegap" or "edgegap-sessions")
-    application = "arena"
-    version = "1.0.3"
-
-Everything else has a default; see `Game`. `games_toml.py` reads it, `game_limits.py` says what is allowed.
-"""
+"""The games of a games.toml, and what their settings mean."""
 
 from __future__ import annotations
 
