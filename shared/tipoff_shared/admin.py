@@ -1,12 +1,12 @@
-"""What operators and matchmakers say to each other: one JSON request, one JSON reply, over NATS.
+"""The messages between operators and matchmakers: one JSON request, one JSON reply, over NATS.
 
     matchmaker.admin.kick    {"session_id", "reason"}               -> {"session_id", "state", "deployment_id", ...}
     matchmaker.admin.drain   {"deployment_id", "reason", "now"}     -> {"deployment_id", "state", "seats", ...}
     matchmaker.admin.status  (anything)                             -> {"instance", "in_flight", "orchestrators"}
 
-One matchmaker answers `kick` and `drain` (queue group), every one answers `status`. Instead of any reply:
-{"error": {"code", "message", "retry_after"}}. Repeating a request is harmless. Whoever may publish here may end
-everybody's game: the operators' role alone.
+One matchmaker answers `kick` and `drain` (queue group); every matchmaker answers `status`. A failure is answered with
+{"error": {"code", "message", "retry_after"}}. Repeating a request is harmless. Only the operators' role may publish
+here, because these requests can end any game.
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ T = TypeVar("T")
 
 
 class KickSession(msgspec.Struct, frozen=True):
+    """End one session; `reason` is for people."""
+
     session_id: str
     reason: str = ""
 
 
 class DrainDeployment(msgspec.Struct, frozen=True):
-    """`now`: end it at once, whoever plays there."""
+    """Let a deployment run empty; with `now`, stop it at once, with its players."""
 
     deployment_id: str
     reason: str = ""
@@ -40,7 +42,7 @@ class DrainDeployment(msgspec.Struct, frozen=True):
 
 
 class Kicked(msgspec.Struct, frozen=True):
-    """`state`: the session's, before; a session that was `closing` or `gone` had ended already."""
+    """The answer to `kick`. `state`: the session's state before; `closing` and `gone`: it had ended already."""
 
     session_id: str
     state: str
@@ -49,7 +51,7 @@ class Kicked(msgspec.Struct, frozen=True):
 
 
 class Drained(msgspec.Struct, frozen=True):
-    """As it is now. `seats`: how many are still taken; the server ends with the last one."""
+    """The answer to `drain`. `seats`: how many are still taken; the server stops after the last one."""
 
     deployment_id: str
     state: str
@@ -58,7 +60,8 @@ class Drained(msgspec.Struct, frozen=True):
 
 
 class Failing(msgspec.Struct, frozen=True):
-    """A kind of call that fails. `failures` in a row; `retry_in`: seconds until it is tried again, when `open`."""
+    """One operation of an orchestrator that fails. `failures`: how often in a row; `retry_in`: seconds until the next
+    try while the breaker is `open`."""
 
     operation: str
     state: str
@@ -68,7 +71,7 @@ class Failing(msgspec.Struct, frozen=True):
 
 
 class OrchestratorStatus(msgspec.Struct, frozen=True):
-    """As one matchmaker finds it. `state`: the worst of closed, half-open, open; `failing`: what fails, if anything."""
+    """One orchestrator, as one matchmaker sees it. `state`: the worst of closed, half-open and open."""
 
     name: str
     state: str
@@ -76,6 +79,8 @@ class OrchestratorStatus(msgspec.Struct, frozen=True):
 
 
 class MatchmakerStatus(msgspec.Struct, frozen=True):
+    """The answer to `status`. `in_flight`: play requests in progress."""
+
     instance: str
     in_flight: int
     orchestrators: list[OrchestratorStatus]
@@ -92,27 +97,29 @@ class _Failed(msgspec.Struct, frozen=True):
 
 
 def encode(message: msgspec.Struct) -> bytes:
+    """A request or a reply as JSON."""
     return msgspec.json.encode(message)
 
 
 def encode_error(error: TipoffError) -> bytes:
+    """The reply that carries `error`."""
     return msgspec.json.encode(_Failed(_Error(error.code, error.message, error.retry_after)))
 
 
 def decode_kick(data: bytes) -> KickSession:
-    """Raises `Malformed`."""
+    """The request in `data`; raises `Malformed`."""
     asked = _request(data, KickSession)
     return KickSession(_id(asked.session_id, "session_id"), _reason(asked.reason))
 
 
 def decode_drain(data: bytes) -> DrainDeployment:
-    """Raises `Malformed`."""
+    """The request in `data`; raises `Malformed`."""
     asked = _request(data, DrainDeployment)
     return DrainDeployment(_id(asked.deployment_id, "deployment_id"), _reason(asked.reason), asked.now)
 
 
 def decode_reply(data: bytes, kind: type[T]) -> T:
-    """The reply, or the typed error it carries; raises `Internal` for what is neither."""
+    """The reply in `data`. Raises the typed error that it carries, or `Internal` when it is unreadable."""
     try:
         if (error := msgspec.json.decode(data, type=_Failed).error) is not None:
             raise from_code(error.code, error.message, retry_after=error.retry_after)

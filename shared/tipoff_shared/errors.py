@@ -1,4 +1,4 @@
-"""Every failure a player, a game developer or an operator can meet, with one code for all wires.
+"""The exceptions of tipoff, each with one code for all wires.
 
     TipoffError                 code, message, retry_after
     ├── Malformed               400  the request cannot be understood
@@ -6,15 +6,19 @@
     ├── NotAllowed              403  origin, login hook, or a token that is not for you
     ├── UnknownGame             404  no such game or version here
     ├── NoServerInTime          408  no server became ready before the deadline
-    ├── Conflict                409  the request id is in use for something else, or the session is over
+    ├── Conflict                409  the request id is used for another game, or the session is over
+    ├── kv.LostRace             409  a compare-and-set found another revision
     ├── TooLarge                413  message over the limit
     ├── SlowDown                429  too many requests; `retry_after` says when
-    ├── Internal                500  ours; the message says nothing internal
+    ├── Internal                500  a fault in tipoff; the message reveals nothing internal
     ├── OrchestratorFailed      502  the orchestrator could not start or find a server
     └── Unavailable             503  no matchmaker, no room, overloaded, or NATS is away
-    ConfigError                 settings or games.toml: says where, and what is allowed
+        ├── kv.Full                  the bucket has reached its limit
+        └── nats.errors.*            NATS: no listener, no answer, not permitted, refused
+    ConfigError                 a wrong setting or games.toml; names the place and what is allowed
 
-The codes are those of WebSocket `{"Error": [code, message]}`, HTTP statuses and NATS headers alike.
+The same codes are used in WebSocket messages (`{"Error": [code, message]}`), HTTP statuses and NATS headers. netcode
+has a tree of its own (`netcode/errors.py`), because it is usable without the rest.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from typing import ClassVar
 
 
 class TipoffError(Exception):
-    """Base of all typed failures. `code` is the number on the wire; `retry_after` is in seconds."""
+    """Base of all typed errors. `code` is the number on the wire; `retry_after` is in seconds."""
 
     code: ClassVar[int] = 500
 
@@ -37,46 +41,68 @@ class TipoffError(Exception):
 
 
 class Malformed(TipoffError):
+    """The request cannot be understood."""
+
     code = 400
 
 
 class NotAuthenticated(TipoffError):
+    """The login hook requires credentials."""
+
     code = 401
 
 
 class NotAllowed(TipoffError):
+    """Refused by the origin rule, the login hook or a token for somebody else."""
+
     code = 403
 
 
 class UnknownGame(TipoffError):
+    """There is no such game or version."""
+
     code = 404
 
 
 class NoServerInTime(TipoffError):
+    """No server became ready before the deadline."""
+
     code = 408
 
 
 class Conflict(TipoffError):
+    """The request id is used for another game, or the session is over."""
+
     code = 409
 
 
 class TooLarge(TipoffError):
+    """The message is over the limit."""
+
     code = 413
 
 
 class SlowDown(TipoffError):
+    """Too many requests; `retry_after` says when to try again."""
+
     code = 429
 
 
 class Internal(TipoffError):
+    """A fault in tipoff. The message reveals nothing internal."""
+
     code = 500
 
 
 class OrchestratorFailed(TipoffError):
+    """The orchestrator could not start or find a server."""
+
     code = 502
 
 
 class Unavailable(TipoffError):
+    """No matchmaker, no room, overloaded, or NATS is away. Repeating may help."""
+
     code = 503
 
 
@@ -99,9 +125,9 @@ BY_CODE: dict[int, type[TipoffError]] = {
 
 
 def from_code(code: int, message: str, *, retry_after: float | None = None) -> TipoffError:
-    """The typed error for a code that came over a wire; an unknown code becomes `Internal`."""
+    """The typed error for a code from a wire; an unknown code becomes `Internal`."""
     return BY_CODE.get(code, Internal)(message, retry_after=retry_after)
 
 
 class ConfigError(Exception):
-    """Settings or games.toml cannot be used. The text names the file, the line and what is allowed."""
+    """A setting or games.toml is wrong. The text names the file and line or the variable, and what is allowed."""

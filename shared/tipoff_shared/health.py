@@ -1,8 +1,8 @@
-"""Is this process well? Asked from outside: by a container's health check, `python -m tipoff_shared.health [URL]`.
+"""Checks from outside whether a service is healthy: `python -m tipoff_shared.health [URL]`, for containers.
 
-A part without an HTTP port touches the file that `TIPOFF_HEALTH_FILE` names, every two seconds while it can do its
-work; the check finds the file fresh, or fails. A part with a port is asked there. Without the variable nothing is
-written. A check is a process of its own, every few seconds in every container: what it does not need is imported late.
+A service without an HTTP port touches the file that `TIPOFF_HEALTH_FILE` names every two seconds while it can work,
+and the check fails when that file is old. A service with a port is asked there. Without the variable nothing is
+written. Each check is a process of its own, so imports that it does not need are deferred.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from collections.abc import Callable, Mapping
 VARIABLE = "TIPOFF_HEALTH_FILE"
 BEAT = 2.0
 STALE = 12.0
-"""Seconds without a beat after which a part is not well: a few beats, and longer than any callback of a game should
-hold its event loop."""
+"""Seconds without a beat after which a service counts as unhealthy: several beats, and longer than a game's callback
+may hold the event loop."""
 
 
 class HealthFile:
-    """The file that says so; does nothing where the environment names none."""
+    """The health file of this process; does nothing where the environment names none."""
 
     def __init__(self, environ: Mapping[str, str] | None = None) -> None:
         name = (os.environ if environ is None else environ).get(VARIABLE, "")
         self._path: str | None = name or None
 
     def touch(self) -> None:
-        """All is well, now. A file that cannot be written is told once."""
+        """Record that the process is healthy now. A file that cannot be written is logged once."""
         if self._path is None:
             return
         try:
@@ -40,7 +40,7 @@ class HealthFile:
             self._path = None
 
     async def beat(self, well: Callable[[], bool]) -> None:
-        """Touch it regularly while `well()`; until cancelled. Returns at once where there is no file."""
+        """Touch the file regularly while `well()` is true, until cancelled. Returns at once without a file."""
         import asyncio
 
         while self._path is not None:
@@ -50,7 +50,7 @@ class HealthFile:
 
 
 def check(arguments: list[str], environ: Mapping[str, str], now: float) -> str:
-    """What is wrong, or "". With a URL as argument that answers 200 all is well, else by the age of the file."""
+    """What is wrong, or "". With a URL, the answer must be 200; without, the file must be fresh."""
     if arguments:
         return _check_url(arguments[0])
     name = environ.get(VARIABLE, "")
@@ -82,7 +82,7 @@ def _check_url(url: str) -> str:
 
 
 def main() -> None:
-    """Exit code 0: well; 1: not, and why on standard output (which `docker inspect` shows)."""
+    """Exit with 0 when healthy, else with 1 and the reason on standard output, which `docker inspect` shows."""
     wrong = check(sys.argv[1:], os.environ, time.time())
     print(wrong or "ok")
     sys.exit(1 if wrong else 0)

@@ -1,7 +1,7 @@
-"""Names of webhooks that nobody can guess: `POST /hook/{name}.{token}` is meant for `name` alone.
+"""Unguessable names of webhooks: `POST /hook/{name}.{token}`.
 
-Services that call us (Edgegap) do not sign what they send. So the address itself is the credential: its last part is a
-MAC of the name, which httpd checks without looking anything up. Who makes an address and who checks it share one key.
+Edgegap does not sign its webhooks, so the URL is the credential: its last part is a MAC of the name, which httpd checks
+without a look-up. The part that makes a URL and the part that checks it share one key.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LEAST_KEY = 16
 
 
 class HookKey:
-    """Makes and checks the names within one namespace. The key itself stays within."""
+    """Makes and checks the names of webhooks within one namespace. Never reveals its key."""
 
     def __init__(self, key: str, namespace: str = "") -> None:
         """Raises `ConfigError` for a key under 16 characters, which could be guessed."""
@@ -34,11 +34,11 @@ class HookKey:
         self._namespace = namespace
 
     def path_name(self, name: str) -> str:
-        """`name` with its token, as it stands in the path."""
+        """`name` with its token, for the path of a URL."""
         return f"{name}.{self._token(name)}"
 
     def check(self, path_name: str) -> str | None:
-        """The name in what a caller has put into the path; None unless its token is right."""
+        """The name in the path of a request; None when its token is wrong."""
         name, _, token = path_name.rpartition(".")
         if not _NAME.fullmatch(name) or not token.isascii():
             return None
@@ -50,7 +50,7 @@ class HookKey:
 
 
 def load_hook_key(key: str, file: Path | None, namespace: str) -> HookKey | None:
-    """From a setting or a file (which wins); None where neither is given. Raises `ConfigError`."""
+    """The key from a file or, without one, from a setting; None without both. Raises `ConfigError`."""
     if file is not None:
         try:
             key = file.read_text().strip()

@@ -1,4 +1,4 @@
-"""One way to log for every service: key=value for people, JSON for machines, to standard error.
+"""Logging for every service, to standard error: key=value for people, JSON for machines.
 
 `TIPOFF_LOG=json` or `text` (default: text on a terminal and off it), `TIPOFF_LOG_LEVEL` (INFO).
 The SDKs only use `logging.getLogger`; a service calls `configure()` once.

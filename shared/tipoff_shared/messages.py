@@ -1,7 +1,7 @@
-"""What a player and httpd say to each other, and httpd and the matchmaker: one codec for every wire.
+"""The messages between player, httpd and matchmaker: one codec for every wire.
 
-Feedback is JSON in the externally tagged form of Rust's serde, as bevygap's clients read it. Decoding is for
-hostile input: whatever the bytes, the outcome is a message or `Malformed`.
+Feedback is JSON in the externally tagged form of Rust's serde, which bevygap's clients read. Decoding takes hostile
+input: the outcome is a message or `Malformed`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ MAX_MESSAGE = 4096
 
 
 class PlayRequest(msgspec.Struct, omit_defaults=True):
-    """The first message of a player, and (with the address filled in by httpd) what the matchmaker gets.
+    """A player's first message, and the request that httpd sends to the matchmaker with the address filled in.
 
-    `client_ip` from a player is believed only where the operator allows it; from httpd it is the resolved
-    address. Unknown members are ignored.
+    httpd uses `client_ip` from a player only where the operator allows it. Unknown members are ignored.
     """
 
     game: str
@@ -34,21 +33,27 @@ class PlayRequest(msgspec.Struct, omit_defaults=True):
 
 
 class UdpAddress(msgspec.Struct, frozen=True):
+    """Where a server listens, by UDP or by TCP."""
+
     host: str
     port: int
 
 
 class WebTransportAddress(msgspec.Struct, frozen=True):
+    """The URL and the SHA-256 digest of the certificate, as colon-separated hex."""
+
     url: str
     cert_digest: str
 
 
 class WebSocketAddress(msgspec.Struct, frozen=True):
+    """A `ws://` or `wss://` URL."""
+
     url: str
 
 
 class Transports(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The open ways into one gameserver; absent where there is no listener."""
+    """The transports of one game server; None where it does not listen."""
 
     udp: UdpAddress | None = None
     webtransport: WebTransportAddress | None = None
@@ -57,22 +62,24 @@ class Transports(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Acknowledged(msgspec.Struct, frozen=True):
-    """A matchmaker has the request."""
+    """A matchmaker has received the request."""
 
 
 class SessionRequestAccepted(msgspec.Struct, frozen=True):
+    """The session that the request leads to."""
+
     session_id: str
 
 
 class ProgressReport(msgspec.Struct, frozen=True):
-    """`text` is for people: what is going on while they wait."""
+    """One line for a waiting player."""
 
     text: str
 
 
 class SessionReady(msgspec.Struct, frozen=True):
-    """The way in. `token` is base64 (2732 characters), a secret; `ip` is always an IPv4 literal; `cert_digest`
-    is "" without WebTransport; `client_id` is decimal text because JavaScript has no 64-bit integers."""
+    """A seat. `token` is base64 (2732 characters) and secret; `ip` is an IPv4 literal; `cert_digest` is "" without
+    WebTransport; `client_id` is decimal text because JavaScript has no 64-bit integers."""
 
     token: str
     ip: str
@@ -88,12 +95,13 @@ class SessionReady(msgspec.Struct, frozen=True):
 
 
 class Failed(msgspec.Struct, frozen=True):
-    """The end of a request that did not lead to a seat. On the wire: `{"Error": [code, message]}`."""
+    """The request failed. On the wire: `{"Error": [code, message]}`."""
 
     code: int
     message: str
 
     def error(self, retry_after: float | None = None) -> TipoffError:
+        """The typed error for `code`."""
         return from_code(self.code, self.message, retry_after=retry_after)
 
 
@@ -110,11 +118,12 @@ ACKNOWLEDGED = b'"Acknowledged"'
 
 
 def encode_request(request: PlayRequest) -> bytes:
+    """The request as JSON."""
     return _encoder.encode(request)
 
 
 def decode_request(data: bytes | str) -> PlayRequest:
-    """The request in `data`, its names checked; raises `Malformed` with a reason for people."""
+    """The request in `data`, with its names checked. Raises `Malformed` with a reason for people."""
     if len(data) > MAX_MESSAGE:
         raise Malformed(f"a request is at most {MAX_MESSAGE} bytes")
     try:
@@ -129,7 +138,7 @@ def decode_request(data: bytes | str) -> PlayRequest:
 
 
 def encode_feedback(feedback: Feedback) -> bytes:
-    """One JSON value, without a line end."""
+    """The feedback as one JSON value, without a line end."""
     if isinstance(feedback, SessionReady):
         return _encoder.encode({"SessionReady": feedback})
     if isinstance(feedback, ProgressReport):
@@ -142,7 +151,7 @@ def encode_feedback(feedback: Feedback) -> bytes:
 
 
 def decode_feedback(data: bytes | str) -> Feedback:
-    """The feedback in `data`; raises `Malformed` for anything else. Unknown members are ignored."""
+    """The feedback in `data`; raises `Malformed`. Unknown members are ignored."""
     raw = data.encode() if isinstance(data, str) else data
     if raw == ACKNOWLEDGED:
         return Acknowledged()
@@ -164,7 +173,7 @@ def decode_feedback(data: bytes | str) -> Feedback:
 
 
 class Admitted(msgspec.Struct, frozen=True):
-    """A gameserver's answer to a token on WebSocket, WebTransport or TCP: `{"Admitted": {...}}`.
+    """A game server's answer to a valid token on WebSocket, WebTransport or TCP: `{"Admitted": {...}}`.
 
     `tick_rate` is in ticks per second.
     """
@@ -174,14 +183,14 @@ class Admitted(msgspec.Struct, frozen=True):
 
 
 def encode_admission(answer: Admitted | Failed) -> bytes:
-    """The one message that follows a token: admitted, or `{"Refused": [code, reason]}` and a close."""
+    """The one message that follows a token: `Admitted`, or `{"Refused": [code, reason]}` before the close."""
     if isinstance(answer, Admitted):
         return _encoder.encode({"Admitted": answer})
     return _encoder.encode({"Refused": [answer.code, answer.message]})
 
 
 def decode_admission(data: bytes | str) -> Admitted | Failed:
-    """Raises `Malformed` for anything that `encode_admission` does not make."""
+    """The answer in `data`; raises `Malformed`."""
     try:
         tagged = _tagged_decoder.decode(data)
         if "Admitted" in tagged:

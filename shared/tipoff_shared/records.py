@@ -1,4 +1,4 @@
-"""The JSON values in the KV buckets: what an operator sees, and what every part agrees on.
+"""The JSON values in the KV buckets.
 
 Times are Unix seconds (float, wall clock of the writer). Client ids are decimal text: 64 bits do not survive
 JavaScript or jq.
@@ -28,8 +28,8 @@ class SessionState(StrEnum):
 class SessionRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """`sessions[id]`; written by matchmakers only, every transition a compare-and-set.
 
-    `deadline` is when the present state must have been left (request deadline in requested, claim deadline in
-    ready, 0 in active). `generation` counts the seats this session has had; `attempt` the tries to find one.
+    `deadline`: when the current state must have ended (request deadline in requested, claim deadline in ready, 0 in
+    active). `generation` counts the seats this session has had, `attempt` the tries to find one.
     """
 
     id: str
@@ -62,8 +62,8 @@ class DeploymentState(StrEnum):
 class DeploymentRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """`deployments[id]`; written by matchmakers only, by compare-and-set. The seat ledger.
 
-    `seats`: session id -> until when the seat counts without its session record saying so.
-    `empty_since`: since when there is no seat (0: there are some). `transports` are those players may use.
+    `seats`: session id -> until when the seat counts without a session record that confirms it. `empty_since`: since
+    when no seat is taken (0: some are). `transports`: those that players may use.
     """
 
     id: str
@@ -79,16 +79,16 @@ class DeploymentRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     boot_id: str = ""
     transports: Transports = Transports()
     internal: list[str] = []
-    """`ip:port` addresses the gameserver compares itself with (a token's internal list)."""
+    """`ip:port` addresses of the game server, for a token's internal list."""
     cert_digest: str = ""
     reason: str = ""
     proxy: str = ""
-    """`host:port`, or `host` alone: where a reverse proxy of ours reaches its WebSocket listener. Said by the
-    orchestrator, never by the server."""
+    """`host:port`, or only `host`: where our reverse proxy reaches its WebSocket listener. The orchestrator reports it,
+    never the server."""
     websocket_port: int = 0
     """The port its WebSocket listener is bound to, for a `proxy` without one."""
     digest_key: str = ""
-    """Under which key of `cert_digests` it alone writes, for whoever clears up behind it. Said by the orchestrator."""
+    """The key of `cert_digests` that only this server writes, for the clean-up. The orchestrator reports it."""
 
 
 class FleetRecord(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -125,8 +125,8 @@ class EdgegapOrder(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class EdgegapSeat(msgspec.Struct, frozen=True, omit_defaults=True):
-    """`edgegap_sessions[session id]`; written by matchmakers only: the part that one of our sessions has in a session
-    of Edgegap's. `members`: all of ours that share that one; `left`: this one has given its part back."""
+    """`edgegap_sessions[session id]`; written by matchmakers only: the seat of one session in a session of Edgegap's.
+    `members`: all our sessions that share it; `left`: this session has released its seat."""
 
     edgegap_session: str
     members: list[str]
@@ -134,7 +134,7 @@ class EdgegapSeat(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class LeaseState(StrEnum):
-    """`ended`: the match is over, stop this deployment. `draining`: no new players, please."""
+    """State of a game server. `draining`: no new players; `ended`: the match is over, stop the deployment."""
 
     READY = "ready"
     DRAINING = "draining"
@@ -144,7 +144,7 @@ class LeaseState(StrEnum):
 class GameserverLease(msgspec.Struct, frozen=True, omit_defaults=True):
     """`gameservers[deployment id]`; written by the gameserver only, with a TTL, refreshed as a heartbeat.
 
-    `transports` name what players may dial; `internal` the `ip:port` addresses of the token's internal list.
+    `transports`: the addresses for players; `internal`: the `ip:port` addresses of a token's internal list.
     `tick_ms` is the mean time one tick took, `tick_rate` ticks per second.
     """
 
@@ -162,25 +162,25 @@ class GameserverLease(msgspec.Struct, frozen=True, omit_defaults=True):
     tick_ms: float = 0.0
     pid: int = 0
     websocket_port: int = 0
-    """The port the WebSocket listener is bound to where the server runs, for a reverse proxy; 0: there is none."""
+    """The port of the WebSocket listener on the server's machine, for a reverse proxy; 0 without one."""
     started_at: float = 0.0
     seq: int = 0
-    """In the isolated profile: of the event that said this (server_events.py), which orders such leases."""
+    """In the isolated profile, the number of the event that carried this lease (server_events.py); it orders leases."""
 
 
 LEASE_TTL = 10
-"""Seconds a gameserver's lease lives; it is refreshed every third of that."""
+"""Seconds a game server's lease lives; it is refreshed every third of that."""
 
 
 class Kick(msgspec.Struct, frozen=True, tag="kick", tag_field="command"):
-    """To a gameserver: end this session's connection."""
+    """Command to a game server: end this session's connection."""
 
     session_id: str
     reason: str = ""
 
 
 class Drain(msgspec.Struct, frozen=True, tag="drain", tag_field="command"):
-    """To a gameserver: let nobody in any more; end when the last player has left."""
+    """Command to a game server: admit no more players and stop after the last one has left."""
 
     reason: str = ""
 
@@ -191,11 +191,12 @@ T = TypeVar("T")
 
 
 def encode(record: object) -> bytes:
+    """A record or command as JSON."""
     return msgspec.json.encode(record)
 
 
 def decode(data: bytes, kind: type[T]) -> T:
-    """`data` as a record of `kind`; raises `Malformed` for anything else."""
+    """The record of `kind` in `data`; raises `Malformed`."""
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
@@ -203,7 +204,7 @@ def decode(data: bytes, kind: type[T]) -> T:
 
 
 def decode_command(data: bytes) -> Command:
-    """A command to a gameserver; raises `Malformed`."""
+    """The command in `data`; raises `Malformed`."""
     try:
         return msgspec.json.decode(data, type=Kick | Drain)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:

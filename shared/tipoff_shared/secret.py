@@ -1,10 +1,10 @@
-"""A value that never shows itself: not in a repr, a log line, an f-string or a pickle."""
+"""A value that never appears in a repr, a log line, an f-string or a pickle."""
 
 from __future__ import annotations
 
 
 class Secret:
-    """Holds text; `reveal()` is the one way to it. Compares by identity only, so that nothing leaks by timing."""
+    """Holds a secret text; only `reveal()` returns it. Compares by identity, so that comparing leaks nothing."""
 
     __slots__ = ("_value",)
 
@@ -12,6 +12,7 @@ class Secret:
         self._value = value
 
     def reveal(self) -> str:
+        """The secret text."""
         return self._value
 
     def __bool__(self) -> bool:

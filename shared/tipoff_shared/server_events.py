@@ -1,9 +1,9 @@
-"""What a game server of the isolated profile says: events, each sealed with a key of its deployment alone.
+"""The events of a game server in the isolated profile, each sealed with the key of its deployment.
 
 Such a server reaches no bucket. It publishes events to `gs.<deployment id>.ev`, a stream keeps them, and a matchmaker
-writes down what they say, as far as that server may say it. All servers share one NATS user, so that a subject proves
-nothing: the seal does (HMAC-SHA-256 over deployment id and body, in a header). The key follows from a secret which
-matchmakers alone have; neither a game's private key nor another server's key leads to it.
+writes the records, as far as that server may change them. All servers share one NATS user, so the subject proves
+nothing; the seal does (HMAC-SHA-256 over deployment id and body, in a header). Only matchmakers have the secret from
+which the key is derived; neither a game's private key nor another server's key leads to it.
 
 `(started_at, seq)` orders the events of a deployment: `started_at` is when this boot began, `seq` counts its events.
 """
@@ -43,21 +43,21 @@ _MAX_INTERNAL = 32
 
 
 class Lease(msgspec.Struct, frozen=True, tag="lease", tag_field="event"):
-    """I am here, for `ttl` more seconds; also how a server says that it drains or has ended."""
+    """The server's lease for `ttl` more seconds; its state may be draining or ended."""
 
     lease: GameserverLease
     ttl: int
 
 
 class Players(msgspec.Struct, frozen=True, tag="players", tag_field="event", omit_defaults=True):
-    """Who came (session id -> client id, in decimal) and, after that, who left."""
+    """The sessions that joined (session id -> client id, in decimal) and, after that, those that left."""
 
     joined: dict[str, str] = {}
     left: list[str] = []
 
 
 class Context(msgspec.Struct, frozen=True, tag="context", tag_field="event"):
-    """Once for each boot: what a server of the trusted profile says on `gameserver.contexts`."""
+    """Once per boot: what a server of the trusted profile publishes on `gameserver.contexts`."""
 
     context: dict[str, Any]
 
@@ -79,11 +79,12 @@ class ServerEvent(msgspec.Struct, frozen=True):
 
     @property
     def order(self) -> tuple[float, int]:
+        """Orders the events of a deployment."""
         return self.started_at, self.seq
 
 
 class EventKey:
-    """The key of one deployment. Never shows itself."""
+    """The event key of one deployment. Its repr does not show it."""
 
     __slots__ = ("_key",)
 
@@ -102,13 +103,13 @@ class EventKey:
 
     @classmethod
     def parse(cls, text: str) -> EventKey:
-        """64 hex digits; raises `Malformed`, without showing them."""
+        """The key in 64 hex digits; raises `Malformed`, which does not show them."""
         if not _KEY.fullmatch(text.strip()):
             raise Malformed("an event key has 64 hex digits")
         return cls(bytes.fromhex(text.strip()))
 
     def reveal(self) -> str:
-        """As it travels to the server."""
+        """The key in hex, as the server receives it."""
         return self._key.hex()
 
     def __repr__(self) -> str:
@@ -118,6 +119,7 @@ class EventKey:
         raise TypeError("an EventKey is not serialised")
 
     def mac(self, deployment_id: str, body: bytes) -> str:
+        """The seal of one event, in hex."""
         return hmac.digest(self._key, deployment_id.encode() + b"\0" + body, "sha256").hex()
 
 
@@ -125,12 +127,12 @@ def seal(key: EventKey, deployment_id: str, event: ServerEvent) -> tuple[bytes, 
     """Body and headers of `event`, ready to be published, any number of times."""
     body = msgspec.json.encode(event)
     mac = key.mac(deployment_id, body)
-    # By its id the stream knows an event that is sent again. It ends with what nobody else can know: whoever used it
-    # first would have the stream throw the event away.
+    # The stream recognises a repeated event by this id. It ends with a part that only the key's owner knows: anybody
+    # who used the id first would make the stream drop the event.
     message_id = f"{deployment_id}.{event.boot_id}.{event.seq}.{mac[:16]}"
     headers = {MAC_HEADER: mac, MESSAGE_ID_HEADER: message_id}
     if isinstance(event.what, Lease):
-        headers[TTL_HEADER] = str(event.what.ttl)  # a lease that is over before anybody reads it is none
+        headers[TTL_HEADER] = str(event.what.ttl)  # an expired lease need not be read
     return body, headers
 
 
@@ -138,8 +140,8 @@ _decoder = msgspec.json.Decoder(ServerEvent)
 
 
 def unseal(key: EventKey, deployment_id: str, body: bytes, headers: Mapping[str, str] | None) -> ServerEvent:
-    """The event in `body`, everything in it checked. Raises `NotAllowed` for a wrong seal, `Malformed` for what
-    its server may not say."""
+    """The event in `body`, completely checked. Raises `NotAllowed` for a wrong seal and `Malformed` for values out of
+    bounds."""
     if len(body) > MAX_EVENT:
         raise Malformed(f"an event is at most {MAX_EVENT} bytes")
     mac = (headers or {}).get(MAC_HEADER, "")

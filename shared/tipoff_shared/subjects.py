@@ -1,6 +1,6 @@
-"""Every NATS subject, bucket and stream name, under one namespace. Nothing else spells them out.
+"""Every NATS subject, bucket and stream name. No other module spells them out.
 
-The namespace is a prefix that lets several games share one NATS; empty by default, for bevygap's names.
+The namespace is a prefix that lets several installations share one NATS. It is empty by default, as in bevygap.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ REQUEST_ID_HEADER = "Tipoff-Request-Id"
 RETRY_AFTER_HEADER = "Retry-After"
 TRACEPARENT_HEADER = "traceparent"
 TIMEOUT_HEADER = "Tipoff-Timeout"
-"""Seconds the asker of a play request will wait at most; the game's own limit holds anyway."""
+"""Seconds for which the client of a play request waits; the game's own limit applies too."""
 ASK_AGAIN_HEADER = "Tipoff-Ask-Again"
-"""Beside an error: this matchmaker stops, another one (or its successor) takes the same request at once."""
+"""Beside an error: this matchmaker is stopping; repeat the request at once, another one takes it."""
 SERVICE_ERROR_CODE = "Nats-Service-Error-Code"
 SERVICE_ERROR = "Nats-Service-Error"
 
@@ -45,63 +45,69 @@ class Subjects:
 
     # httpd -> matchmaker
     def request(self, game: str, version: str) -> str:
+        """Play requests for one game and version (queue group)."""
         return self._subject(f"matchmaker.request.{subject_token(game)}.{subject_token(version)}")
 
     @property
     def all_requests(self) -> str:
+        """Play requests for every game."""
         return self._subject("matchmaker.request.>")
 
     def retry(self, game: str, version: str) -> str:
-        """The same request once more, to every matchmaker (no queue group)."""
+        """A repeated play request, to every matchmaker (no queue group)."""
         return self._subject(f"matchmaker.retry.{subject_token(game)}.{subject_token(version)}")
 
     @property
     def all_retries(self) -> str:
+        """Repeated play requests for every game."""
         return self._subject("matchmaker.retry.>")
 
     @property
     def left(self) -> str:
-        """To every matchmaker: a player who waited is gone. The body is what the reply inboxes of the request's
-        attempts begin with."""
+        """To every matchmaker: a waiting player has disconnected. The body is the prefix of the reply inboxes of the
+        request's attempts."""
         return self._subject("matchmaker.left")
 
     @property
     def over(self) -> str:
-        """To every matchmaker: a session has been ended while its player waited (`records.Kick`)."""
+        """To every matchmaker: a session was ended while its player waited (`records.Kick`)."""
         return self._subject("matchmaker.over")
 
     @property
     def ping_matchmaker(self) -> str:
-        """Queue group; answered with the instance id by a matchmaker that can serve."""
+        """A matchmaker that can serve answers with its instance id (queue group)."""
         return self._subject("matchmaker.ping")
 
     def alive(self, instance: str) -> str:
+        """Heartbeats of one matchmaker."""
         return self._subject(f"matchmaker.alive.{instance}")
 
     def admin(self, operation: str) -> str:
-        """Operators -> matchmakers: kick and drain (queue group), status (every one answers)."""
+        """Operators -> matchmakers: kick and drain (queue group), status (every matchmaker answers)."""
         return self._subject(f"matchmaker.admin.{operation}")
 
     @property
     def gensession(self) -> str:
+        """bevygap's micro service: one blocking request for a seat."""
         return self._subject("session.gensession")
 
     # gameserver <-> matchmaker
     @property
     def contexts(self) -> str:
+        """bevygap's game servers announce themselves here."""
         return self._subject("gameserver.contexts")
 
     def commands(self, deployment_id: str) -> str:
-        """Matchmaker -> one gameserver: `records.Kick`, `records.Drain`."""
+        """Matchmaker -> one game server: `records.Kick`, `records.Drain`."""
         return self._subject(f"gs.{deployment_id}.cmd")
 
     def events(self, deployment_id: str) -> str:
-        """One gameserver of the isolated profile -> matchmaker: `server_events`."""
+        """One game server of the isolated profile -> matchmaker: `server_events`."""
         return self._subject(f"gs.{deployment_id}.ev")
 
     @property
     def events_stream(self) -> str:
-        """The stream that keeps those events until a matchmaker has handled them."""
+        """The stream that keeps events of game servers until a matchmaker has handled them."""
         return self.bucket("GAMESERVER_EVENTS")
 
     def events_from(self, subject: str) -> str:
@@ -116,14 +122,18 @@ class Subjects:
     # session deletion queue (a bevygap work-queue stream)
     @property
     def delete_stream(self) -> str:
+        """The work queue behind `delete_queue`."""
         return self.bucket("DELETE_SESSION_STREAM")
 
     def delete_queue(self, token: str) -> str:
+        """Sessions that are to be deleted; `token` is any subject token."""
         return self._subject(f"edgegap_delete_session_q.{token}")
 
     def webhook(self, name: str) -> str:
+        """httpd -> orchestrators: the webhook `name` was called."""
         return self._subject(f"webhook.{subject_token(name)}")
 
     @property
     def all_webhooks(self) -> str:
+        """Every webhook."""
         return self._subject("webhook.*")

@@ -1,8 +1,8 @@
-"""What our connect tokens carry in their 256 bytes of user data, so that a gameserver admits without network.
+"""The user data in tipoff's connect tokens (256 bytes), so that a game server admits players without a network call.
 
 Layout (little-endian): 4 bytes `TPF1` | u32 generation | four strings, each u8 length and UTF-8 bytes:
 session id, deployment id, boot id, player (free for the login hook; empty) | zeros. It is authenticated by the
-private key that encrypts the token's private part. All zeros means: not ours (bevygap's matchmaker).
+private key that encrypts the token's private part. All zeros: the token is bevygap's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SIZE = 256
 
 
 class TokenUserData(msgspec.Struct, frozen=True):
-    """`generation` counts the seats a session has had; a gameserver refuses an older one than it has seen."""
+    """`generation` counts the seats a session has had; a game server refuses an older one than it has seen."""
 
     session_id: str
     deployment_id: str
@@ -39,7 +39,7 @@ class TokenUserData(msgspec.Struct, frozen=True):
 
 
 def decode_user_data(data: bytes) -> TokenUserData | None:
-    """The content, or None for user data that is not ours (zeros); raises `ValueError` when damaged."""
+    """The content, or None for zeros (a token of bevygap's); raises `ValueError` for anything else."""
     if not any(data):
         return None
     if len(data) != SIZE or data[:4] != MAGIC:

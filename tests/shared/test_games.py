@@ -45,7 +45,7 @@ def test_protocol_ids_differ_by_game_and_version() -> None:
         (("seats = 4", "saets = 4"), 4, "allowed are name, version, seats"),
         (("seats = 4", 'primary = "tpc"'), 4, "primary"),
         (('name = "arena"\nversion = "2"', 'name = "a*"\nversion = "2"'), 10, "are allowed"),
-        (('version = "2"', 'version = "1"'), 9, "stands here twice"),
+        (('version = "2"', 'version = "1"'), 9, "is defined twice"),
         (('command = ["python", "server.py"]', "command = []"), 7, "command is empty"),
         (('command = ["python", "server.py"]', 'commandd = ["x"]'), 7, "command, cwd, env"),
         (("seats = 4", "min_ready = 9"), 4, "more than max_deployments"),

@@ -1,4 +1,4 @@
-"""What a game in games.toml may say, beyond the types of its fields: limits, and what goes together."""
+"""The limits of a game's settings, and which settings exclude each other."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _BEVYGAP_TIMEOUT = 25
 
 
 def complaint_about(game: Game) -> Complaint | None:
-    """The first thing in `game` that cannot be; None when all is well."""
+    """The first setting of `game` that is not allowed; None when all are."""
     try:
         check_name(game.name, "name")
         check_name(game.version, "version")
@@ -79,7 +79,7 @@ _EDGEGAP_NAME = re.compile(r"[a-zA-Z0-9 ._-]{1,64}", re.ASCII)
 
 
 def _wrong_at_edgegap(spec: EdgegapSpec) -> tuple[str, str] | None:
-    """The first field of `[game.edgegap]` that cannot be, and what can."""
+    """The first wrong field of `[game.edgegap]`, and what is allowed."""
     for field in ("application", "version"):
         if not _EDGEGAP_NAME.fullmatch(getattr(spec, field)):
             return (
@@ -103,7 +103,7 @@ _USER = re.compile(r"([a-zA-Z0-9._-]{1,32}(:[a-zA-Z0-9._-]{1,32})?)?", re.ASCII)
 
 
 def _wrong_in_docker(spec: DockerSpec) -> tuple[str, str] | None:
-    """The first field of `[game.docker]` that cannot be, and what can."""
+    """The first wrong field of `[game.docker]`, and what is allowed."""
     if not _IMAGE.fullmatch(spec.image):
         return "image", f"{spec.image!r} is no image; NAME, NAME:TAG or NAME@DIGEST is expected"
     for name, (low, high) in _DOCKER_LIMITS.items():

@@ -1,4 +1,4 @@
-"""Reading games.toml: an error names the file, the line and what is allowed. And the games' private keys."""
+"""Reads games.toml and the games' private keys. An error names the file, the line and what is allowed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def load_games(
 ) -> Games:
     """Read and check `path`. Raises `ConfigError` with file, line and what is allowed.
 
-    `missing_keys="random"` makes a random private key where none is configured: for the demo alone.
+    `missing_keys="random"` makes a random private key where none is configured, for the demo.
     """
     text = read_games(path)
     games = parse_games(text, str(path))
@@ -80,7 +80,7 @@ def parse_games(text: str, where: str = "games.toml") -> list[Game]:
         if game.key in seen:
             raise ConfigError(
                 f"{where}:{_line_of(text, index, None)}: game {game.name!r} version {game.version!r} "
-                "stands here twice"
+                "is defined twice"
             )
         seen.add(game.key)
     return games

@@ -1,8 +1,7 @@
-"""Tasks with an owner, and handlers with a bound.
+"""Owns background tasks, and bounds the number of request handlers.
 
-`Tasks` owns background work whose failure must be heard: an exception in any of them is logged and handed to
-`on_failure`, never lost. `BoundedHandlers` runs one task per request, at most `limit` at once: the caller
-decides what a request gets that finds no place.
+`Tasks` logs the exception of every task and hands it to `on_failure`; none is lost. `BoundedHandlers` runs one task per
+request, at most `limit` at once; the caller decides what a request gets beyond that.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class Tasks:
-    """Background tasks of one component. `async with`; leaving cancels what still runs and waits for it."""
+    """The background tasks of one component. Leaving `async with` cancels those that still run and waits for them."""
 
     def __init__(self, name: str, on_failure: Callable[[BaseException], None] | None = None) -> None:
         self._name = name
@@ -27,6 +26,7 @@ class Tasks:
         self._on_failure = on_failure
 
     def start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Run `work` in a task that this object owns; `name` is for logs."""
         task = asyncio.create_task(work, name=f"{self._name}/{name}")
         self._tasks.add(task)
         task.add_done_callback(self._done)
@@ -58,7 +58,7 @@ class Tasks:
 
 
 class BoundedHandlers:
-    """At most `limit` requests in hand at once."""
+    """Runs request handlers, at most `limit` at once."""
 
     def __init__(self, name: str, limit: int) -> None:
         self._name = name
@@ -67,14 +67,16 @@ class BoundedHandlers:
 
     @property
     def in_flight(self) -> int:
+        """How many handlers run now."""
         return len(self._tasks)
 
     @property
     def full(self) -> bool:
+        """Whether the limit is reached."""
         return len(self._tasks) >= self._limit
 
     def submit(self, handler: Callable[[], Awaitable[None]]) -> bool:
-        """Start `handler`; False when there is no place (nothing was started)."""
+        """Start `handler` in a task. False when the limit is reached; then nothing was started."""
         if self.full:
             return False
 
@@ -92,7 +94,7 @@ class BoundedHandlers:
             log.error("%s failed", self._name, exc_info=exc)
 
     async def drain(self, timeout: float) -> None:
-        """Wait for what is in hand, at most `timeout` seconds, then cancel the rest and wait for that."""
+        """Wait for the running handlers, at most `timeout` seconds; then cancel the rest and wait for them."""
         if not self._tasks:
             return
         _, pending = await asyncio.wait(set(self._tasks), timeout=timeout)
