@@ -21,7 +21,7 @@ from tipoff_orchestrator_client.base import Deployment, DeploySpec, Orchestrator
 from tipoff_orchestrator_client.fake import FakeOrchestrator
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.games import Games
-from tipoff_shared.kv.bucket import Entry, LostRace
+from tipoff_shared.kv.bucket import Bucket, Entry, LostRace
 from tipoff_shared.kv.buckets import Buckets
 from tipoff_shared.kv.changes import Ack, Change
 from tipoff_shared.primitives.tasks import Tasks
@@ -280,6 +280,8 @@ class MemoryStore(Generic[T]):
 
     async def update(self, key: str, value: T, revision: int, *, ttl: float | None = None) -> int:
         return await self._write(key, value, revision, ttl)
+
+    change = Bucket.change  # the same loop, on this class's reads and writes
 
     async def put(self, key: str, value: T, *, ttl: float | None = None) -> int:
         return await self._write(key, value, None, ttl)

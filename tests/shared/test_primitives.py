@@ -414,6 +414,10 @@ def test_a_paused_bucket_gives_one_token_when_the_pause_ends() -> None:
     assert bucket.take(3.0) is None
     bucket.pause(3.01)
     assert bucket.wait(3.0) == pytest.approx(0.1)
+    bucket = TokenBucket(1.0)
+    assert [bucket.take(0.0, longest=5.0) for _ in range(2)] == [0.0, 1.0]
+    bucket.pause(10.0)
+    assert bucket.wait(0.0) == pytest.approx(10.0)
 
 
 def test_buckets_are_apart_and_bounded() -> None:

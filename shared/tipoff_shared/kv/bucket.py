@@ -216,12 +216,12 @@ class Bucket(Generic[T]):
             must_read = True  # for all that fails from here
             try:
                 try:
-                    entry = await self._replace(key, after, revision, ttl)
+                    entry = await _replace(self, key, after, revision, ttl)
                 except Full:
                     shorter = None if when_full is None or isinstance(after, Removal) else when_full(after)
                     if shorter is None:
                         raise
-                    entry = await self._replace(key, shorter, revision, ttl)
+                    entry = await _replace(self, key, shorter, revision, ttl)
             except LostRace:
                 continue
             except Full:
@@ -235,24 +235,6 @@ class Bucket(Generic[T]):
         raise Unavailable(
             f"{what or f'{self.bucket}/{key}'} changes too quickly to be written", retry_after=1
         )
-
-    async def _replace(
-        self, key: str, after: T | Removal, revision: int, ttl: float | Callable[[T], float | None] | None
-    ) -> Entry[T] | None:
-        """One compare-and-set of `change`; the entry as it then is. Raises `LostRace`, `Full`, `Unavailable`."""
-        if after is Removal.DELETE:
-            await self.delete(key, revision)
-            return None
-        if after is Removal.FORGET:
-            await self.forget(key, revision)
-            if await self.get(key) is not None:
-                raise LostRace(f"{self.bucket}/{key} was changed by somebody else")
-            return None
-        assert not isinstance(
-            after, Removal
-        )  # it has no third member; type checkers cannot tell beside a TypeVar
-        seconds = ttl(after) if callable(ttl) else ttl
-        return Entry(key, after, await self.update(key, after, revision, ttl=seconds))
 
     async def put(self, key: str, value: T, *, ttl: float | None = None) -> int:
         """Write, whatever is there: for keys that have exactly one writer."""
@@ -400,6 +382,27 @@ class Bucket(Generic[T]):
                 with contextlib.suppress(Unavailable), translated():
                     # Otherwise the server removes it after 30 s without a reader.
                     await self._js.delete_consumer(self.stream, info.name or "")
+
+
+async def _replace(
+    bucket: Bucket[T],
+    key: str,
+    after: T | Removal,
+    revision: int,
+    ttl: float | Callable[[T], float | None] | None,
+) -> Entry[T] | None:
+    """One compare-and-set of `change`; the entry as it then is. Raises `LostRace`, `Full`, `Unavailable`."""
+    if after is Removal.DELETE:
+        await bucket.delete(key, revision)
+        return None
+    if after is Removal.FORGET:
+        await bucket.forget(key, revision)
+        if await bucket.get(key) is not None:
+            raise LostRace(f"{bucket.bucket}/{key} was changed by somebody else")
+        return None
+    assert not isinstance(after, Removal)  # for type checkers: it has no third member
+    seconds = ttl(after) if callable(ttl) else ttl
+    return Entry(key, after, await bucket.update(key, after, revision, ttl=seconds))
 
 
 def _is_marker(headers: dict[str, str] | None, data: bytes) -> bool:

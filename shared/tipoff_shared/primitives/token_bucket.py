@@ -41,7 +41,9 @@ class TokenBucket:
 
     def pause(self, until: float) -> None:
         """Give no token before the time `until`, and one then: the other side says so."""
-        if self._count(until) > 1.0:
+        if (
+            self._tokens + (until - self._at) * self.rate > 1.0
+        ):  # not capped: with a burst of 1 there is no more
             self._tokens, self._at = 1.0, until
 
     def _count(self, now: float) -> float:
