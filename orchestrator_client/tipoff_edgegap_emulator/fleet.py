@@ -14,7 +14,7 @@ import msgspec
 
 from tipoff_edgegap_emulator.deployment import Deployment, Port
 from tipoff_launcher.backends.interface import Backend, PortWish, RunningServer, StartOrder
-from tipoff_launcher.ports import PortPicker, port_is_free
+from tipoff_launcher.backends.ports import PortPicker, port_is_free
 from tipoff_launcher.records import Record
 from tipoff_orchestrator_client import base
 from tipoff_orchestrator_client.base import RunState

@@ -80,7 +80,7 @@ async def _backend(settings: EmulatorSettings, games: Games) -> AsyncIterator[Ba
             listen_on="127.0.0.1" if local else everywhere,
         )
         return
-    from tipoff_launcher.backends.docker.open import docker_backend  # aiohttp takes 200 ms to import
+    from tipoff_launcher.backends.docker.backend import docker_backend  # aiohttp takes 200 ms to import
 
     with tempfile.TemporaryDirectory(prefix="tipoff-edgegap-") as directory:
         # Labels the containers, so that an emulator finds those that an earlier one on the same port left behind.

@@ -1,21 +1,25 @@
-"""What the launcher writes down about each server before it acts, so that the next launcher can go on.
+"""Keeps a record of each server in the state directory, written before the launcher acts, for the next launcher.
 
-STATE_DIR/deployments/ID/record.json    this
-                         private_key    the game's key, for its owner alone, while the server lives
-                         server.log     what the server says; server.log.1: what it said before
+    STATE_DIR/launcher.lock                 held by the launcher that uses the directory
+    STATE_DIR/deployments/ID/record.json    the `Record`
+                             private_key    the game's key, readable by its owner only, while the server lives
+                             server.log     the server's output; server.log.1: its older output
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 
 from tipoff_orchestrator_client.base import Deployment, Port, RunState
 from tipoff_orchestrator_client.wire import check_deployment_id
-from tipoff_shared.errors import Malformed
+from tipoff_shared.errors import ConfigError, Malformed
 
 RECORD = "record.json"
 PRIVATE_KEY = "private_key"
@@ -23,10 +27,10 @@ LOG = "server.log"
 
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One server of ours. `native_id` is the back end's name for it, "" until it is known; times are Unix seconds.
+    """One server. `native_id` is the back end's name for it, "" until it is known; times are Unix seconds.
 
-    `stopping`: a stop was asked for and must be carried through. `isolated`: of the isolated profile, where matchmakers
-    write its lease.
+    `stopping`: a stop was requested and must be completed. `isolated`: the server has the isolated profile, in which
+    the matchmaker writes its lease.
     """
 
     deployment_id: str
@@ -48,6 +52,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def deployment(self) -> Deployment:
+        """The record as the launcher's clients see it."""
         return Deployment(
             self.deployment_id,
             self.game,
@@ -65,39 +70,69 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
 _decoder = msgspec.json.Decoder(Record)
 
 
+@contextmanager
+def lock_state_dir(state_dir: Path) -> Iterator[None]:
+    """Hold the state directory for the time of the block: two launchers would adopt each other's servers. Raises
+    `ConfigError`."""
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(state_dir / "launcher.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        raise ConfigError(
+            f"the launcher's state directory {state_dir} cannot be used: {exc.strerror}; choose another one "
+            "(TIPOFF_LAUNCHER_STATE_DIR)"
+        ) from exc
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"the state directory {state_dir} is in use by another launcher; stop it, or choose another one "
+                "(TIPOFF_LAUNCHER_STATE_DIR)"
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
 class Records:
-    """The records of one state directory. Every write is whole or not there at all (a rename), and for the owner
-    alone. It is not forced to the disk: a power cut ends the servers too."""
+    """The records of one state directory. Each write replaces the file atomically and is readable by the owner only.
+    There is no fsync: a power cut ends the servers too."""
 
     def __init__(self, state_dir: Path) -> None:
         self.root = state_dir.absolute() / "deployments"
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def directory(self, deployment_id: str) -> Path:
+        """The directory of one server. Raises `Malformed` for an id that is none."""
         return self.root / check_deployment_id(deployment_id)
 
     def log(self, deployment_id: str) -> Path:
+        """The file with the server's output."""
         return self.directory(deployment_id) / LOG
 
     def save(self, record: Record) -> None:
-        """Raises `OSError` when the disk does not take it."""
+        """Write the record. Raises `OSError`."""
         directory = self.directory(record.deployment_id)
         directory.mkdir(exist_ok=True, mode=0o700)
         _write_whole(directory / RECORD, msgspec.json.format(msgspec.json.encode(record)))
 
     def write_key(self, deployment_id: str, key: bytes) -> Path:
+        """Write the game's private key and return its file. Raises `OSError`."""
         path = self.directory(deployment_id) / PRIVATE_KEY
         _write_whole(path, key.hex().encode())
         return path
 
     def remove_key(self, deployment_id: str) -> None:
+        """Remove the private key, when the server has ended."""
         (self.directory(deployment_id) / PRIVATE_KEY).unlink(missing_ok=True)
 
     def forget(self, deployment_id: str) -> None:
+        """Remove the record, the key and the log."""
         shutil.rmtree(self.directory(deployment_id), ignore_errors=True)
 
     def load(self) -> tuple[list[Record], list[Path]]:
-        """Every record that can be read, and the directories without one."""
+        """All readable records, and the directories without one."""
         records: list[Record] = []
         others: list[Path] = []
         for directory in sorted(self.root.iterdir()):

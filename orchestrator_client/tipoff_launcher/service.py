@@ -1,4 +1,4 @@
-"""The launcher as a service: requests come over NATS, and what becomes of servers is told there."""
+"""Answers the launcher's requests over NATS, and publishes what happens to its servers."""
 
 from __future__ import annotations
 
@@ -7,35 +7,39 @@ import functools
 import logging
 from collections.abc import Awaitable, Callable
 
-import nats.errors
 from nats.aio.msg import Msg
 
 from tipoff_launcher.settings import Settings
-from tipoff_launcher.supervisor import Servers
+from tipoff_launcher.supervisor import Supervisor
 from tipoff_orchestrator_client import wire
 from tipoff_orchestrator_client.base import Deployment, OrchestratorError, OrchestratorUnavailable
 from tipoff_shared.errors import ConfigError, Malformed, Unavailable
 from tipoff_shared.nats.connection import Bus, Subscription
+from tipoff_shared.nats.errors import NoListener
 from tipoff_shared.primitives.tasks import BoundedHandlers
 
 log = logging.getLogger(__name__)
 
 _QUEUE = "launchers"
 _DRAIN = 1.0
+"""Seconds for requests in hand when the launcher ends."""
 
 _Operation = Callable[[bytes], Awaitable[bytes]]
 
 
 class Launcher:
-    """A launcher that answers. `failed` is set when it can no longer do its work (NATS is gone for good, or there
-    is a bug) and the process should end; the next launcher takes over."""
+    """The service of one launcher, from `serve` to `stop_serving`.
 
-    def __init__(self, settings: Settings, bus: Bus, servers: Servers, failed: asyncio.Event) -> None:
+    `failed` is set when the launcher can no longer work (NATS is gone for good, or a task failed): the process should
+    end, and the next launcher takes over.
+    """
+
+    def __init__(self, settings: Settings, bus: Bus, supervisor: Supervisor, failed: asyncio.Event) -> None:
         self.settings = settings
         self.bus = bus
-        self.servers = servers
+        self.supervisor = supervisor
         self.failed = failed
-        self._handlers = BoundedHandlers("launcher request", settings.max_requests)
+        self.handlers = BoundedHandlers("launcher request", settings.max_requests)
         self._subscriptions: list[Subscription] = []
         self._operations: dict[str, _Operation] = {
             "deploy": self._deploy,
@@ -47,13 +51,12 @@ class Launcher:
             self._operations["kill"] = self._kill
 
     async def refuse_to_be_second(self) -> None:
-        """Raises `ConfigError` when a launcher of this name answers already: each would start what the other has."""
-        subject = self._subject("list")
+        """Raises `ConfigError` when a launcher of this name answers: each would start what the other has."""
         try:
-            await self.bus.request(subject, b"{}", timeout=2)
-        except Unavailable as exc:
-            if isinstance(exc.__cause__, nats.errors.NoRespondersError):
-                return
+            await self.bus.request(self._subject("list"), b"{}", timeout=2)
+        except NoListener:
+            return
+        except Unavailable:
             if not self.bus.connected:
                 raise
         raise ConfigError(
@@ -62,26 +65,24 @@ class Launcher:
         )
 
     async def serve(self) -> None:
+        """Answer requests from now on. Raises `Unavailable`."""
         for name, operation in self._operations.items():
             self._subscriptions.append(
                 await self.bus.serve(
                     self._subject(name),
                     functools.partial(self._answer, operation),
                     queue=_QUEUE,
-                    handlers=self._handlers,
+                    handlers=self.handlers,
                     busy=self._busy,
                 )
             )
         await self.bus.flush()
 
-    async def quiet(self) -> None:
-        """Take no more requests; wait for those in hand."""
+    async def stop_serving(self) -> None:
+        """Take no more requests, and wait for those in hand."""
         for subscription in self._subscriptions:
-            try:
-                await subscription.unsubscribe()
-            except nats.errors.Error as exc:
-                log.debug("unsubscribing: %s", exc)
-        await self._handlers.drain(_DRAIN)
+            await subscription.unsubscribe()
+        await self.handlers.drain(_DRAIN)
 
     def _subject(self, operation: str) -> str:
         return self.bus.subjects.launcher(self.settings.host, operation)
@@ -113,31 +114,33 @@ class Launcher:
             log.warning("an answer is lost: %s", exc)
 
     async def _deploy(self, data: bytes) -> bytes:
-        return wire.encode_deployment(await self.servers.deploy(wire.decode_deploy(data)))
+        return wire.encode_deployment(await self.supervisor.deploy(wire.decode_deploy(data)))
 
     async def _get(self, data: bytes) -> bytes:
-        return wire.encode_deployment(self.servers.get(wire.decode_one(data)))
+        return wire.encode_deployment(self.supervisor.get(wire.decode_one(data)))
 
     async def _stop(self, data: bytes) -> bytes:
-        await self.servers.stop(wire.decode_one(data))
+        await self.supervisor.stop(wire.decode_one(data))
         return wire.encode_done()
 
     async def _kill(self, data: bytes) -> bytes:
-        await self.servers.kill(wire.decode_one(data))
+        await self.supervisor.kill(wire.decode_one(data))
         return wire.encode_done()
 
     async def _list(self, data: bytes) -> bytes:
-        return wire.encode_deployments(self.servers.living())
+        return wire.encode_deployments(self.supervisor.living())
 
 
-def publisher(bus: Bus, host: str) -> Callable[[Deployment], Awaitable[None]]:
-    """Tells whoever listens of every start and end; raises nothing."""
+def event_publisher(bus: Bus, host: str) -> Callable[[Deployment], Awaitable[None]]:
+    """A function that publishes a deployment's state as an event; it raises nothing."""
     subject = bus.subjects.launcher(host, "events")
 
-    async def tell(deployment: Deployment) -> None:
+    async def publish(deployment: Deployment) -> None:
         try:
             await bus.publish(subject, wire.encode_deployment(deployment))
         except Unavailable as exc:
-            log.warning("nobody hears that %s is %s: %s", deployment.deployment_id, deployment.state, exc)
+            log.warning(
+                "the event that %s is %s is lost: %s", deployment.deployment_id, deployment.state, exc
+            )
 
-    return tell
+    return publish

@@ -1,6 +1,6 @@
-"""How a server is started: what it is planned to be, its ports, its key, its environment.
+"""Starts one server: picks its ports, writes its key, makes its environment and calls the back end.
 
-Every effect is written down first, so that a crash leaves nothing that the next launcher does not know of.
+Every effect is recorded first, so that a crash leaves nothing that the next launcher does not know.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import os
 import time
 from collections.abc import Callable
 
-from tipoff_launcher.backends.interface import Backend, PortInUse, RunningServer, StartOrder
-from tipoff_launcher.child_environment import child_environment
-from tipoff_launcher.edgegap_compat.arbitrium import Arbitrium, synthetic_ip
-from tipoff_launcher.edgegap_compat.bevygap import for_bevygap
-from tipoff_launcher.ports import PortPicker
+from tipoff_launcher.backends.interface import Backend, PortInUse, RunningServer, StartRequest
+from tipoff_launcher.backends.ports import PortPicker
+from tipoff_launcher.edgegap_compat.arbitrium import Arbitrium
+from tipoff_launcher.edgegap_compat.bevygap import bevygap_environment, synthetic_ip
+from tipoff_launcher.environment import server_environment
 from tipoff_launcher.records import Record, Records
-from tipoff_launcher.register import Register, Server
+from tipoff_launcher.registry import Server, ServerRegistry
 from tipoff_launcher.settings import Settings
 from tipoff_orchestrator_client.base import (
     DeploySpec,
@@ -36,11 +36,11 @@ _PORT_TRIES = 20
 
 _SECRET_WORDS = ("PASSWORD", "SECRET", "TOKEN", "KEY")
 _SECRET_LENGTH = 6
-"""Characters: what is shorter would strike out half of what the server said."""
+"""Characters of the shortest value that counts as a secret; shorter ones would blank out half of a log."""
 
 
 class Starter:
-    """`nats`: how servers get into NATS."""
+    """Starts servers on `backend`. `nats`: how servers reach NATS."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Starter:
         nats: NatsSettings,
         backend: Backend,
         records: Records,
-        register: Register,
+        registry: ServerRegistry,
         arbitrium: Arbitrium,
     ) -> None:
         self._settings = settings
@@ -57,12 +57,12 @@ class Starter:
         self._nats = nats
         self._backend = backend
         self._records = records
-        self._register = register
+        self._registry = registry
         self._arbitrium = arbitrium
         self._ports = PortPicker(settings.ports, backend.port_is_free)
 
     def game(self, spec: DeploySpec) -> Game:
-        """The game that is asked for. Raises `NotConfigured`."""
+        """The game of a spec. Raises `NotConfigured` when it is unknown or cannot be started here."""
         game = self._games.get(spec.game, spec.version)
         if game is None:
             known = ", ".join(f"{game.name!r} version {game.version!r}" for game in self._games.all())
@@ -73,9 +73,9 @@ class Starter:
         self._backend.check(game)
         return game
 
-    def planned(self, spec: DeploySpec, game: Game) -> Record:
-        """What is to be written down of it first."""
-        held = {server.record.digest_key for server in self._register.living()}
+    def new_record(self, spec: DeploySpec, game: Game) -> Record:
+        """The record of a server before its start."""
+        held = {server.record.digest_key for server in self._registry.living()}
         return Record(
             spec.deployment_id,
             self._nats.namespace,
@@ -92,34 +92,38 @@ class Starter:
     async def start(
         self, server: Server, spec: DeploySpec, game: Game, progress: Callable[[str], None]
     ) -> RunningServer:
-        """`progress` is told what a start that takes long is busy with. Raises `OrchestratorError` and `OSError`."""
-        wishes = self._backend.ports(game)
+        """Start a server that is in the registry, on other ports when another program has some of them.
+
+        A slow start calls `progress` with what it is doing. Cancelling leaves no server running. Raises
+        `OrchestratorError` and `OSError`.
+        """
+        wanted = self._backend.ports(game)
         refused: set[int] = set()
         for _ in range(_PORT_TRIES):
             held = {
-                port.external for other in self._register.living() for port in other.record.ports.values()
+                port.external for other in self._registry.living() for port in other.record.ports.values()
             }
-            server.change(ports=self._ports.pick(wishes, held | refused))
+            server.change(ports=self._ports.pick(wanted, held | refused))
             try:
-                return await self._start_on_its_ports(server, spec, game, progress)
+                return await self._start_on_ports(server, spec, game, progress)
             except PortInUse as exc:
-                log.warning("%s gets other ports: %s", server.id, exc)
+                log.warning("%s: trying other ports: %s", server.id, exc)
                 refused |= {port.external for port in server.record.ports.values()}
         raise NoCapacity(
-            f"{_PORT_TRIES} times other programs had the ports that were picked; TIPOFF_LAUNCHER_PORT_RANGE should "
-            "name ports that nobody else uses",
+            f"other programs had the picked ports {_PORT_TRIES} times; TIPOFF_LAUNCHER_PORT_RANGE should name ports "
+            "that no other program uses",
             retryable=True,
             retry_after=5,
         )
 
-    async def _start_on_its_ports(
+    async def _start_on_ports(
         self, server: Server, spec: DeploySpec, game: Game, progress: Callable[[str], None]
     ) -> RunningServer:
-        server.change(proxy=self._backend.proxy(server.id, server.record.ports))
+        server.change(proxy=self._backend.proxy_address(server.id, server.record.ports))
         self._records.save(server.record)
         key = self._games.private_key(game).reveal()
         key_file = self._records.write_key(server.id, key)
-        environment = child_environment(
+        environment = server_environment(
             os.environ,
             spec,
             game,
@@ -127,18 +131,18 @@ class Starter:
             self._nats,
             key_file=key_file,
             ports=server.record.ports,
-            surroundings=self._backend.surroundings(game),
+            backend=self._backend.environment(game),
             arbitrium=self._arbitrium.variables(server.id, server.record.ports),
         )
         if game.bevygap:
-            environment = for_bevygap(environment, key)
-        order = StartOrder(server.record, game, environment, self._records.log(server.id), progress)
+            environment = bevygap_environment(environment, key)
+        request = StartRequest(server.record, game, environment, self._records.log(server.id), progress)
         return await self._backend.start(
-            order, lambda native_id: self._records.save(server.change(native_id=native_id))
+            request, lambda native_id: self._records.save(server.change(native_id=native_id))
         )
 
     def secrets(self, server: Server) -> list[str]:
-        """What a server may know and its quoted last words must not show."""
+        """The secrets a server knows, which the quoted end of its log must not show."""
         secrets = [self._nats.password.reveal(), server.event_key, *self._arbitrium.secrets(server.id)]
         if (game := self._games.get(server.record.game, server.record.version)) is not None:
             secrets += _own_secrets(game)
@@ -148,7 +152,7 @@ class Starter:
 
 
 def _own_secrets(game: Game) -> list[str]:
-    """The values that games.toml gives its servers and that, by their names, are nobody else's business."""
+    """The values in a game's environment in games.toml whose names look like secrets."""
     given = [spec.env for spec in (game.process, game.docker) if spec is not None]
     return [
         value
@@ -158,8 +162,8 @@ def _own_secrets(game: Game) -> list[str]:
     ]
 
 
-def why_not_started(exc: BaseException) -> OrchestratorError:
-    """What whoever waits for the start is told."""
+def start_failure(exc: BaseException) -> OrchestratorError:
+    """The error that `deploy` raises for a start that failed with `exc`."""
     if isinstance(exc, OrchestratorError):
         return exc
     if isinstance(exc, OSError):

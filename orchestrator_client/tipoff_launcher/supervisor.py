@@ -1,7 +1,7 @@
-"""The servers of this host, from start to end: which may start, what a stop does, what is told when one ends.
+"""Supervises the servers of this host: decides which may start, carries out stops, reports when one ends.
 
-One task lives with each server from its start (or adoption) to its end. Every effect is written down first and is
-idempotent: whatever line is the last before a crash, the next launcher finds what to do (recovery.py).
+One task lives with each server from its start (or adoption) to its end. Every effect is recorded first and is
+idempotent: wherever a launcher crashes, the next one finds what is left to do (recovery.py).
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ import asyncio
 import contextlib
 import functools
 import logging
+import signal
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
 
 from tipoff_launcher.backends import server_log
-from tipoff_launcher.backends.exit_reason import describe
-from tipoff_launcher.backends.interface import Backend, Exit, RunningServer
+from tipoff_launcher.backends.interface import ExitStatus, RunningServer
 from tipoff_launcher.edgegap_compat.arbitrium import Arbitrium
 from tipoff_launcher.records import Record, Records
-from tipoff_launcher.register import Register, Server
+from tipoff_launcher.registry import Server, ServerRegistry
 from tipoff_launcher.settings import Settings
-from tipoff_launcher.start import Starter, why_not_started
+from tipoff_launcher.start import Starter, start_failure
 from tipoff_orchestrator_client.base import (
     Deployment,
     DeploySpec,
@@ -33,54 +33,56 @@ from tipoff_orchestrator_client.base import (
 )
 from tipoff_shared.games import Game, Games
 from tipoff_shared.primitives.tasks import Tasks
-from tipoff_shared.settings import NatsSettings
+from tipoff_shared.primitives.waiting import wait_for_event
 
 log = logging.getLogger(__name__)
 
 _KILL_MARGIN = 5.0
-"""Seconds beyond the grace in which a killed process is surely gone."""
+"""Seconds after the grace within which a killed process has certainly ended."""
 
 _KILL_ALL_MARGIN = 30.0
-"""The same for all of them at once: an engine removes ten containers a second."""
+"""The same when all servers are stopped at once: an engine removes ten containers a second."""
 
 _START_PATIENCE = 5.0
-"""Seconds for which a stop waits for a start, before it makes an end of it."""
+"""Seconds that a stop waits for a start to complete, before it cancels the start."""
 
 
-class Servers:
-    """`tell` is called at every start and end. All methods belong to one event loop."""
+class Supervisor:
+    """All servers of one launcher. Calls `publish` at every start and end. All methods belong to one event loop."""
 
     def __init__(
         self,
         settings: Settings,
         games: Games,
-        nats: NatsSettings,
-        backend: Backend,
         records: Records,
-        tasks: Tasks,
+        registry: ServerRegistry,
+        starter: Starter,
         arbitrium: Arbitrium,
-        *,
-        tell: Callable[[Deployment], Awaitable[None]],
+        tasks: Tasks,
+        publish: Callable[[Deployment], Awaitable[None]],
     ) -> None:
         self._settings = settings
         self._games = games
         self._records = records
-        self._tasks = tasks
+        self._registry = registry
+        self._starter = starter
         self._arbitrium = arbitrium
-        self._tell = tell
-        self._register = Register(records, settings.keep_stopped)
-        self._starter = Starter(settings, games, nats, backend, records, self._register, arbitrium)
-        self._asked_to_end: set[str] = set()
+        self._tasks = tasks
+        self._publish = publish
+        self._stopping_itself: set[str] = set()
 
-    # What one can ask.
+    # What clients and servers ask for.
 
     async def deploy(self, spec: DeploySpec) -> Deployment:
-        """Start one, or wait for the start of the same one; raises `OrchestratorError`. A start that takes long
-        (an image is fetched) is answered as `STARTING`, and what it does stands in `reason`."""
-        server = self._register.get(spec.deployment_id)
+        """Start a server, or wait for the start of the same one. Raises `OrchestratorError`.
+
+        A slow start (an image is fetched) returns `STARTING`, with what it is doing in `reason`. A server that was
+        stopped is never started again. Cancelling does not stop the start.
+        """
+        server = self._registry.get(spec.deployment_id)
         if server is None:
             game = self._starter.game(spec)
-            if self._register.was_stopped(spec.deployment_id):
+            if self._registry.was_stopped(spec.deployment_id):
                 return Deployment(
                     spec.deployment_id,
                     spec.game,
@@ -88,24 +90,25 @@ class Servers:
                     RunState.STOPPED,
                     reason="stopped before it started",
                 )
-            self._check_room()
-            server = self._register.add(self._starter.planned(spec, game), spec.event_key)
-            self._tasks.start(self._live(server, spec, game), spec.deployment_id)
+            self._check_capacity()
+            server = self._registry.add(self._starter.new_record(spec, game), spec.event_key)
+            self._tasks.start(self._run(server, spec, game), spec.deployment_id)
         elif (server.record.game, server.record.version) != (spec.game, spec.version):
             raise OrchestratorError(
                 f"deployment {spec.deployment_id} is game {server.record.game!r} version "
                 f"{server.record.version!r}, so it cannot be {spec.game!r} version {spec.version!r}"
             )
-        await asyncio.shield(server.under_way)
+        await asyncio.shield(server.answer)
         return server.record.deployment
 
     def get(self, deployment_id: str) -> Deployment | None:
-        server = self._register.get(deployment_id)
+        """A server that runs or ended recently."""
+        server = self._registry.get(deployment_id)
         return None if server is None else server.record.deployment
 
     def context(self, deployment_id: str) -> dict[str, Any] | None:
-        """What a server may know of itself; None when it does not run here."""
-        server = self._register.get(deployment_id)
+        """The context that Edgegap would give the server; None when it does not run here."""
+        server = self._registry.get(deployment_id)
         if server is None or server.record.state is RunState.STOPPED:
             return None
         record = server.record
@@ -113,85 +116,91 @@ class Servers:
         return self._arbitrium.context(record.deployment_id, game, record.ports, digest_key=record.digest_key)
 
     def stop_soon(self, deployment_id: str) -> None:
-        """As a server itself asks for it: the answer must be there before the server is gone."""
-        if deployment_id not in self._asked_to_end:  # however often it asks
-            log.info("%s asks to be ended", deployment_id)
-            self._asked_to_end.add(deployment_id)
-            self._tasks.start(self._stop_as_asked(deployment_id), f"{deployment_id}/stop")
+        """Stop a server that asks for it itself, in the background: its answer must arrive before it is stopped.
+        Repeating the call changes nothing."""
+        if deployment_id not in self._stopping_itself:
+            log.info("%s asks to be stopped", deployment_id)
+            self._stopping_itself.add(deployment_id)
+            self._tasks.start(self._stop_soon(deployment_id), f"{deployment_id}/stop")
 
-    async def _stop_as_asked(self, deployment_id: str) -> None:
+    async def _stop_soon(self, deployment_id: str) -> None:
         try:
             await self.stop(deployment_id)
         except OrchestratorError as exc:
-            log.warning("%s asked to be ended: %s", deployment_id, exc)
+            log.warning("%s asked to be stopped: %s", deployment_id, exc)
         finally:
-            self._asked_to_end.discard(deployment_id)
+            self._stopping_itself.discard(deployment_id)
 
     def living(self) -> list[Deployment]:
-        return [server.record.deployment for server in self._register.living()]
+        """The servers that have not ended."""
+        return [server.record.deployment for server in self._registry.living()]
 
     def runs(self, deployment_id: str) -> bool:
-        server = self._register.get(deployment_id)
+        """Whether the server is known and has not ended."""
+        server = self._registry.get(deployment_id)
         return server is not None and server.record.state is not RunState.STOPPED
 
     async def stop(self, deployment_id: str, *, margin: float = _KILL_MARGIN) -> None:
-        """Returns when it has ended; raises `OrchestratorUnavailable` when even SIGKILL has not ended it yet."""
-        server = self._register.get(deployment_id)
+        """Stop a server and return when it has ended. Idempotent; an unknown id will never be started.
+
+        Raises `OrchestratorUnavailable` when it still exists `margin` seconds after it was killed. Cancelling leaves
+        the stop going on.
+        """
+        server = self._registry.get(deployment_id)
         if server is None:
-            self._register.remember_stopped(deployment_id)
+            self._registry.remember_stopped(deployment_id)
             return
         with contextlib.suppress(OrchestratorError, TimeoutError):
             async with asyncio.timeout(_START_PATIENCE):
-                await asyncio.shield(server.under_way)
+                await asyncio.shield(server.answer)
         if server.record.state is RunState.STOPPED:
             return
         if server.running is not None:
             if not server.record.stopping:
-                self._register.save(server, stopping=True)
+                self._registry.save(server, stopping=True)
             server.running.terminate(self._settings.stop_grace)
-        elif self._register.get(server.id) is None:  # its start has failed, and nobody is to try again
-            self._register.remember_stopped(deployment_id)
+        elif self._registry.get(server.id) is None:  # its start has failed, and must not be repeated
+            self._registry.remember_stopped(deployment_id)
             return
-        elif not server.record.stopping:  # once: a start that is being given up cannot be given up again
+        elif not server.record.stopping:  # only once: a timeout that has expired cannot be rescheduled
             server.change(stopping=True)
-            server.patience.reschedule(asyncio.get_running_loop().time())
-        try:
-            async with asyncio.timeout(self._settings.stop_grace + margin):
-                await server.ended.wait()
-        except TimeoutError:
+            server.start_timeout.reschedule(asyncio.get_running_loop().time())
+        if not await wait_for_event(server.ended, self._settings.stop_grace + margin):
             raise OrchestratorUnavailable(
                 f"deployment {deployment_id} has been killed, but its process or container is still there",
                 retryable=True,
-            ) from None
+            )
 
     async def kill(self, deployment_id: str) -> None:
-        """End its process as a crash would; raises `OrchestratorError` when there is none."""
-        server = self._register.get(deployment_id)
+        """Kill the server's process as a crash would. Raises `OrchestratorError` when it does not run here."""
+        server = self._registry.get(deployment_id)
         if server is None or server.running is None or server.record.state is RunState.STOPPED:
             raise OrchestratorError(f"deployment {deployment_id} does not run here")
         await server.running.kill()
 
     async def stop_all(self) -> None:
-        stops = (self.stop(server.id, margin=_KILL_ALL_MARGIN) for server in self._register.living())
+        """Stop all servers at once and return when they have ended; only logs an `OrchestratorError`."""
+        stops = (self.stop(server.id, margin=_KILL_ALL_MARGIN) for server in self._registry.living())
         for result in await asyncio.gather(*stops, return_exceptions=True):
             if isinstance(result, OrchestratorError):
                 log.error("%s", result)
             elif isinstance(result, BaseException):
                 raise result
 
-    def bound_logs(self) -> None:
-        for server in self._register.living():
+    def rotate_logs(self) -> None:
+        """Move logs aside that are larger than `max_log_bytes`."""
+        for server in self._registry.living():
             path = self._records.log(server.id)
             try:
-                if server_log.bound(path, self._settings.max_log_bytes):
-                    log.info("the log of %s was over its size and has been moved to %s.1", server.id, path)
+                if server_log.rotate(path, self._settings.max_log_bytes):
+                    log.info("the log of %s was too large and has been moved to %s.1", server.id, path)
             except OSError as exc:
-                log.warning("the log of %s cannot be kept small: %s", server.id, exc)
+                log.warning("the log of %s cannot be moved aside: %s", server.id, exc)
 
     # Starting.
 
-    def _check_room(self) -> None:
-        if len(self._register.living()) >= self._settings.max_servers:
+    def _check_capacity(self) -> None:
+        if len(self._registry.living()) >= self._settings.max_servers:
             raise NoCapacity(
                 f"{self._settings.max_servers} servers run on host {self._settings.host!r}, no more are allowed "
                 "(TIPOFF_LAUNCHER_MAX_SERVERS)",
@@ -199,93 +208,111 @@ class Servers:
                 retry_after=5,
             )
 
-    async def _live(self, server: Server, spec: DeploySpec, game: Game) -> None:
+    async def _run(self, server: Server, spec: DeploySpec, game: Game) -> None:
         """One server from its start to its end."""
         try:
-            async with server.patience:
-                server.running = await self._starter.start(
-                    server, spec, game, functools.partial(self._slow, server)
-                )
+            async with server.start_timeout:
+                progress = functools.partial(self._slow_start, server)
+                server.running = await self._starter.start(server, spec, game, progress)
         except BaseException as exc:
-            await self._not_started(server, exc)
+            await self._start_failed(server, exc)
             if isinstance(exc, Exception):
                 return
             raise
-        self._register.save(server, state=RunState.RUNNING, reason="")
-        if not server.under_way.done():
-            server.under_way.set_result(None)
+        self._registry.save(server, state=RunState.RUNNING, reason="")
+        if not server.answer.done():
+            server.answer.set_result(None)
         log.info(
             "%s started: %s version %s, %s", server.id, game.name, game.version, server.running.native_id
         )
-        if server.record.stopping:  # a stop that came at the very moment
+        if server.record.stopping:  # a stop came in the moment the start completed
             server.running.terminate(self._settings.stop_grace)
-        await self._tell(server.record.deployment)
+        await self._publish(server.record.deployment)
         await self._watch(server, server.running)
 
-    async def _not_started(self, server: Server, exc: BaseException) -> None:
-        """Whoever still waits for the answer gets the error; those who have been told that it starts, the end."""
-        given_up = server.patience.expired()
-        error = why_not_started(exc) if not given_up else OrchestratorError("stopped before it started")
+    async def _start_failed(self, server: Server, exc: BaseException) -> None:
+        """A deploy that still waits gets the error. One that was answered with STARTING gets an event with the end."""
+        stopped = server.start_timeout.expired()
+        error = OrchestratorError("stopped before it started") if stopped else start_failure(exc)
         if isinstance(exc, OrchestratorError | OSError):
             log.warning("%s cannot be started: %s", server.id, error)
-        elif isinstance(exc, Exception):  # of this game alone: the other servers need their launcher
+        elif isinstance(exc, Exception):  # the launcher goes on for the other servers
             log.exception("%s cannot be started", server.id)
-        if server.under_way.done() and isinstance(exc, Exception):
-            self._register.end(server, str(error))
-            await self._tell(server.record.deployment)
+        if server.answer.done() and isinstance(exc, Exception):
+            self._registry.end(server, str(error))
+            await self._publish(server.record.deployment)
             return
-        self._register.forget(server)
-        if given_up:
-            self._register.remember_stopped(server.id)
+        self._registry.forget(server)
+        if stopped:
+            self._registry.remember_stopped(server.id)
         server.ended.set()
-        if not server.under_way.done():
-            server.under_way.set_exception(error)
-            server.under_way.exception()  # whoever asked may have gone
+        if not server.answer.done():
+            server.answer.set_exception(error)
+            server.answer.exception()  # the client may have disconnected
 
-    def _slow(self, server: Server, text: str) -> None:
-        """Its start takes long: whoever waits for it is told so, and what it is busy with."""
+    def _slow_start(self, server: Server, text: str) -> None:
+        """Answer `deploy` with STARTING, and publish what the start is doing."""
         if text == server.record.reason or server.running is not None:
             return
         server.change(reason=text)
-        if not server.under_way.done():
-            server.under_way.set_result(None)
-        self._tasks.start(self._announce(server), f"{server.id}/progress")
+        if not server.answer.done():
+            server.answer.set_result(None)
+        self._tasks.start(self._publish_state(server), f"{server.id}/progress")
 
     # Ending.
 
     async def _watch(self, server: Server, running: RunningServer) -> None:
-        self._ended(server, await running.ended())
-        await self._tell(server.record.deployment)
+        self._ended(server, await running.wait())
+        await self._publish(server.record.deployment)
 
-    def _ended(self, server: Server, how: Exit) -> None:
-        words = server_log.last_words(self._records.log(server.id), self._starter.secrets(server))
-        reason = describe(how, stopped=server.record.stopping, last_words=words)
-        self._register.end(server, reason)
+    def _ended(self, server: Server, status: ExitStatus) -> None:
+        lines = server_log.last_lines(self._records.log(server.id), self._starter.secrets(server))
+        reason = exit_reason(status, stopped=server.record.stopping, last_lines=lines)
+        self._registry.end(server, reason)
         log.info("%s ended: %s", server.id, reason)
 
     # What an earlier launcher has left, see recovery.py.
 
-    def take_over(self, record: Record, running: RunningServer) -> None:
-        """A server found running is ours again; a stop once asked for is carried through."""
-        server = self._known(msgspec.structs.replace(record, state=RunState.RUNNING))
+    def adopt(self, record: Record, running: RunningServer) -> None:
+        """Supervise a server found running; a stop that was requested before is completed."""
+        server = self._add_answered(msgspec.structs.replace(record, state=RunState.RUNNING))
         server.running = running
         self._tasks.start(self._watch(server, running), server.id)
         if record.stopping:
             running.terminate(self._settings.stop_grace)
 
-    def take_over_ended(self, record: Record) -> None:
-        """A server that has ended, before or while no launcher was there to see it."""
-        server = self._known(record)
+    def adopt_ended(self, record: Record) -> None:
+        """Know a server that has ended, perhaps while no launcher ran."""
+        server = self._add_answered(record)
         if record.state is RunState.STOPPED:
-            self._register.has_ended(server)
+            self._registry.has_ended(server)
         else:
-            self._ended(server, Exit(None))
-            self._tasks.start(self._announce(server), f"{server.id}/announce")
+            self._ended(server, ExitStatus(None))
+            self._tasks.start(self._publish_state(server), f"{server.id}/ended")
 
-    def _known(self, record: Record) -> Server:
-        server = self._register.add(record)
-        server.under_way.set_result(None)
+    def _add_answered(self, record: Record) -> Server:
+        server = self._registry.add(record)
+        server.answer.set_result(None)
         return server
 
-    async def _announce(self, server: Server) -> None:
-        await self._tell(server.record.deployment)
+    async def _publish_state(self, server: Server) -> None:
+        await self._publish(server.record.deployment)
+
+
+def exit_reason(status: ExitStatus, *, stopped: bool, last_lines: str) -> str:
+    """Why a server ended, for people. `stopped`: a stop was requested. `last_lines` of its log are quoted where they
+    may explain something."""
+    if stopped:
+        return "stopped, by force" if status.code == -signal.SIGKILL else "stopped"
+    if status.note:
+        text = status.note
+    elif status.code is None:
+        text = "ended (with which code is not known: an earlier launcher started it)"
+    elif status.code < 0:
+        try:
+            text = f"killed by signal {-status.code} ({signal.Signals(-status.code).name})"
+        except ValueError:
+            text = f"killed by signal {-status.code}"
+    else:
+        text = f"exited with code {status.code}"
+    return f"{text}; its last words: {last_lines}" if last_lines and status.code != 0 else text

@@ -17,7 +17,7 @@ from tests.faults.real_servers import active, echoes, real_world
 from tests.gameserver.gameserver_players import by_websocket, token_of
 from tests.matchmaker.matchmaker_world import ARENA, World, failed
 from tipoff_gameserver import GameServer
-from tipoff_launcher.run import run_launcher
+from tipoff_launcher.compose import run_launcher
 from tipoff_launcher.settings import Settings as LauncherSettings
 from tipoff_matchmaker.run import run_matchmaker
 from tipoff_shared.kv.bucket import LostRace

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tipoff.embedded_nats import EmbeddedNats, embedded_nats
-from tipoff_launcher.run import run_launcher
+from tipoff_launcher.compose import run_launcher
 from tipoff_launcher.service import Launcher
 from tipoff_launcher.settings import Settings
 from tipoff_orchestrator_client.base import Deployment, DeploySpec, OrchestratorUnavailable, RunState

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.matchmaker.matchmaker_world import KEY, World, failed
-from tipoff_launcher.run import run_launcher
+from tipoff_launcher.compose import run_launcher
 from tipoff_launcher.service import Launcher
 from tipoff_launcher.settings import Settings as LauncherSettings
 from tipoff_matchmaker.run import run_matchmaker

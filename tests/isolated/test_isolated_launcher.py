@@ -17,7 +17,7 @@ from tests.faults.echo_processes import echo_games, pid_of, quick_settings
 from tests.faults.real_servers import active, echoes
 from tests.isolated.isolated_support import IsolatedNats
 from tests.matchmaker.matchmaker_world import World
-from tipoff_launcher.run import run_launcher
+from tipoff_launcher.compose import run_launcher
 from tipoff_launcher.service import Launcher
 from tipoff_launcher.settings import Settings as LauncherSettings
 from tipoff_matchmaker.run import run_matchmaker

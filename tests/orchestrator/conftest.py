@@ -15,7 +15,7 @@ import pytest
 
 from tests.docker_engine import docker, remove_containers, require_engine
 from tests.polling import eventually
-from tipoff_launcher.run import run_launcher
+from tipoff_launcher.compose import run_launcher
 from tipoff_launcher.service import Launcher
 from tipoff_launcher.settings import Settings
 from tipoff_orchestrator_client.base import DeploySpec

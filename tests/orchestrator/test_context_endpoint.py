@@ -23,7 +23,7 @@ from tests.orchestrator.launcher_world import Eventually, Spec
 from tipoff_launcher.edgegap_compat.arbitrium import Arbitrium, Place, ServerTokens, synthetic_ip
 from tipoff_launcher.edgegap_compat.bevygap import for_bevygap
 from tipoff_launcher.edgegap_compat.context_endpoint import ContextEndpoint, bind, serve_contexts
-from tipoff_launcher.edgegap_compat.place import find_place, where_to_listen
+from tipoff_launcher.edgegap_compat.host_info import find_place, where_to_listen
 from tipoff_launcher.edgegap_compat.small_http import Answer, Request, SmallHttp
 from tipoff_launcher.service import Launcher
 from tipoff_launcher.settings import Settings

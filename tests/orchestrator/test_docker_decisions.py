@@ -13,12 +13,12 @@ import msgspec
 import pytest
 
 from tipoff_launcher.backends.docker.backend import DockerBackend
-from tipoff_launcher.backends.docker.container import configuration, container_name, labels, marks, record_of
-from tipoff_launcher.backends.docker.credentials import credentials
+from tipoff_launcher.backends.docker.container_config import configuration, container_name, labels, marks, record_of
+from tipoff_launcher.backends.docker.images import credentials
 from tipoff_launcher.backends.docker.engine import ContainerState, Refused, open_engine
 from tipoff_launcher.backends.docker.images import is_allowed
-from tipoff_launcher.backends.docker.inside import inside
-from tipoff_launcher.backends.docker.progress import PullProgress
+from tipoff_launcher.backends.docker.container_config import inside
+from tipoff_launcher.backends.docker.images import PullProgress
 from tipoff_launcher.backends.docker.server import DockerServer
 from tipoff_launcher.backends.docker.watch import Watch
 from tipoff_launcher.records import Record, Records

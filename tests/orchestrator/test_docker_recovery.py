@@ -23,7 +23,7 @@ from tests.orchestrator.launcher_world import (
     state_of,
 )
 from tests.orchestrator.own_engine import Link, SlowRegistry, link_to, own_engine
-from tipoff_launcher.backends.docker import container
+from tipoff_launcher.backends.docker import container_config
 from tipoff_launcher.records import Records
 from tipoff_orchestrator_client.base import (
     Deployment,

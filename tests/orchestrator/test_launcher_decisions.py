@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from tipoff_launcher.backends.exit_reason import describe
+from tipoff_launcher.supervisor import describe
 from tipoff_launcher.backends.interface import Exit, PortWish, StartOrder, Surroundings
-from tipoff_launcher.backends.process import gate
+from tipoff_launcher.backends.process import exec_gate
 from tipoff_launcher.backends.process.backend import ProcessBackend
 from tipoff_launcher.backends.process.identity import Identity, identify, identify_by_ps, lives
 from tipoff_launcher.backends.server_log import bound, last_words
-from tipoff_launcher.child_environment import PASSED_ON, child_environment
-from tipoff_launcher.ports import PortPicker
+from tipoff_launcher.environment import PASSED_ON, child_environment
+from tipoff_launcher.backends.ports import PortPicker
 from tipoff_launcher.records import Record
 from tipoff_launcher.recovery import Verdict, judge
 from tipoff_launcher.settings import Settings

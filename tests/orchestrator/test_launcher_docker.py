@@ -16,7 +16,7 @@ import pytest
 
 from tests.docker_engine import docker
 from tests.orchestrator.launcher_world import Eventually, MakeGame, RunningContainers, Spec
-from tipoff_launcher.backends.docker import container
+from tipoff_launcher.backends.docker import container_config
 from tipoff_launcher.backends.docker.backend import DockerBackend
 from tipoff_launcher.backends.docker.engine import Engine
 from tipoff_orchestrator_client.base import (

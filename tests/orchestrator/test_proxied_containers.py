@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tipoff_launcher.backends.docker.container import configuration
+from tipoff_launcher.backends.docker.container_config import configuration
 from tipoff_launcher.records import Record
 from tipoff_orchestrator_client.base import Port, RunState
 from tipoff_shared.games import DockerSpec

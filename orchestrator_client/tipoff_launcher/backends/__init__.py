@@ -1,1 +1,1 @@
-"""What runs game servers on this host."""
+"""Back ends: how game servers run on this host (processes, or Docker containers)."""

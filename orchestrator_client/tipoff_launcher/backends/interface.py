@@ -1,7 +1,7 @@
-"""What can run servers on this host, seen from the launcher: one interface for processes (and containers).
+"""The interface of a back end: it starts, finds and stops the game servers of this host.
 
-A back end starts, finds and ends; whether a server may exist, and what is written down about it, is decided in
-`servers.py`.
+The supervisor decides whether a server may exist and what is recorded about it (supervisor.py, recovery.py); a back
+end carries that out, as processes (process/) or as containers (docker/).
 """
 
 from __future__ import annotations
@@ -15,29 +15,35 @@ from tipoff_launcher.records import Record
 from tipoff_orchestrator_client.base import NoCapacity, Port
 from tipoff_shared.games import Game
 
+DEPLOYMENT_ID = "TIPOFF_DEPLOYMENT_ID"
+"""The environment variable that names a server's deployment; processes of a dead server are found by it."""
+
 
 @dataclass(frozen=True, slots=True)
-class PortWish:
-    """A port that a server needs. `internal` 0: where it listens is to be the very port that players dial."""
+class PortSpec:
+    """A port that a server needs. `internal` 0: the server listens on the port that players dial."""
 
     protocol: str
     internal: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What a server of one game finds where this back end starts it. `own` are the variables that games.toml gives
-    it, `passed_on` the names of those it gets from the launcher's own environment, `bind_host` is where it listens."""
+class BackendEnvironment:
+    """What a back end contributes to the environment of a game's servers.
 
-    own: Mapping[str, str]
-    passed_on: tuple[str, ...]
+    `variables` come from games.toml, `inherited` names the launcher's own variables that are passed on, and
+    `bind_host` is the address that servers listen on.
+    """
+
+    variables: Mapping[str, str]
+    inherited: tuple[str, ...]
     bind_host: str
 
 
 @dataclass(frozen=True, slots=True)
-class StartOrder:
-    """One server to start. `environment` holds secrets and has no repr; files it names are this host's. `log` is
-    where its output goes. `progress(text)` tells people what a start that takes long is busy with."""
+class StartRequest:
+    """One server to start. `environment` holds secrets and has no repr; the files it names are this host's. The
+    server's output goes to `log`. `progress(text)` tells waiting players what a slow start is doing."""
 
     record: Record
     game: Game
@@ -51,78 +57,88 @@ class StartOrder:
 
 
 class PortInUse(NoCapacity):
-    """Somebody else has one of the server's ports, which only the attempt could show: another one may be free."""
+    """Another program has one of the server's ports, which only the attempt showed; another port may be free."""
 
 
 @dataclass(frozen=True, slots=True)
-class Exit:
-    """How a server ended. `code` as of `subprocess`: negative is a signal, None is not known. `note`: what its back
-    end knows of why."""
+class ExitStatus:
+    """How a server ended. `code` as in `subprocess`: negative is a signal, None is unknown. `note`: the reason, where
+    the back end knows it."""
 
     code: int | None
     note: str = ""
 
 
 class RunningServer(Protocol):
-    """One server that runs, started by this launcher or by an earlier one."""
+    """A running server, started by this launcher or by an earlier one."""
 
     @property
-    def native_id(self) -> str: ...
+    def native_id(self) -> str:
+        """The back end's name for it; `Backend.find` finds the server again by this."""
+        ...
 
-    async def ended(self) -> Exit:
-        """Returns when the server has ended and nothing of it is left (what outlives it is killed). Carries out
-        `terminate`, so somebody must await it all the time. Cancelling leaves the server as it is."""
+    async def wait(self) -> ExitStatus:
+        """Return when the server has ended and its remaining child processes are killed. Carries out `terminate`, so
+        one task must await it at all times. Cancelling leaves the server as it is."""
         ...
 
     def terminate(self, grace: float) -> None:
-        """Ask it to end; `grace` seconds later it and all it has started is killed. Asking again changes
-        nothing."""
+        """Ask the server to end; after `grace` seconds it is killed with all it has started. Repeating the call
+        changes nothing."""
         ...
 
     async def kill(self) -> None:
-        """End the server's own process at once, as a crash would. Raises `OrchestratorError`."""
+        """Kill the server's own process at once, as a crash would. Raises `OrchestratorError`."""
         ...
 
 
 class Backend(Protocol):
-    @property
-    def name(self) -> str: ...
+    """Runs game servers on this host. Every error it raises is an `OrchestratorError`, or `OSError` where noted."""
 
-    def check(self, game: Game) -> None:
-        """Raises `NotConfigured` when this game cannot be started here, with what to do about it."""
+    @property
+    def name(self) -> str:
+        """`process` or `docker`, as in the records and in TIPOFF_LAUNCHER_BACKEND."""
         ...
 
-    def ports(self, game: Game) -> Mapping[str, PortWish]:
-        """Host ports that a server of the game needs, by name; `check` has passed."""
+    def check(self, game: Game) -> None:
+        """Raises `NotConfigured` when this game cannot be started here; the message says what to do."""
+        ...
+
+    def ports(self, game: Game) -> Mapping[str, PortSpec]:
+        """The host ports that a server of the game needs, by name. Call it after `check`."""
         ...
 
     def port_is_free(self, port: int, protocol: str) -> bool:
-        """Whether nobody on this host has it, as far as one can tell without trying."""
+        """Whether no program on this host uses the port, as far as can be told without starting the server."""
         ...
 
-    def surroundings(self, game: Game) -> Surroundings: ...
-
-    async def start(self, order: StartOrder, write_down: Callable[[str], None]) -> RunningServer:
-        """Start it. `write_down(native_id)` is called before the first line of the server runs; if it raises, or
-        we die in it, nothing runs. Raises `PortInUse`, other `OrchestratorError`s or `OSError`; nothing runs then.
-        Nothing runs after a cancellation either."""
+    def environment(self, game: Game) -> BackendEnvironment:
+        """This back end's part of the environment of the game's servers."""
         ...
 
-    def proxy(self, deployment_id: str, ports: Mapping[str, Port]) -> str:
-        """Where a reverse proxy beside this launcher reaches the server's WebSocket listener: `host:port`, or `host`
-        where `ports` does not tell and the server announces it. Never anything that a server says."""
+    async def start(self, request: StartRequest, save_native_id: Callable[[str], None]) -> RunningServer:
+        """Start a server. `save_native_id` is called before the first line of the server runs.
+
+        When `save_native_id` raises, when the launcher dies in it, or when this call is cancelled or fails, no server
+        is left running. Raises `PortInUse`, another `OrchestratorError`, or `OSError`.
+        """
+        ...
+
+    def proxy_address(self, deployment_id: str, ports: Mapping[str, Port]) -> str:
+        """Where a reverse proxy beside this launcher reaches the server's WebSocket listener: `host:port`, or only
+        `host` where the server picks the port and announces it. It never contains anything that a server says."""
         ...
 
     async def find(self, native_id: str, deployment_id: str) -> RunningServer | None:
-        """The server that an earlier launcher wrote down, if that very one still runs (or can still say how it
-        ended). Raises `OrchestratorError` where that cannot be known now."""
+        """The recorded server, if that very server still runs or its exit status is still available. Raises
+        `OrchestratorError` when this cannot be determined now."""
         ...
 
     async def clean_up(self, native_id: str, deployment_id: str) -> None:
-        """End whatever a dead server has left running."""
+        """Stop what a dead server has left running."""
         ...
 
-    async def unrecorded(self, known: Collection[str]) -> list[Record]:
-        """Servers that run here, carry this launcher's mark and are not among the `known` deployment ids, as the
-        records that were lost. What never ran is removed. Raises `OrchestratorError`."""
+    async def find_unrecorded(self, known: Collection[str]) -> list[Record]:
+        """The lost records of servers that run here, carry this launcher's labels and are not among the `known`
+        deployment ids. Removes servers that never ran. Raises `OrchestratorError`."""
         ...

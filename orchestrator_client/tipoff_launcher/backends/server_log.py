@@ -1,6 +1,6 @@
-"""What a server says: kept in a file that cannot fill the disk, quoted when the server dies.
+"""Keeps a server's log small, and quotes its last lines when the server dies.
 
-The server itself appends to the file, so it goes on writing when the launcher is gone (a pipe would kill it).
+The server itself appends to the file, so it keeps writing when the launcher is gone (a pipe would kill it).
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ from pathlib import Path
 _QUOTED_LINES = 5
 _QUOTED_CHARACTERS = 600
 _TAIL = 8192
+"""Bytes at the end of the log that are searched for the last lines."""
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def open_log(path: Path) -> int:
-    """A descriptor that always appends, also after `bound` has emptied the file."""
+    """A file descriptor that always appends, also after `rotate` has emptied the file."""
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
 
-def bound(path: Path, max_bytes: int) -> bool:
-    """Move the log to `.1` when it is over `max_bytes`; whether it was. A line written meanwhile may be lost."""
+def rotate(path: Path, max_bytes: int) -> bool:
+    """Move the log to `.1` when it is larger than `max_bytes`, and return whether it was. A line written meanwhile
+    may be lost. Raises `OSError`."""
     try:
         if path.stat().st_size <= max_bytes:
             return False
@@ -30,14 +32,14 @@ def bound(path: Path, max_bytes: int) -> bool:
         return False
     old = path.with_name(path.name + ".1")
     with path.open("rb") as source, old.open("wb") as target:
-        source.seek(-max_bytes, os.SEEK_END)  # a server that writes faster than we look keeps its newest
-        target.write(source.read(max_bytes))  # not to the end: that may run away from us
+        source.seek(-max_bytes, os.SEEK_END)  # of a server that writes faster than this, the newest part is kept
+        target.write(source.read(max_bytes))  # not to the end of the file, which may grow without limit
     os.truncate(path, 0)
     return True
 
 
-def last_words(path: Path, secrets: Iterable[str] = ()) -> str:
-    """The last few lines, as one line for people, with every one of `secrets` struck out; "" when there are none."""
+def last_lines(path: Path, secrets: Iterable[str] = ()) -> str:
+    """The last few lines, joined into one for people, with each of `secrets` replaced by `***`; "" without a log."""
     try:
         with path.open("rb") as file:
             file.seek(0, os.SEEK_END)
@@ -53,5 +55,5 @@ def last_words(path: Path, secrets: Iterable[str] = ()) -> str:
         if secret:
             text = re.sub(re.escape(secret), "***", text, flags=re.IGNORECASE)
     lines = [line for raw in text.splitlines() if (line := _CONTROL.sub("", raw).strip())]
-    said = " | ".join(lines[-_QUOTED_LINES:])
-    return said if len(said) <= _QUOTED_CHARACTERS else "..." + said[-_QUOTED_CHARACTERS:]
+    quoted = " | ".join(lines[-_QUOTED_LINES:])
+    return quoted if len(quoted) <= _QUOTED_CHARACTERS else "..." + quoted[-_QUOTED_CHARACTERS:]

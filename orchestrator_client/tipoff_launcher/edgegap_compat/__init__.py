@@ -1,1 +1,1 @@
-"""What Edgegap tells its servers, told here to servers of this host."""
+"""Gives servers made for Edgegap, bevygap's among them, what Edgegap would give them."""

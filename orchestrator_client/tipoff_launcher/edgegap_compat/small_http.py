@@ -1,8 +1,8 @@
-"""HTTP/1.1 for few and small requests: one for each connection, with a deadline for all of it.
+"""Serves HTTP/1.1 for few and small requests: one per connection, within a deadline.
 
-h11 parses and writes; here are the sockets and the bounds. Whatever arrives, a connection is closed within the
-deadline, holds at most a few KiB, and there are only so many, of one peer fewer still: a container that holds all it
-can get keeps no other from asking.
+h11 parses and formats; this module owns the sockets and the limits. Whatever arrives, a connection is closed within
+the deadline and holds at most a few KiB. The number of connections is limited, in total and per peer, so that one
+container that opens many keeps no other from asking.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ log = logging.getLogger(__name__)
 _MAX_HEAD = 8 * 1024
 _MAX_BODY = 4 * 1024
 _READ = 4 * 1024
-_GOODBYE = 1.0
+_LINGER = 1.0
+"""Seconds to read what a client still sends after its answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """`path` without its query. `authorization` is that header's value, a secret: it has no repr."""
+    """One request. `path` is without its query; `authorization` is that header's value, a secret without a repr."""
 
     method: str
     path: str
@@ -41,16 +42,18 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
+    """One answer, in JSON."""
+
     status: int
     body: bytes
     headers: tuple[tuple[str, str], ...] = ()
 
 
 class SmallHttp:
-    """Listens on `sock` from `open` to `close`. `answer` never sees a body: those that come are read and dropped.
+    """A server from `open` to `close`. `answer` gets no request body: bodies are read and dropped.
 
-    `deadline`: seconds for a whole conversation, from the connection to the last byte of the answer. `max_of_one`: of
-    one address, but loopback, which all processes of this host share.
+    `deadline`: seconds from the connection to the last byte of the answer. `max_per_peer`: connections of one address,
+    except loopback, which all processes of this host share.
     """
 
     def __init__(
@@ -59,21 +62,22 @@ class SmallHttp:
         *,
         deadline: float = 5.0,
         max_connections: int = 128,
-        max_of_one: int = 16,
+        max_per_peer: int = 16,
     ) -> None:
         self._answer = answer
         self._deadline = deadline
         self._max_connections = max_connections
-        self._max_of_one = max_of_one
+        self._max_per_peer = max_per_peer
         self._open: Counter[str] = Counter()
         self._tasks = Tasks("http")
         self._server: asyncio.Server | None = None
 
     async def open(self, sock: socket.socket) -> None:
+        """Listen on a bound socket."""
         self._server = await asyncio.start_server(self._connected, sock=sock, limit=_MAX_HEAD)
 
     async def close(self) -> None:
-        """No more connections; those there are end now."""
+        """Stop listening and close all connections at once. Idempotent."""
         if self._server is not None:
             self._server.close()
         await self._tasks.close()
@@ -81,7 +85,7 @@ class SmallHttp:
     def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer = str((writer.get_extra_info("peername") or ("",))[0])
         if self._open.total() >= self._max_connections or (
-            self._open[peer] >= self._max_of_one and not peer.startswith("127.")
+            self._open[peer] >= self._max_per_peer and not peer.startswith("127.")
         ):
             writer.transport.abort()
             return
@@ -107,7 +111,7 @@ class SmallHttp:
                     await _rest(connection, reader)
                     answer = await self._answer(request)
                 except h11.RemoteProtocolError as exc:
-                    answer = _plain(exc.error_status_hint, "this is no request that can be read")
+                    answer = _plain(exc.error_status_hint, "the request cannot be read")
                 except EOFError:
                     return
                 except OSError:
@@ -119,13 +123,13 @@ class SmallHttp:
                 writer.write(_encode(connection, answer, without_body=without_body))
                 writer.write_eof()
                 await writer.drain()
-                # Whoever goes on sending would lose our answer to the reset that a plain close is.
+                # Closing while the client still sends would reset the connection, and the answer would be lost.
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_GOODBYE):
+                    async with asyncio.timeout(_LINGER):
                         for _ in range(_MAX_BODY // _READ + 1):
                             if not await reader.read(_READ):
                                 break
-        except (OSError, TimeoutError):  # it went, or took too long
+        except (OSError, TimeoutError):  # the client disconnected, or took too long
             pass
 
 
@@ -143,9 +147,9 @@ async def _head(connection: h11.Connection, reader: asyncio.StreamReader) -> Req
 
 
 async def _rest(connection: h11.Connection, reader: asyncio.StreamReader) -> None:
-    """Its body, read to the end and dropped. Raises as `_head`."""
+    """Read the body to its end and drop it. Raises as `_head`."""
     if connection.they_are_waiting_for_100_continue:
-        raise h11.RemoteProtocolError("no body is wanted", error_status_hint=417)
+        raise h11.RemoteProtocolError("no body is expected", error_status_hint=417)
     body = 0
     while not isinstance(event := await _next(connection, reader), h11.EndOfMessage):
         if not isinstance(event, h11.Data):

@@ -1,1 +1,1 @@
-"""The back end `docker`: a server is a container."""
+"""The back end `docker`: each server is a container."""

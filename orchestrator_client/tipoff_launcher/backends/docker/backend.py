@@ -1,42 +1,97 @@
-"""The back end `docker`: a server is a container, named by its id.
+"""Runs each server as a container named after its deployment.
 
-A start: image, container (made, but not running), its files, written down, started. Whatever goes wrong on the way
-leaves no container; what a crash leaves, the next launcher or the watch finds by its labels.
+A start fetches the image, creates the container, puts its files in, records it and starts it. A start that fails
+leaves no container; what a crash leaves is found by its labels, by the next launcher or by ContainerWatch.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 
-from tipoff_launcher.backends.docker import container
+from tipoff_launcher.backends.docker import container_config
 from tipoff_launcher.backends.docker.containers import Containers
-from tipoff_launcher.backends.docker.engine import Engine, Refused
+from tipoff_launcher.backends.docker.engine import Engine, EngineError, open_engine, start_error
 from tipoff_launcher.backends.docker.images import Images, is_allowed
-from tipoff_launcher.backends.docker.inside import DIRECTORY, inside
-from tipoff_launcher.backends.docker.refusals import why_not
-from tipoff_launcher.backends.docker.server import DockerServer
-from tipoff_launcher.backends.docker.watch import Watch
-from tipoff_launcher.backends.interface import PortWish, StartOrder, Surroundings
-from tipoff_launcher.ports import port_is_free
+from tipoff_launcher.backends.docker.server import DockerServer, KnownContainers
+from tipoff_launcher.backends.docker.watch import ContainerWatch
+from tipoff_launcher.backends.interface import BackendEnvironment, PortSpec, StartRequest
+from tipoff_launcher.backends.ports import port_is_free
 from tipoff_launcher.records import Record, Records
 from tipoff_launcher.settings import Settings
-from tipoff_orchestrator_client.base import NotConfigured, Port
-from tipoff_shared.games import DockerSpec, Game
+from tipoff_orchestrator_client.base import NotConfigured, OrchestratorError, Port
+from tipoff_shared.errors import ConfigError, Unavailable
+from tipoff_shared.games import DockerSpec, Game, Games
 from tipoff_shared.primitives.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
-_PASSED_ON = ("TZ", "TIPOFF_LOG", "TIPOFF_LOG_LEVEL")
-_AT_ONCE = 8
-_OWN_SDK = {"udp": PortWish("udp"), "websocket": PortWish("tcp")}
-_WITHOUT_NAMES = {"", "bridge", "host", "none"}
+_INHERITED = ("TZ", "TIPOFF_LOG", "TIPOFF_LOG_LEVEL")
+_STARTS_AT_ONCE = 8
+_SDK_PORTS = {"udp": PortSpec("udp"), "websocket": PortSpec("tcp")}
+"""The ports of a game that names none: those of the game server SDK."""
+_NETWORKS_WITHOUT_NAMES = {"", "bridge", "host", "none"}
+"""The engine's networks in which containers cannot reach each other by name."""
+
+
+@asynccontextmanager
+async def docker_backend(
+    settings: Settings,
+    games: Games,
+    namespace: str,
+    records: Records,
+    *,
+    on_failure: Callable[[BaseException], None] | None = None,
+) -> AsyncIterator[DockerBackend]:
+    """The back end for the time of the block; leaving it stops no server. `on_failure` is called when one of its
+    background tasks fails.
+
+    Waits for the engine. Raises `Unavailable` when it does not answer, `ConfigError` when it lacks what the settings
+    name.
+    """
+    async with open_engine(settings.docker_host) as engine, Tasks("docker", on_failure) as tasks:
+        await _wait_for(engine, settings.docker_wait)
+        network = settings.docker_network
+        if network and not await engine.has_network(network):
+            raise ConfigError(
+                f"TIPOFF_LAUNCHER_DOCKER_NETWORK={network}: the engine has no such network; "
+                f"`docker network create {network}` makes it"
+            )
+        owner_labels = container_config.owner_labels(namespace, settings.host, settings.docker_owned_by)
+        known = KnownContainers()
+        images = Images(engine, tasks, settings)
+        containers = Containers(engine, tasks, owner_labels)
+        tasks.start(ContainerWatch(engine, owner_labels, known).run(), "watch")
+        if settings.docker_pull_at_start and settings.docker_pull != "never":
+            named = [
+                game.docker.image for game in games.all() if game.orchestrator == "launcher" and game.docker
+            ]
+            allowed = [image for image in named if is_allowed(image, settings.docker_images)]
+            tasks.start(images.prefetch(dict.fromkeys(allowed)), "images")
+        yield DockerBackend(engine, images, containers, known, settings, namespace, owner_labels, records)
+
+
+async def _wait_for(engine: Engine, patience: float) -> None:
+    loop = asyncio.get_running_loop()
+    until = loop.time() + patience
+    while True:
+        try:
+            log.info("Docker engine %s at %s", await engine.version(), engine.host)
+            return
+        except OrchestratorError as exc:
+            if loop.time() >= until:
+                raise Unavailable(
+                    f"{exc}; is it running, and may this user open it? TIPOFF_LAUNCHER_DOCKER_HOST says where it is"
+                ) from exc
+            log.warning("%s; waiting for it", exc)
+        await asyncio.sleep(min(1.0, max(0.0, until - loop.time())))
 
 
 class DockerBackend:
-    """Use `docker_backend` (open.py)."""
+    """The `Backend` for containers; use `docker_backend`."""
 
     name = "docker"
 
@@ -44,23 +99,22 @@ class DockerBackend:
         self,
         engine: Engine,
         images: Images,
-        tasks: Tasks,
+        containers: Containers,
+        known: KnownContainers,
         settings: Settings,
         namespace: str,
+        owner_labels: Mapping[str, str],
         records: Records,
     ) -> None:
         self._engine = engine
         self._images = images
+        self._containers = containers
+        self._known = known
         self._settings = settings
         self._namespace = namespace
+        self._owner_labels = owner_labels
         self._records = records
-        self._marks = container.marks(namespace, settings.host, settings.docker_owned_by)
-        self._containers = Containers(engine, tasks, self._marks)
-        self._servers: dict[str, DockerServer] = {}
-        self._busy: set[str] = set()
-        self._room = asyncio.Semaphore(_AT_ONCE)
-        self._recovered = False
-        self.watch = Watch(engine, self._marks, lambda: self._servers, self._is_nobodys)
+        self._starts = asyncio.Semaphore(_STARTS_AT_ONCE)
 
     # What a game needs.
 
@@ -79,120 +133,114 @@ class DockerBackend:
                 raise NotConfigured(
                     f"{where}: {name} = {wanted:g} is more than TIPOFF_LAUNCHER_DOCKER_MAX_{name.upper()} = {most:g}"
                 )
-        if self._on_host and any(port.internal for port in spec.ports.values()):
-            raise NotConfigured(f"{where}: ports with `internal` cannot be had on the network `host`")
+        if self._on_host_network and any(port.internal for port in spec.ports.values()):
+            raise NotConfigured(f"{where}: ports with `internal` cannot be used on the network `host`")
 
-    def ports(self, game: Game) -> Mapping[str, PortWish]:
+    def ports(self, game: Game) -> Mapping[str, PortSpec]:
         wanted = _spec(game).ports
-        return {name: PortWish(port.protocol, port.internal) for name, port in wanted.items()} or _OWN_SDK
+        return {name: PortSpec(port.protocol, port.internal) for name, port in wanted.items()} or _SDK_PORTS
 
     def port_is_free(self, port: int, protocol: str) -> bool:
-        """As far as it shows from here: where the launcher is a container itself, only the engine knows."""
-        return port_is_free(self._settings.listen_on, elsewhere=True)(port, protocol)
+        # Where the launcher itself is a container, only the engine can tell.
+        return port_is_free(self._settings.listen_on, ignore_foreign=True)(port, protocol)
 
-    def surroundings(self, game: Game) -> Surroundings:
-        everywhere = "0.0.0.0"  # noqa: S104  # of the container, which has an address of its own
-        return Surroundings(
-            _spec(game).env, _PASSED_ON, self._settings.listen_on if self._on_host else everywhere
+    def environment(self, game: Game) -> BackendEnvironment:
+        every_interface = "0.0.0.0"  # noqa: S104  # of the container, which has an address of its own
+        return BackendEnvironment(
+            _spec(game).env,
+            _INHERITED,
+            self._settings.listen_on if self._on_host_network else every_interface,
         )
 
-    def proxy(self, deployment_id: str, ports: Mapping[str, Port]) -> str:
+    def proxy_address(self, deployment_id: str, ports: Mapping[str, Port]) -> str:
         port = ports.get("websocket")
         if port is None:
             return ""
-        if self._settings.docker_network in _WITHOUT_NAMES:  # those have no names: by the published port
+        if self._settings.docker_network in _NETWORKS_WITHOUT_NAMES:  # only the published port can be reached
             return f"{self._settings.reached_by_proxy}:{port.external}"
-        return f"{container.container_name(self._namespace, deployment_id)}:{port.internal}"
-
-    def _is_nobodys(self, container_id: str) -> bool:
-        return self._recovered and container_id not in self._servers and container_id not in self._busy
+        return f"{container_config.container_name(self._namespace, deployment_id)}:{port.internal}"
 
     @property
-    def _on_host(self) -> bool:
+    def _on_host_network(self) -> bool:
         return self._settings.docker_network == "host"
 
     # Starting.
 
-    async def start(self, order: StartOrder, write_down: Callable[[str], None]) -> DockerServer:
-        spec = _spec(order.game)
-        await self._images.have(spec.image, order.progress)
-        bevygap = order.game.bevygap  # reads no secret from a file, and knows one NATS server
+    async def start(self, request: StartRequest, save_native_id: Callable[[str], None]) -> DockerServer:
+        spec = _spec(request.game)
+        await self._images.ensure(spec.image, request.progress)
+        bevygap = request.game.bevygap  # its plugin reads no secret from a file and accepts one NATS server
         nats_host = self._settings.docker_nats_host
-        variables, files = inside(
-            dict(order.environment),
+        variables, files = container_config.container_environment(
+            dict(request.environment),
             own=spec.env,
             secrets="environment" if bevygap else spec.secrets,
             nats_host=nats_host.split(",")[0] if bevygap else nats_host,
             read=lambda path: Path(path).read_bytes(),
         )
-        config = container.configuration(
+        config = container_config.configuration(
             spec,
-            order.record,
+            request.record,
             variables,
-            marks=self._marks,
+            owner_labels=self._owner_labels,
             network=self._settings.docker_network,
             publish_on=self._settings.listen_on,
             init=self._settings.docker_init,
             max_log_bytes=self._settings.max_log_bytes,
             files=bool(files),
         )
-        name = container.container_name(self._namespace, order.deployment_id)
-        async with self._room:
-            container_id = await self._containers.make(name, order.deployment_id, spec, config)
-            self._busy.add(container_id)
-            try:
-                if files:
-                    await self._engine.put_files(container_id, DIRECTORY, files)
-                write_down(container_id)
-                await self._engine.start(container_id)
-                return self._known(container_id, order.log)
-            except BaseException as exc:
-                await self._containers.remove(container_id)
-                if isinstance(exc, Refused):
-                    raise why_not(exc, spec) from exc
-                raise
-            finally:
-                self._busy.discard(container_id)
+        name = container_config.container_name(self._namespace, request.deployment_id)
+        async with self._starts:
+            container_id = await self._containers.create(name, request.deployment_id, spec.image, config)
+            with self._known.creating(container_id):
+                try:
+                    if files:
+                        await self._engine.put_files(container_id, container_config.FILES_DIRECTORY, files)
+                    save_native_id(container_id)
+                    await self._engine.start(container_id)
+                    return self._add(container_id, request.log)
+                except BaseException as exc:
+                    await self._containers.remove(container_id)
+                    if isinstance(exc, EngineError):
+                        raise start_error(exc, spec.image) from exc
+                    raise
 
-    def _known(self, container_id: str, log_file: Path) -> DockerServer:
-        server = self._servers[container_id] = DockerServer(
-            self._engine,
-            container_id,
-            log_file,
-            self._settings.max_log_bytes,
-            forget=lambda: self._servers.pop(container_id, None),
+    def _add(self, container_id: str, log_file: Path) -> DockerServer:
+        server = DockerServer(
+            self._engine, container_id, log_file, self._settings.max_log_bytes, self._known
         )
+        self._known.add(server)
         return server
 
     # What an earlier launcher has left.
 
     async def find(self, native_id: str, deployment_id: str) -> DockerServer | None:
-        found = await self._engine.look(native_id)
+        found = await self._engine.inspect(native_id)
         if (
             found is None
-            or container.deployment_of(found.labels) != deployment_id
+            or container_config.deployment_of(found.labels) != deployment_id
             or found.status == "created"
         ):
             return None
-        return self._known(found.id, self._records.log(deployment_id))
+        return self._add(found.id, self._records.log(deployment_id))
 
     async def clean_up(self, native_id: str, deployment_id: str) -> None:
-        found = await self._engine.look(native_id)
-        if found is not None and container.deployment_of(found.labels) == deployment_id:
+        found = await self._engine.inspect(native_id)
+        if found is not None and container_config.deployment_of(found.labels) == deployment_id:
             await self._containers.remove_dead(found.id)
 
-    async def unrecorded(self, known: Collection[str]) -> list[Record]:
+    async def find_unrecorded(self, known: Collection[str]) -> list[Record]:
         records: list[Record] = []
-        for container_id, state in (await self._engine.list(self._marks)).items():
-            if container.deployment_of(state.labels) in known:
+        for container_id, state in (await self._engine.list(self._owner_labels)).items():
+            if container_config.deployment_of(state.labels) in known:
                 continue
-            record = container.record_of(container_id, state.labels) if state.running else None
+            record = container_config.record_of(container_id, state.labels) if state.running else None
             if record is not None:
                 records.append(record)
             else:
-                log.info("container %s is %s and nobody's; it is removed", container_id[:12], state.status)
+                log.info("container %s is %s and has no record: removing it", container_id[:12], state.status)
                 await self._containers.remove_dead(container_id)
-        self._recovered = True
+        self._known.recovered = True
         return records
 
 

@@ -1,10 +1,12 @@
-"""The Docker engine, as far as a launcher needs it: a thin layer over aiodocker that speaks our errors.
+"""Talks to the Docker engine: a thin layer over aiodocker, whose exceptions become two of ours.
 
-    EngineUnavailable   nobody answers, or not in time; retryable
-    Refused             the engine says no: `status` is HTTP's (404 no such, 409 in conflict, 500 it failed)
+    OrchestratorUnavailable
+    └── EngineUnavailable   the engine does not answer, or not in time; retryable
+    OrchestratorError
+    └── EngineError         the engine refuses: `status` is HTTP's (404 not found, 409 conflict, 500 failed)
 
-Every call but the streams has a deadline. Cancelling any of them is safe; what the engine has been told it may do
-all the same.
+Every call except the streams (`pull`, `logs`, `end_events`) has a deadline. Cancelling a call is safe, but the engine
+may still carry it out.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from typing import Any
 import aiodocker
 import aiohttp
 
-from tipoff_orchestrator_client.base import OrchestratorError, OrchestratorUnavailable
+from tipoff_launcher.backends.interface import PortInUse
+from tipoff_orchestrator_client.base import NotConfigured, OrchestratorError, OrchestratorUnavailable
 from tipoff_shared.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -32,29 +35,52 @@ DEFAULT_HOST = "unix:///var/run/docker.sock"
 
 _CONNECT = 5.0
 _CALL = 60.0
-"""Seconds: a busy engine takes ten for a start."""
+"""Seconds for a call that creates, starts or removes; a busy engine takes ten for a start."""
 _SHORT = 15.0
-_NOBODY = 900
-"""aiodocker's own "status" for an engine that cannot be reached."""
-_OWNER = 64198
-"""Whom the files we put into a container belong to: nobody, so that no server can change them."""
+"""Seconds for other calls."""
+_UNREACHABLE = 900
+"""aiodocker's "status" for an engine that cannot be reached (aiodocker 0.27)."""
+_FILE_OWNER = 64198
+"""The uid of the files in `FILES_DIRECTORY`: no user of an image, so that no server can change them."""
+
+_PORT_TAKEN = ("port is already allocated", "address already in use", "ports are not available")
+_CANNOT_RUN = (
+    "executable file not found",
+    "no such file or directory",
+    "permission denied",
+    "exec format error",
+)
 
 
 class EngineUnavailable(OrchestratorUnavailable):
-    """No answer from the engine."""
+    """The engine does not answer, or its answer cannot be read."""
 
 
-class Refused(OrchestratorError):
-    """The engine's own words are in the message."""
+class EngineError(OrchestratorError):
+    """The engine refuses; its words are in the message, and `status` is the HTTP status."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message, retryable=status >= 500)
         self.status = status
 
 
+def start_error(exc: EngineError, image: str) -> OrchestratorError:
+    """What `exc` means for the creation or start of a container of `image`."""
+    text = str(exc).lower()
+    if any(words in text for words in _PORT_TAKEN):
+        return PortInUse(str(exc), retryable=True)
+    if exc.status == 404 and "no such image" in text:
+        return OrchestratorUnavailable(f"image {image!r} is gone again: {exc}", retryable=True)
+    if "runtime" in text and any(words in text for words in _CANNOT_RUN):
+        return NotConfigured(f"image {image!r} cannot run its command: {exc}")
+    if exc.status < 500 and exc.status != 409:
+        return NotConfigured(str(exc))
+    return OrchestratorUnavailable(str(exc), retryable=True)
+
+
 @dataclass(frozen=True, slots=True)
 class ContainerState:
-    """Of one container. `status`: created, running, paused, exited, dead, ..."""
+    """The state of one container. `status`: created, running, paused, exited, dead, ..."""
 
     id: str
     status: str
@@ -67,25 +93,27 @@ class ContainerState:
 
 
 class Engine:
-    """Use `open_engine`."""
+    """A client of one engine; use `open_engine`. `host` is its address. Every method raises `EngineUnavailable` and
+    `EngineError`."""
 
     def __init__(self, docker: Any, host: str) -> None:
         self._docker = docker  # aiodocker is typed in part only
         self.host = host
 
     async def version(self) -> str:
-        """For logs; raises `EngineUnavailable` where no engine answers."""
+        """The engine's version, for logs."""
         with self._errors():
             async with asyncio.timeout(_SHORT):
                 found = await self._docker.version()
         return f"{found.get('Version', '?')} (API {found.get('ApiVersion', '?')})"
 
     async def has_network(self, name: str) -> bool:
+        """Whether the engine has a network of this name."""
         try:
             with self._errors():
                 async with asyncio.timeout(_SHORT):
                     await (await self._docker.networks.get(name)).show()
-        except Refused as exc:
+        except EngineError as exc:
             if exc.status == 404:
                 return False
             raise
@@ -94,18 +122,19 @@ class Engine:
     # Images.
 
     async def has_image(self, image: str) -> bool:
+        """Whether the image is present."""
         try:
             with self._errors():
                 async with asyncio.timeout(_SHORT):
                     await self._docker.images.inspect(image)
-        except Refused as exc:
+        except EngineError as exc:
             if exc.status == 404:
                 return False
             raise
         return True
 
     async def pull(self, image: str, auth: Mapping[str, str] | None) -> AsyncIterator[dict[str, Any]]:
-        """Fetch it; yields what the engine says on the way. No deadline."""
+        """Fetch an image; yields the engine's progress messages. No deadline."""
         with self._errors():
             async for line in self._docker.images.pull(image, auth=auth, stream=True):
                 yield line
@@ -113,50 +142,51 @@ class Engine:
     # Containers.
 
     async def create(self, name: str, config: Mapping[str, Any]) -> str:
-        """The id of a new container that does not run yet."""
+        """Create a container, which does not run yet; returns its id."""
         with self._errors():
             async with asyncio.timeout(_CALL):
                 container = await self._docker.containers.create(config, name=name)
         return str(container.id)
 
     async def put_files(self, id: str, directory: str, files: Mapping[str, bytes]) -> None:
-        """Into `directory`, on a volume of a container that does not run yet; for everybody in it to read."""
+        """Write files into `directory`, on a volume of a container that does not run yet; all its users can read them."""
         with self._errors():
             async with asyncio.timeout(_CALL):
                 await self._docker.containers.container(id).put_archive(directory, _archive(files))
 
     async def start(self, id: str) -> None:
+        """Start a container that was created."""
         with self._errors():
             async with asyncio.timeout(_CALL):
                 await self._docker.containers.container(id).start()
 
     async def signal(self, id: str, signal: str) -> None:
-        """To its first process; one that has ended is no error."""
+        """Send a signal to the container's first process. A container that has ended is no error."""
         try:
             with self._errors():
                 async with asyncio.timeout(_SHORT):
                     await self._docker.containers.container(id).kill(signal=signal)
-        except Refused as exc:
-            if exc.status not in (404, 409):  # gone; does not run
+        except EngineError as exc:
+            if exc.status not in (404, 409):  # removed; not running
                 raise
 
     async def remove(self, id_or_name: str) -> None:
-        """It, running or not, and its volume; one that is gone is no error."""
+        """Remove a container, running or not, with its volumes. A removed container is no error."""
         try:
             with self._errors():
                 async with asyncio.timeout(_CALL):
                     await self._docker.containers.container(id_or_name).delete(force=True, v=True)
-        except Refused as exc:
-            if exc.status not in (404, 409):  # gone; somebody else is removing it
+        except EngineError as exc:
+            if exc.status not in (404, 409):  # already removed, or being removed
                 raise
 
-    async def look(self, id_or_name: str) -> ContainerState | None:
-        """None when there is no such container."""
+    async def inspect(self, id_or_name: str) -> ContainerState | None:
+        """The container's state; None when there is no such container."""
         try:
             with self._errors():
                 async with asyncio.timeout(_SHORT):
                     found = await self._docker.containers.container(id_or_name).show()
-        except Refused as exc:
+        except EngineError as exc:
             if exc.status == 404:
                 return None
             raise
@@ -174,7 +204,7 @@ class Engine:
             )
 
     async def list(self, labels: Mapping[str, str]) -> dict[str, ContainerState]:
-        """All containers that carry these labels, by id, running or not. Exit codes are not told here."""
+        """All containers that carry these labels, by id, running or not. Their exit codes are not filled in."""
         filters = json.dumps({"label": [f"{name}={value}" for name, value in labels.items()]})
         with self._errors():
             async with asyncio.timeout(_SHORT):
@@ -194,7 +224,7 @@ class Engine:
             }
 
     async def unused_volumes(self, labels: Mapping[str, str]) -> set[str]:
-        """Names of the volumes that carry these labels and belong to no container."""
+        """The names of the volumes that carry these labels and belong to no container."""
         filters = {"dangling": ["true"], "label": [f"{name}={value}" for name, value in labels.items()]}
         with self._errors():
             async with asyncio.timeout(_SHORT):
@@ -202,17 +232,17 @@ class Engine:
             return {str(volume["Name"]) for volume in found["Volumes"] or ()}
 
     async def remove_volume(self, name: str) -> None:
-        """One that is gone, or has a container again, is no error."""
+        """Remove a volume. One that is removed already, or that a container uses, is no error."""
         try:
             with self._errors():
                 async with asyncio.timeout(_SHORT):
                     await (await self._docker.volumes.get(name)).delete()
-        except Refused as exc:
+        except EngineError as exc:
             if exc.status not in (404, 409):
                 raise
 
     async def logs(self, id: str) -> AsyncIterator[str]:
-        """What an ended container has said. No deadline."""
+        """The output of a container that has ended. No deadline."""
         with self._errors():
             async for piece in self._docker.containers.container(id).log(
                 stdout=True, stderr=True, follow=True
@@ -220,9 +250,9 @@ class Engine:
                 yield piece
 
     @asynccontextmanager
-    async def ends(self, labels: Mapping[str, str], since: float) -> AsyncIterator[AsyncIterator[str]]:
-        """Ids of containers that end, as the engine tells of it, from `since` (Unix seconds) on. The iterator ends
-        when the connection does."""
+    async def end_events(self, labels: Mapping[str, str], since: float) -> AsyncIterator[AsyncIterator[str]]:
+        """An iterator of the ids of containers that end, from `since` (Unix seconds) on, for the time of the block.
+        It ends when the connection to the engine does."""
         filters = {
             "type": ["container"],
             "event": ["die", "destroy"],
@@ -238,7 +268,7 @@ class Engine:
             reading.cancel()
             await asyncio.wait([reading])
             if not reading.cancelled():
-                reading.exception()  # already told by the iterator
+                reading.exception()  # the iterator has raised it
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -246,28 +276,28 @@ class Engine:
             yield
         except aiodocker.DockerError as exc:
             words = " ".join(str(exc.message).split())
-            if exc.status == _NOBODY:
-                raise self._nobody(words) from exc
-            raise Refused(exc.status, f"the Docker engine says: {words}") from exc
+            if exc.status == _UNREACHABLE:
+                raise self._unavailable(words) from exc
+            raise EngineError(exc.status, f"the Docker engine says: {words}") from exc
         except TimeoutError as exc:
             raise EngineUnavailable(
                 f"the Docker engine at {self.host} does not answer in time", retryable=True
             ) from exc
         except (aiohttp.ClientError, OSError, EOFError) as exc:
-            raise self._nobody(str(exc) or type(exc).__name__) from exc
-        except (ValueError, TypeError, KeyError, AttributeError) as exc:  # an answer of another shape
+            raise self._unavailable(str(exc) or type(exc).__name__) from exc
+        except (ValueError, TypeError, KeyError, AttributeError) as exc:  # the answer has an unexpected shape
             raise EngineUnavailable(
-                f"the Docker engine at {self.host} has given an answer that cannot be read", retryable=True
+                f"the Docker engine at {self.host} gave an answer that cannot be read", retryable=True
             ) from exc
 
-    def _nobody(self, words: str) -> EngineUnavailable:
+    def _unavailable(self, words: str) -> EngineUnavailable:
         return EngineUnavailable(f"the Docker engine at {self.host} does not answer: {words}", retryable=True)
 
 
 @asynccontextmanager
 async def open_engine(host: str = "") -> AsyncIterator[Engine]:
-    """A client for the time of the block; whether an engine answers shows at the first call. Raises `ConfigError` for
-    an address that cannot be one."""
+    """A client for the time of the block; it does not connect before its first call. Raises `ConfigError` for an
+    address that no engine can have."""
     where = host or os.environ.get("DOCKER_HOST") or DEFAULT_HOST
     timeout = aiohttp.ClientTimeout(sock_connect=_CONNECT)
     try:
@@ -275,7 +305,7 @@ async def open_engine(host: str = "") -> AsyncIterator[Engine]:
     except (ValueError, aiodocker.DockerError) as exc:
         words = exc.message if isinstance(exc, aiodocker.DockerError) else exc
         raise ConfigError(
-            f"TIPOFF_LAUNCHER_DOCKER_HOST (or DOCKER_HOST) {where!r}: {words}; like {DEFAULT_HOST} it should be"
+            f"TIPOFF_LAUNCHER_DOCKER_HOST (or DOCKER_HOST) {where!r}: {words}; an address like {DEFAULT_HOST} is expected"
         ) from exc
     async with docker:
         yield Engine(docker, where)
@@ -291,13 +321,13 @@ async def _ids(subscriber: Any, reading: asyncio.Task[None], errors: Any) -> Asy
 def _archive(files: Mapping[str, bytes]) -> bytes:
     target = io.BytesIO()
     with tarfile.open(fileobj=target, mode="w") as archive:
-        top = tarfile.TarInfo("/")  # the directory itself; the engine passes over "."
+        top = tarfile.TarInfo("/")  # the directory itself; the engine skips "."
         top.type, top.mode = tarfile.DIRTYPE, 0o555
-        top.uid = top.gid = _OWNER
+        top.uid = top.gid = _FILE_OWNER
         archive.addfile(top)
         for name, content in files.items():
             entry = tarfile.TarInfo(name)
             entry.size, entry.mode = len(content), 0o444
-            entry.uid = entry.gid = _OWNER
+            entry.uid = entry.gid = _FILE_OWNER
             archive.addfile(entry, io.BytesIO(content))
     return target.getvalue()

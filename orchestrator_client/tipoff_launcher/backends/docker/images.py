@@ -1,28 +1,31 @@
-"""Images: which may be run, which must be fetched. One fetch at a time for each, shared by all who wait for it.
+"""Fetches images, with progress for players and credentials for private registries.
 
-A fetch goes on when those who waited for it have given up: the next one finds it further on.
+There is one fetch per image at a time, shared by all starts that wait for it. It continues when they have given up, so
+the next start finds it further along.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 import fnmatch
+import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-from tipoff_launcher.backends.docker.credentials import credentials
-from tipoff_launcher.backends.docker.engine import Engine, EngineUnavailable, Refused
-from tipoff_launcher.backends.docker.progress import PullProgress
+from tipoff_launcher.backends.docker.engine import Engine, EngineUnavailable, EngineError
+from tipoff_launcher.settings import Settings
 from tipoff_orchestrator_client.base import GameUnavailable, NotConfigured, OrchestratorError
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.primitives.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
-_TELL_EVERY = 1.0
-_NOT_THERE = (
+_PROGRESS_EVERY = 1.0
+_UNAVAILABLE = (
     *("denied", "not found", "manifest unknown", "does not exist"),
     *(
         "unauthorized",
@@ -31,55 +34,50 @@ _NOT_THERE = (
         "incorrect username or password",
     ),
 )
-"""Words of engines and registries after which asking again does not help."""
+"""Words of engines and registries after which fetching again does not help."""
+_MB = 1_000_000
+_DOCKER_HUB = "https://index.docker.io/v1/"
 
-Tell = Callable[[str], None]
+Progress = Callable[[str], None]
 
 
 def is_allowed(image: str, patterns: str) -> bool:
-    """`patterns` are separated by commas; none at all means that games.toml itself is the list."""
+    """Whether `patterns`, separated by commas, allow an image. Without patterns every image in games.toml is allowed."""
     wanted = [pattern.strip() for pattern in patterns.split(",") if pattern.strip()]
     return not wanted or any(fnmatch.fnmatchcase(image, pattern) for pattern in wanted)
 
 
 class Images:
-    """`config`: a config.json with credentials. `timeout`: seconds for one fetch."""
+    """Makes sure that an image is present before a start, as the `docker_pull...` settings say."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        tasks: Tasks,
-        *,
-        policy: Literal["missing", "always", "never"],
-        config: Path | None,
-        timeout: float,
-    ) -> None:
+    def __init__(self, engine: Engine, tasks: Tasks, settings: Settings) -> None:
         self._engine = engine
         self._tasks = tasks
-        self._policy = policy
-        self._config = config
-        self._timeout = timeout
+        self._policy = settings.docker_pull
+        self._config = settings.docker_config
+        self._timeout = settings.docker_pull_timeout
         self._fetches: dict[str, _Fetch] = {}
 
-    async def have(self, image: str, tell: Tell) -> None:
-        """Returns when the engine has it. `tell` hears how far it is. Raises `OrchestratorError`."""
+    async def ensure(self, image: str, progress: Progress) -> None:
+        """Return when the engine has the image; `progress` gets texts meanwhile. Raises `OrchestratorError`.
+        Cancelling is safe and does not stop the fetch."""
         if self._policy != "always" and await self._engine.has_image(image):
             return
         if self._policy == "never":
             raise NotConfigured(
-                f"the engine has no image {image!r}, and TIPOFF_LAUNCHER_DOCKER_PULL=never forbids to fetch it"
+                f"the engine has no image {image!r}, and TIPOFF_LAUNCHER_DOCKER_PULL=never forbids fetching it"
             )
         fetch = self._fetches.get(image)
         if fetch is None:
             fetch = self._fetches[image] = _Fetch()
             self._tasks.start(self._fetch(image, fetch), f"fetch {image}")
-        await fetch.wait(tell)
+        await fetch.wait(progress)
 
-    async def have_all(self, images: Iterable[str]) -> None:
-        """Before anybody waits for them; what cannot be had is told again when it is needed."""
+    async def prefetch(self, images: Iterable[str]) -> None:
+        """Fetch images before a start needs them. Failures are only logged: the start will raise them."""
         for image in images:
             try:
-                await self.have(image, lambda text: None)
+                await self.ensure(image, lambda text: None)
             except OrchestratorError as exc:
                 log.warning("image %s: %s", image, exc)
 
@@ -92,7 +90,7 @@ class Images:
                     raise EngineUnavailable(f"fetching image {image!r} broke off", retryable=True)
         except TimeoutError:
             fetch.fail(
-                GameUnavailable(f"image {image!r} was not there after {self._timeout:.0f} s", retryable=True)
+                GameUnavailable(f"image {image!r} was not fetched within {self._timeout:.0f} s", retryable=True)
             )
         except OrchestratorError as exc:
             fetch.fail(exc)
@@ -100,48 +98,48 @@ class Images:
             fetch.fail(EngineUnavailable("the launcher is ending", retryable=True))
             raise
         else:
-            log.info("image %s is there", image)
+            log.info("image %s is fetched", image)
             fetch.done()
         finally:
             del self._fetches[image]
 
     async def _pull(self, image: str, fetch: _Fetch) -> None:
-        progress = PullProgress()
+        pull = PullProgress()
         loop = asyncio.get_running_loop()
-        told_at = 0.0
+        reported_at = 0.0
         try:
             auth = credentials(self._config, image) if "/" in image else None
             async for line in self._engine.pull(image, auth):
-                text, now = progress.feed(line), loop.time()
-                if now - told_at >= _TELL_EVERY:
-                    told_at = now
-                    fetch.tell(text)
+                text, now = pull.feed(line), loop.time()
+                if now - reported_at >= _PROGRESS_EVERY:
+                    reported_at = now
+                    fetch.report(text)
         except ConfigError as exc:
             raise NotConfigured(str(exc)) from exc
-        except Refused as exc:
-            if exc.status in (401, 403, 404) or any(text in str(exc).lower() for text in _NOT_THERE):
+        except EngineError as exc:
+            if exc.status in (401, 403, 404) or any(text in str(exc).lower() for text in _UNAVAILABLE):
                 raise NotConfigured(f"image {image!r} cannot be fetched: {exc}") from exc
             raise GameUnavailable(f"image {image!r} cannot be fetched: {exc}", retryable=True) from exc
 
 
 class _Fetch:
-    """One image on its way, and who waits for it."""
+    """One fetch, and the starts that wait for it."""
 
     def __init__(self) -> None:
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._listeners: set[Tell] = set()
+        self._listeners: set[Progress] = set()
         self._text = ""
 
-    async def wait(self, tell: Tell) -> None:
-        self._listeners.add(tell)
+    async def wait(self, progress: Progress) -> None:
+        self._listeners.add(progress)
         try:
             if self._text:
-                tell(self._text)
+                progress(self._text)
             await asyncio.shield(self._over)
         finally:
-            self._listeners.discard(tell)
+            self._listeners.discard(progress)
 
-    def tell(self, text: str) -> None:
+    def report(self, text: str) -> None:
         self._text = text
         for listener in self._listeners:
             listener(text)
@@ -151,4 +149,74 @@ class _Fetch:
 
     def fail(self, error: OrchestratorError) -> None:
         self._over.set_exception(error)
-        self._over.exception()  # perhaps nobody waits any more
+        self._over.exception()  # there may be no waiter left
+
+
+class PullProgress:
+    """Turns the engine's progress messages into one line for the players who wait. Pure."""
+
+    def __init__(self) -> None:
+        self._layers: dict[str, tuple[float, float]] = {}
+        self._unpacking = False
+
+    def feed(self, line: Mapping[str, Any]) -> str:
+        """Take one message and return the new text. Any shape of message is accepted: engines differ."""
+        layer, status = str(line.get("id", "")), str(line.get("status", ""))
+        detail = line.get("progressDetail")
+        current, total = (
+            (_number(detail.get("current")), _number(detail.get("total")))
+            if isinstance(detail, Mapping)
+            else (0, 0)
+        )
+        if status == "Downloading" and total > 0:
+            self._layers[layer] = (min(current, total), total)
+        elif status in ("Download complete", "Pull complete") and layer in self._layers:
+            total = self._layers[layer][1]
+            self._layers[layer] = (total, total)
+        elif status == "Extracting":
+            self._unpacking = True
+        return self.text
+
+    @property
+    def text(self) -> str:
+        """The progress, for people who know nothing about images."""
+        fetched = sum(current for current, _ in self._layers.values())
+        total = sum(total for _, total in self._layers.values())
+        if total and fetched < total:
+            return f"Fetching the game server's image: {fetched / _MB:.0f} of {total / _MB:.0f} MB"
+        return "Unpacking the game server's image" if self._unpacking else "Fetching the game server's image"
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+def registry_of(image: str) -> str:
+    """The registry of an image: what stands before the first `/`, where that looks like a host, or Docker Hub."""
+    first, slash, _ = image.partition("/")
+    if first in ("docker.io", "index.docker.io"):
+        return _DOCKER_HUB
+    if slash and ("." in first or ":" in first or first == "localhost"):
+        return first
+    return _DOCKER_HUB
+
+
+def credentials(config: Path | None, image: str) -> dict[str, str] | None:
+    """The credentials for `image` in a `config.json` as `docker login` writes it, or None. Raises `ConfigError`."""
+    if config is None:
+        return None
+    try:
+        auths: Any = json.loads(config.read_text()).get("auths") or {}
+        found = auths.get(registry_of(image))
+        if found is None:
+            return None
+        if token := found.get("identitytoken"):
+            return {"identitytoken": token}
+        user, _, password = base64.b64decode(found["auth"], validate=True).decode().partition(":")
+    except OSError as exc:
+        raise ConfigError(f"TIPOFF_LAUNCHER_DOCKER_CONFIG={config}: {exc.strerror}") from exc
+    except (ValueError, KeyError, AttributeError, TypeError, binascii.Error):
+        raise ConfigError(  # without the cause, which may quote a password
+            f"TIPOFF_LAUNCHER_DOCKER_CONFIG={config}: a config.json as `docker login` writes it is expected"
+        ) from None
+    return {"username": user, "password": password}

@@ -1,4 +1,4 @@
-"""One container: watched to its end, its last words kept, then removed."""
+"""Watches one container to its end, keeps its output and removes it; and knows all containers of this launcher."""
 
 from __future__ import annotations
 
@@ -7,42 +7,71 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tipoff_launcher.backends import server_log
 from tipoff_launcher.backends.docker.engine import ContainerState, Engine, EngineUnavailable
-from tipoff_launcher.backends.interface import Exit
+from tipoff_launcher.backends.interface import ExitStatus
 from tipoff_orchestrator_client.base import OrchestratorError
 
 log = logging.getLogger(__name__)
 
 _KILL_AGAIN = 1.0
-_ASK_FIRST, _ASK_AT_MOST = 0.2, 5.0
+_RETRY_FIRST, _RETRY_AT_MOST = 0.2, 5.0
 _LOG_DEADLINE = 20.0
-_CLEAR_TRIES = 5
+_REMOVE_TRIES = 5
+
+
+class KnownContainers:
+    """The containers that this launcher runs or creates, by id. All others with its labels are orphans, as soon as
+    `recovered` is set: before that, an earlier launcher's containers are not known yet."""
+
+    def __init__(self) -> None:
+        self.recovered = False
+        self._servers: dict[str, DockerServer] = {}
+        self._creating: set[str] = set()
+
+    def add(self, server: DockerServer) -> None:
+        self._servers[server.native_id] = server
+
+    def forget(self, container_id: str) -> None:
+        self._servers.pop(container_id, None)
+
+    def get(self, container_id: str) -> DockerServer | None:
+        return self._servers.get(container_id)
+
+    def servers(self) -> list[DockerServer]:
+        return list(self._servers.values())
+
+    @contextmanager
+    def creating(self, container_id: str) -> Iterator[None]:
+        """For the time of the block the container is being created, so it is no orphan."""
+        self._creating.add(container_id)
+        try:
+            yield
+        finally:
+            self._creating.discard(container_id)
+
+    def is_orphan(self, container_id: str) -> bool:
+        return self.recovered and container_id not in self._servers and container_id not in self._creating
 
 
 class DockerServer:
-    """`wake` is called by whoever hears that something happened to it; what happened is then asked. `forget` is
-    called when it is over."""
+    """The `RunningServer` of a container. ContainerWatch calls `wake` when the engine reports a change; the server
+    then asks the engine for its state. It leaves `known` when it has ended."""
 
     def __init__(
-        self,
-        engine: Engine,
-        container_id: str,
-        log_file: Path,
-        max_log_bytes: int,
-        *,
-        forget: Callable[[], object] = lambda: None,
+        self, engine: Engine, container_id: str, log_file: Path, max_log_bytes: int, known: KnownContainers
     ) -> None:
         self._engine = engine
         self._id = container_id
         self._log_file = log_file
         self._max_log_bytes = max_log_bytes
-        self._forget = forget
+        self._known = known
         self._kill_at: float | None = None
-        self._asked = False
+        self._stop_signal_sent = False
         self._wake = asyncio.Event()
 
     @property
@@ -50,6 +79,7 @@ class DockerServer:
         return self._id
 
     def wake(self) -> None:
+        """Look at the container's state now."""
         self._wake.set()
 
     def terminate(self, grace: float) -> None:
@@ -60,48 +90,47 @@ class DockerServer:
     async def kill(self) -> None:
         await self._engine.signal(self._id, "SIGKILL")
 
-    async def ended(self) -> Exit:
+    async def wait(self) -> ExitStatus:
         tries = 0
         while True:
             self._wake.clear()
             try:
-                state = await self._engine.look(self._id)
+                state = await self._engine.inspect(self._id)
                 if state is None:
-                    self._forget()
-                    return Exit(None, "its container was removed by somebody else")
+                    self._known.forget(self._id)
+                    return ExitStatus(None, "its container was removed by somebody else")
                 if not state.running:
                     break
                 pause = await self._carry_out_terminate(state)
                 tries = 0
-            except OrchestratorError as exc:  # an engine that is away says nothing of the server
+            except OrchestratorError as exc:  # without an answer, the server counts as running
                 tries += 1
-                pause = min(_ASK_FIRST * 2**tries, _ASK_AT_MOST)
+                pause = min(_RETRY_FIRST * 2**tries, _RETRY_AT_MOST)
                 if tries == 1:
-                    log.warning("whether container %s lives is not known: %s", self._id[:12], exc)
+                    log.warning("the state of container %s is unknown: %s", self._id[:12], exc)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._wake.wait()
-        await self._clear_away()
-        self._forget()
-        return _exit_of(state)
+        await self._remove()
+        self._known.forget(self._id)
+        return _exit_status(state)
 
     async def _carry_out_terminate(self, state: ContainerState) -> float | None:
-        """Seconds until it is to be looked at again; None: when something happens."""
+        """Send the signal that is due. Returns the seconds until the next look; None: not before `wake`."""
         if self._kill_at is None:
             return None
         left = self._kill_at - asyncio.get_running_loop().time()
-        if left <= 0:  # whatever has become of the signal before
+        if left <= 0:  # even if the stop signal could not be sent
             await self._engine.signal(self._id, "SIGKILL")
             return _KILL_AGAIN
-        if not self._asked:
+        if not self._stop_signal_sent:
             await self._engine.signal(self._id, state.stop_signal)
-            self._asked = True
+            self._stop_signal_sent = True
         return left
 
-    async def _clear_away(self) -> None:
-        """What it has said is kept, then it is removed. What cannot be removed now is left to the watch, which finds it
-        by its labels."""
-        for number in range(1, _CLEAR_TRIES + 1):
+    async def _remove(self) -> None:
+        """Keep the container's log, then remove it. ContainerWatch removes what cannot be removed now."""
+        for number in range(1, _REMOVE_TRIES + 1):
             try:
                 await self._keep_log()
                 await self._engine.remove(self._id)
@@ -111,18 +140,18 @@ class DockerServer:
                     log.warning("container %s has ended and is not removed yet: %s", self._id[:12], exc)
             except OrchestratorError as exc:
                 log.warning("container %s cannot be removed: %s", self._id[:12], exc)
-            await asyncio.sleep(min(_ASK_FIRST * 2**number, _ASK_AT_MOST))
+            await asyncio.sleep(min(_RETRY_FIRST * 2**number, _RETRY_AT_MOST))
 
     async def _keep_log(self) -> None:
-        """Raises `EngineUnavailable`; any other trouble costs the log."""
+        """Raises `EngineUnavailable`; any other failure loses the log."""
         try:
             descriptor = server_log.open_log(self._log_file)
             try:
-                os.ftruncate(descriptor, 0)  # of an attempt that broke off
+                os.ftruncate(descriptor, 0)  # removes what an interrupted attempt wrote
                 async with asyncio.timeout(_LOG_DEADLINE):
                     async for piece in self._engine.logs(self._id):
                         os.write(descriptor, piece.encode(errors="replace"))
-                        server_log.bound(self._log_file, self._max_log_bytes)
+                        server_log.rotate(self._log_file, self._max_log_bytes)
             finally:
                 os.close(descriptor)
         except EngineUnavailable:
@@ -131,14 +160,14 @@ class DockerServer:
             log.warning("the log of container %s is lost: %s", self._id[:12], str(exc) or type(exc).__name__)
 
 
-def _exit_of(state: ContainerState) -> Exit:
+def _exit_status(state: ContainerState) -> ExitStatus:
     code = state.exit_code
-    if 128 < code <= 128 + signal.NSIG:  # the engine's way to say that a signal ended it
+    if 128 < code <= 128 + signal.NSIG:  # how the engine reports a signal
         code = 128 - code
     if state.out_of_memory:
-        return Exit(
+        return ExitStatus(
             code, "killed, because it used more memory than games.toml gives it ([game.docker] memory)"
         )
     if state.error:
-        return Exit(code, f"ended by the engine: {state.error}")
-    return Exit(code)
+        return ExitStatus(code, f"ended by the engine: {state.error}")
+    return ExitStatus(code)

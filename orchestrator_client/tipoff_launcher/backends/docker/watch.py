@@ -1,8 +1,9 @@
-"""Hears of containers that end, from the engine's stream of events, and looks through all of ours every now and then.
+"""Notices containers that end, and removes orphaned containers and volumes.
 
-Events are hints: each makes the server look itself. After every gap in the stream, and twice a minute, all containers
-that carry our marks are listed: those that nobody here knows, and that are still there at the next look, are removed.
-So are volumes of ours without a container: who removes a container by hand leaves its volume, with the secrets in it.
+The engine's events are hints: each makes the server ask for its own state. After every gap in the event stream, and
+twice a minute, all containers with this launcher's labels are listed. An orphan (a container that this launcher does
+not know) is removed if it is still there at the next look. The same goes for volumes without a container: removing a
+container by hand leaves its volume, which holds secrets.
 """
 
 from __future__ import annotations
@@ -12,44 +13,42 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
-from tipoff_launcher.backends.docker.engine import Engine, Refused
-from tipoff_launcher.backends.docker.server import DockerServer
+from tipoff_launcher.backends.docker.engine import Engine, EngineError
+from tipoff_launcher.backends.docker.server import KnownContainers
 from tipoff_orchestrator_client.base import OrchestratorError
 
 log = logging.getLogger(__name__)
 
-_LOOK_EVERY = 30.0
+_INTERVAL = 30.0
 _OVERLAP = 5.0
-"""Seconds: how far back the stream begins, so that nothing falls between a list and it."""
+"""Seconds by which the event stream starts in the past, so that no event falls between a list and the stream."""
 _PAUSE_FIRST, _PAUSE_AT_MOST = 0.1, 5.0
 
 
-class Watch:
-    """`servers()` are those that are known, by container id; `is_nobodys(id)`: neither known nor in the making."""
+class ContainerWatch:
+    """Watches all containers with `owner_labels`. `interval`: seconds between two looks at all of them."""
 
     def __init__(
         self,
         engine: Engine,
-        marks: Mapping[str, str],
-        servers: Callable[[], Mapping[str, DockerServer]],
-        is_nobodys: Callable[[str], bool],
+        owner_labels: Mapping[str, str],
+        known: KnownContainers,
         *,
-        look_every: float = _LOOK_EVERY,
+        interval: float = _INTERVAL,
     ) -> None:
         self._engine = engine
-        self._marks = marks
-        self._servers = servers
-        self._is_nobodys = is_nobodys
-        self._look_every = look_every
-        self._unknown: dict[str, float] = {}
-        self._unused: dict[str, float] = {}
+        self._owner_labels = owner_labels
+        self._known = known
+        self._interval = interval
+        self._orphans_since: dict[str, float] = {}
+        self._unused_since: dict[str, float] = {}
 
     async def run(self) -> None:
-        """For ever."""
+        """Watch until cancelled."""
         tries = 0
         while True:
             try:
-                async with self._engine.ends(self._marks, time.time() - _OVERLAP) as ends:
+                async with self._engine.end_events(self._owner_labels, time.time() - _OVERLAP) as ends:
                     await self.look()
                     if tries:
                         log.warning("the Docker engine answers again")
@@ -57,7 +56,7 @@ class Watch:
                     await self._follow(ends)
             except OrchestratorError as exc:
                 if not tries:
-                    log.warning("%s; servers are left as they are until it does", exc)
+                    log.warning("%s; no server is touched until it answers", exc)
             tries += 1
             await asyncio.sleep(min(_PAUSE_FIRST * 2**tries, _PAUSE_AT_MOST))
 
@@ -65,57 +64,57 @@ class Watch:
         following = asyncio.ensure_future(_next(ends))
         try:
             while True:
-                done, _ = await asyncio.wait([following], timeout=self._look_every)
+                done, _ = await asyncio.wait([following], timeout=self._interval)
                 if not done:
                     await self.look()
                     continue
                 if (container_id := following.result()) is None:
                     return
-                if (server := self._servers().get(container_id)) is not None:
+                if (server := self._known.get(container_id)) is not None:
                     server.wake()
                 following = asyncio.ensure_future(_next(ends))
         finally:
             following.cancel()
             await asyncio.wait([following])
             if not following.cancelled():
-                following.exception()  # what the look has raised is told instead
+                following.exception()  # look() has raised another one
 
     async def look(self) -> None:
-        """All of ours, once: wake those that have ended, remove those that belong to nobody."""
-        found = await self._engine.list(self._marks)
-        servers = self._servers()
-        for container_id, server in servers.items():
-            state = found.get(container_id)
+        """Look at all containers once: wake servers whose container has ended, remove orphans of an earlier look.
+        Raises `OrchestratorError`."""
+        found = await self._engine.list(self._owner_labels)
+        for server in self._known.servers():
+            state = found.get(server.native_id)
             if state is None or not state.running:
                 server.wake()
         now = time.monotonic()
-        self._unknown = {id: self._unknown.get(id, now) for id in found if self._is_nobodys(id)}
-        await self._remove_old("container", self._unknown, now, self._engine.remove)
+        self._orphans_since = {
+            id: self._orphans_since.get(id, now) for id in found if self._known.is_orphan(id)
+        }
+        await self._remove_old("container", self._orphans_since, now, self._engine.remove)
         await self._look_at_volumes(now)
 
     async def _look_at_volumes(self, now: float) -> None:
         try:
-            unused = await self._engine.unused_volumes(self._marks)
-        except (
-            Refused
-        ) as exc:  # perhaps by a proxy in front of the engine, which lets through what a launcher must have
-            log.debug("volumes that no container has are not known: %s", exc)
+            unused = await self._engine.unused_volumes(self._owner_labels)
+        except EngineError as exc:  # perhaps refused by a proxy in front of the engine that lets little through
+            log.debug("the unused volumes are unknown: %s", exc)
             return
-        self._unused = {name: self._unused.get(name, now) for name in unused}
-        await self._remove_old("volume", self._unused, now, self._engine.remove_volume)
+        self._unused_since = {name: self._unused_since.get(name, now) for name in unused}
+        await self._remove_old("volume", self._unused_since, now, self._engine.remove_volume)
 
     async def _remove_old(
         self, what: str, seen: dict[str, float], now: float, remove: Callable[[str], Awaitable[None]]
     ) -> None:
-        """Those of `seen` that were there a look ago. One that the engine cannot remove is in nobody's way."""
+        """Remove those first seen an interval ago. One that the engine cannot remove does not stop the others."""
         for id, since in list(seen.items()):
-            if since + self._look_every > now + 0.001:
+            if since + self._interval > now + 0.001:
                 continue
-            log.warning("%s %s carries our marks and is nobody's; it is removed", what, id[:12])
+            log.warning("%s %s has this launcher's labels and belongs to no server: removing it", what, id[:12])
             try:
                 await remove(id)
                 del seen[id]
-            except Refused as exc:
+            except EngineError as exc:
                 log.warning("%s %s cannot be removed: %s", what, id[:12], exc)
                 seen[id] = now
 

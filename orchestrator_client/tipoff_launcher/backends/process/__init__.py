@@ -1,1 +1,1 @@
-"""The back end `process`: a server is a child process."""
+"""The back end `process`: each server is a child process of the launcher."""

@@ -1,8 +1,8 @@
-"""The back end `process`: a server is a child process, alone in its session and process group.
+"""Runs each server as a child process with its own session and process group.
 
-A start passes the gate (gate.py): the child waits until the launcher has written down which process it is.
-Ends are told by the kernel (pidfd), for children and for processes adopted from an earlier launcher alike; where
-there is no pidfd they are noticed by looking, at most half a second later.
+A new child waits in exec_gate.py until the launcher has recorded which process it is. The kernel reports the end of a
+process through a pidfd, for children and for processes adopted from an earlier launcher; where there is no pidfd,
+polling notices the end within half a second.
 """
 
 from __future__ import annotations
@@ -19,26 +19,51 @@ import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
-from tipoff_launcher.backends.interface import Exit, PortWish, StartOrder, Surroundings
+from tipoff_launcher.backends.interface import (
+    DEPLOYMENT_ID,
+    BackendEnvironment,
+    ExitStatus,
+    PortSpec,
+    StartRequest,
+)
+from tipoff_launcher.backends.ports import port_is_free
 from tipoff_launcher.backends.process.identity import LINUX, Identity, group_members, identify, lives
 from tipoff_launcher.backends.server_log import open_log
-from tipoff_launcher.child_environment import DEPLOYMENT_ID, PASSED_ON
-from tipoff_launcher.ports import port_is_free
 from tipoff_launcher.records import Record
 from tipoff_orchestrator_client.base import NoCapacity, NotConfigured, OrchestratorUnavailable, Port
 from tipoff_shared.games import Game
 
 log = logging.getLogger(__name__)
 
-_GATE = Path(__file__).with_name("gate.py")
-_LOOK_FIRST, _LOOK_AT_MOST = 0.01, 0.5
+INHERITED = (
+    "PATH",
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "LANG",
+    "LC_ALL",
+    "LC_CTYPE",
+    "TZ",
+    "TMPDIR",
+    "VIRTUAL_ENV",
+    "TIPOFF_LOG",
+    "TIPOFF_LOG_LEVEL",
+)
+"""The variables that a server inherits from the launcher."""
+
+_EXEC_GATE = Path(__file__).with_name("exec_gate.py")
+_POLL_FIRST, _POLL_AT_MOST = 0.01, 0.5
 _KILL_AGAIN = 1.0
+"""Seconds between two SIGKILLs."""
 
 
 class ProcessBackend:
-    """`base` is the directory of games.toml. With `die_with_parent` Linux kills the servers when the thread that
-    started them ends: use it from a loop whose thread lives as long as the launcher. `listen_on`: where servers
-    listen; `proxy_host`: what a reverse proxy dials to reach them."""
+    """The `Backend` for processes. `base` is the directory of games.toml, `listen_on` the address that servers bind,
+    `proxy_host` what a reverse proxy dials to reach them.
+
+    With `die_with_parent`, Linux kills the servers when the thread that started them ends: the event loop's thread
+    must live as long as the launcher.
+    """
 
     def __init__(
         self,
@@ -59,42 +84,42 @@ class ProcessBackend:
     def name(self) -> str:
         return "process"
 
-    def proxy(self, deployment_id: str, ports: Mapping[str, Port]) -> str:
+    def proxy_address(self, deployment_id: str, ports: Mapping[str, Port]) -> str:
         port = ports.get("websocket")
         return self._proxy_host if port is None else f"{self._proxy_host}:{port.internal}"
 
     def check(self, game: Game) -> None:
         self._command(game, os.environ.get("PATH", os.defpath))
 
-    def ports(self, game: Game) -> Mapping[str, PortWish]:
+    def ports(self, game: Game) -> Mapping[str, PortSpec]:
         wanted = game.process.ports if game.process is not None else {}
-        return {name: PortWish(protocol) for name, protocol in wanted.items()}
+        return {name: PortSpec(protocol) for name, protocol in wanted.items()}
 
     def port_is_free(self, port: int, protocol: str) -> bool:
         return port_is_free(self._listen_on)(port, protocol)
 
-    def surroundings(self, game: Game) -> Surroundings:
-        own = game.process.env if game.process is not None else {}
-        return Surroundings(own, PASSED_ON, self._listen_on)
+    def environment(self, game: Game) -> BackendEnvironment:
+        variables = game.process.env if game.process is not None else {}
+        return BackendEnvironment(variables, INHERITED, self._listen_on)
 
-    async def start(self, order: StartOrder, write_down: Callable[[str], None]) -> ProcessServer:
-        command, cwd = self._command(order.game, order.environment["PATH"])
-        gate, our_end = os.pipe()
+    async def start(self, request: StartRequest, save_native_id: Callable[[str], None]) -> ProcessServer:
+        command, cwd = self._command(request.game, request.environment["PATH"])
+        gate, release = os.pipe()
         try:
-            identity = self._spawn(order, command, cwd, gate)
+            identity = self._spawn(request, command, cwd, gate)
             try:
-                write_down(str(identity))
-                os.write(our_end, b"\n")
+                save_native_id(str(identity))
+                os.write(release, b"\n")
             except BaseException:
-                os.close(our_end)
-                our_end = -1  # the gate goes home
+                os.close(release)  # which makes exec_gate.py exit
+                release = -1
                 _reap(identity.pid, wait=True)
                 raise
         finally:
             os.close(gate)
-            if our_end >= 0:
-                os.close(our_end)
-        return ProcessServer(identity, order.deployment_id)
+            if release >= 0:
+                os.close(release)
+        return ProcessServer(identity, request.deployment_id)
 
     async def find(self, native_id: str, deployment_id: str) -> ProcessServer | None:
         identity = Identity.parse(native_id)
@@ -107,11 +132,11 @@ class ProcessBackend:
         if identity is not None:
             ProcessServer(identity, deployment_id).signal_group(signal.SIGKILL)
 
-    async def unrecorded(self, known: Collection[str]) -> list[Record]:
-        return []  # a process that was not written down never passed the gate
+    async def find_unrecorded(self, known: Collection[str]) -> list[Record]:
+        return []  # a process that was not recorded never got past exec_gate.py
 
     def _command(self, game: Game, path: str) -> tuple[list[str], Path]:
-        """The command with its program found, and where it runs; raises `NotConfigured`."""
+        """The command with the path of its program, and its working directory. Raises `NotConfigured`."""
         where = f"game {game.name!r} version {game.version!r} in games.toml"
         if game.process is None:
             raise NotConfigured(f"{where} has no [game.process] with its command")
@@ -126,15 +151,15 @@ class ProcessBackend:
             raise NotConfigured(f"{where}: its command {program!r} is not found, or may not be executed")
         return [found, *arguments], cwd
 
-    def _spawn(self, order: StartOrder, command: list[str], cwd: Path, gate: int) -> Identity:
-        """A process that waits at the gate. Not in a worker thread: PDEATHSIG tells of the thread's end."""
+    def _spawn(self, request: StartRequest, command: list[str], cwd: Path, gate: int) -> Identity:
+        """Start exec_gate.py, waiting on `gate`. Never in a worker thread: PDEATHSIG reports the thread's end."""
         parent = str(os.getpid()) if self._die_with_parent else "0"
-        output = open_log(order.log)
+        output = open_log(request.log)
         try:
             process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(_GATE), parent, str(self._nice), *command],
+                [sys.executable, "-I", "-S", str(_EXEC_GATE), parent, str(self._nice), *command],
                 cwd=cwd,
-                env=dict(order.environment),
+                env=dict(request.environment),
                 stdin=gate,
                 stdout=output,
                 stderr=output,
@@ -146,7 +171,7 @@ class ProcessBackend:
             ) from exc
         finally:
             os.close(output)
-        process.returncode = 0  # from here on we wait for it ourselves, by pid; Popen must not warn or reap
+        process.returncode = 0  # this module waits for it by pid; Popen must neither warn nor reap
         identity = identify(process.pid)
         if identity is None:
             _reap(process.pid, wait=True)
@@ -155,7 +180,7 @@ class ProcessBackend:
 
 
 class ProcessServer:
-    """One process and its group, whose number is the pid: a child of ours, or adopted."""
+    """The `RunningServer` of a process, a child or adopted, and of its process group, whose number is its pid."""
 
     def __init__(self, identity: Identity, deployment_id: str) -> None:
         self.identity = identity
@@ -177,14 +202,14 @@ class ProcessServer:
         if lives(self.identity):
             _send(self.identity.pid, signal.SIGKILL)
 
-    async def ended(self) -> Exit:
+    async def wait(self) -> ExitStatus:
         loop = asyncio.get_running_loop()
-        with _EndNotice(self.identity, self._wake) as notice:
-            look = _LOOK_FIRST
+        with _ExitNotice(self.identity, self._wake) as notice:
+            delay = _POLL_FIRST
             while not notice.has_ended():
                 self._wake.clear()
-                timeout = None if notice.pushed else look
-                look = min(look * 2, _LOOK_AT_MOST)
+                timeout = None if notice.pushed else delay
+                delay = min(delay * 2, _POLL_AT_MOST)
                 if self._kill_at is not None:
                     left = self._kill_at - loop.time()
                     if left <= 0:
@@ -194,22 +219,22 @@ class ProcessServer:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(timeout):
                         await self._wake.wait()
-        # What it started may still be ending in order, if it was asked to.
-        look = _LOOK_FIRST
+        # Its child processes may still be shutting down, if it was asked to end.
+        delay = _POLL_FIRST
         while self._kill_at is not None and loop.time() < self._kill_at and self._members():
-            await asyncio.sleep(look)
-            look = min(look * 2, _LOOK_AT_MOST)
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, _POLL_AT_MOST)
         self.signal_group(signal.SIGKILL)
         if notice.code is None and identify(self.identity.pid) == self.identity:
-            return Exit(_reap(self.identity.pid))
-        return Exit(notice.code)
+            return ExitStatus(_reap(self.identity.pid))
+        return ExitStatus(notice.code)
 
     def _members(self) -> list[int]:
         return group_members(self.identity.pid, self._marker)
 
     def signal_group(self, number: signal.Signals) -> None:
-        """To the process and all it has started. As long as the process is there, be it as a zombie, the group's
-        number is its own; afterwards only those count that carry its deployment id."""
+        """Signal the process and all it has started. While the process exists, even as a zombie, the group's number
+        is its own; afterwards only processes count whose environment holds its deployment id."""
         if identify(self.identity.pid) == self.identity:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.identity.pid, number)
@@ -218,8 +243,8 @@ class ProcessServer:
                 _send(pid, number)
 
 
-class _EndNotice:
-    """Sets `wake` when the process ends, where the kernel tells of it (`pushed`); else one has to look."""
+class _ExitNotice:
+    """Sets `wake` when the process ends, where the kernel reports it (`pushed`); otherwise poll `has_ended`."""
 
     def __init__(self, identity: Identity, wake: asyncio.Event) -> None:
         self._identity = identity
@@ -237,18 +262,16 @@ class _EndNotice:
             poll = select.poll()
             poll.register(self._pidfd, select.POLLIN)
             return bool(poll.poll(0))
-        if not LINUX and self.code is None:  # there `ps` cannot tell a child's zombie: ask by reaping
+        if not LINUX and self.code is None:  # `ps` does not show that a child is a zombie, so reap it
             self.code = _reap(self._identity.pid)
         return self.code is not None or not lives(self._identity)
 
-    def __enter__(self) -> _EndNotice:
+    def __enter__(self) -> _ExitNotice:
         if LINUX and lives(self._identity):
             with contextlib.suppress(OSError):  # an old kernel, or it has just ended
                 self._pidfd = os.pidfd_open(self._identity.pid)
         if self._pidfd is not None:
-            if (
-                identify(self._identity.pid) != self._identity
-            ):  # the pid went to another between the two lines
+            if identify(self._identity.pid) != self._identity:  # the pid was reused between the two lines
                 os.close(self._pidfd)
                 self._pidfd = None
             else:
@@ -272,7 +295,7 @@ def _send(pid: int, number: signal.Signals) -> None:
 
 
 def _reap(pid: int, *, wait: bool = False) -> int | None:
-    """The exit code of a child that has ended (so that no zombie stays); None for others."""
+    """Reap a child that has ended and return its exit code; None for other processes."""
     try:
         done, status = os.waitpid(pid, 0 if wait else os.WNOHANG)
     except ChildProcessError:

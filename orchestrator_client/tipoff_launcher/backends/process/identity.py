@@ -1,7 +1,7 @@
-"""Which process is meant: a pid alone does not say it, because pids are used again.
+"""Identifies a process across launcher restarts; a pid is not enough, because pids are reused.
 
-A process is named by its pid, when it started (`/proc/PID/stat` field 22, in clock ticks since boot) and the boot
-it started in. Where there is no /proc, `ps` tells when it started, to the second.
+An identity is the pid, the start time (`/proc/PID/stat` field 22, in clock ticks since boot) and the boot it started
+in. Where there is no /proc, `ps` tells the start time, to the second.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _NATIVE_ID = re.compile(r"(\d{1,10})@(.{1,80})")
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """`started` is opaque: equal for the same process, different for any other that ever had its pid."""
+    """One process. `started` is opaque: it differs between any two processes that had the same pid."""
 
     pid: int
     started: str
@@ -31,13 +31,14 @@ class Identity:
 
     @classmethod
     def parse(cls, text: str) -> Identity | None:
+        """The identity that `str` made, or None."""
         found = _NATIVE_ID.fullmatch(text)
         return cls(int(found[1]), found[2]) if found else None
 
 
 @dataclass(frozen=True, slots=True)
 class Stat:
-    """Of `/proc/PID/stat`: one-letter state, process group, start in clock ticks."""
+    """From `/proc/PID/stat`: the one-letter state, the process group, the start in clock ticks."""
 
     state: str
     group: int
@@ -45,7 +46,7 @@ class Stat:
 
 
 def identify(pid: int) -> Identity | None:
-    """The process that has this pid now, a zombie too; None when there is none."""
+    """The process that has this pid now, or None. A zombie counts."""
     if not LINUX:
         return identify_by_ps(pid)
     stat = read_stat(pid)
@@ -53,7 +54,7 @@ def identify(pid: int) -> Identity | None:
 
 
 def lives(identity: Identity) -> bool:
-    """Whether this very process runs: not one that got its pid later, not a zombie."""
+    """Whether this process runs: not a later one with its pid, and not a zombie."""
     if not LINUX:
         return identify_by_ps(identity.pid) == identity
     stat = read_stat(identity.pid)
@@ -61,29 +62,30 @@ def lives(identity: Identity) -> bool:
 
 
 def read_stat(pid: int | str) -> Stat | None:
+    """The process's `/proc/PID/stat`; None when there is no such process. Linux only."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except (FileNotFoundError, ProcessLookupError):
         return None
-    fields = text.rpartition(")")[2].split()  # the name before it may hold anything, brackets too
+    fields = text.rpartition(")")[2].split()  # the name in brackets may hold anything, brackets too
     return Stat(fields[0], int(fields[2]), fields[19])
 
 
 @functools.cache
 def boot() -> str:
-    """Names this boot of the machine: start times count from it."""
+    """Identifies this boot of the machine, from which start times count."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")[:16]
 
 
 def identify_by_ps(pid: int) -> Identity | None:
-    """For systems without /proc. Zombies count as gone."""
+    """`identify` for systems without /proc. Here a zombie counts as gone."""
     answer = subprocess.run(
         ["ps", "-o", "stat=,lstart=", "-p", str(pid)],
         capture_output=True,
         text=True,
         env={**os.environ, "LC_ALL": "C"},
         timeout=5,
-        check=False,  # not found is an answer
+        check=False,  # exit code 1 means: no such process
     )
     state, _, started = answer.stdout.strip().partition(" ")
     if not started or state.startswith("Z"):
@@ -92,10 +94,10 @@ def identify_by_ps(pid: int) -> Identity | None:
 
 
 def group_members(group: int, variable: str) -> list[int]:
-    """Living processes of a process group whose environment holds `variable` (NAME=value): Linux alone knows.
+    """Pids of a process group's living processes whose environment holds `variable` (NAME=value); Linux only.
 
-    The variable tells our server's children from strangers, should the group's number have been used again. In the
-    middle of an exec a process shows no environment at all; it counts.
+    The variable tells the server's children from strangers, in case the group's number was reused. In the middle of
+    an exec a process shows no environment; it counts.
     """
     if not LINUX:
         return []
@@ -110,7 +112,7 @@ def group_members(group: int, variable: str) -> list[int]:
         try:
             environment = Path(f"/proc/{entry}/environ").read_bytes()
         except (OSError, ValueError):
-            continue  # gone meanwhile, or another user's: not ours
+            continue  # gone meanwhile, or another user's
         if not environment or wanted in environment.split(b"\0"):
             found.append(int(entry))
     return found

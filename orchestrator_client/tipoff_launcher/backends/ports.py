@@ -1,4 +1,4 @@
-"""Host ports for games that ask for fixed ones, picked from the configured range."""
+"""Picks host ports from the configured range, for games that need fixed ports."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import errno
 import socket
 from collections.abc import Callable, Mapping
 
-from tipoff_launcher.backends.interface import PortWish
+from tipoff_launcher.backends.interface import PortSpec
 from tipoff_orchestrator_client.base import NoCapacity, Port
 
 
 class PortPicker:
-    """Goes round the range, so that a port just freed, or just in conflict, is not the next one handed out.
+    """Goes round the range, so that a port that was just freed, or just in conflict, is not picked next.
 
-    `is_free(port, protocol)` asks the system, whose other programs use ports too.
+    `is_free(port, protocol)` asks the operating system, because other programs use ports too.
     """
 
     def __init__(self, ports: range, is_free: Callable[[int, str], bool]) -> None:
@@ -21,17 +21,17 @@ class PortPicker:
         self._is_free = is_free
         self._next = 0
 
-    def pick(self, wanted: Mapping[str, PortWish], held: set[int]) -> dict[str, Port]:
+    def pick(self, wanted: Mapping[str, PortSpec], held: set[int]) -> dict[str, Port]:
         """A port for each name in `wanted`, none of them in `held`. Raises `NoCapacity`."""
         picked: dict[str, Port] = {}
         taken = set(held)
-        for name, wish in wanted.items():
-            port = self._one(wish.protocol, taken)
+        for name, spec in wanted.items():
+            port = self._pick_one(spec.protocol, taken)
             taken.add(port)
-            picked[name] = Port(wish.internal or port, port, wish.protocol)
+            picked[name] = Port(spec.internal or port, port, spec.protocol)
         return picked
 
-    def _one(self, protocol: str, taken: set[int]) -> int:
+    def _pick_one(self, protocol: str, taken: set[int]) -> int:
         for _ in range(len(self._ports)):
             port = self._ports[self._next % len(self._ports)]
             self._next += 1
@@ -44,9 +44,9 @@ class PortPicker:
         )
 
 
-def port_is_free(hosts: str, *, elsewhere: bool = False) -> Callable[[int, str], bool]:
-    """Asks by binding each of `hosts` (separated by commas): whether nobody has the port at this moment. `elsewhere`:
-    an address that this machine does not have is somebody else's matter."""
+def port_is_free(hosts: str, *, ignore_foreign: bool = False) -> Callable[[int, str], bool]:
+    """A function of port and protocol that binds the port on each of `hosts` (separated by commas) to see whether it
+    is free now. With `ignore_foreign`, an address that this machine does not have counts as free."""
 
     def is_free(port: int, protocol: str) -> bool:
         return all(is_free_on(host.strip(), port, protocol) for host in hosts.split(","))
@@ -54,14 +54,14 @@ def port_is_free(hosts: str, *, elsewhere: bool = False) -> Callable[[int, str],
     def is_free_on(host: str, port: int, protocol: str) -> bool:
         kind = socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM
         with socket.socket(socket.AF_INET, kind) as probe:
-            if protocol == "tcp":  # a connection of a minute ago does not count, a listener does
+            if protocol == "tcp":  # a connection in TIME_WAIT does not count, a listener does
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((host, port))
             except OSError as exc:
                 if exc.errno in (errno.EADDRINUSE, errno.EACCES):
                     return False
-                if exc.errno == errno.EADDRNOTAVAIL and elsewhere:
+                if exc.errno == errno.EADDRNOTAVAIL and ignore_foreign:
                     return True
                 raise
         return True
