@@ -86,10 +86,12 @@ ORDER = {
         settings records
         backends
         edgegap_compat
+        environment registry
         start
         supervisor
         recovery
         service
+        compose
         __main__
         """,
     "tipoff_orchestrator_client": """

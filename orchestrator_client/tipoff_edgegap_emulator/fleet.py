@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from tipoff_edgegap_emulator.deployment import Deployment, Port
-from tipoff_launcher.backends.interface import Backend, PortWish, RunningServer, StartOrder
+from tipoff_launcher.backends.interface import Backend, PortSpec, RunningServer, StartRequest
 from tipoff_launcher.backends.ports import PortPicker, port_is_free
 from tipoff_launcher.records import Record
 from tipoff_orchestrator_client import base
@@ -63,10 +63,10 @@ class Fleet:
             return one.ports
         own = self._backend.ports(game)
         named = {str(port.get("name") or port["port"]): port for port in wanted}
-        wishes: dict[str, PortWish] = {}
+        wishes: dict[str, PortSpec] = {}
         for name, port in named.items():
             protocol = "udp" if "UDP" in port["protocol"] else "tcp"
-            wishes[name] = PortWish(protocol, own[name].internal if name in own else 0)
+            wishes[name] = PortSpec(protocol, own[name].internal if name in own else 0)
         held = {number for numbers in self._held.values() for number in numbers}
         picked = self._picker.pick(wishes, held)
         self._held[one.request_id] = {port.external for port in picked.values()}
@@ -87,13 +87,13 @@ class Fleet:
         """Start the deployment's server. Raises `OrchestratorError` or `OSError`."""
         game = _with_arguments(game, arguments)
         self._backend.check(game)
-        around = self._backend.surroundings(game)
-        variables = {name: os.environ[name] for name in around.passed_on if name in os.environ}
-        if "PATH" in around.passed_on:
+        around = self._backend.environment(game)
+        variables = {name: os.environ[name] for name in around.inherited if name in os.environ}
+        if "PATH" in around.inherited:
             variables.setdefault("PATH", os.defpath)
         # The emulator says where it listens: at Edgegap a server has an address space of its own.
         variables |= {"PYTHONUNBUFFERED": "1", "TIPOFF_BIND_HOST": around.bind_host}
-        variables |= dict(around.own) | dict(environment)
+        variables |= dict(around.variables) | dict(environment)
         request_id = one.request_id
         record = Record(
             request_id,
@@ -116,15 +116,17 @@ class Fleet:
                 key_file.touch(0o600)
                 key_file.write_text(key)
                 variables["TIPOFF_PRIVATE_KEY_FILE"] = str(key_file)
-            order = StartOrder(record, game, variables, self._logs / f"{request_id}.log", lambda text: None)
-            server = await self._backend.start(order, lambda native_id: None)
+            request = StartRequest(
+                record, game, variables, self._logs / f"{request_id}.log", lambda text: None
+            )
+            server = await self._backend.start(request, lambda native_id: None)
         finally:
             key_file.unlink(missing_ok=True)
         self._running[request_id] = server
         self._watchers[request_id] = self._tasks.start(self._watch(request_id, server), request_id)
 
     async def _watch(self, request_id: str, server: RunningServer) -> None:
-        ended = await server.ended()
+        ended = await server.wait()
         self._running.pop(request_id, None)
         self._watchers.pop(request_id, None)
         if request_id in self._asked:

@@ -89,7 +89,7 @@ async def _backend(settings: EmulatorSettings, games: Games) -> AsyncIterator[Ba
             host=f"edgegap-{name}", public_host=settings.public_host, state_dir=Path(directory)
         )
         async with docker_backend(launcher, games, "edgegap", Records(launcher.state_dir)) as backend:
-            for left in await backend.unrecorded(()):  # by an emulator that was killed
+            for left in await backend.find_unrecorded(()):  # by an emulator that was killed
                 await backend.clean_up(left.native_id, left.deployment_id)
             yield backend
 

@@ -66,9 +66,7 @@ async def run_launcher(
         ):
             starter = Starter(settings, games, servers_nats, backend, records, registry, arbitrium)
             publish = event_publisher(bus, settings.host)
-            supervisor = Supervisor(
-                settings, games, records, registry, starter, arbitrium, tasks, publish
-            )
+            supervisor = Supervisor(settings, games, records, registry, starter, arbitrium, tasks, publish)
             recovery = Recovery(
                 records,
                 nats_settings.namespace,

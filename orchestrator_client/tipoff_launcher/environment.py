@@ -81,7 +81,9 @@ def _nats_variables(nats: NatsSettings, own: Mapping[str, str]) -> dict[str, str
     """How the server reaches NATS, without credentials where games.toml has its own."""
     environment = nats.to_environment()
     if nats.ca_file:
-        environment["NATS_CA"] = str(Path(nats.ca_file).absolute())  # the server has another working directory
+        environment["NATS_CA"] = str(
+            Path(nats.ca_file).absolute()
+        )  # the server has another working directory
     if "NATS_USER" in own:
         for name in ("NATS_USER", "NATS_PASSWORD", "NATS_INBOX_PREFIX"):
             environment.pop(name, None)

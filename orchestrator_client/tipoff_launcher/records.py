@@ -1,9 +1,9 @@
 """Keeps a record of each server in the state directory, written before the launcher acts, for the next launcher.
 
-    STATE_DIR/launcher.lock                 held by the launcher that uses the directory
-    STATE_DIR/deployments/ID/record.json    the `Record`
-                             private_key    the game's key, readable by its owner only, while the server lives
-                             server.log     the server's output; server.log.1: its older output
+STATE_DIR/launcher.lock                 held by the launcher that uses the directory
+STATE_DIR/deployments/ID/record.json    the `Record`
+                         private_key    the game's key, readable by its owner only, while the server lives
+                         server.log     the server's output; server.log.1: its older output
 """
 
 from __future__ import annotations

@@ -32,9 +32,7 @@ class Server:
     """The secret of the isolated profile; unknown for an adopted server."""
     running: RunningServer | None = None
     """None until it has started."""
-    answer: asyncio.Future[None] = field(
-        default_factory=lambda: asyncio.get_running_loop().create_future()
-    )
+    answer: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     """Done when `deploy` can be answered: the server runs, or its start is slow. Fails when the start does."""
     start_timeout: asyncio.Timeout = field(default_factory=lambda: asyncio.timeout(None))
     """Around its start, without a deadline; a stop reschedules it to cancel the start."""

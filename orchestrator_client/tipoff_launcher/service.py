@@ -39,7 +39,7 @@ class Launcher:
         self.bus = bus
         self.supervisor = supervisor
         self.failed = failed
-        self.handlers = BoundedHandlers("launcher request", settings.max_requests)
+        self._handlers = BoundedHandlers("launcher request", settings.max_requests)
         self._subscriptions: list[Subscription] = []
         self._operations: dict[str, _Operation] = {
             "deploy": self._deploy,
@@ -72,7 +72,7 @@ class Launcher:
                     self._subject(name),
                     functools.partial(self._answer, operation),
                     queue=_QUEUE,
-                    handlers=self.handlers,
+                    handlers=self._handlers,
                     busy=self._busy,
                 )
             )
@@ -82,7 +82,7 @@ class Launcher:
         """Take no more requests, and wait for those in hand."""
         for subscription in self._subscriptions:
             await subscription.unsubscribe()
-        await self.handlers.drain(_DRAIN)
+        await self._handlers.drain(_DRAIN)
 
     def _subject(self, operation: str) -> str:
         return self.bus.subjects.launcher(self.settings.host, operation)

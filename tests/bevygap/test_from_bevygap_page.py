@@ -12,7 +12,8 @@ from tests.bevygap.bevygap_stand_in import ARBITRIUM, PROTOCOL_ID, STREAMS
 from tests.bevygap.games_of_the_page import PORT, games_of_the_page
 from tests.matchmaker.matchmaker_world import KEY
 from tipoff.embedded_nats import EmbeddedNats
-from tipoff_launcher.edgegap_compat.arbitrium import Arbitrium, Place, ServerTokens
+from tipoff_launcher.edgegap_compat.arbitrium import Arbitrium, ServerTokens
+from tipoff_launcher.edgegap_compat.host_info import HostInfo
 from tipoff_shared.kv.buckets import declarations
 from tipoff_shared.nats.connection import connect
 
@@ -60,8 +61,8 @@ def test_it_names_all_that_bevygap_has(page: str) -> None:
 
 def test_the_launcher_sets_what_the_plugin_demands() -> None:
     """The very eight that the stand-in, as the plugin, reads at its start."""
-    place = Place("http://127.0.0.1:1", "127.0.0.1", "localhost", "", "")
-    assert set(Arbitrium(place, ServerTokens(b"x" * 32)).variables("d-1", {})) == set(ARBITRIUM)
+    host = HostInfo("http://127.0.0.1:1", "127.0.0.1", "localhost", "", "")
+    assert set(Arbitrium(host, ServerTokens(b"x" * 32)).variables("d-1", {})) == set(ARBITRIUM)
 
 
 @pytest.mark.parametrize("ours_first", [True, False])

@@ -88,14 +88,14 @@ async def with_processes(
 
 
 def pid_of(launcher: Launcher, deployment_id: str) -> int:
-    deployment = launcher.servers.get(deployment_id)
+    deployment = launcher.supervisor.get(deployment_id)
     assert deployment is not None
     return int(deployment.native_id.partition("@")[0])
 
 
 async def launched(launcher: Launcher, count: int, world: World) -> None:
     async def there() -> bool:
-        return len(launcher.servers.living()) == count
+        return len(launcher.supervisor.living()) == count
 
     await world.eventually(there, f"{count} processes run", timeout=10)
 
@@ -166,7 +166,7 @@ async def test_a_process_whose_start_was_not_confirmed_is_used(
         ready = await (await world.ask("serves")).end(timeout=15)
         assert isinstance(ready, SessionReady)
         assert orchestrator.asked == [ready.deployment_id] * 3
-        assert [d.deployment_id for d in launcher.servers.living()] == [ready.deployment_id]
+        assert [d.deployment_id for d in launcher.supervisor.living()] == [ready.deployment_id]
 
 
 @pytest.mark.row(38)
@@ -181,7 +181,7 @@ async def test_a_process_that_nobody_remembers_is_ended(
         {"launcher": LauncherOrchestrator(world.bus)},
     ):
         await LauncherOrchestrator(world.bus).deploy(DeploySpec("silent-1", "silent", "1", 4))
-        assert len(launcher.servers.living()) == 1
+        assert len(launcher.supervisor.living()) == 1
         await launched(launcher, 0, world)
 
 
@@ -196,7 +196,7 @@ async def test_a_forged_event_ends_no_process(world: World, launcher: Launcher, 
     ) as matchmaker:
         await world.ask("silent", timeout=5)
         await launched(launcher, 1, world)
-        (deployment,) = launcher.servers.living()
+        (deployment,) = launcher.supervisor.living()
         forged = wire.encode_deployment(replace(deployment, state=RunState.STOPPED, reason="forged"))
         for _ in range(10):
             await world.bus.publish(world.bus.subjects.launcher("local", "events"), forged)
@@ -205,6 +205,6 @@ async def test_a_forged_event_ends_no_process(world: World, launcher: Launcher, 
         record = matchmaker.ledger.get(deployment.deployment_id)
         assert record is not None
         assert record.state is DeploymentState.STARTING
-        assert launcher.servers.living() == [deployment]
+        assert launcher.supervisor.living() == [deployment]
         with pytest.raises(OrchestratorError):
             wire.decode_deployment(b"forged")

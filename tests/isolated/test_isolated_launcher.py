@@ -100,7 +100,7 @@ async def test_without_credentials_for_servers_nothing_is_started(house: House) 
     ):
         answer = await (await house.world.ask(timeout=5)).end()
         assert not isinstance(answer, SessionReady)
-        assert launcher.servers.living() == []
+        assert launcher.supervisor.living() == []
 
 
 async def test_a_launcher_that_starts_anew_without_matchmakers_stops_nobody(house: House) -> None:
@@ -114,7 +114,7 @@ async def test_a_launcher_that_starts_anew_without_matchmakers_stops_nobody(hous
             while time.monotonic() - began < 2:  # four times the grace
                 assert await echoes(player)
                 await asyncio.sleep(0.2)
-            assert [d.deployment_id for d in launcher.servers.living()] == [ready.deployment_id]
+            assert [d.deployment_id for d in launcher.supervisor.living()] == [ready.deployment_id]
             async with house.matchmaker():
                 await house.world.eventually(lambda: _has_lease(house, ready), "its lease is there again")
                 await asyncio.sleep(1)  # twice the grace

@@ -20,10 +20,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from tests.orchestrator.launcher_world import Eventually, Spec
-from tipoff_launcher.edgegap_compat.arbitrium import Arbitrium, Place, ServerTokens, synthetic_ip
-from tipoff_launcher.edgegap_compat.bevygap import for_bevygap
+from tipoff_launcher.edgegap_compat.arbitrium import Arbitrium, ServerTokens
+from tipoff_launcher.edgegap_compat.bevygap import bevygap_environment, synthetic_ip
 from tipoff_launcher.edgegap_compat.context_endpoint import ContextEndpoint, bind, serve_contexts
-from tipoff_launcher.edgegap_compat.host_info import find_place, where_to_listen
+from tipoff_launcher.edgegap_compat.host_info import HostInfo, find_host_info, listen_address
 from tipoff_launcher.edgegap_compat.small_http import Answer, Request, SmallHttp
 from tipoff_launcher.service import Launcher
 from tipoff_launcher.settings import Settings
@@ -36,7 +36,7 @@ from tipoff_shared.nats.connection import Bus
 StartLauncher = Callable[..., AbstractAsyncContextManager[Launcher]]
 
 TOKENS = ServerTokens(b"s" * 32)
-PLACE = Place("http://127.0.0.1:8070", "203.0.113.7", "play.example.org", "Ghent", "Belgium")
+PLACE = HostInfo("http://127.0.0.1:8070", "203.0.113.7", "play.example.org", "Ghent", "Belgium")
 PORTS = {"webtransport": Port(6420, 30001, "udp")}
 
 
@@ -161,25 +161,27 @@ def test_the_context_of_a_bevygap_server_names_its_key() -> None:
 
 def test_what_bevygaps_plugin_needs_of_nats(tmp_path: Path) -> None:
     """One server of a cluster, a user and a password in any case, the key in decimal; what is configured stays."""
-    changed = for_bevygap({"NATS_HOST": "nats://a:1,nats://b:2"}, bytes(range(32)))
+    changed = bevygap_environment({"NATS_HOST": "nats://a:1,nats://b:2"}, bytes(range(32)))
     assert changed["NATS_HOST"] == "nats://a:1"
     assert (changed["NATS_USER"], changed["NATS_PASSWORD"]) == ("gameserver", "")
     assert changed["LIGHTYEAR_PRIVATE_KEY"].startswith("0,1,2,3,")
     file = tmp_path / "password"
     file.write_text("from the file\n")
-    changed = for_bevygap({"NATS_USER": "gs", "NATS_PASSWORD_FILE": str(file)}, bytes(32))
+    changed = bevygap_environment({"NATS_USER": "gs", "NATS_PASSWORD_FILE": str(file)}, bytes(32))
     assert (changed["NATS_USER"], changed["NATS_PASSWORD"]) == ("gs", "from the file")
     with pytest.raises(NotConfigured, match="NATS_PASSWORD_FILE"):
-        for_bevygap({"NATS_PASSWORD_FILE": str(tmp_path / "none")}, bytes(32))
+        bevygap_environment({"NATS_PASSWORD_FILE": str(tmp_path / "none")}, bytes(32))
 
 
 async def test_a_name_is_told_as_an_address() -> None:
     """The first IPv4 literal, else what the name means, else loopback with a warning."""
     here = ("127.0.0.1", 8070)
-    assert (await find_place(Settings(public_host="fd00::1,198.51.100.4"), here)).public_ip == "198.51.100.4"
-    place = await find_place(Settings(public_host="localhost", location="Ghent"), here)
-    assert (place.public_ip, place.fqdn) == ("127.0.0.1", "localhost")
-    assert (place.city, place.country) == ("Ghent", "Ghent")
+    assert (
+        await find_host_info(Settings(public_host="fd00::1,198.51.100.4"), here)
+    ).public_ip == "198.51.100.4"
+    found = await find_host_info(Settings(public_host="localhost", location="Ghent"), here)
+    assert (found.public_ip, found.fqdn) == ("127.0.0.1", "localhost")
+    assert (found.city, found.country) == ("Ghent", "Ghent")
 
 
 @pytest.mark.parametrize(
@@ -200,11 +202,11 @@ async def test_servers_are_told_a_url_that_they_reach(
     settings = Settings(**changes)
     image = DockerSpec("spaceships:1")
     bevy = Game("bevy", "1", ready="context", bevygap=True, docker=image)
-    assert where_to_listen(settings, Games({bevy.key: bevy}, {}, Path())) == (listens, 0)
+    assert listen_address(settings, Games({bevy.key: bevy}, {}, Path())) == (listens, 0)
     ours = Game("arena", "1", docker=image)
     if not settings.context_listen:
-        assert where_to_listen(settings, Games({ours.key: ours}, {}, Path())) == ("127.0.0.1", 0)
-    assert (await find_place(settings, (listens, 8070))).url == url
+        assert listen_address(settings, Games({ours.key: ours}, {}, Path())) == ("127.0.0.1", 0)
+    assert (await find_host_info(settings, (listens, 8070))).url == url
 
 
 @pytest.mark.parametrize(
@@ -308,10 +310,10 @@ async def test_one_peer_cannot_hold_all_connections(tmp_path: Path) -> None:
     async def fine(request: Request) -> Answer:
         return Answer(200, b"{}")
 
-    http = SmallHttp(fine, deadline=5, max_connections=4, max_of_one=1)
-    await http.open(bind(("0.0.0.0", 0), tmp_path))
-    assert http._server is not None
-    port = http._server.sockets[0].getsockname()[1]
+    http = SmallHttp(fine, deadline=5, max_connections=4, max_per_peer=1)
+    sock = bind(("0.0.0.0", 0), tmp_path)
+    port = sock.getsockname()[1]
+    await http.open(sock)
     own = _own_address()
     try:
         _, greedy = await asyncio.open_connection(own, port)

@@ -13,14 +13,19 @@ import msgspec
 import pytest
 
 from tipoff_launcher.backends.docker.backend import DockerBackend
-from tipoff_launcher.backends.docker.container_config import configuration, container_name, labels, marks, record_of
-from tipoff_launcher.backends.docker.images import credentials
-from tipoff_launcher.backends.docker.engine import ContainerState, Refused, open_engine
-from tipoff_launcher.backends.docker.images import is_allowed
-from tipoff_launcher.backends.docker.container_config import inside
-from tipoff_launcher.backends.docker.images import PullProgress
-from tipoff_launcher.backends.docker.server import DockerServer
-from tipoff_launcher.backends.docker.watch import Watch
+from tipoff_launcher.backends.docker.container_config import (
+    configuration,
+    container_environment,
+    container_labels,
+    container_name,
+    owner_labels,
+    record_of,
+)
+from tipoff_launcher.backends.docker.containers import Containers
+from tipoff_launcher.backends.docker.engine import ContainerState, EngineError, open_engine
+from tipoff_launcher.backends.docker.images import PullProgress, credentials, is_allowed
+from tipoff_launcher.backends.docker.server import DockerServer, KnownContainers
+from tipoff_launcher.backends.docker.watch import ContainerWatch
 from tipoff_launcher.records import Record, Records
 from tipoff_launcher.settings import Settings
 from tipoff_orchestrator_client.base import Port, RunState
@@ -43,7 +48,9 @@ FILES = {"/state/key": b"00ff", "/secrets/ca.pem": b"PEM"}
 
 def test_secrets_and_named_files_become_files_of_the_container() -> None:
     """No variable holds a secret, and every path is one of the container's."""
-    variables, files = inside(HOST, own=(), secrets="file", nats_host="", read=FILES.__getitem__)
+    variables, files = container_environment(
+        HOST, own=(), secrets="file", nats_host="", read=FILES.__getitem__
+    )
     assert files == {
         "private_key": b"00ff",
         "nats_ca.pem": b"PEM",
@@ -62,7 +69,7 @@ def test_secrets_and_named_files_become_files_of_the_container() -> None:
 
 def test_images_that_know_variables_alone_get_variables() -> None:
     """As bevygap's: the key and the password stand in the environment, because games.toml says so."""
-    variables, files = inside(
+    variables, files = container_environment(
         HOST, own=(), secrets="environment", nats_host="nats:4222", read=FILES.__getitem__
     )
     assert files == {"nats_ca.pem": b"PEM"}
@@ -73,7 +80,7 @@ def test_images_that_know_variables_alone_get_variables() -> None:
 
 def test_a_path_that_games_toml_names_is_the_images_own() -> None:
     """It is not looked for on this host; the key's file is, whatever games.toml says."""
-    variables, files = inside(
+    variables, files = container_environment(
         HOST, own=("NATS_CA", "TIPOFF_PRIVATE_KEY_FILE"), secrets="file", nats_host="", read=FILES.__getitem__
     )
     assert variables["NATS_CA"] == "/secrets/ca.pem"
@@ -98,7 +105,7 @@ RECORD = Record(
 
 def config(spec: DockerSpec, **changes: Any) -> dict[str, Any]:
     given: dict[str, Any] = {
-        "marks": marks("", "local", "games"),
+        "owner_labels": owner_labels("", "local", "games"),
         "network": "",
         "publish_on": "127.0.0.1",
         "init": True,
@@ -160,7 +167,7 @@ def test_the_images_own_command_and_user_stay_unless_games_toml_names_others() -
 
 def test_a_record_can_be_read_from_the_labels() -> None:
     """The container itself is enough to know a server again; labels that do not fit together are nobody's."""
-    found = labels(RECORD, marks(RECORD.namespace, "local", "games"))
+    found = container_labels(RECORD, owner_labels(RECORD.namespace, "local", "games"))
     running = msgspec.structs.replace(RECORD, state=RunState.RUNNING, native_id="abc", reason="")
     assert record_of("abc", found) == running
     assert record_of("abc", {**found, "tipoff.deployment": "g-2"}) is None
@@ -258,7 +265,7 @@ class ListedContainers:
 
     async def remove(self, id: str) -> None:
         if id in self.stuck:
-            raise Refused(500, "device or resource busy")
+            raise EngineError(500, "device or resource busy")
         self.ids.remove(id)
 
     async def unused_volumes(self, labels: dict[str, str]) -> set[str]:
@@ -267,39 +274,44 @@ class ListedContainers:
     async def remove_volume(self, name: str) -> None:
         self.volumes.remove(name)
 
-    async def look(self, id: str) -> ContainerState | None:
+    async def inspect(self, id: str) -> ContainerState | None:
         known = ContainerState(id, "running", True, 0, False, "", {}, "SIGRTMIN+99")
         return known if id in self.ids else None
 
     async def signal(self, id: str, signal: str) -> None:
         self.signals.append(signal)
         if signal != "SIGKILL":
-            raise Refused(400, f"Invalid signal: {signal}")
+            raise EngineError(400, f"Invalid signal: {signal}")
         self.ids.remove(id)
 
 
-async def test_a_container_that_is_nobodys_twice_is_removed(tmp_path: Path) -> None:
+def recovered() -> KnownContainers:
+    """Of a launcher that knows what an earlier one has left, and starts nothing."""
+    known = KnownContainers()
+    known.recovered = True
+    return known
+
+
+async def test_an_orphaned_container_is_removed_at_the_second_look(tmp_path: Path) -> None:
     """Not at first sight: it may be in the making. Those that are known, or in the making, stay."""
-    engine: Any = ListedContainers("known", "making", "nobodys")
-    server = DockerServer(engine, "known", tmp_path / "log", 1000)
-    watch = Watch(
-        engine,
-        {"tipoff.namespace": "x"},
-        lambda: {"known": server},
-        lambda id: id == "nobodys",
-        look_every=0.01,
-    )
-    await watch.look()
-    assert engine.ids == ["known", "making", "nobodys"]
-    await asyncio.sleep(0.02)
-    await watch.look()
-    assert engine.ids == ["known", "making"]
+    engine: Any = ListedContainers("known", "making", "orphan")
+    known = recovered()
+    known.add(DockerServer(engine, "known", tmp_path / "log", 1000, known))
+    watch = ContainerWatch(engine, {"tipoff.namespace": "x"}, known, interval=0.01)
+    with known.creating("making"):
+        await watch.look()
+        assert engine.ids == ["known", "making", "orphan"]
+        await asyncio.sleep(0.02)
+        await watch.look()
+        assert engine.ids == ["known", "making"]
+    assert known.is_orphan("making")
+    assert not KnownContainers().is_orphan("making")  # what an earlier launcher has left is not known yet
 
 
 async def test_a_container_that_cannot_be_removed_is_in_nobodys_way() -> None:
     """The engine fails at one: the others go all the same, and whoever looks goes on."""
-    engine: Any = ListedContainers("stuck", "nobodys", stuck=("stuck",))
-    watch = Watch(engine, {}, dict, lambda id: True, look_every=0)
+    engine: Any = ListedContainers("stuck", "orphan", stuck=("stuck",))
+    watch = ContainerWatch(engine, {}, recovered(), interval=0)
     await watch.look()
     assert engine.ids == ["stuck"]
     await watch.look()
@@ -307,18 +319,27 @@ async def test_a_container_that_cannot_be_removed_is_in_nobodys_way() -> None:
 
 async def test_a_launcher_starts_although_a_dead_container_cannot_be_removed(tmp_path: Path) -> None:
     """It is left for later; without a launcher nobody would play here at all."""
-    engine: Any = ListedContainers("ended", "nobodys", stuck=("ended", "nobodys"))
+    engine: Any = ListedContainers("ended", "orphan", stuck=("ended", "orphan"))
     unused: Any = None
-    backend = DockerBackend(engine, unused, unused, Settings(), "", Records(tmp_path))
-    assert await backend.unrecorded([]) == []
+    backend = DockerBackend(
+        engine,
+        unused,
+        Containers(engine, unused, {}),
+        KnownContainers(),
+        Settings(),
+        "",
+        {},
+        Records(tmp_path),
+    )
+    assert await backend.find_unrecorded([]) == []
     await backend.clean_up("ended", "")
-    assert engine.ids == ["ended", "nobodys"]
+    assert engine.ids == ["ended", "orphan"]
 
 
 async def test_a_volume_that_a_container_left_behind_is_removed() -> None:
     """Who removes a container by hand leaves its volume, which holds the game's key. Not at first sight, either."""
     engine: Any = ListedContainers(volumes=("left",))
-    watch = Watch(engine, {}, dict, lambda id: True, look_every=0.01)
+    watch = ContainerWatch(engine, {}, recovered(), interval=0.01)
     await watch.look()
     assert engine.volumes == {"left"}
     await asyncio.sleep(0.02)
@@ -332,21 +353,21 @@ async def test_an_engine_that_tells_of_no_volumes_is_listened_to_all_the_same(
     """Behind a proxy that lets through what a launcher needs, and no more."""
 
     async def forbidden(self: ListedContainers, labels: dict[str, str]) -> set[str]:
-        raise Refused(403, "forbidden")
+        raise EngineError(403, "forbidden")
 
     monkeypatch.setattr(ListedContainers, "unused_volumes", forbidden)
-    engine: Any = ListedContainers("nobodys")
-    await Watch(engine, {}, dict, lambda id: True, look_every=0).look()
+    engine: Any = ListedContainers("orphan")
+    await ContainerWatch(engine, {}, recovered(), interval=0).look()
     assert engine.ids == []
 
 
 async def test_a_server_is_killed_although_its_engine_refused_the_first_signal(tmp_path: Path) -> None:
     """Whatever its image calls the signal that ends it: after the grace comes SIGKILL."""
     engine: Any = ListedContainers("stubborn")
-    server = DockerServer(engine, "stubborn", tmp_path / "log", 1000)
+    server = DockerServer(engine, "stubborn", tmp_path / "log", 1000, KnownContainers())
     server.terminate(0.05)
     async with asyncio.timeout(5):
-        await server.ended()
+        await server.wait()
     assert engine.signals == ["SIGRTMIN+99", "SIGKILL"]
 
 
@@ -359,6 +380,8 @@ async def test_a_look_wakes_the_servers_whose_containers_have_ended(tmp_path: Pa
         def wake(self) -> None:
             woken.append(self.native_id)
 
-    servers = {id: Server(engine, id, tmp_path / "log", 1000) for id in ("ended", "lives", "missing")}
-    await Watch(engine, {}, lambda: servers, lambda id: False).look()
+    known = KnownContainers()
+    for id in ("ended", "lives", "missing"):
+        known.add(Server(engine, id, tmp_path / "log", 1000, known))
+    await ContainerWatch(engine, {}, known).look()
     assert woken == ["ended", "missing"]

@@ -23,8 +23,8 @@ from tests.orchestrator.launcher_world import (
     state_of,
 )
 from tests.orchestrator.own_engine import Link, SlowRegistry, link_to, own_engine
-from tipoff_launcher.backends.docker import container_config
-from tipoff_launcher.records import Records
+from tipoff_launcher.backends.docker.container_config import owner_labels
+from tipoff_launcher.records import Record, Records
 from tipoff_orchestrator_client.base import (
     Deployment,
     NotConfigured,
@@ -42,7 +42,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.docker]
 
 
 def own_marks(namespace: str, owner: str = "") -> list[str]:
-    return [f"{name}={value}" for name, value in container.marks(namespace, "local", owner).items()]
+    return [f"{name}={value}" for name, value in owner_labels(namespace, "local", owner).items()]
 
 
 @pytest.fixture
@@ -138,8 +138,6 @@ async def test_a_crash_before_the_container_ran_leaves_the_id_free(
     running_containers: RunningContainers,
 ) -> None:
     """Made, but not written down: it is removed, and a repeat of the deploy starts one."""
-    from tipoff_launcher.records import Record
-
     wanted = spec()
     records = Records(launcher_settings.state_dir)
     records.save(

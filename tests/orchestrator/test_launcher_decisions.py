@@ -13,23 +13,23 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from tipoff_launcher.supervisor import describe
-from tipoff_launcher.backends.interface import Exit, PortWish, StartOrder, Surroundings
-from tipoff_launcher.backends.process import exec_gate
-from tipoff_launcher.backends.process.backend import ProcessBackend
-from tipoff_launcher.backends.process.identity import Identity, identify, identify_by_ps, lives
-from tipoff_launcher.backends.server_log import bound, last_words
-from tipoff_launcher.environment import PASSED_ON, child_environment
+from tipoff_launcher.backends.interface import BackendEnvironment, ExitStatus, PortSpec, StartRequest
 from tipoff_launcher.backends.ports import PortPicker
+from tipoff_launcher.backends.process import exec_gate
+from tipoff_launcher.backends.process.backend import INHERITED, ProcessBackend
+from tipoff_launcher.backends.process.identity import Identity, identify, identify_by_ps, lives
+from tipoff_launcher.backends.server_log import last_lines, rotate
+from tipoff_launcher.environment import server_environment
 from tipoff_launcher.records import Record
-from tipoff_launcher.recovery import Verdict, judge
+from tipoff_launcher.recovery import Decision, decide
 from tipoff_launcher.settings import Settings
+from tipoff_launcher.supervisor import exit_reason
 from tipoff_orchestrator_client.base import DeploySpec, NoCapacity, Port, RunState
 from tipoff_shared.games import Game, ProcessSpec
 from tipoff_shared.secret import Secret
 from tipoff_shared.settings import NatsSettings
 
-GATE = Path(gate.__file__)
+GATE = Path(exec_gate.__file__)
 
 # Who is meant.
 
@@ -109,16 +109,16 @@ def test_the_gate_goes_home_when_its_parent_is_another_already() -> None:
     assert (done.returncode, done.stdout) == (125, b"")
 
 
-def an_order(game: Game, tmp_path: Path) -> StartOrder:
+def a_request(game: Game, tmp_path: Path) -> StartRequest:
     record = Record("g-1", "", game.name, game.version, RunState.STARTING, "process", created_at=0)
-    return StartOrder(record, game, {"PATH": os.environ["PATH"]}, tmp_path / "log", lambda text: None)
+    return StartRequest(record, game, {"PATH": os.environ["PATH"]}, tmp_path / "log", lambda text: None)
 
 
 async def test_a_start_that_is_not_written_down_runs_nothing(tmp_path: Path) -> None:
     """Whatever goes wrong while the record is written: the command never runs, and no child stays."""
     backend = ProcessBackend(tmp_path)
     game = Game("g", "1", process=ProcessSpec(["touch", "started"]))
-    order = an_order(game, tmp_path)
+    request = a_request(game, tmp_path)
 
     class Crash(BaseException):
         pass
@@ -130,7 +130,7 @@ async def test_a_start_that_is_not_written_down_runs_nothing(tmp_path: Path) -> 
         raise Crash
 
     with pytest.raises(Crash):
-        await backend.start(order, crash)
+        await backend.start(request, crash)
     identity = Identity.parse(written[0])
     assert identity is not None
     assert identify(identity.pid) != identity
@@ -144,21 +144,21 @@ GAME = Game("g", "1", start_timeout=30)
 
 
 @pytest.mark.parametrize(
-    ("changes", "verdict"),
+    ("changes", "decision"),
     [
-        pytest.param({"has_lease": True}, Verdict.ADOPT, id="its lease lives"),
-        pytest.param({"has_lease": True, "game": None}, Verdict.ADOPT, id="also when the game is gone"),
-        pytest.param({}, Verdict.STOP, id="no lease for the whole grace"),
-        pytest.param({"found_for": 19}, Verdict.WAIT, id="just found"),
-        pytest.param({"connected_for": 19}, Verdict.WAIT, id="NATS is just back: every lease has expired"),
-        pytest.param({"connected_for": None}, Verdict.WAIT, id="NATS is away"),
-        pytest.param({"has_lease": None}, Verdict.WAIT, id="the store does not answer"),
-        pytest.param({"now": 1029}, Verdict.WAIT, id="it may still be starting"),
-        pytest.param({"game": Game("g", "1", ready="running")}, Verdict.ADOPT, id="it never writes a lease"),
-        pytest.param({"game": None, "now": 1001}, Verdict.STOP, id="a game nobody knows any more"),
+        pytest.param({"has_lease": True}, Decision.ADOPT, id="its lease lives"),
+        pytest.param({"has_lease": True, "game": None}, Decision.ADOPT, id="also when the game is gone"),
+        pytest.param({}, Decision.STOP, id="no lease for the whole grace"),
+        pytest.param({"found_for": 19}, Decision.WAIT, id="just found"),
+        pytest.param({"connected_for": 19}, Decision.WAIT, id="NATS is just back: every lease has expired"),
+        pytest.param({"connected_for": None}, Decision.WAIT, id="NATS is away"),
+        pytest.param({"has_lease": None}, Decision.WAIT, id="the store does not answer"),
+        pytest.param({"now": 1029}, Decision.WAIT, id="it may still be starting"),
+        pytest.param({"game": Game("g", "1", ready="running")}, Decision.ADOPT, id="it never writes a lease"),
+        pytest.param({"game": None, "now": 1001}, Decision.STOP, id="a game nobody knows any more"),
     ],
 )
-def test_whom_a_restarted_launcher_adopts(changes: dict[str, object], verdict: Verdict) -> None:
+def test_whom_a_restarted_launcher_adopts(changes: dict[str, object], decision: Decision) -> None:
     """A lease decides; its absence only after the grace."""
     asked: dict[str, object] = {
         "game": GAME,
@@ -169,7 +169,7 @@ def test_whom_a_restarted_launcher_adopts(changes: dict[str, object], verdict: V
         "now": 2000.0,
         **changes,
     }
-    assert judge(RECORD, **asked) is verdict  # type: ignore[arg-type] # a table of any of them
+    assert decide(RECORD, **asked) is decision  # type: ignore[arg-type] # a table of any of them
 
 
 # What to say.
@@ -191,30 +191,30 @@ def test_whom_a_restarted_launcher_adopts(changes: dict[str, object], verdict: V
 )
 def test_the_reason_of_an_end_is_for_people(code: int | None, stopped: bool, said: str, reason: str) -> None:
     """How it ended, and what it said where that explains it."""
-    assert describe(Exit(code), stopped=stopped, last_words=said) == reason
+    assert exit_reason(ExitStatus(code), stopped=stopped, last_lines=said) == reason
 
 
 def test_last_words_are_few_plain_and_without_secrets(tmp_path: Path) -> None:
     """The last lines in one, no control characters, secrets struck out."""
     log = tmp_path / "log"
     log.write_bytes(b"old\n" * 10 + b"\x1b[31mred\x1b[0m\a\n\nkey ABCDEF\n\xff\nend\n")
-    assert last_words(log, ["abcdef", ""]) == "old | red | key *** | \ufffd | end"
+    assert last_lines(log, ["abcdef", ""]) == "old | red | key *** | \ufffd | end"
     log.write_text("x" * 5000)
-    assert len(last_words(log)) <= 603
+    assert len(last_lines(log)) <= 603
     log.write_text("secret" * 2000 + "\nend")  # the tail begins within a line that may hold a secret
-    assert last_words(log, ["secret" * 2000]) == "end"
-    assert last_words(tmp_path / "missing") == ""
+    assert last_lines(log, ["secret" * 2000]) == "end"
+    assert last_lines(tmp_path / "missing") == ""
 
 
 def test_a_log_over_its_size_is_moved_aside_with_its_newest_part(tmp_path: Path) -> None:
     """Whoever writes goes on in the emptied file."""
     log = tmp_path / "server.log"
     log.write_text("old" + "n" * 100)
-    assert not bound(log, 200)
-    assert bound(log, 100)
+    assert not rotate(log, 200)
+    assert rotate(log, 100)
     assert log.read_text() == ""
     assert (tmp_path / "server.log.1").read_text() == "n" * 100
-    assert not bound(tmp_path / "missing", 100)
+    assert not rotate(tmp_path / "missing", 100)
 
 
 # Which port.
@@ -223,17 +223,17 @@ def test_a_log_over_its_size_is_moved_aside_with_its_newest_part(tmp_path: Path)
 def test_ports_go_round_the_range_and_leave_out_what_is_in_use() -> None:
     """Not held by our servers, not used by others, and a freed one comes last."""
     picker = PortPicker(range(10, 15), lambda port, protocol: port != 11)
-    first = picker.pick({"game": PortWish("udp"), "web": PortWish("tcp")}, held=set())
+    first = picker.pick({"game": PortSpec("udp"), "web": PortSpec("tcp")}, held=set())
     assert [port.external for port in first.values()] == [10, 12]
-    assert picker.pick({"game": PortWish("udp")}, held={10, 12})["game"].external == 13
-    assert picker.pick({"game": PortWish("udp")}, held=set())["game"].external == 14
-    assert picker.pick({"game": PortWish("udp")}, held=set())["game"].external == 10
+    assert picker.pick({"game": PortSpec("udp")}, held={10, 12})["game"].external == 13
+    assert picker.pick({"game": PortSpec("udp")}, held=set())["game"].external == 14
+    assert picker.pick({"game": PortSpec("udp")}, held=set())["game"].external == 10
 
 
 def test_no_port_left_is_no_capacity() -> None:
     """The message names the setting."""
     with pytest.raises(NoCapacity, match="TIPOFF_LAUNCHER_PORT_RANGE"):
-        PortPicker(range(10, 12), lambda port, protocol: True).pick({"game": PortWish("udp")}, held={10, 11})
+        PortPicker(range(10, 12), lambda port, protocol: True).pick({"game": PortSpec("udp")}, held={10, 11})
 
 
 # Settings.
@@ -283,7 +283,7 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def variables(settings: Settings, nats: NatsSettings, **env: str) -> dict[str, str]:
-    return child_environment(
+    return server_environment(
         {"PATH": "/bin", "SECRET": "x"},
         DeploySpec("g-1", "g", "1", 4),
         Game("g", "1"),
@@ -291,7 +291,7 @@ def variables(settings: Settings, nats: NatsSettings, **env: str) -> dict[str, s
         nats,
         key_file=Path("/key"),
         ports={"udp": Port(1, 2, "udp")},
-        surroundings=Surroundings(env, PASSED_ON, settings.listen_on),
+        backend=BackendEnvironment(env, INHERITED, settings.listen_on),
         arbitrium={},
     )
 
@@ -321,8 +321,8 @@ async def test_without_pidfd_an_end_is_noticed_by_looking(
 
     monkeypatch.setattr(os, "pidfd_open", missing)
     game = Game("g", "1", process=ProcessSpec(["sh", "-c", "exit 4"]))
-    order = an_order(game, tmp_path)
-    server = await ProcessBackend(tmp_path).start(order, lambda native_id: None)
+    request = a_request(game, tmp_path)
+    server = await ProcessBackend(tmp_path).start(request, lambda native_id: None)
     begin = time.monotonic()
-    assert (await server.ended()).code == 4
+    assert (await server.wait()).code == 4
     assert time.monotonic() - begin < 2

@@ -8,7 +8,6 @@ import json
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,11 @@ import pytest
 
 from tests.docker_engine import docker
 from tests.orchestrator.launcher_world import Eventually, MakeGame, RunningContainers, Spec
-from tipoff_launcher.backends.docker import container_config
 from tipoff_launcher.backends.docker.backend import DockerBackend
-from tipoff_launcher.backends.docker.engine import Engine
+from tipoff_launcher.backends.docker.container_config import owner_labels
+from tipoff_launcher.backends.docker.engine import Engine, open_engine
+from tipoff_launcher.backends.docker.server import KnownContainers
+from tipoff_launcher.backends.docker.watch import ContainerWatch
 from tipoff_orchestrator_client.base import (
     Deployment,
     DeploySpec,
@@ -30,8 +31,6 @@ from tipoff_orchestrator_client.base import (
 from tipoff_orchestrator_client.launcher import LauncherOrchestrator
 from tipoff_shared.games import Game, Games
 from tipoff_shared.netcode.keys import PrivateKey
-from tipoff_shared.secret import Secret
-from tipoff_shared.settings import NatsSettings
 
 pytestmark = [pytest.mark.slow, pytest.mark.docker]
 
@@ -86,7 +85,7 @@ async def test_secrets_are_files_that_only_the_server_finds(
     docker_launcher: Any,
     games_of: MakeGames,
     key: PrivateKey,
-    settings: NatsSettings,
+    tmp_path: Path,
     client: LauncherOrchestrator,
     running_containers: RunningContainers,
     spec: Spec,
@@ -98,9 +97,9 @@ async def test_secrets_are_files_that_only_the_server_finds(
         reader='sha256sum < "$TIPOFF_PRIVATE_KEY_FILE"; sha256sum < "$NATS_PASSWORD_FILE"; '
         "rm -f /run/tipoff/* ; echo x > /run/tipoff/new; ls /run/tipoff; exec sleep 300"
     )
-    nats = replace(settings, user="gs", password=Secret("canary-password"))
-    async with docker_launcher(games, server_nats_user="gs") as launcher:
-        launcher.servers._starter._nats = nats  # the test's own NATS asks for no password
+    password = tmp_path / "gs.password"
+    password.write_text("canary-password")
+    async with docker_launcher(games, server_nats_user="gs", server_nats_password_file=str(password)):
         wanted = spec("reader")
         await client.deploy(wanted)
         (container,) = running_containers(wanted.deployment_id)
@@ -325,15 +324,15 @@ async def test_the_secrets_of_a_container_that_somebody_removed_go_too(
     running_containers: RunningContainers,
 ) -> None:
     """`docker rm -f` leaves the volume with the key in it: it is removed, and no volume of a server that plays."""
-    async with docker_launcher() as launcher:
+    async with docker_launcher():
         gone, plays = spec(), spec()
         for wanted in (gone, plays):
             await client.deploy(wanted)
         docker("rm", "-f", *running_containers(gone.deployment_id))
         await ended(client, gone.deployment_id)
-        watch = launcher.servers._starter._backend.watch
-        watch._look_every = 0  # what it sees it removes at once
-        await watch.look()
+        async with open_engine() as engine:  # the launcher's own watch takes its time
+            labels = owner_labels(namespace, "local", "")
+            await ContainerWatch(engine, labels, KnownContainers(), interval=0).look()
         for wanted, count in ((gone, 0), (plays, 1)):
             assert len(volumes(namespace, wanted)) == count
 
@@ -348,7 +347,7 @@ async def test_what_a_broken_start_left_is_in_nobodys_way(
     """A container of ours by that name that nobody knows makes room; a stranger's is left alone, and named."""
     async with docker_launcher():
         ours, theirs = spec(), spec()
-        marks = {**container.marks(namespace, "local", ""), "tipoff.deployment": ours.deployment_id}
+        marks = {**owner_labels(namespace, "local", ""), "tipoff.deployment": ours.deployment_id}
         left = [part for name, value in marks.items() for part in ("--label", f"{name}={value}")]
         name = f"tipoff-{namespace}-"
         docker("create", "--name", name + ours.deployment_id, *left, "python:3.13-slim", "true")
@@ -410,10 +409,8 @@ async def test_a_launcher_that_ends_while_it_starts_servers_leaves_none_half_mad
 
     monkeypatch.setattr(Engine, "create", slowly)
     async with docker_launcher(stop_servers_on_exit=False) as launcher:
-        deploying = asyncio.create_task(launcher.servers.deploy(spec()))
+        deploying = asyncio.create_task(launcher.supervisor.deploy(spec()))
         await making.wait()
-        for task in launcher.servers._tasks._tasks:  # as its end does, when it has no time left
-            task.cancel()
-        await asyncio.wait([deploying])
-        assert isinstance(deploying.exception(), OrchestratorError)
-        assert not docker("ps", "-aq", "--filter", f"label=tipoff.namespace={namespace}")
+    await asyncio.wait([deploying])
+    assert isinstance(deploying.exception(), OrchestratorError)
+    assert not docker("ps", "-aq", "--filter", f"label=tipoff.namespace={namespace}")

@@ -121,7 +121,7 @@ async def test_servers_of_a_killed_launcher_play_on_and_are_adopted(
             await eventually(lambda id=each.deployment_id: len(running_servers(id)) == 1)
         assert (await client.deploy(wanted)).native_id == before[0].native_id
         os.kill(running_servers(doomed.deployment_id)[0], signal.SIGKILL)
-        await eventually(lambda: not launcher.servers.runs(doomed.deployment_id), timeout=1)
+        await eventually(lambda: not launcher.supervisor.runs(doomed.deployment_id), timeout=1)
         await asyncio.sleep(launcher.settings.adopt_grace * 2)
         assert len(running_servers(wanted.deployment_id)) == 1
         await client.stop(wanted.deployment_id)
@@ -339,7 +339,7 @@ async def test_sigterm_stops_the_servers_where_that_is_set(
 @pytest.mark.parametrize(
     ("variables", "complaint"),
     [
-        ({"TIPOFF_LAUNCHER_PORT_RANGE": "9-1"}, "TIPOFF_LAUNCHER_PORT_RANGE: Value error, FIRST-LAST"),
+        ({"TIPOFF_LAUNCHER_PORT_RANGE": "9-1"}, "TIPOFF_LAUNCHER_PORT_RANGE: FIRST-LAST"),
         ({"TIPOFF_LAUNCHER_MAX_SERVERS": "none"}, "TIPOFF_LAUNCHER_MAX_SERVERS"),
         ({"TIPOFF_GAMES": "/nowhere/games.toml"}, "/nowhere/games.toml: No such file"),
     ],

@@ -116,7 +116,7 @@ async def test_no_secret_is_seen_anywhere(
     running, blab = spec(), spec("blab")
     await client.deploy(running)
     await client.deploy(blab)
-    await eventually(lambda: not launcher.servers.runs(blab.deployment_id))
+    await eventually(lambda: not launcher.supervisor.runs(blab.deployment_id))
     ended = await client.get(blab.deployment_id)
     assert ended is not None
     assert "***" in ended.reason

@@ -14,11 +14,12 @@ import msgspec
 import pytest
 
 from tests.orchestrator.launcher_world import Eventually, RunningServers, Spec
-from tipoff_launcher.backends.interface import RunningServer, StartOrder
+from tipoff_launcher.backends.interface import RunningServer, StartRequest
 from tipoff_launcher.backends.process.backend import ProcessBackend
 from tipoff_launcher.records import Records
 from tipoff_launcher.service import Launcher
 from tipoff_orchestrator_client.base import (
+    DeploySpec,
     NoCapacity,
     NotConfigured,
     OrchestratorError,
@@ -48,7 +49,7 @@ async def test_the_reason_of_a_crash_quotes_the_servers_last_words(
     """Whoever reads the reason knows what to repair."""
     wanted = spec("crash")
     await client.deploy(wanted)
-    await eventually(lambda: not launcher.servers.runs(wanted.deployment_id))
+    await eventually(lambda: not launcher.supervisor.runs(wanted.deployment_id))
     known = await client.get(wanted.deployment_id)
     assert known is not None
     assert known.reason == "exited with code 3; its last words: starting up | no map called dust2"
@@ -89,7 +90,7 @@ async def test_a_log_cannot_fill_the_disk(
         path = launcher.settings.state_dir / "deployments" / wanted.deployment_id / "server.log"
         for _ in range(2):
             await eventually(lambda: path.exists() and path.stat().st_size > 20_000)
-            launcher.servers.bound_logs()
+            launcher.supervisor.rotate_logs()
         assert path.with_name("server.log.1").stat().st_size <= 20_000
         await eventually(lambda: path.stat().st_size > 0)  # it goes on writing at the beginning
         assert path.read_bytes()[:1] != b"\0"
@@ -143,14 +144,14 @@ async def test_no_zombie_and_no_descriptor_stays(
 ) -> None:
     """Starting and ending leaves the launcher as it was."""
     await client.deploy(first := spec("crash"))
-    await eventually(lambda: not launcher.servers.runs(first.deployment_id))
+    await eventually(lambda: not launcher.supervisor.runs(first.deployment_id))
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(10):
         crash, sleeper = spec("crash"), spec()
         await client.deploy(crash)
         await client.deploy(sleeper)
         await client.stop(sleeper.deployment_id)
-        await eventually(lambda id=crash.deployment_id: not launcher.servers.runs(id))
+        await eventually(lambda id=crash.deployment_id: not launcher.supervisor.runs(id))
     assert len(os.listdir("/proc/self/fd")) <= before + 1
     assert zombies_of(os.getpid()) == []
 
@@ -210,7 +211,7 @@ async def test_kill_is_there_in_demo_mode_only(
     async with start_launcher(demo=True) as launcher:
         await client.deploy(wanted)
         await client.kill(wanted.deployment_id)
-        await eventually(lambda: not launcher.servers.runs(wanted.deployment_id))
+        await eventually(lambda: not launcher.supervisor.runs(wanted.deployment_id))
         known = await client.get(wanted.deployment_id)
         assert known is not None
         assert known.reason == "killed by signal 9 (SIGKILL)"
@@ -316,7 +317,7 @@ async def test_python_means_this_interpreter_and_an_exec_that_fails_is_told(
         for name, words in (("py", sys.executable), ("odd", "cannot start")):
             wanted = spec(name)
             await client.deploy(wanted)
-            await eventually(lambda id=wanted.deployment_id: not launcher.servers.runs(id))
+            await eventually(lambda id=wanted.deployment_id: not launcher.supervisor.runs(id))
             known = await client.get(wanted.deployment_id)
             assert known is not None
             assert words in known.reason
@@ -354,8 +355,8 @@ async def test_a_start_that_is_given_up_slowly_may_be_stopped_again(
     """An engine takes its time to undo what it has done: each stop says that it is not over, until it is."""
     undone = asyncio.Event()
 
-    async def slow(self: ProcessBackend, order: StartOrder, write_down: object) -> RunningServer:
-        order.progress("fetching")
+    async def slow(self: ProcessBackend, request: StartRequest, save_native_id: object) -> RunningServer:
+        request.progress("fetching")
         try:
             await asyncio.sleep(60)
         finally:
@@ -364,13 +365,13 @@ async def test_a_start_that_is_given_up_slowly_may_be_stopped_again(
 
     monkeypatch.setattr(ProcessBackend, "start", slow)
     wanted = spec()
-    await launcher.servers.deploy(wanted)
+    await launcher.supervisor.deploy(wanted)
     for _ in range(2):
         with pytest.raises(OrchestratorUnavailable, match="still there"):
-            await launcher.servers.stop(wanted.deployment_id, margin=0)
+            await launcher.supervisor.stop(wanted.deployment_id, margin=0)
     undone.set()
-    await launcher.servers.stop(wanted.deployment_id)
-    assert (await launcher.servers.deploy(wanted)).state is RunState.STOPPED
+    await launcher.supervisor.stop(wanted.deployment_id)
+    assert (await launcher.supervisor.deploy(wanted)).state is RunState.STOPPED
 
 
 async def test_what_was_stopped_while_its_start_failed_is_not_started_again(
@@ -379,22 +380,27 @@ async def test_what_was_stopped_while_its_start_failed_is_not_started_again(
     """A deploy that comes twice, or late, after the stop."""
     failing = asyncio.Event()
 
-    async def fail(self: ProcessBackend, order: StartOrder, write_down: object) -> RunningServer:
+    async def fail(self: ProcessBackend, request: StartRequest, save_native_id: object) -> RunningServer:
         await failing.wait()
         raise NoCapacity("no")
 
     wanted = spec()
     with monkeypatch.context() as changed:
         changed.setattr(ProcessBackend, "start", fail)
-        deploying = asyncio.create_task(launcher.servers.deploy(wanted))
+        deploying = asyncio.create_task(launcher.supervisor.deploy(wanted))
         await asyncio.sleep(0)
-        stopping = asyncio.create_task(launcher.servers.stop(wanted.deployment_id))
+        stopping = asyncio.create_task(launcher.supervisor.stop(wanted.deployment_id))
         await asyncio.sleep(0)
         failing.set()
         await stopping
         with pytest.raises(NoCapacity):
             await deploying
-    assert (await launcher.servers.deploy(wanted)).state is RunState.STOPPED
+    assert (await launcher.supervisor.deploy(wanted)).state is RunState.STOPPED
+
+
+def tasks_of(spec: DeploySpec) -> list[str]:
+    """The names of the launcher's tasks for one server."""
+    return sorted(t.get_name() for t in asyncio.all_tasks() if spec.deployment_id in t.get_name())
 
 
 async def test_a_server_that_asks_for_its_end_again_and_again_is_stopped_once(
@@ -402,13 +408,13 @@ async def test_a_server_that_asks_for_its_end_again_and_again_is_stopped_once(
 ) -> None:
     """However often it asks, it costs one task."""
     wanted = spec("stubborn")
-    await launcher.servers.deploy(wanted)
-    before = len(launcher.servers._tasks._tasks)
+    await launcher.supervisor.deploy(wanted)
+    before = tasks_of(wanted)
     for _ in range(5):
-        launcher.servers.stop_soon(wanted.deployment_id)
+        launcher.supervisor.stop_soon(wanted.deployment_id)
         await asyncio.sleep(0)
-    assert len(launcher.servers._tasks._tasks) == before + 1
-    await eventually(lambda: not launcher.servers.runs(wanted.deployment_id))
+    assert tasks_of(wanted) == sorted([*before, f"launcher/{wanted.deployment_id}/stop"])
+    await eventually(lambda: not launcher.supervisor.runs(wanted.deployment_id))
 
 
 async def test_too_many_requests_are_told_to_come_again(
@@ -420,7 +426,8 @@ async def test_too_many_requests_are_told_to_come_again(
         await client.deploy(wanted)
         await eventually(lambda: "ready" in log_of(launcher, wanted.deployment_id))
         stopping = asyncio.create_task(client.stop(wanted.deployment_id))
-        await eventually(lambda: launcher._handlers.full)
+        records = Records(launcher.settings.state_dir)
+        await eventually(lambda: records.load()[0][0].stopping)
         with pytest.raises(OrchestratorUnavailable, match="busy") as caught:
             await client.list()
         assert caught.value.retry_after == 1

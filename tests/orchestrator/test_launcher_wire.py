@@ -178,7 +178,7 @@ async def test_a_bug_in_the_launcher_is_an_answer_without_its_innards(
     def broken() -> list[Deployment]:
         raise RuntimeError("innards")
 
-    monkeypatch.setattr(launcher.servers, "living", broken)
+    monkeypatch.setattr(launcher.supervisor, "living", broken)
     with pytest.raises(OrchestratorError, match="its log says why") as caught:
         await LauncherOrchestrator(nats).list()
     assert "innards" not in str(caught.value)

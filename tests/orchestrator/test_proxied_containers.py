@@ -31,7 +31,7 @@ def published(proxy: str, url: str, namespace: str = "") -> set[str]:
         DockerSpec("image"),
         record,
         variables,
-        marks={},
+        owner_labels={},
         network="games",
         publish_on="0.0.0.0",  # as in the compose stack
         init=True,

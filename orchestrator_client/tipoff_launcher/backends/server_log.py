@@ -32,7 +32,9 @@ def rotate(path: Path, max_bytes: int) -> bool:
         return False
     old = path.with_name(path.name + ".1")
     with path.open("rb") as source, old.open("wb") as target:
-        source.seek(-max_bytes, os.SEEK_END)  # of a server that writes faster than this, the newest part is kept
+        source.seek(
+            -max_bytes, os.SEEK_END
+        )  # of a server that writes faster than this, the newest part is kept
         target.write(source.read(max_bytes))  # not to the end of the file, which may grow without limit
     os.truncate(path, 0)
     return True

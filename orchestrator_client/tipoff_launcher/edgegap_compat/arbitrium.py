@@ -28,6 +28,7 @@ STOP_PATH = "/v1/self/stop"
 _SECRET = "servers.secret"  # noqa: S105  # a file's name
 _SECRET_BYTES = 32
 
+
 @dataclass(frozen=True, slots=True)
 class ServerTokens:
     """The tokens by which servers identify themselves at the context endpoint.

@@ -206,9 +206,7 @@ class DockerBackend:
                     raise
 
     def _add(self, container_id: str, log_file: Path) -> DockerServer:
-        server = DockerServer(
-            self._engine, container_id, log_file, self._settings.max_log_bytes, self._known
-        )
+        server = DockerServer(self._engine, container_id, log_file, self._settings.max_log_bytes, self._known)
         self._known.add(server)
         return server
 

@@ -149,7 +149,7 @@ class Engine:
         return str(container.id)
 
     async def put_files(self, id: str, directory: str, files: Mapping[str, bytes]) -> None:
-        """Write files into `directory`, on a volume of a container that does not run yet; all its users can read them."""
+        """Write files into `directory`, on a volume of a container that does not run yet, for all its users to read."""
         with self._errors():
             async with asyncio.timeout(_CALL):
                 await self._docker.containers.container(id).put_archive(directory, _archive(files))
@@ -305,7 +305,7 @@ async def open_engine(host: str = "") -> AsyncIterator[Engine]:
     except (ValueError, aiodocker.DockerError) as exc:
         words = exc.message if isinstance(exc, aiodocker.DockerError) else exc
         raise ConfigError(
-            f"TIPOFF_LAUNCHER_DOCKER_HOST (or DOCKER_HOST) {where!r}: {words}; an address like {DEFAULT_HOST} is expected"
+            f"TIPOFF_LAUNCHER_DOCKER_HOST (or DOCKER_HOST) {where!r}: {words}; expected is one like {DEFAULT_HOST}"
         ) from exc
     async with docker:
         yield Engine(docker, where)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tipoff_launcher.backends.docker.engine import Engine, EngineUnavailable, EngineError
+from tipoff_launcher.backends.docker.engine import Engine, EngineError, EngineUnavailable
 from tipoff_launcher.settings import Settings
 from tipoff_orchestrator_client.base import GameUnavailable, NotConfigured, OrchestratorError
 from tipoff_shared.errors import ConfigError
@@ -42,7 +42,7 @@ Progress = Callable[[str], None]
 
 
 def is_allowed(image: str, patterns: str) -> bool:
-    """Whether `patterns`, separated by commas, allow an image. Without patterns every image in games.toml is allowed."""
+    """Whether `patterns`, separated by commas, allow an image. Without patterns all in games.toml are allowed."""
     wanted = [pattern.strip() for pattern in patterns.split(",") if pattern.strip()]
     return not wanted or any(fnmatch.fnmatchcase(image, pattern) for pattern in wanted)
 
@@ -90,7 +90,9 @@ class Images:
                     raise EngineUnavailable(f"fetching image {image!r} broke off", retryable=True)
         except TimeoutError:
             fetch.fail(
-                GameUnavailable(f"image {image!r} was not fetched within {self._timeout:.0f} s", retryable=True)
+                GameUnavailable(
+                    f"image {image!r} was not fetched within {self._timeout:.0f} s", retryable=True
+                )
             )
         except OrchestratorError as exc:
             fetch.fail(exc)

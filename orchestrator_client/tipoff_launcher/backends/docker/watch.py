@@ -97,7 +97,9 @@ class ContainerWatch:
     async def _look_at_volumes(self, now: float) -> None:
         try:
             unused = await self._engine.unused_volumes(self._owner_labels)
-        except EngineError as exc:  # perhaps refused by a proxy in front of the engine that lets little through
+        except (
+            EngineError
+        ) as exc:  # perhaps refused by a proxy in front of the engine that lets little through
             log.debug("the unused volumes are unknown: %s", exc)
             return
         self._unused_since = {name: self._unused_since.get(name, now) for name in unused}
@@ -110,7 +112,9 @@ class ContainerWatch:
         for id, since in list(seen.items()):
             if since + self._interval > now + 0.001:
                 continue
-            log.warning("%s %s has this launcher's labels and belongs to no server: removing it", what, id[:12])
+            log.warning(
+                "%s %s has this launcher's labels and belongs to no server: removing it", what, id[:12]
+            )
             try:
                 await remove(id)
                 del seen[id]
