@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from nats.aio.msg import Msg
 
 from bench.players import Player, play_many
-from tipoff.embedded_nats import embedded_nats
+from tipoff.up.embedded_nats import embedded_nats
 from tipoff_shared.messages import SessionReady, SessionRequestAccepted, encode_feedback
 from tipoff_shared.nats.connection import Bus, connect
 from tipoff_shared.settings import NatsSettings

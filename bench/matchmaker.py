@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 from nats.aio.msg import Msg
 
-from tipoff.embedded_nats import embedded_nats
+from tipoff.up.embedded_nats import embedded_nats
 from tipoff_matchmaker.run import run_matchmaker
 from tipoff_matchmaker.service import Matchmaker
 from tipoff_matchmaker.settings import Settings

@@ -19,9 +19,9 @@ from typing import Any
 import msgspec
 from nats.aio.msg import Msg
 
-from tipoff.embedded_nats import EmbeddedNats
 from tipoff.nats_roles.isolated import accounts
 from tipoff.nats_roles.users import hashed
+from tipoff.up.embedded_nats import EmbeddedNats
 from tipoff_gameserver.presence.events import EventPresence
 from tipoff_gameserver.presence.nats import NatsPresence
 from tipoff_matchmaker.run import run_matchmaker

@@ -52,7 +52,7 @@ from nats.js.kv import KeyValue
 
 from bench.matchmaker import matchmaker_of
 from bench.players import Player
-from tipoff.embedded_nats import embedded_nats
+from tipoff.up.embedded_nats import embedded_nats
 from tipoff_matchmaker.settings import Settings as MatchmakerSettings
 from tipoff_matchmaker_httpd.server.run import run_httpd
 from tipoff_matchmaker_httpd.settings import Settings as HttpdSettings

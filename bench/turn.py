@@ -18,8 +18,8 @@ from typing import Any
 
 import uvloop
 
-from tipoff.embedded_nats import dies_with_parent, embedded_nats
 from tipoff.turn_relay.load import LoadReport, run_load
+from tipoff.up.embedded_nats import dies_with_parent, embedded_nats
 from tipoff_matchmaker_httpd.server.run import run_httpd
 from tipoff_matchmaker_httpd.settings import Settings
 from tipoff_shared.primitives.tasks import Tasks

@@ -12,7 +12,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from tipoff.embedded_nats import EmbeddedNats, embedded_nats
+from tipoff.up.embedded_nats import EmbeddedNats, embedded_nats
 from tipoff_shared.nats.connection import Bus, connect
 from tipoff_shared.settings import NatsSettings
 

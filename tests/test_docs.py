@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tipoff.new import write_game
+from tipoff.new.commands import write_game
 
 HEADINGS = [
     "tipoff",

@@ -1,4 +1,4 @@
-"""The `tipoff` command: what it is called with, and where each part of it lives."""
+"""Runs the `tipoff` command: `python -m tipoff`, and the console script."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 
 def main() -> None:
-    """Entry point of the console script. Typed failures end with one line and exit code 1, Ctrl-C with 130."""
+    """Run the command and exit. A typed failure is one line on standard error and exit code 1, Ctrl-C is 130."""
     try:
         _run()
     except KeyboardInterrupt:
@@ -15,7 +15,7 @@ def main() -> None:
 
 def _run() -> None:
     try:
-        from tipoff.commands import app
+        from tipoff.app import app
     except ModuleNotFoundError as exc:
         if exc.name in ("typer", "rich", "nats", "httpx"):
             sys.exit(f"tipoff: the command needs {exc.name}: pip install 'tipoff[all]'")
@@ -24,8 +24,18 @@ def _run() -> None:
 
     try:
         app(standalone_mode=True)
-    except (ConfigError, TipoffError) as exc:
-        sys.exit(f"tipoff: {exc}")
+    except (ConfigError, TipoffError, BaseExceptionGroup) as exc:
+        failure = _first(exc)
+        if isinstance(failure, (ConfigError, TipoffError)):
+            sys.exit(f"tipoff: {failure}")
+        raise failure from exc
+
+
+def _first(exc: BaseException) -> BaseException:
+    """The first failure of a task group, which the user wants to read; any other exception itself."""
+    while isinstance(exc, BaseExceptionGroup):
+        exc = exc.exceptions[0]
+    return exc
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tipoff.state_dir import read_up_info
+from tipoff.up.state_dir import read_up_info
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.nats.connection import connect
 from tipoff_shared.settings import NatsSettings
@@ -39,7 +39,7 @@ class RunningUp:
 
     async def status(self) -> dict[str, list[dict[str, Any]]]:
         """As `tipoff status --json`."""
-        from tipoff.status import read_status
+        from tipoff.operate.status import read_status
 
         async with connect(self.nats_settings, name="test status") as bus:
             return await read_status(bus)

@@ -7,7 +7,7 @@ import base64
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from tipoff.netcode.udp_driver import UdpDriver, bind_udp
+from tipoff.interop.udp_driver import UdpDriver, bind_udp
 from tipoff_shared.messages import SessionReady
 from tipoff_shared.netcode import (
     Address,

@@ -26,7 +26,7 @@ import nats
 import nats.errors
 from nats.aio.client import Client as Nats
 
-from tipoff.netcode.udp_driver import UdpDriver, bind_udp
+from tipoff.interop.udp_driver import UdpDriver, bind_udp
 from tipoff_shared.netcode import (
     Address,
     Connected,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tipoff.embedded_nats import EmbeddedNats, embedded_nats
+from tipoff.up.embedded_nats import EmbeddedNats, embedded_nats
 
 
 @pytest.fixture

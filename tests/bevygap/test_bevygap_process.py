@@ -17,7 +17,7 @@ import pytest
 from tests.bevygap.bevygap_players import playing
 from tests.bevygap.bevygap_stand_in import PROTOCOL_ID
 from tests.matchmaker.matchmaker_world import KEY, World
-from tipoff.embedded_nats import EmbeddedNats
+from tipoff.up.embedded_nats import EmbeddedNats
 from tipoff_launcher.compose import run_launcher
 from tipoff_launcher.service import Launcher
 from tipoff_launcher.settings import Settings

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.matchmaker.matchmaker_world import World
-from tipoff.secrets_directory.directory import SecretsDirectory
+from tipoff.secrets.directory import SecretsDirectory
 from tipoff_shared.games import Game
 from tipoff_shared.games.toml import parse_games, read_games
 from tipoff_shared.nats.connection import connect

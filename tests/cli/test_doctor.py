@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 
 from tests.certificates import self_signed
-from tipoff.doctor import engine, games, network, udp
-from tipoff.doctor import nats as nats_facts
+from tipoff.doctor.facts import engine, games, network, udp
+from tipoff.doctor.facts import nats as nats_facts
 from tipoff.doctor.findings import Finding, Status, ok, run_checks
-from tipoff.doctor.rules_host import judge_engine
-from tipoff.doctor.rules_nats import judge_nats
-from tipoff.doctor.rules_network import judge_tls
-from tipoff.embedded_nats import EmbeddedNats
+from tipoff.doctor.rules.host import judge_engine
+from tipoff.doctor.rules.nats import judge_nats
+from tipoff.doctor.rules.network import judge_tls
+from tipoff.up.embedded_nats import EmbeddedNats
 from tipoff_shared.kv.buckets import create_buckets
 from tipoff_shared.nats.connection import Bus
 from tipoff_shared.secret import Secret

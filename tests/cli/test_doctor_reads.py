@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tipoff.doctor.nats import (
+from tipoff.doctor.facts.nats import (
     StreamFacts,
     orchestrators_of,
     read_stream,

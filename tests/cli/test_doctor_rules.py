@@ -10,17 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tipoff.doctor import rules_host, rules_nats, rules_network, rules_udp
-from tipoff.doctor.engine import EngineFacts
-from tipoff.doctor.findings import Finding, Status
-from tipoff.doctor.games import GamesFacts
-from tipoff.doctor.nats import (
+from tipoff.doctor.facts.engine import EngineFacts
+from tipoff.doctor.facts.games import GamesFacts
+from tipoff.doctor.facts.nats import (
     MonitorFacts,
     NatsFacts,
     StreamFacts,
 )
-from tipoff.doctor.network import ClockFacts, DnsFacts, HttpFacts, TlsFacts
-from tipoff.doctor.udp import ANSWER, REQUEST, LoopFacts, PortFacts, ProbeFacts, answer_to
+from tipoff.doctor.facts.network import ClockFacts, DnsFacts, HttpFacts, TlsFacts
+from tipoff.doctor.facts.udp import ANSWER, REQUEST, LoopFacts, PortFacts, ProbeFacts, answer_to
+from tipoff.doctor.findings import Finding, Status
+from tipoff.doctor.rules import host as rules_host
+from tipoff.doctor.rules import nats as rules_nats
+from tipoff.doctor.rules import network as rules_network
+from tipoff.doctor.rules import udp as rules_udp
 from tipoff_shared.games import Game
 
 NOW = datetime(2026, 11, 20, tzinfo=UTC)

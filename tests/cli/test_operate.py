@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from tests.matchmaker.matchmaker_world import ARENA, World
-from tipoff.operate import drain, kick, until_gone
-from tipoff.status import print_status, read_status
+from tipoff.operate.admin import drain, kick, until_gone
+from tipoff.operate.status import print_status, read_status
 from tipoff_orchestrator_client.base import OrchestratorUnavailable
 from tipoff_shared.admin import Drained, decode_drain, decode_kick, decode_reply
 from tipoff_shared.errors import Malformed, NoServerInTime, TipoffError, Unavailable

@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 from tests.cli.secrets_files import changed, contents
 from tipoff.nats_roles.users import hashes_in, namespace_of
-from tipoff.secrets_directory.commands import app
-from tipoff.secrets_directory.directory import SecretsDirectory
-from tipoff.secrets_directory.items import EDITED, KEPT, MADE, RENEWED, Report
+from tipoff.secrets.commands import app
+from tipoff.secrets.directory import SecretsDirectory
+from tipoff.secrets.items import EDITED, KEPT, MADE, RENEWED, Report
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.games.toml import load_games
 from tipoff_shared.settings import ROLES

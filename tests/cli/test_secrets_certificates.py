@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.cli.secrets_files import changed, contents
-from tipoff.secrets_directory.certificates import describe, is_signed_by
-from tipoff.secrets_directory.directory import SecretsDirectory
-from tipoff.secrets_directory.items import RENEWED
+from tipoff.secrets.certificates import describe, is_signed_by
+from tipoff.secrets.directory import SecretsDirectory
+from tipoff.secrets.items import RENEWED
 
 
 def test_the_server_certificate_is_for_every_name_and_signed_by_the_authority(made: SecretsDirectory) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tipoff.state_dir import UpInfo, default_state_dir, locked, read_up_info, remove_up_info, write_up_info
+from tipoff.up.state_dir import UpInfo, default_state_dir, locked, read_up_info, remove_up_info, write_up_info
 from tipoff_shared.errors import ConfigError
 
 INFO = UpInfo(

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from tipoff.state_dir import locked
 from tipoff.up.addresses import listen, public_hosts
+from tipoff.up.compose import write_missing_keys
 from tipoff.up.options import UpOptions
 from tipoff.up.run import run_up
-from tipoff.up.wiring import write_missing_keys
+from tipoff.up.state_dir import locked
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.games.toml import key_file, load_games, parse_games
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import httpx
 
-from tipoff.status import read_status
+from tipoff.operate.status import read_status
 from tipoff_client_sdk import Player, connect
 from tipoff_shared.kv.buckets import buckets
 from tipoff_shared.nats.connection import Bus

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.polling import eventually_sync
-from tipoff.embedded_nats import dies_with_parent, find_nats_server
-from tipoff.secrets_directory.directory import SecretsDirectory
+from tipoff.secrets.directory import SecretsDirectory
+from tipoff.up.embedded_nats import dies_with_parent, find_nats_server
 from tipoff_shared.settings import NatsSettings
 
 

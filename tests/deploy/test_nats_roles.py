@@ -14,8 +14,9 @@ from nats.js.errors import KeyNotFoundError
 
 from tests.deploy.deployed_nats import DeployedNats
 from tipoff.nats_roles import permissions
-from tipoff.operate import kick
-from tipoff.status import read_status, watch_changes
+from tipoff.operate.admin import kick
+from tipoff.operate.status import read_status
+from tipoff.operate.watch import watch_changes
 from tipoff_matchmaker import reaper
 from tipoff_matchmaker.bevygap import delete_queue
 from tipoff_shared.kv.buckets import buckets, create_buckets, declarations

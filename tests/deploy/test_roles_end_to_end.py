@@ -23,8 +23,8 @@ from tests.arena_servers import arena_toml
 from tests.deploy.deployed_nats import DeployedNats
 from tests.e2e.e2e_steps import command_lines, free_port
 from tests.polling import eventually
-from tipoff.secrets_directory.directory import SecretsDirectory
-from tipoff.status import watch_changes
+from tipoff.operate.watch import watch_changes
+from tipoff.secrets.directory import SecretsDirectory
 from tipoff_client_sdk import Player, ServerLost, connect
 from tipoff_shared.games.toml import parse_games, read_games
 from tipoff_shared.hooks import HookKey

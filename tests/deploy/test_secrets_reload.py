@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.deployed_nats import DeployedNats
-from tipoff.secrets_directory.directory import SecretsDirectory
+from tipoff.secrets.directory import SecretsDirectory
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.kv.buckets import buckets
 from tipoff_shared.nats.connection import Bus, connect

@@ -20,7 +20,7 @@ import pytest
 
 from tests.docker_engine import docker, remove_containers, socket_path
 from tests.polling import eventually
-from tipoff.status import read_status
+from tipoff.operate.status import read_status
 from tipoff_shared.nats.connection import Bus, connect
 from tipoff_shared.secret import Secret
 from tipoff_shared.settings import NatsSettings

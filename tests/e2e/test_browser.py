@@ -12,7 +12,7 @@ from playwright.async_api import BrowserContext, Page, async_playwright
 
 from tests.chromium import FLAGS, chromium
 from tests.polling import eventually
-from tipoff.new import write_game
+from tipoff.new.commands import write_game
 from tipoff.testing import running_up
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(120)]

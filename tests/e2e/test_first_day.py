@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.polling import eventually
-from tipoff.new import write_game
+from tipoff.new.commands import write_game
 from tipoff.testing import running_up
 
 

@@ -16,7 +16,7 @@ from tests.e2e.e2e_steps import all_given_back, free_port
 from tests.polling import eventually
 from tipoff.testing import running_up
 from tipoff.up.addresses import lan_address
-from tipoff.up.child_process import Part
+from tipoff.up.child_process import ChildProcess, ProcessSpec
 from tipoff_client_sdk import connect
 from tipoff_shared.errors import UnknownGame
 from tipoff_shared.settings import NatsSettings
@@ -64,14 +64,15 @@ async def served(
         }
     )
     modules = ("tipoff_launcher", "tipoff_matchmaker", "tipoff_matchmaker_httpd")
-    parts = [Part(module, module, env, state) for module in modules]
+    running: list[ChildProcess] = []
     try:
-        for part in parts:
-            await part.start()
+        for module in modules:
+            spec = ProcessSpec(module, module, module, env, state / f"{module}.log")
+            running.append(await ChildProcess.start(spec))
         yield f"http://127.0.0.1:{port}"
     finally:
-        for part in reversed(parts):
-            await part.stop(6)
+        for process in reversed(running):
+            await process.stop(6)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from tests.edgegap_emulator.emulator_account import GAMES, Account, Accounts, at_once, order
-from tipoff.commands import app
+from tipoff.app import app
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.hooks import HookKey
 

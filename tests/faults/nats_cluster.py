@@ -20,7 +20,7 @@ from pathlib import Path
 import nats.errors
 from nats.js import api
 
-from tipoff.embedded_nats import EmbeddedNats
+from tipoff.up.embedded_nats import EmbeddedNats
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.nats.connection import Bus, connect
 from tipoff_shared.secret import Secret

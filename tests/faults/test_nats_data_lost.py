@@ -10,7 +10,7 @@ import pytest
 
 from tests.faults.real_servers import real_world
 from tests.matchmaker.matchmaker_world import ARENA
-from tipoff.embedded_nats import embedded_nats
+from tipoff.up.embedded_nats import embedded_nats
 from tipoff_shared.messages import SessionReady
 
 WARM = msgspec.structs.replace(ARENA, min_ready=1, max_deployments=1, empty_ttl=60)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tipoff.embedded_nats import EmbeddedNats, embedded_nats
+from tipoff.up.embedded_nats import EmbeddedNats, embedded_nats
 from tipoff_launcher.compose import run_launcher
 from tipoff_launcher.service import Launcher
 from tipoff_launcher.settings import Settings

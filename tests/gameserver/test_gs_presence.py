@@ -14,7 +14,7 @@ import pytest
 
 from tests.gameserver.gameserver_players import Recorder, by_udp, by_websocket, token_for
 from tests.polling import eventually
-from tipoff.embedded_nats import EmbeddedNats, embedded_nats, find_nats_server
+from tipoff.up.embedded_nats import EmbeddedNats, embedded_nats, find_nats_server
 from tipoff_gameserver import Context, GameServer
 from tipoff_gameserver.presence import NoPresence, Presence
 from tipoff_gameserver.presence.events import EventPresence

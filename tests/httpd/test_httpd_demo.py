@@ -13,7 +13,7 @@ import httpx
 import pytest
 from nats.aio.msg import Msg
 
-from tipoff.embedded_nats import embedded_nats
+from tipoff.up.embedded_nats import embedded_nats
 from tipoff_matchmaker_httpd.routes.demo import MAX_QUEUED, Demo, public_reason
 from tipoff_matchmaker_httpd.server.run import run_httpd
 from tipoff_matchmaker_httpd.settings import Settings

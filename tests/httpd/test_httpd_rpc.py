@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from nats.aio.msg import Msg
 
-from tipoff.embedded_nats import EmbeddedNats, embedded_nats
+from tipoff.up.embedded_nats import EmbeddedNats, embedded_nats
 from tipoff_matchmaker_httpd.matchmaker.client import Calls, open_calls
 from tipoff_matchmaker_httpd.matchmaker.feedback import MAX_BUFFERED, Call
 from tipoff_shared.errors import Internal, NoServerInTime, TipoffError, Unavailable

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from tests.faults.real_servers import RealServers
 from tests.matchmaker.matchmaker_world import World
-from tipoff.embedded_nats import EmbeddedNats
 from tipoff.nats_roles.isolated import accounts
 from tipoff.nats_roles.users import hashed
+from tipoff.up.embedded_nats import EmbeddedNats
 from tipoff_shared.secret import Secret
 from tipoff_shared.settings import ROLES, NatsSettings, inbox_prefix_of
 from tipoff_shared.subjects import Subjects

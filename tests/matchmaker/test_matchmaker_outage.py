@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from tests.matchmaker.matchmaker_world import ARENA, World, failed
-from tipoff.embedded_nats import EmbeddedNats, embedded_nats
+from tipoff.up.embedded_nats import EmbeddedNats, embedded_nats
 from tipoff_shared.messages import ProgressReport, SessionReady
 from tipoff_shared.nats.connection import connect
 from tipoff_shared.records import SessionState

@@ -20,9 +20,9 @@ import typer
 from click.testing import Result
 from typer.testing import CliRunner
 
-from tipoff.netcode.echo_client import ConnectFailed, Report, connect_and_echo
-from tipoff.netcode.echo_commands import connect_command, gameserver_command, serve_echo
-from tipoff.netcode.token_commands import app as token_app
+from tipoff.interop.echo_client import ConnectFailed, Report, connect_and_echo
+from tipoff.interop.echo_commands import connect_command, gameserver_command, serve_echo
+from tipoff.interop.token_commands import app as token_app
 from tipoff_shared.netcode import (
     Address,
     ConnectToken,
@@ -352,7 +352,7 @@ async def test_full_server_is_reported_as_a_refusal() -> None:
 
 async def test_server_that_does_not_echo_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each payload is tried five times."""
-    monkeypatch.setattr("tipoff.netcode.echo_client.ECHO_PATIENCE", 0.02)
+    monkeypatch.setattr("tipoff.interop.echo_client.ECHO_PATIENCE", 0.02)
 
     class Mute(Server):
         def send(self, index: int, payload: bytes, now: float) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.timing import quickest
-from tipoff.embedded_nats import embedded_nats
+from tipoff.up.embedded_nats import embedded_nats
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.nats import connection as nats_connection
 from tipoff_shared.nats.connection import Bus, connect

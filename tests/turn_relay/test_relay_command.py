@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tipoff.commands import app
+from tipoff.app import app
 from tipoff.turn_relay.commands import bench_app, histogram
 from tipoff.turn_relay.pipe import decode, printable
 from tipoff_matchmaker_httpd.server.run import RunningHttpd

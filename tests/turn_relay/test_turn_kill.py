@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tipoff.embedded_nats import EmbeddedNats, dies_with_parent, embedded_nats
 from tipoff.turn_relay.load import LoadReport, run_load
+from tipoff.up.embedded_nats import EmbeddedNats, dies_with_parent, embedded_nats
 from tipoff_matchmaker_httpd.server.run import run_httpd
 from tipoff_matchmaker_httpd.settings import Settings
 from tipoff_shared.settings import NatsSettings

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tipoff.embedded_nats import embedded_nats
+from tipoff.up.embedded_nats import embedded_nats
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.kv.bucket import LostRace
 from tipoff_shared.nats.connection import Bus, connect

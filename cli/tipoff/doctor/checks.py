@@ -8,12 +8,12 @@ import ssl
 from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
-from tipoff.doctor import engine, games, nats, network, udp
-from tipoff.doctor import rules_host as host_rules
-from tipoff.doctor import rules_nats as nats_rules
-from tipoff.doctor import rules_network as network_rules
-from tipoff.doctor import rules_udp as udp_rules
+from tipoff.doctor.facts import engine, games, nats, network, udp
 from tipoff.doctor.findings import Check, Finding, skip
+from tipoff.doctor.rules import host as host_rules
+from tipoff.doctor.rules import nats as nats_rules
+from tipoff.doctor.rules import network as network_rules
+from tipoff.doctor.rules import udp as udp_rules
 from tipoff.doctor.target import Target
 from tipoff_shared.settings import NatsSettings
 

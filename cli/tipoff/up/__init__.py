@@ -1,5 +1,4 @@
-"""`tipoff up`: the whole system on this machine, on embedded defaults, until Ctrl-C.
+"""`tipoff up`: the whole system on this machine, with embedded defaults, until Ctrl-C.
 
-`run.py` starts and stops it, `options.py` says how, `addresses.py` where it listens, `wiring.py` what each part is
-told; `part.py` is one of its processes.
+`commands.py` holds the options, `run.py` starts and stops everything, `compose.py` says which processes there are.
 """

@@ -1,4 +1,4 @@
-"""Where `tipoff up` listens, and by which addresses players reach this machine."""
+"""Opens the port of `tipoff up`, and finds the addresses at which players reach this machine."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ BACKLOG = 2048
 
 
 def lan_address() -> str | None:
-    """The IPv4 address by which this machine would leave for elsewhere; sends nothing. None when there is none."""
+    """The IPv4 source address of this machine's default route, None without one. Sends nothing."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect(
-                ("192.0.2.1", 9)
-            )  # TEST-NET-1: connecting a datagram socket only asks the routing table
+            # TEST-NET-1: connecting a datagram socket only asks the routing table
+            probe.connect(("192.0.2.1", 9))
         except OSError:
             return None
         address: str = probe.getsockname()[0]
@@ -24,7 +23,7 @@ def lan_address() -> str | None:
 
 
 def public_hosts(host: str) -> tuple[list[str], str]:
-    """(addresses players dial, the first one the main one; address to bind) for `--host`."""
+    """For `--host`: the addresses that players dial, the main one first, and the address to bind."""
     if host != "auto":
         return [host], host
     lan = lan_address()
@@ -32,12 +31,12 @@ def public_hosts(host: str) -> tuple[list[str], str]:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket on `port` (0: any free one); raises `ConfigError` saying what to do otherwise.
+    """A listening socket on `port` (0: any free one). Raises `ConfigError`, which says what to do.
 
-    `up` holds it and every httpd accepts from it: connections wait in it while an httpd restarts, and one that
+    `up` holds it and every httpd accepts from it: connections wait in it while an httpd restarts, and an httpd that
     hangs takes no new ones.
     """
-    # IPPROTO_TCP by name: asyncio turns Nagle's algorithm off only then.
+    # With IPPROTO_TCP, because asyncio turns Nagle's algorithm off only then.
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

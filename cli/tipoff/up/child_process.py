@@ -1,113 +1,141 @@
-"""One process of `tipoff up`: started, watched, started again when it dies, stopped in time."""
+"""Runs one process of `tipoff up`: starts it, starts it again when it dies, stops it in time."""
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
 import re
 import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-
-from tipoff.embedded_nats import dies_with_parent
 
 log = logging.getLogger(__name__)
 
+_PR_SET_PDEATHSIG = 1
+_LIVED = 5.0
+"""Seconds after which a start counts as a success."""
 
-class Part:
-    """`python -m MODULE` with an environment of its own; its output goes to `logs/NAME.log`.
-    Descriptors in `pass_fds` are open in it under the same numbers."""
 
-    def __init__(
-        self,
-        name: str,
-        module: str,
-        environment: Mapping[str, str],
-        logs: Path,
-        *,
-        pass_fds: tuple[int, ...] = (),
-    ) -> None:
-        self.name = name
-        self.log_path = logs / f"{name}.log"
-        self._module = module
-        self._environment = dict(environment)
-        self._pass_fds = pass_fds
-        self._process: asyncio.subprocess.Process | None = None
-        self._started_at = 0.0
-        self._log_began = 0
+@dataclass(frozen=True, slots=True)
+class ProcessSpec:
+    """What to run: `python -m module` with `environment` and no other variables. Its output goes to `log_path`.
+
+    The descriptors in `pass_fds` are open in the process under the same numbers. Processes of one `role` stop
+    together.
+    """
+
+    name: str
+    role: str
+    module: str
+    environment: Mapping[str, str]
+    log_path: Path
+    pass_fds: tuple[int, ...] = ()
+
+
+class ChildProcess:
+    """A started process and its restarts. `ChildProcess.start` makes one; its caller awaits `stop` in the end."""
+
+    def __init__(self, spec: ProcessSpec, process: asyncio.subprocess.Process, log_began: int) -> None:
+        self.spec = spec
+        self._process = process
+        self._log_began = log_began
+        self._started_at = time.monotonic()
         self._deaths = 0
         self._stopping = False
 
-    @property
-    def pid(self) -> int | None:
-        return self._process.pid if self._process and self._process.returncode is None else None
+    @classmethod
+    async def start(cls, spec: ProcessSpec) -> ChildProcess:
+        """Start the process. Raises `OSError` when it cannot be started."""
+        return cls(spec, *await _spawn(spec))
 
     @property
-    def failed_to_start(self) -> bool:
-        """It died twice in a row without living for 5 s: starting it again will not help."""
+    def name(self) -> str:
+        """The name in log files and messages."""
+        return self.spec.name
+
+    @property
+    def fails_to_start(self) -> bool:
+        """Whether it died twice in a row within 5 s of its start: another start will not help."""
         return self._deaths >= 2
 
-    async def start(self) -> None:
-        with self.log_path.open("ab") as out:
-            self._log_began = out.tell()
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                self._module,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                env=self._environment,
-                pass_fds=self._pass_fds,
-                start_new_session=True,  # Ctrl-C is for `up` alone, which stops its parts in order
-                preexec_fn=dies_with_parent(),
-            )
-        self._started_at = time.monotonic()
-
     async def keep(self, say: Callable[[str], None]) -> None:
-        """Start it again whenever it dies, after a moment that grows to 5 s; for ever, until cancelled."""
+        """Start the process again whenever it dies, after a pause that grows to 5 s. Returns when `stop` is called.
+
+        Cancelling is safe: the process goes on without being watched.
+        """
         while True:
-            assert self._process is not None
             code = await self._process.wait()
             if self._stopping:
                 return
             lived = time.monotonic() - self._started_at
-            self._deaths = self._deaths + 1 if lived < 5 else 0
-            ending = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-            say(f"{self.name} ended ({ending}); starting it again; its log: {self.log_path}")
+            self._deaths = self._deaths + 1 if lived < _LIVED else 0
+            say(f"{self.name} ended ({exit_text(code)}); starting it again; its log: {self.spec.log_path}")
             await asyncio.sleep(min(5.0, 0.1 * 2**self._deaths))
-            await self.start()
+            self._process, self._log_began = await _spawn(self.spec)
+            self._started_at = time.monotonic()
 
     async def stop(self, timeout: float) -> None:
-        """SIGTERM, then SIGKILL after `timeout` seconds; idempotent."""
+        """Send SIGTERM, and SIGKILL after `timeout` seconds. Idempotent."""
         self._stopping = True
-        process = self._process
-        if process is None or process.returncode is not None:
+        if self._process.returncode is not None:
             return
-        process.terminate()
+        self._process.terminate()
         try:
             async with asyncio.timeout(timeout):
-                await process.wait()
+                await self._process.wait()
         except TimeoutError:
             log.warning("%s did not stop within %.0f s; killing it", self.name, timeout)
-            process.kill()
-            await process.wait()
+            self._process.kill()
+            await self._process.wait()
 
     def last_words(self) -> str:
-        """The last lines that it logged since its latest start, for an error message."""
+        """The last three lines that it logged since its latest start, for an error message."""
         try:
-            with self.log_path.open("rb") as file:
+            with self.spec.log_path.open("rb") as file:
                 file.seek(self._log_began)
                 lines = file.read(1 << 20).decode(errors="replace").strip().splitlines()
         except OSError:
             lines = []
-        told = [_event(line) for line in lines[-3:]]
-        return " | ".join(told) or f"it said nothing ({self.log_path})"
+        return " | ".join(_event(line) for line in lines[-3:]) or f"it logged nothing ({self.spec.log_path})"
+
+
+async def _spawn(spec: ProcessSpec) -> tuple[asyncio.subprocess.Process, int]:
+    """A new process, and the size that its log file had before, in bytes."""
+    with spec.log_path.open("ab") as out:
+        log_began = out.tell()
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            spec.module,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            env=spec.environment,
+            pass_fds=spec.pass_fds,
+            start_new_session=True,  # Ctrl-C reaches only `up`, which stops its processes in order
+            preexec_fn=dies_with_parent(),
+        )
+    return process, log_began
+
+
+def dies_with_parent() -> Callable[[], None] | None:
+    """A `preexec_fn` with which Linux kills the child when its parent dies; None on other systems."""
+    if not sys.platform.startswith("linux"):
+        return None
+    libc = ctypes.CDLL(None, use_errno=True)
+    return lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def exit_text(code: int) -> str:
+    """How a process ended: the name of the signal, or its exit code."""
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
 def _event(line: str) -> str:
-    """What a line of our logs says, without its time and place; any other line as it is."""
+    """The event of a line that our logs wrote, without time and place; any other line unchanged."""
     found = re.search(r' event="((?:[^"\\]|\\.)*)"', line)
     return found[1].replace('\\"', '"') if found else line

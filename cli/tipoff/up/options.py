@@ -1,4 +1,4 @@
-"""How `tipoff up` is to run, and what can be told of that before anything is started."""
+"""Holds the options of `tipoff up`, and checks them before anything starts."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from tipoff_shared.subjects import Subjects
 
 @dataclass(frozen=True, slots=True)
 class UpOptions:
-    """`host`: "127.0.0.1", an address of this machine, or "auto" (this machine and its LAN address).
-    `port` 0 is any free one. `web`: directory of the page at `/`; None is the built-in one. `edgegap_emulator`: games
-    with `orchestrator = "edgegap"` run at an Edgegap of this machine's own."""
+    """What `tipoff up` is to run.
+
+    `host` is "127.0.0.1", an address of this machine, or "auto" (this machine and its LAN address). `port` 0 is any
+    free one. `web` is the directory of the page at `/`, None for the built-in one. With `edgegap_emulator`, games with
+    `orchestrator = "edgegap"` run on an emulated Edgegap on this machine.
+    """
 
     games: Path
     state_dir: Path
@@ -31,7 +34,7 @@ class UpOptions:
 
 
 def check(options: UpOptions) -> None:
-    """What can be told before anything is started; raises `ConfigError`."""
+    """Check what needs no other process. Raises `ConfigError`."""
     if bool(options.tls_cert) != bool(options.tls_key):
         raise ConfigError("--tls-cert and --tls-key belong together")
     Subjects(options.namespace)
@@ -48,7 +51,7 @@ def check(options: UpOptions) -> None:
 
 
 def check_orchestrators(options: UpOptions, games: list[Game]) -> None:
-    """Raises `ConfigError` where the emulator would stand about without a game."""
+    """Raise `ConfigError` when the emulator has no game to run."""
     if options.edgegap_emulator and not any(game.edgegap is not None for game in games):
         raise ConfigError(
             f'--edgegap-emulator: no game in {options.games} is at Edgegap; give it orchestrator = "edgegap" and '

@@ -1,40 +1,50 @@
-"""`tipoff up`: the whole system on this machine, on embedded defaults, until Ctrl-C.
+"""Runs `tipoff up`: starts the whole system on this machine, says when it is ready, stops it in order.
 
-Each part is a process of its own: nats-server, launcher (or Edgegap's emulator), matchmaker, httpd. They start side by
-side and wait for what they need. One that dies is started again. The order of stopping: httpd first, so that nobody new
-comes in; the matchmaker, which answers whom it has; the launcher, which stops the game servers; nats-server last.
-Should this process be killed outright, Linux ends the parts with it (PDEATHSIG), and the launcher's servers with the
-launcher.
+Each part is a process: nats-server, launcher (or Edgegap's emulator), matchmaker, httpd. They start side by side and
+wait for what they need; one that dies is started again. They stop in the order of a play request: httpd first, so that
+no new player comes in; the matchmaker, which answers its pending requests; the launcher, which stops the game servers;
+nats-server last. When this process is killed, Linux kills the others with it (PDEATHSIG), and the launcher's game
+servers with the launcher.
 """
 
 from __future__ import annotations
 
 import asyncio
+import http.client
 import ipaddress
 import os
-import signal
+import ssl
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 
-from tipoff.embedded_nats import EmbeddedNats, embedded_nats
-from tipoff.state_dir import UpInfo, locked, remove_up_info, write_up_info
 from tipoff.up.addresses import listen, public_hosts
-from tipoff.up.child_process import Part
+from tipoff.up.child_process import ChildProcess, exit_text
+from tipoff.up.compose import compose, write_missing_keys
+from tipoff.up.embedded_nats import EmbeddedNats, embedded_nats
 from tipoff.up.options import UpOptions, check, check_orchestrators
-from tipoff.up.readiness import wait_until_ready
-from tipoff.up.server_news import tell_of_crashes
-from tipoff.up.wiring import parts_of, write_missing_keys
+from tipoff.up.state_dir import UpInfo, locked, remove_up_info, write_up_info
+from tipoff_orchestrator_client.base import RunState
+from tipoff_orchestrator_client.launcher import LauncherOrchestrator
+from tipoff_shared.errors import TipoffError, Unavailable
 from tipoff_shared.games.toml import parse_games, read_games
+from tipoff_shared.nats.connection import connect
+from tipoff_shared.settings import NatsSettings
 
 STOP_TIMEOUTS = {"httpd": 2.0, "matchmaker": 2.0, "launcher": 5.0}
-"""Seconds each part has to end by itself; with nats-server's usual 0.1 s all are gone within 10 s."""
+"""Role -> seconds its processes have to stop, in the order in which they stop. nats-server takes 0.1 s, so that all
+are gone within 10 s."""
+
+READY_TIMEOUT = 30.0
+
+REPEAT_AFTER = 10.0
+"""Seconds before an equal crash of the same game is reported again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """What the `ready` line tells."""
+    """What the `ready` line shows; `took` is in seconds."""
 
     urls: tuple[str, ...]
     nats_url: str
@@ -49,7 +59,7 @@ async def run_up(
     on_ready: Callable[[Running], None],
     stop: asyncio.Event,
 ) -> None:
-    """Run until `stop` is set. Raises `ConfigError` or `Unavailable` when it cannot start; nothing is left then."""
+    """Run until `stop` is set. Raises `ConfigError` or `Unavailable` when it cannot start; then nothing is left."""
     began = time.monotonic()
     games = parse_games(read_games(options.games), str(options.games))
     check(options)
@@ -71,55 +81,108 @@ async def run_up(
         write_missing_keys(games, options.state_dir / "keys")
         say("starting nats-server")
         async with embedded_nats(options.state_dir / "nats", log_file=logs / "nats.log") as nats:
-            parts = parts_of(options, games, nats, hosts, door, logs, api)
+            specs = compose(options, games, nats, hosts, door, api)
             scheme = "https" if options.tls_cert else "http"
             urls = tuple(f"{scheme}://{host}:{port}/" for host in hosts)
+            children: list[ChildProcess] = []
             try:
-                say(f"starting {', '.join(part.name for part in parts)}")
-                for part in parts:
-                    await part.start()
+                say(f"starting {', '.join(spec.name for spec in specs)}")
+                for spec in specs:
+                    children.append(await ChildProcess.start(spec))  # noqa: PERF401 # stopped below, also when one fails
                 async with asyncio.TaskGroup() as group:
-                    keepers = [group.create_task(part.keep(say)) for part in parts]
+                    keepers = [group.create_task(child.keep(say)) for child in children]
                     keepers.append(group.create_task(_keep_nats(nats, say)))
-                    keepers.append(group.create_task(tell_of_crashes(nats.settings(options.namespace), say)))
-                    if await wait_until_ready(bind, port, bool(options.tls_cert), parts, stop):
-                        settings = nats.settings()
-                        write_up_info(
-                            options.state_dir,
-                            UpInfo(
-                                os.getpid(),
-                                urls[0],
-                                settings.servers[0],
-                                settings.user,
-                                settings.password.reveal(),
-                                options.namespace,
-                            ),
-                        )
+                    keepers.append(group.create_task(_report_crashes(nats.settings(options.namespace), say)))
+                    if await _wait_until_ready(bind, port, bool(options.tls_cert), children, stop):
+                        write_up_info(options.state_dir, _up_info(nats, urls[0], options.namespace))
                         names = tuple(f"{game.name} {game.version}" for game in games)
-                        on_ready(Running(urls, settings.servers[0], time.monotonic() - began, names))
+                        nats_url = nats.settings().servers[0]
+                        on_ready(Running(urls, nats_url, time.monotonic() - began, names))
                         await stop.wait()
                         say("stopping")
                     for keeper in keepers:
                         keeper.cancel()
             finally:
                 remove_up_info(options.state_dir)
-                for role in STOP_TIMEOUTS:  # the order above; all of one role together
-                    alike = [part for part in parts if _role(part) == role]
-                    await asyncio.gather(*(part.stop(STOP_TIMEOUTS[role]) for part in alike))
+                for role, timeout in STOP_TIMEOUTS.items():
+                    alike = [child for child in children if child.spec.role == role]
+                    await asyncio.gather(*(child.stop(timeout) for child in alike))
 
 
-def _role(part: Part) -> str:
-    """Of whom it is stopped like: the emulator, too, ends its game servers."""
-    name = part.name.split("-")[0]
-    return "launcher" if name == "edgegap" else name
+def _up_info(nats: EmbeddedNats, url: str, namespace: str) -> UpInfo:
+    settings = nats.settings()
+    return UpInfo(os.getpid(), url, settings.servers[0], settings.user, settings.password.reveal(), namespace)
 
 
 async def _keep_nats(nats: EmbeddedNats, say: Callable[[str], None]) -> None:
+    """Start nats-server again whenever it dies, until cancelled."""
     while True:
         code = await nats.process.wait()
-        say(f"nats-server ended ({_ending(code)}); starting it again")
+        say(f"nats-server ended ({exit_text(code)}); starting it again")
         await nats.start()
 
 
-def _ending(code: int) -> str:
-    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+async def _wait_until_ready(
+    host: str, port: int, tls: bool, children: list[ChildProcess], stop: asyncio.Event
+) -> bool:
+    """True when httpd's `/readyz` answers 200, False when `stop` came first. Raises `Unavailable` with the reason
+    when a process does not start or `READY_TIMEOUT` is over."""
+    deadline = time.monotonic() + READY_TIMEOUT
+    reason = "no answer yet"
+    while time.monotonic() < deadline and not stop.is_set():
+        for child in children:
+            if child.fails_to_start:
+                raise Unavailable(f"{child.name} does not start: {child.last_words()}")
+        ready, reason = await asyncio.to_thread(_ask_ready, host, port, tls)
+        if ready:
+            return True
+        await asyncio.sleep(0.02)  # before any player; httpd announces its readiness in no other way
+    if stop.is_set():
+        return False
+    raise Unavailable(
+        f"not ready after {READY_TIMEOUT:.0f} s: {reason}; the logs are in {children[0].spec.log_path.parent}"
+    )
+
+
+def _ask_ready(host: str, port: int, tls: bool) -> tuple[bool, str]:
+    """Whether httpd is ready, and the text of its answer. Blocks for up to 3 s."""
+    address = "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104 # compared, not bound
+    if tls:
+        context = ssl.create_default_context()
+        # The server is ours; the question is only whether it is up.
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+            address, port, timeout=3, context=context
+        )
+    else:
+        connection = http.client.HTTPConnection(address, port, timeout=3)
+    try:
+        connection.request("GET", "/readyz")
+        answer = connection.getresponse()
+        return answer.status == 200, answer.read(300).decode(errors="replace")
+    except (OSError, http.client.HTTPException) as exc:
+        return False, f"httpd: {exc}"
+    finally:
+        connection.close()
+
+
+async def _report_crashes(settings: NatsSettings, say: Callable[[str], None]) -> None:
+    """Say each end of a game server that was not asked for, until cancelled.
+
+    A server that crashes is the most common mistake of a first day: its last words belong in this terminal.
+    """
+    reported: dict[tuple[str, str, str], float] = {}
+    try:
+        async with connect(settings, name="tipoff up") as bus:
+            async for server in LauncherOrchestrator(bus).events():
+                asked_for = server.reason.startswith("stopped") or server.reason == "exited with code 0"
+                if server.state is not RunState.STOPPED or asked_for:
+                    continue
+                crash = (server.game, server.version, server.reason)
+                if time.monotonic() - reported.get(crash, -REPEAT_AFTER) >= REPEAT_AFTER:
+                    reported[crash] = time.monotonic()
+                    say(
+                        f"a server of {server.game} {server.version} ended: {server.reason} ({server.deployment_id})"
+                    )
+    except TipoffError as exc:
+        say(f"crashes of game servers will not be reported here: {exc}")

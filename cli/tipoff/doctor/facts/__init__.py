@@ -1,0 +1,1 @@
+"""What the doctor reads, as plain values: I/O, no opinions."""

@@ -1,0 +1,130 @@
+"""What the engine and games.toml mean: pure judgement."""
+
+from __future__ import annotations
+
+from tipoff.doctor.facts.engine import EngineFacts
+from tipoff.doctor.facts.games import GamesFacts
+from tipoff.doctor.findings import Finding, fail, ok, warn
+
+OLDEST_API = (1, 40)
+"""Docker 19.03."""
+
+
+def judge_engine(facts: EngineFacts, pull: str) -> list[Finding]:
+    check = "engine"
+    if facts.denied:
+        return [
+            fail(
+                check,
+                f"{facts.socket} is there, and this user may not use it",
+                f"Run doctor as root or in group {facts.group}. For the launcher: DOCKER_GID={facts.group}.",
+            )
+        ]
+    if facts.error:
+        return [
+            fail(
+                check,
+                f"{facts.socket}: {facts.error}",
+                "Is the engine running (`systemctl status docker`)? DOCKER_SOCKET or DOCKER_HOST says where it is.",
+            )
+        ]
+    findings: list[Finding] = []
+    if _version(facts.api) < OLDEST_API:
+        findings.append(
+            fail(
+                check,
+                f"Docker {facts.version} (API {facts.api}) is too old",
+                "Docker 19.03 (API 1.40) is the oldest that works.",
+            )
+        )
+    if facts.world:
+        findings.append(
+            warn(
+                check,
+                f"anybody on this host may use {facts.socket}, which is as good as being root",
+                f"`chmod o-rw {facts.socket}`; a group is enough.",
+            )
+        )
+    if not facts.live_restore:
+        findings.append(
+            warn(
+                check,
+                "a restart of the engine ends every container, and with it every game",
+                'Put {"live-restore": true} into /etc/docker/daemon.json and `systemctl reload docker`.',
+            )
+        )
+    missing = sorted(image for image, there in facts.images.items() if not there)
+    if missing and pull == "never":
+        findings.append(
+            fail(
+                "images",
+                f"not here, and never fetched: {', '.join(missing)}",
+                "Build or `docker pull` them, or set TIPOFF_PULL=missing.",
+            )
+        )
+    elif missing:
+        findings.append(
+            warn(
+                "images",
+                f"not here yet: {', '.join(missing)}",
+                "Fetched when the first server starts, while players wait: `docker pull` or build them now.",
+            )
+        )
+    elif facts.images:
+        findings.append(ok("images", f"here: {', '.join(sorted(facts.images))}"))
+    if not facts.network_there:
+        findings.append(
+            fail(
+                check,
+                f"there is no network {facts.network}",
+                "`docker compose up` makes it; or correct TIPOFF_LAUNCHER_DOCKER_NETWORK.",
+            )
+        )
+    if not any(finding.check == check for finding in findings):
+        findings.insert(0, ok(check, f"Docker {facts.version} (API {facts.api})"))
+    return findings
+
+
+def judge_games(facts: GamesFacts) -> list[Finding]:
+    check = "games"
+    if facts.error:
+        return [fail(check, facts.error, "Correct that line; docs/settings.md explains every field.")]
+    findings = [
+        ok(check, f"{facts.path}: {', '.join(f'{game.name} {game.version}' for game in facts.games)}")
+    ]
+    if facts.key_error:
+        findings.append(
+            fail(
+                "keys",
+                facts.key_error,
+                "`tipoff secrets init` makes keys that are missing. Matchmaker and launcher need the same ones.",
+            )
+        )
+        return findings
+    if facts.open_keys:
+        findings.append(
+            warn(
+                "keys",
+                f"everybody on this host can read {', '.join(facts.open_keys)}",
+                "chmod 700 the directory: who has a game's key makes tokens for it.",
+            )
+        )
+    if facts.shared_keys:
+        findings.append(
+            warn(
+                "keys",
+                f"the same key for {', '.join(facts.shared_keys)}",
+                "Give each game and version a key of its own: `tipoff secrets rotate`.",
+            )
+        )
+    if not facts.open_keys and not facts.shared_keys:
+        findings.append(ok("keys", "each game has a key of its own"))
+    return findings
+
+
+def _version(text: str) -> tuple[int, int]:
+    try:
+        major, minor = text.split(".")[:2]
+        return int(major), int(minor)
+    except ValueError:
+        return (99, 0)

@@ -1,0 +1,173 @@
+"""Two ends of bare netcode, to try other implementations, networks and firewalls against.
+
+`tipoff gameserver --stand-alone --echo` sends every payload back; `tipoff connect` counts what comes back and
+how soon. Neither needs NATS or a matchmaker: a token from `tipoff token issue` is enough.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from tipoff.interop.echo_client import ConnectFailed, Report, connect_and_echo
+from tipoff.interop.private_key import AllowZeroKeyOption, KeyFileOption, KeyOption, require_private_key
+from tipoff.interop.token_commands import DialectOption, ProtocolId, fail, parse_address
+from tipoff.interop.token_files import read_token
+from tipoff.interop.udp_driver import UdpDriver, bind_udp
+from tipoff_shared.netcode import (
+    MAX_PAYLOAD_BYTES,
+    Address,
+    Connected,
+    ConnectToken,
+    Dialect,
+    Disconnected,
+    InvalidToken,
+    Payload,
+    Server,
+)
+
+# --- tipoff gameserver
+# -----------------------------------------------------------------------------------------------
+
+
+def gameserver_command(
+    protocol_id: ProtocolId,
+    stand_alone: Annotated[bool, typer.Option("--stand-alone", help="Without NATS and matchmaker.")] = False,
+    echo: Annotated[bool, typer.Option("--echo", help="Send every payload back.")] = False,
+    listen: Annotated[
+        Address,
+        typer.Option(
+            parser=parse_address, metavar="IP:PORT", help="Where to listen; port 0 is any free one."
+        ),
+    ] = "127.0.0.1:40000",  # type: ignore[assignment]  # the parser makes an Address of it
+    address: Annotated[
+        list[Address] | None,
+        typer.Option(
+            parser=parse_address,
+            metavar="IP:PORT",
+            help="What tokens call this server, where that is not --listen; again for more.",
+        ),
+    ] = None,
+    key: KeyOption = None,
+    key_file: KeyFileOption = None,
+    allow_zero_key: AllowZeroKeyOption = False,
+    dialect: DialectOption = Dialect.STANDARD,
+    max_clients: Annotated[int, typer.Option(help="Slots.", min=1, max=65536)] = 64,
+) -> None:
+    """A bare netcode server that echoes, to try clients and networks against. Ctrl-C stops it.
+
+    A game server of your own is a program of yours: `tipoff new` writes one.
+    """
+    if not (stand_alone and echo):
+        raise typer.BadParameter(
+            "this command is the echo server, so it wants --stand-alone --echo;"
+            " a game server is a program of yours: see `tipoff new`"
+        )
+    private_key = require_private_key(key, key_file, allow_zero=allow_zero_key)
+    named = tuple(address or ())
+
+    def server_at(bound: Address) -> Server:
+        """A wildcard address is nobody's name: without --address, tokens are then not compared."""
+        own = named or (() if bound.ip.is_unspecified else (bound,))
+        if not own:
+            typer.echo("tokens for any address are taken; --address says which ones are ours", err=True)
+        return Server(
+            private_key=private_key,
+            protocol_id=protocol_id,
+            addresses=own,
+            check_address=bool(own) and dialect is Dialect.STANDARD,
+            max_clients=max_clients,
+            dialect=dialect,
+            answer_keep_alives=True,
+        )
+
+    async def work() -> None:
+        stop = asyncio.Event()
+        stop_on_signals(stop)
+        await serve_echo(server_at, listen, stop)
+
+    try:
+        asyncio.run(work())
+    except OSError as exc:
+        fail(f"cannot listen on {listen}: {exc.strerror or exc}")
+
+
+def stop_on_signals(stop: asyncio.Event) -> None:
+    """SIGINT and SIGTERM set `stop`; where the loop cannot (Windows), Ctrl-C stays a KeyboardInterrupt."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(NotImplementedError):
+            loop.add_signal_handler(number, stop.set)
+
+
+async def serve_echo(server_at: Callable[[Address], Server], listen: Address, stop: asyncio.Event) -> None:
+    """Echo until `stop` is set. `server_at` makes the server, told what address was bound. Raises OSError.
+
+    Shutdown: every client is told (ten disconnect packets), those packets leave, the socket closes.
+    """
+    loop = asyncio.get_running_loop()
+    sock = bind_udp(listen)
+    bound = Address.from_socket(sock.getsockname())
+    server = server_at(bound)
+
+    def handle(event: Any) -> None:
+        if isinstance(event, Payload):
+            server.send(event.index, event.data, loop.time())
+        elif isinstance(event, Connected):
+            typer.echo(
+                f"connected: client {event.client_id} from {event.address} in slot {event.index}", err=True
+            )
+        elif isinstance(event, Disconnected):
+            typer.echo(f"gone: client {event.client_id} from slot {event.index}, {event.reason}", err=True)
+
+    driver = UdpDriver(server, handle)
+    await driver.open([sock])
+    try:
+        print(f"listening {bound}", flush=True)
+        await stop.wait()
+    finally:
+        server.stop(loop.time())
+        await driver.close()
+        if server.ignored:
+            why = ", ".join(
+                f"{count} {reason.replace('_', ' ')}" for reason, count in server.ignored.most_common()
+            )
+            typer.echo(f"requests that were not answered: {why}", err=True)
+
+
+# --- tipoff connect
+# --------------------------------------------------------------------------------------------------
+
+
+def connect_command(
+    token: Annotated[str, typer.Option(metavar="FILE|-", help="The token: raw, hex or base64.")],
+    count: Annotated[int, typer.Option(help="How many payloads to send.", min=0)] = 10,
+    size: Annotated[int, typer.Option(help="Bytes of each.", min=8, max=MAX_PAYLOAD_BYTES)] = 100,
+    timeout: Annotated[float, typer.Option(help="Seconds to get in.", min=0.1)] = 15.0,
+    dialect: DialectOption = Dialect.STANDARD,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Connect with a token by bare netcode, send payloads and see whether they come back.
+
+    Exit code 0 when connected and every payload was echoed, else 1 with the reason.
+    """
+    report = Report()
+    reason: str | None = None
+    try:
+        opened = ConnectToken.decode(read_token(token), dialect)
+        asyncio.run(connect_and_echo(opened, report, count=count, size=size, timeout=timeout))
+    except (InvalidToken, ConnectFailed) as exc:
+        reason = str(exc)
+    result = {"ok": reason is None, "reason": reason, **report.as_dict()}
+    if as_json:
+        typer.echo(json.dumps(result))
+    elif report.connected_after is not None:
+        typer.echo(report.text())
+    if reason is not None:
+        fail(reason)

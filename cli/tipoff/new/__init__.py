@@ -1,0 +1,1 @@
+"""`tipoff new`: a small game to start from; `template/` holds its files."""

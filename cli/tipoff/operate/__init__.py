@@ -1,0 +1,1 @@
+"""Commands for operators: `status` and `watch` show a running system, `kick` and `drain` act on it."""

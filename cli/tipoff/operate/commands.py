@@ -1,0 +1,155 @@
+"""The commands `tipoff status`, `watch`, `kick` and `drain`: their options and output."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import select
+import sys
+import time
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Console
+
+from tipoff.operate.admin import drain, kick, until_gone
+from tipoff.running_system import Namespace, NatsUrl, StateDir, nats_settings
+from tipoff_shared.admin import Drained
+from tipoff_shared.nats.connection import connect
+from tipoff_shared.records import DeploymentRecord, DeploymentState
+from tipoff_shared.service import run
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Reason = Annotated[str, typer.Option(help="Reason that players and records show.", show_default=False)]
+
+_OVER = ("closing", "gone")
+
+
+def status_command(
+    state_dir: StateDir = None,
+    nats: NatsUrl = None,
+    namespace: Namespace = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show game servers with their seats, sessions, connections and orchestrators, as they are now."""
+    from tipoff.operate.status import print_status, read_status
+
+    async def work() -> None:
+        async with connect(nats_settings(state_dir, nats, namespace), name="tipoff status") as bus:
+            found = await read_status(bus)
+        if as_json:
+            print(json.dumps(found))
+        else:
+            print_status(found, Console())
+
+    run(work())
+
+
+def watch_command(
+    state_dir: StateDir = None,
+    nats: NatsUrl = None,
+    namespace: Namespace = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each change.")] = False,
+) -> None:
+    """Show every change of the shared state as it happens: sessions, servers, leases, connections. Ctrl-C ends it."""
+    from tipoff.operate.watch import watch_changes, watch_printer
+
+    def show_json(item: dict[str, Any]) -> None:
+        print(json.dumps(item), flush=True)
+
+    async def work() -> None:
+        async with (
+            connect(nats_settings(state_dir, nats, namespace), name="tipoff watch") as bus,
+            asyncio.TaskGroup() as group,
+        ):
+            group.create_task(_until_output_is_closed())
+            group.create_task(watch_changes(bus, show_json if as_json else watch_printer()))
+
+    try:
+        run(work())
+    except* BrokenPipeError:  # `tipoff watch | head`: the reader has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+async def _until_output_is_closed() -> None:
+    """Raise `BrokenPipeError` soon after the reader of standard output has closed it, also while there is nothing to
+    write, so that `tipoff watch | head` ends."""
+    if not hasattr(select, "poll") or sys.stdout.isatty():
+        return
+    poller = select.poll()
+    poller.register(sys.stdout.fileno(), 0)  # errors and hang-ups are always reported
+    while not poller.poll(0):  # noqa: ASYNC110 # no event loop reports this for a terminal, a file and a pipe alike
+        await asyncio.sleep(0.3)
+    raise BrokenPipeError
+
+
+def kick_command(
+    session: Annotated[str, typer.Argument(help="Id of the session, as `tipoff status` shows it.")],
+    reason: Reason = "",
+    state_dir: StateDir = None,
+    nats: NatsUrl = None,
+    namespace: Namespace = None,
+    as_json: AsJson = False,
+) -> None:
+    """End one player's session: the connection ends, the seat becomes free."""
+
+    async def work() -> None:
+        async with connect(nats_settings(state_dir, nats, namespace), name="tipoff kick") as bus:
+            done = await kick(bus, session, reason)
+        if as_json:
+            print(json.dumps(msgspec.to_builtins(done)))
+        elif done.state in _OVER:
+            print(f"session {session} had ended already: {done.reason}")
+        else:
+            where = f" on {done.deployment_id}" if done.deployment_id else ""
+            print(f"session {session} was {done.state}{where} and is ended: {done.reason}")
+
+    run(work())
+
+
+def drain_command(
+    deployment: Annotated[str, typer.Argument(help="Id of the game server, as `tipoff status` shows it.")],
+    wait: Annotated[bool, typer.Option("--wait", help="Return when the game server has ended.")] = False,
+    timeout: Annotated[
+        float | None,
+        typer.Option(help="With --wait: the longest wait, in seconds.", min=0, show_default="no limit"),
+    ] = None,
+    now: Annotated[
+        bool, typer.Option("--now", help="End the game server at once, with its players.")
+    ] = False,
+    reason: Reason = "",
+    state_dir: StateDir = None,
+    nats: NatsUrl = None,
+    namespace: Namespace = None,
+    as_json: AsJson = False,
+) -> None:
+    """Let no new players onto a game server, and end it when its last player has left."""
+
+    async def work() -> None:
+        began = time.monotonic()
+        async with connect(nats_settings(state_dir, nats, namespace), name="tipoff drain") as bus:
+            done = await drain(bus, deployment, reason, now=now)
+            if as_json:
+                if wait:
+                    await until_gone(bus, deployment, timeout=timeout, on_change=lambda record: None)
+                    done = Drained(deployment, DeploymentState.GONE.value, 0, done.reason)
+                print(json.dumps(msgspec.to_builtins(done)))
+            elif wait:
+                await until_gone(bus, deployment, timeout=timeout, on_change=_say)
+                print(f"{deployment} has ended ({time.monotonic() - began:.1f} s)")
+            else:
+                print(_server_text(deployment, done.state, done.seats))
+
+    run(work())
+
+
+def _say(record: DeploymentRecord) -> None:
+    print(_server_text(record.id, record.state, len(record.seats)), flush=True)
+
+
+def _server_text(deployment_id: str, state: str, seats: int) -> str:
+    if state == DeploymentState.DRAINING and seats:
+        return f"{deployment_id} accepts no new players and ends with the last of {seats} seat(s)"
+    return f"{deployment_id} is {state}" + (f", {seats} seat(s) are taken" if seats else "")

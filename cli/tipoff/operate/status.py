@@ -1,0 +1,149 @@
+"""Reads and prints the present state, for `tipoff status`: servers, sessions, connections, orchestrators."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import Any
+
+import msgspec
+from nats.aio.msg import Msg
+from rich.console import Console
+from rich.table import Table
+
+from tipoff_shared.admin import MatchmakerStatus, decode_reply
+from tipoff_shared.errors import TipoffError
+from tipoff_shared.kv.buckets import buckets
+from tipoff_shared.nats.connection import Bus
+from tipoff_shared.records import DeploymentState, SessionState
+
+MAX_MATCHMAKERS = 100
+_FIRST_ANSWER = 1.0
+_NEXT_ANSWER = 0.1
+
+
+async def read_status(bus: Bus) -> dict[str, list[dict[str, Any]]]:
+    """`{"deployments": [...], "sessions": [...], "connections": [...], "orchestrators": [...]}` as plain JSON values,
+    without what is gone. Raises `Unavailable` while NATS is away.
+
+    A deployment's `seats` are the sessions that hold one; `players` is the number its game server last reported. Each
+    orchestrator has one item for each matchmaker that answers: `state` is closed (it works), half-open or open (no
+    calls for a while), `failing` holds the calls that fail, and why.
+    """
+    kv = buckets(bus)
+    deployments, sessions, leases, connections, matchmakers = await asyncio.gather(
+        kv.deployments.list(),
+        kv.sessions.list(),
+        kv.gameservers.list(),
+        kv.active_connections.list(),
+        ask_matchmakers(bus),
+    )
+    shown = []
+    for entry in sorted(deployments.values(), key=lambda e: e.value.created_at):
+        record = entry.value
+        if record.state is DeploymentState.GONE:
+            continue
+        lease = leases.get(record.id)
+        item = msgspec.to_builtins(record)
+        item["seats"] = sorted(record.seats)
+        item["players"] = lease.value.players if lease else 0
+        item["lease"] = lease is not None
+        shown.append(item)
+    return {
+        "deployments": shown,
+        "sessions": [
+            msgspec.to_builtins(entry.value)
+            for entry in sorted(sessions.values(), key=lambda e: e.value.created_at)
+            if entry.value.state is not SessionState.GONE
+        ],
+        "connections": [
+            {"session_id": entry.key, "client_id": entry.value} for entry in connections.values()
+        ],
+        "orchestrators": [
+            {"matchmaker": matchmaker.instance, **msgspec.to_builtins(orchestrator)}
+            for matchmaker in matchmakers
+            for orchestrator in matchmaker.orchestrators
+        ],
+    }
+
+
+async def ask_matchmakers(bus: Bus) -> list[MatchmakerStatus]:
+    """The state of every matchmaker that answers, by name. Waits one second for the first answer and 0.1 s for each
+    further one. Raises `Unavailable` while NATS is away."""
+    answers: asyncio.Queue[Msg] = asyncio.Queue()
+
+    async def receive(msg: Msg) -> None:
+        if answers.qsize() < MAX_MATCHMAKERS:
+            answers.put_nowait(msg)
+
+    found: dict[str, MatchmakerStatus] = {}
+    inbox = bus.nc.new_inbox()
+    subscription = await bus.subscribe(inbox, receive)
+    try:
+        await bus.publish(bus.subjects.admin("status"), b"{}", reply=inbox)
+        for _ in range(MAX_MATCHMAKERS):
+            async with asyncio.timeout(_NEXT_ANSWER if found else _FIRST_ANSWER):
+                msg = await answers.get()
+            if msg.headers and msg.headers.get("Status") == "503":
+                break  # there is no matchmaker
+            with contextlib.suppress(TipoffError):  # it cannot answer now
+                status = decode_reply(msg.data, MatchmakerStatus)
+                found[status.instance] = status
+    except TimeoutError:
+        pass  # all that are going to answer have answered
+    finally:
+        await subscription.unsubscribe()
+    return [found[name] for name in sorted(found)]
+
+
+def print_status(status: dict[str, list[dict[str, Any]]], console: Console) -> None:
+    """Print what `read_status` returned, for people."""
+    servers = Table("server", "game", "state", "seats", "players", "address", title="Game servers")
+    for item in status["deployments"]:
+        udp = item.get("transports", {}).get("udp")
+        web = item.get("transports", {}).get("websocket")
+        address = f"{udp['host']}:{udp['port']}" if udp else web["url"] if web else "-"
+        servers.add_row(
+            item["id"],
+            f"{item['game']} {item['version']}",
+            item["state"],
+            f"{len(item['seats'])}/{item['capacity']}",
+            str(item["players"]),
+            address,
+        )
+    players = Table("session", "game", "state", "server", "since", title="Sessions")
+    now = time.time()
+    for item in status["sessions"]:
+        players.add_row(
+            item["id"],
+            f"{item['game']} {item['version']}",
+            item["state"],
+            item.get("deployment_id", "-"),
+            f"{now - item['created_at']:.0f} s",
+        )
+    console.print(servers)
+    console.print(players)
+    console.print(f"{len(status['connections'])} connected")
+    print_orchestrators(status["orchestrators"], console)
+
+
+def print_orchestrators(orchestrators: list[dict[str, Any]], console: Console) -> None:
+    """One line for each that works; for each that does not: what fails, why, and when the next try comes."""
+    if not orchestrators:
+        console.print("no matchmaker answers", style="red")
+    several = len({item["matchmaker"] for item in orchestrators}) > 1
+    for item in orchestrators:
+        seen_by = f" (as {item['matchmaker']} sees it)" if several else ""
+        if not item["failing"]:
+            console.print(f"orchestrator {item['name']}: works{seen_by}", highlight=False)
+        for failing in item["failing"]:
+            again = f", again in {failing['retry_in']:.0f} s" if failing["state"] == "open" else ""
+            console.print(
+                f"orchestrator {item['name']}: {failing['operation']} failed {failing['failures']} times in a row, "
+                f"breaker {failing['state']}{again}: {failing['error']}{seen_by}",
+                style="red" if failing["state"] == "open" else "yellow",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )

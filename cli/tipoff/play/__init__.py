@@ -1,0 +1,1 @@
+"""`tipoff play`: players without a screen."""

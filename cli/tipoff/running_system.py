@@ -1,0 +1,57 @@
+"""Finds the running system that a command addresses: by NATS URL, by `NATS_HOST`, else by a state directory."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import typer
+
+from tipoff.up.state_dir import DEFAULT_STATE_DIR, default_state_dir, read_up_info
+from tipoff_shared.errors import ConfigError
+from tipoff_shared.settings import NatsSettings
+
+StateDir = Annotated[
+    Path | None,
+    typer.Option(
+        help="State directory of the `tipoff up` to look at.",
+        envvar="TIPOFF_STATE_DIR",
+        show_default=DEFAULT_STATE_DIR,
+    ),
+]
+NatsUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--nats",
+        help="Use this NATS instead: nats://HOST:PORT or tls://HOST:PORT, with the credentials in NATS_USER, "
+        "NATS_PASSWORD_FILE and NATS_CA. Without this option NATS_HOST names the host, where it is set.",
+    ),
+]
+Namespace = Annotated[str | None, typer.Option(help="Namespace, where it differs from the running system's.")]
+
+
+def nats_settings(state_dir: Path | None, nats_url: str | None, namespace: str | None) -> NatsSettings:
+    """How to connect to the system that the options name. Raises `ConfigError`."""
+    if nats_url is not None:
+        parts = urlsplit(nats_url)
+        if parts.scheme not in ("nats", "tls") or not parts.hostname:
+            raise ConfigError(f"--nats {nats_url}: nats://HOST:PORT or tls://HOST:PORT is expected")
+        if parts.password:
+            raise ConfigError(
+                "--nats: other users can read a password on the command line; set NATS_PASSWORD"
+            )
+        settings = dataclasses.replace(
+            NatsSettings.from_environment(),
+            servers=(nats_url,),
+            insecure=parts.scheme == "nats",
+        )
+    elif state_dir is None and os.environ.get("NATS_HOST"):
+        settings = NatsSettings.from_environment()
+    else:
+        settings = read_up_info(state_dir or default_state_dir()).nats_settings()
+    if namespace is not None:
+        settings = dataclasses.replace(settings, namespace=namespace)
+    return settings

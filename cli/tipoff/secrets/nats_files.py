@@ -1,0 +1,83 @@
+"""What nats-server reads of users and permissions: made from the passwords, and left alone once edited by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from tipoff.nats_roles.isolated import accounts
+from tipoff.nats_roles.users import (
+    hashed,
+    hashes_in,
+    is_hash_of,
+    namespace_of,
+    users_file,
+    was_edited,
+    with_head,
+)
+from tipoff.secrets.files import READABLE, is_there, read, write
+from tipoff.secrets.items import EDITED, MADE, RENEWED, Report
+from tipoff.secrets.layout import NATS_FILES, USERS, Layout
+from tipoff_shared.secret import Secret
+from tipoff_shared.settings import ROLES
+from tipoff_shared.subjects import Subjects
+
+
+def _isolated(hashes: Mapping[str, str], subjects: Subjects) -> str:
+    return with_head("\n" + accounts(hashes, subjects), subjects)
+
+
+_MAKERS: dict[str, Callable[[Mapping[str, str], Subjects], str]] = {
+    "users.conf": users_file,
+    "isolated.conf": _isolated,
+}
+"""File name -> what makes its text of role -> hash."""
+
+
+def derive(layout: Layout, report: Report, subjects: Subjects, *, again: bool = False) -> None:
+    """Bring the files up to date with the passwords. `again`: whatever they are now."""
+    hashes = _hashes(layout)
+    for name in NATS_FILES:
+        item = report.find(USERS, name) or layout.nats_file(name)
+        if item not in report.items:
+            report.items.append(item)
+        text = _MAKERS[name](hashes, subjects)
+        old = read(item.path) if is_there(item.path) else None
+        if old == text:
+            continue
+        if old is not None and was_edited(old) and not again:
+            item.state = EDITED
+            report.next.append(
+                f"{item.path} was edited and is left as it is; `tipoff secrets rotate users` makes it anew"
+            )
+            continue
+        write(item.path, text, READABLE)
+        item.state = MADE if old is None else RENEWED
+        if old is not None and not again:
+            report.next.append(
+                f"{name} is new (passwords, namespace or permissions): let nats-server reload (SIGHUP)"
+            )
+
+
+def namespace_in(layout: Layout) -> str:
+    """The namespace that the users file was made for; "" without one."""
+    path = layout.nats / "users.conf"
+    return namespace_of(read(path)) if is_there(path) else ""
+
+
+def _hashes(layout: Layout) -> dict[str, str]:
+    """Role -> hash of its password; the one that stands in a file already where it fits, as every hash is another."""
+    known = _known_hashes(layout)
+    hashes: dict[str, str] = {}
+    for role in ROLES:
+        password = Secret(read(layout.password(role).path).strip())
+        before = known.get(role, "")
+        hashes[role] = before if before and is_hash_of(password, before) else hashed(password)
+    return hashes
+
+
+def _known_hashes(layout: Layout) -> dict[str, str]:
+    for name in NATS_FILES:
+        path = layout.nats / name
+        if is_there(path) and (known := hashes_in(read(path))):
+            return known
+    return {}

@@ -1,0 +1,109 @@
+"""The command `tipoff up`: its options, and what it prints."""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+import webbrowser
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from tipoff.up.state_dir import DEFAULT_STATE_DIR, default_state_dir
+from tipoff_shared.service import run, signals
+
+
+def up_command(
+    games: Annotated[
+        Path | None,
+        typer.Option(
+            help="The games file. Default: ./games.toml where it exists, else that of the arena demo."
+        ),
+    ] = None,
+    port: Annotated[
+        int, typer.Option(help="Port of the page and the API; 0 is any free one.", min=0, max=65535)
+    ] = 3000,
+    host: Annotated[
+        str,
+        typer.Option(
+            help="Address at which players reach this machine; `auto` finds the one in the local network."
+        ),
+    ] = "127.0.0.1",
+    state_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Directory for data and logs.", envvar="TIPOFF_STATE_DIR", show_default=DEFAULT_STATE_DIR
+        ),
+    ] = None,
+    namespace: Annotated[str, typer.Option(help="Prefix of every NATS subject, bucket and stream.")] = "",
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain (PEM), for https and wss.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Private key of the certificate (PEM).")] = None,
+    web: Annotated[
+        Path | None,
+        typer.Option(
+            help="Directory of the page at /. Default: web/ beside the games file, else the demo's page."
+        ),
+    ] = None,
+    matchmakers: Annotated[int, typer.Option(help="Number of matchmakers.", min=1, max=16)] = 1,
+    httpds: Annotated[int, typer.Option(help="Number of httpds, all behind one port.", min=1, max=16)] = 1,
+    open_: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    edgegap_emulator: Annotated[
+        bool,
+        typer.Option(
+            "--edgegap-emulator",
+            help='Run games with orchestrator = "edgegap" on this machine, by Edgegap\'s API.',
+        ),
+    ] = False,
+) -> None:
+    """Run the whole system on this machine: nats-server, launcher, matchmaker and httpd. Ctrl-C stops everything."""
+    from tipoff.up.options import UpOptions
+    from tipoff.up.run import Running, run_up
+
+    console = Console(stderr=True)
+    if games is None:
+        local = Path("games.toml")
+        demo = "games.edgegap.toml" if edgegap_emulator else "games.toml"
+        games = local if local.exists() else Path(str(files("tipoff_arena") / demo))
+    beside = games.resolve().parent / "web"
+    options = UpOptions(
+        games=games,
+        state_dir=state_dir or default_state_dir(),
+        port=port,
+        host=host,
+        namespace=namespace,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        matchmakers=matchmakers,
+        httpds=httpds,
+        edgegap_emulator=edgegap_emulator,
+        web=web or (beside if (beside / "index.html").exists() else None),
+    )
+
+    def say(text: str) -> None:
+        console.print(text, style="dim", soft_wrap=True)
+
+    def ready(running: Running) -> None:
+        others = "".join(f"  {url}" for url in running.urls[1:])
+        print(
+            f"ready  {running.urls[0]}{others}  nats {running.nats_url}  ({running.took:.1f} s)", flush=True
+        )
+        where = (
+            ""
+            if options.state_dir == default_state_dir()
+            else f" --state-dir {shlex.quote(str(options.state_dir))}"
+        )
+        say(f"games: {', '.join(running.games)}")
+        say(f"`tipoff status{where}` and `tipoff watch{where}` show what goes on. Ctrl-C stops everything.")
+        if open_:
+            webbrowser.open(running.urls[0])
+
+    async def work() -> None:
+        stop = asyncio.Event()
+        with signals(lambda _: stop.set()):
+            await run_up(options, say=say, on_ready=ready, stop=stop)
+        console.print("[dim]stopped[/dim]")
+
+    run(work())

