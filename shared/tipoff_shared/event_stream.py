@@ -1,8 +1,8 @@
-"""Where the isolated profile keeps what it needs: the stream of game servers' events, and the matchmakers' secret.
+"""The stream of game servers' events in the isolated profile, and the bucket with the matchmakers' secret.
 
-Both are made by the first matchmaker of that profile. The stream refuses everything but plain messages (no rollup, no
-schedules, no counters: nats-server's defaults, asked for here by silence), and takes only so much of one server and of
-all, so that one who floods it stops nobody for longer than it takes to read that.
+The first matchmaker of that profile creates both. The stream accepts only plain messages (no rollup, schedules or
+counters, which are off by default) and bounds the messages of one server and of all, so that a flood delays others only
+for as long as it takes to read it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tipoff_shared.server_events import MAX_EVENT
 SECRET_BUCKET = "event_secret"  # noqa: S105 # a bucket's name
 SECRET_KEY = "present"  # noqa: S105 # a key's name
 DURABLE = "matchmaker-events"
-"""Name of the consumer that all matchmakers share."""
+"""Name of the durable consumer that all matchmakers share."""
 
 _HEADERS = 4096
 _MAX_PER_SERVER = 256
@@ -26,6 +26,7 @@ _MAX_BYTES = 256 * 1024 * 1024
 
 
 def declarations(bus: Bus) -> list[api.StreamConfig]:
+    """The configuration of both."""
     bucket = bus.subjects.bucket(SECRET_BUCKET)
     return [
         api.StreamConfig(
@@ -58,11 +59,11 @@ def declarations(bus: Bus) -> list[api.StreamConfig]:
 
 
 def secret_store(bus: Bus) -> Bucket[str]:
-    """The bucket with the secret, for the matchmaker's role alone."""
+    """The bucket with the secret; only the matchmaker's role may read it."""
     return Bucket(bus, SECRET_BUCKET, str)
 
 
 async def create_event_stream(bus: Bus) -> None:
-    """Make both where they are not; raises `Unavailable` with what NATS said. What an operator has changed stays."""
+    """Create both where they are missing. Raises `Unavailable`. An operator's changes to them stay."""
     for config in declarations(bus):
         await create_stream(bus, config)

@@ -1,4 +1,4 @@
-"""How any part reaches NATS. The variables mean what they mean in bevygap.
+"""How every service reaches NATS. The variables have the same meaning as in bevygap.
 
 | variable | meaning |
 |---|---|
@@ -7,8 +7,8 @@
 | `NATS_CA`, `NATS_CA_CONTENTS` | the certificate authority: a path, or PEM text (or in parts, `..._1`, `..._2`) |
 | `NATS_INSECURE` | set (to anything but 0): no TLS |
 | `TIPOFF_NAMESPACE` | prefix of every subject, bucket and stream; empty by default |
-| `TIPOFF_NATS_REPLICAS` | replicas of our buckets and streams (1; 3 on a cluster) |
-| `TIPOFF_NATS_BEVYGAP_REPLICAS` | the same for those that bevygap's programs use, too (1: they refuse any other) |
+| `TIPOFF_NATS_REPLICAS` | replicas of tipoff's buckets and streams (1; 3 on a cluster) |
+| `TIPOFF_NATS_BEVYGAP_REPLICAS` | the same for those that bevygap's programs use (1: they refuse any other) |
 | `NATS_INBOX_PREFIX` | inbox prefix: `_INBOX_ROLE` for a user named like a role (`matchmaker`, ...), else `_INBOX` |
 """
 
@@ -26,22 +26,22 @@ from tipoff_shared.secret import Secret
 from tipoff_shared.subjects import Subjects
 
 ROLES = ("matchmaker", "httpd", "launcher", "gameserver", "operator", "admin")
-"""NATS users that `tipoff secrets init` makes, each with the permissions of its role."""
+"""The NATS users that `tipoff secrets init` creates, each with the permissions of its role."""
 
 
 def inbox_prefix_of(user: str) -> str:
-    """Under which prefix a user has its inboxes: a role has its own, so that no other role hears its answers."""
+    """The inbox prefix of a user. Each role has its own, so that no other role receives its answers."""
     return f"_INBOX_{user}" if user in ROLES else "_INBOX"
 
 
 @dataclass(frozen=True, slots=True)
 class NatsSettings:
-    """Where NATS is and how to get in. `replicas` is for buckets of ours.
+    """NATS's addresses and credentials. `replicas` is for tipoff's buckets.
 
-    `bevygap_replicas` is for those that bevygap's programs create at their start with one replica, and fail when they
-    find another number: raise it to `replicas` where none of those programs runs. With one replica, the loss of its
-    node of a cluster leaves it unknown who plays until that node is back: nothing is lost and nobody is reaped, but
-    seats of players who leave meanwhile are freed only then.
+    `bevygap_replicas` is for the buckets that bevygap's programs create with one replica at their start; they fail when
+    they find another number. Raise it to `replicas` where none of those programs runs. With one replica, the loss of
+    its node hides who plays until that node is back: nothing is lost and no player is reaped, but seats of players who
+    leave meanwhile are freed only then.
     """
 
     servers: tuple[str, ...] = ("nats://127.0.0.1:4222",)
@@ -57,6 +57,7 @@ class NatsSettings:
 
     @property
     def subjects(self) -> Subjects:
+        """Every subject and bucket name within the namespace."""
         return Subjects(self.namespace)
 
     def tls_context(self) -> ssl.SSLContext | None:
@@ -105,7 +106,7 @@ class NatsSettings:
         )
 
     def to_environment(self) -> dict[str, str]:
-        """The same settings as variables for a child process. Holds the password: for `env=` only."""
+        """The settings as variables for a child process. They hold the password: for `env=` only."""
         env = {"NATS_HOST": ",".join(self.servers), "TIPOFF_NAMESPACE": self.namespace}
         if self.user:
             env |= {"NATS_USER": self.user, "NATS_PASSWORD": self.password.reveal()}
@@ -125,7 +126,7 @@ class NatsSettings:
 
 
 def _joined(env: Mapping[str, str], name: str) -> str:
-    """`NAME_1`, `NAME_2`, ... put together: where one variable cannot hold it all (Edgegap: 255 bytes)."""
+    """`NAME_1`, `NAME_2`, ... joined, for places where one variable is too short (Edgegap: 255 bytes)."""
     parts: list[str] = []
     while part := env.get(f"{name}_{len(parts) + 1}", ""):
         parts.append(part)
@@ -143,8 +144,8 @@ _PEM = re.compile(r"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]*)-----END CERTI
 
 
 def pem_lines(text: str) -> str:
-    """PEM certificates with their lines as they should be: on the way through a command line or a panel they may have
-    become one line each (bevygap's script makes them so), which OpenSSL does not read. Other text stays as it is."""
+    """PEM certificates with proper line breaks; other text is unchanged. A certificate that went through a command line
+    or a web panel may be one line (bevygap's script does that), which OpenSSL does not read."""
 
     def lines(found: re.Match[str]) -> str:
         inner = "".join(found[1].split())

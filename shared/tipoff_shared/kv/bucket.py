@@ -1,10 +1,10 @@
-"""Key-value stores on JetStream: typed values, compare-and-set, listings that are true, changes that survive.
+"""Key-value buckets on JetStream: typed values, compare-and-set, true listings, changes that survive outages.
 
-nats-py's own KeyValue is not used for data: its listings are wrong under concurrent writes, its watches go silent
-after a server restart, `update` drops the TTL and `create` succeeds over a delete marker in one setting and fails in
-the other. A bucket is a stream `KV_<bucket>` with subjects `$KV.<bucket>.<key>`; these few operations are all we need.
+tipoff does not use nats-py's KeyValue: its listings are wrong under concurrent writes, its watches go silent after a
+server restart, `update` drops the TTL, and `create` succeeds over a delete marker in one setting and fails in another.
+A bucket is a stream `KV_<bucket>` with subjects `$KV.<bucket>.<key>`.
 
-Any write may raise `Unavailable`; its outcome is then unknown (it may even be applied later): read again, then
+Any write may raise `Unavailable`. Its outcome is then unknown (it may even be applied later): read again, then
 compare-and-set.
 """
 
@@ -43,19 +43,19 @@ _ROLLUP = "Nats-Rollup"
 
 
 class LostRace(TipoffError):
-    """A compare-and-set found another revision: somebody else was first. Read again and decide again."""
+    """A compare-and-set found another revision: another writer was first. Read again and decide again."""
 
     code = 409
 
 
 class Full(Unavailable):
-    """The bucket has reached a limit that an operator set: it takes nothing new, and nothing longer than what it
-    replaces. Deletes, `forget` and what is shorter still work."""
+    """The bucket has reached an operator's limit. It refuses new keys and longer values; deletes, `forget` and shorter
+    values still work."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry(Generic[T]):
-    """`revision` is what a compare-and-set names."""
+    """One key's value and the revision for a compare-and-set."""
 
     key: str
     value: T
@@ -114,12 +114,12 @@ class Bucket(Generic[T]):
         return decode(data, self._kind)
 
     async def get(self, key: str) -> Entry[T] | None:
-        """The current entry, or None. Reads from the stream's leader: one reads one's own writes."""
+        """The current entry, or None. Reads from the stream's leader, so a caller reads its own writes."""
         latest = await self.latest(key)
         return None if latest is None or latest.value is None else Entry(key, latest.value, latest.revision)
 
     async def latest(self, key: str) -> Change[T] | None:
-        """As `get`, with the tombstone of a key that was deleted; None where there is neither."""
+        """As `get`, or the tombstone of a deleted key; None without either."""
         raw = await self._last(key)
         if raw is None:
             return None
@@ -137,7 +137,7 @@ class Bucket(Generic[T]):
             raise self._unavailable(exc) from exc
 
     async def create(self, key: str, value: T, *, ttl: float | None = None) -> int:
-        """Write only where there is no value; the revision. Raises `LostRace` when there is one."""
+        """Write a key that has no value; returns the revision. Raises `LostRace` when it has one."""
         try:
             return await self._publish(key, self._encode(value), revision=0, ttl=ttl)
         except LostRace:
@@ -147,9 +147,9 @@ class Bucket(Generic[T]):
             return await self._publish(key, self._encode(value), revision=raw.seq or 0, ttl=ttl)
 
     async def update(self, key: str, value: T, revision: int, *, ttl: float | None = None) -> int:
-        """Compare-and-set; the new revision. Raises `LostRace` when `revision` is no longer the current one.
+        """Compare-and-set; returns the new revision. Raises `LostRace` when `revision` is not the current one.
 
-        Without `ttl` (seconds, at least 1) the entry lives for ever, whatever it had before.
+        Without `ttl` (seconds, at least 1) the entry never expires, whatever TTL it had before.
         """
         return await self._publish(key, self._encode(value), revision=revision, ttl=ttl)
 
@@ -237,23 +237,23 @@ class Bucket(Generic[T]):
         )
 
     async def put(self, key: str, value: T, *, ttl: float | None = None) -> int:
-        """Write, whatever is there: for keys that have exactly one writer."""
+        """Write without a compare-and-set, for keys that have exactly one writer."""
         return await self._publish(key, self._encode(value), revision=None, ttl=ttl)
 
     async def delete(self, key: str, revision: int | None = None) -> None:
-        """Delete; a key that is not there is no error. Raises `LostRace` as `update` does."""
+        """Delete a key; a missing key is no error. Raises `LostRace` as `update` does."""
         await self._publish(key, b"", revision=revision, headers={_OPERATION: "DEL"})
 
     async def purge(self, key: str, *, ttl: float | None = None) -> None:
-        """Delete the key with its history; the marker goes after `ttl` seconds, where the bucket allows that."""
+        """Delete a key with its history; the marker expires after `ttl` seconds, where the bucket allows that."""
         await self._publish(key, b"", revision=None, ttl=ttl, headers={_OPERATION: "PURGE", _ROLLUP: "sub"})
 
     async def forget(self, key: str, up_to: int) -> None:
-        """Remove the key's messages up to revision `up_to`, markers too: for buckets that keep those for ever.
+        """Remove the key's messages up to revision `up_to`, markers included, for buckets that keep markers for ever.
 
-        Not while a durable reader has one of them unacknowledged: nats-server (2.15.1) then counts everything before
-        it as acknowledged, and what another reader died with, of other keys, is not told again. Who cannot know that
-        needs somebody who lists.
+        Call it only when every durable consumer has acknowledged these messages: otherwise nats-server (2.15.1) counts
+        all earlier messages as acknowledged, and messages of other keys that a dead reader held are not delivered
+        again. A caller that cannot know this needs a listing as a back-up.
         """
         try:
             with translated():
@@ -301,11 +301,11 @@ class Bucket(Generic[T]):
         )
 
     async def list(self, pattern: str = ">") -> dict[str, Entry[T]]:
-        """Every key that matches (`a.*`, `>`), as it stands. A key that exists during the whole call is in it,
-        with its value at some moment of the call. Values that cannot be read are left out.
+        """The current entries of all keys that match (`a.*`, `>`). A key that exists during the whole call is included,
+        with its value at some moment of the call. Unreadable values are left out.
 
-        Also on a cluster, where the listing may be read from a replica that is behind (it was away for a while): the
-        leader says how far it must come.
+        This also holds on a cluster, where a replica that is behind may serve the listing: the leader says which
+        revision the listing must reach.
         """
         latest = await self.list_latest(pattern)
         return {
@@ -315,7 +315,7 @@ class Bucket(Generic[T]):
         }
 
     async def list_latest(self, pattern: str = ">") -> dict[str, Change[T]]:
-        """As `list`, with the tombstones of keys that were deleted."""
+        """As `list`, with the tombstones of deleted keys."""
         found: dict[str, Change[T]] = {}
         try:
             with translated():
@@ -328,7 +328,7 @@ class Bucket(Generic[T]):
         return found
 
     def _change(self, msg: Msg) -> Change[T] | None:
-        """What a message of the stream says; None for a value that cannot be read."""
+        """The change that a message of the stream carries; None for an unreadable value."""
         key = msg.subject[len(self._prefix) :]
         revision = msg.metadata.sequence.stream
         if _is_marker(msg.headers, msg.data):
@@ -341,8 +341,8 @@ class Bucket(Generic[T]):
 
     @asynccontextmanager
     async def durable(self, name: str, *, ack_wait: float = 10.0) -> AsyncIterator[Changes[T]]:
-        """Changes through the durable consumer `name`, shared by all who use that name: each change is handled
-        by one of them, also those made while nobody was there. Survives restarts of NATS."""
+        """Changes through the durable consumer `name`. Processes that use the same name share it: each change goes to
+        one of them, including changes made while none of them ran. Survives restarts of NATS."""
         config = api.ConsumerConfig(
             durable_name=name,
             deliver_policy=api.DeliverPolicy.ALL,
@@ -365,8 +365,8 @@ class Bucket(Generic[T]):
 
     @asynccontextmanager
     async def watch(self, pattern: str = ">") -> AsyncIterator[Changes[T]]:
-        """Present values first, then changes as they happen, for this caller alone. A hint, never the truth:
-        after an outage of NATS the iterator raises `Unavailable`, and the caller begins again."""
+        """Current values first, then changes as they happen, for this caller only. A hint, never the truth: after an
+        outage of NATS `fetch` raises `Unavailable`, and the caller starts again."""
         config = brief_consumer(self._prefix + pattern, api.AckPolicy.EXPLICIT, idle=30)
         try:
             with translated():
@@ -406,7 +406,7 @@ async def _replace(
 
 
 def _is_marker(headers: dict[str, str] | None, data: bytes) -> bool:
-    """A delete, purge or expiry marker rather than a value."""
+    """Whether a message is a delete, purge or expiry marker and not a value."""
     if data:
         return False
     return headers is not None and (_OPERATION in headers or _MARKER in headers)

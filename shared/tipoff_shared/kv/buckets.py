@@ -1,8 +1,8 @@
-"""Every bucket and stream, declared once: bevygap's five with its exact configuration, and our own.
+"""Declares every bucket and stream once: bevygap's five with its exact configuration, and tipoff's own.
 
-JetStream refuses a second create with another configuration, and bevygap's plugins create theirs at start: so
-bevygap's are made as raw streams here (nats-py's `create_key_value` always sets `allow_msg_ttl`, which the Rust side
-is then refused for). On a cluster they keep one replica for the same reason, unless `bevygap_replicas` says that none
+JetStream refuses a second create with another configuration, and bevygap's plugins create theirs at start. So this
+module creates bevygap's buckets as raw streams: nats-py's `create_key_value` always sets `allow_msg_ttl`, and the Rust
+side would be refused. On a cluster they keep one replica for the same reason, unless `bevygap_replicas` says that none
 of those plugins runs.
 """
 
@@ -25,7 +25,7 @@ from tipoff_shared.records import (
 )
 
 MAPPING_TTL = 30
-"""Seconds for which bevygap's client id mappings live."""
+"""Seconds that bevygap's client id mappings live."""
 BEVYGAP_BUCKETS = (
     "sessions_ly2eg",
     "sessions_eg2ly",
@@ -33,22 +33,22 @@ BEVYGAP_BUCKETS = (
     "active_connections",
     "unclaimed_sessions",
 )
-"""Made by bevygap's programs, too, at their start."""
+"""bevygap's programs create these too, at their start."""
 _FOURTEEN_DAYS = 14 * 24 * 3600
 
 
 @dataclass(frozen=True, slots=True)
 class Buckets:
-    """Typed access to all buckets. Making the object costs nothing; `create_buckets` makes the buckets."""
+    """Typed access to all buckets. The object does no I/O; `create_buckets` creates the buckets."""
 
     sessions: Bucket[SessionRecord]
     deployments: Bucket[DeploymentRecord]
     fleets: Bucket[FleetRecord]
     gameservers: Bucket[GameserverLease]
     connect_tokens: Bucket[str]
-    """session id -> the token as issued (base64): a secret of the matchmaker's role."""
+    """session id -> its connect token (base64): a secret of the matchmaker's role."""
     matchmakers: Bucket[str]
-    """`reconciler` -> the instance whose turn it is to reconcile, a key with a TTL."""
+    """`reconciler` -> the instance that holds the reconciler's lease, a key with a TTL."""
     edgegap_orders: Bucket[EdgegapOrder]
     edgegap_sessions: Bucket[EdgegapSeat]
     active_connections: Bucket[str]
@@ -59,6 +59,7 @@ class Buckets:
 
 
 def buckets(bus: Bus) -> Buckets:
+    """Every bucket on this connection."""
     return Buckets(
         sessions=Bucket(bus, "sessions", SessionRecord),
         deployments=Bucket(bus, "deployments", DeploymentRecord),
@@ -99,7 +100,7 @@ def _bevygap_bucket(
 
 
 def _own_bucket(bucket: str, description: str, replicas: int, *, markers: bool = False) -> api.StreamConfig:
-    """Non-direct, so that one reads one's own writes; per-key TTL; `markers`: expiry shows to consumers."""
+    """Non-direct, so that a caller reads its own writes; with a TTL per key; `markers`: consumers see expiry."""
     return api.StreamConfig(
         name=f"KV_{bucket}",
         description=description,
@@ -121,7 +122,7 @@ def _own_bucket(bucket: str, description: str, replicas: int, *, markers: bool =
 
 
 def declarations(bus: Bus) -> list[api.StreamConfig]:
-    """The configuration of every stream, in the order in which they are made."""
+    """The configuration of every stream, in the order of creation."""
     name = bus.subjects.bucket
     replicas = bus.settings.replicas
     bevygap = bus.settings.bevygap_replicas
@@ -174,10 +175,9 @@ def declarations(bus: Bus) -> list[api.StreamConfig]:
 
 
 async def create_buckets(bus: Bus) -> Buckets:
-    """Make every bucket and stream that is not there yet; raises `Unavailable` with what NATS said.
+    """Create every bucket and stream that is missing. Raises `Unavailable` with NATS's reason.
 
-    An existing one with another configuration is left as it is, if it is of the same name and subjects: an
-    operator may have set limits or replicas.
+    An existing one with another configuration stays as it is: an operator may have set limits or replicas.
     """
     for config in declarations(bus):
         await create_stream(bus, config)

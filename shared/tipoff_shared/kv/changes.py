@@ -1,4 +1,4 @@
-"""Changes of a bucket's keys, as they are read: each comes again until it is acknowledged."""
+"""Changes of a bucket's keys; each is delivered again until it is acknowledged."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ _Unavailable: TypeAlias = Callable[[Unavailable], Unavailable]
 
 @dataclass(frozen=True, slots=True)
 class Change(Generic[T]):
-    """One change of a key: `value` is None when it was deleted or expired (`expired` tells which). What is left of a
-    deleted key is its tombstone: a change without a value."""
+    """One change of a key. `value` is None for a tombstone: the key was deleted, or its TTL ended (`expired`)."""
 
     key: str
     value: T | None
@@ -44,7 +43,7 @@ class Ack(Protocol):
 
 
 class Changes(Generic[T]):
-    """`fetch` a batch at a time; each change is acknowledged after its handling."""
+    """Reads changes in batches; the caller acknowledges each after it has handled it."""
 
     def __init__(
         self,

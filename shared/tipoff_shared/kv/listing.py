@@ -1,7 +1,7 @@
-"""A listing of a bucket that is true: what exists during the whole call is in it.
+"""Lists a bucket truly: a key that exists during the whole call is included.
 
-Also on a cluster, where the listing may be read from a replica that is behind (it was away for a while): the leader
-says how far it must come.
+This also holds on a cluster, where a replica that is behind may serve the listing: the leader says which revision the
+listing must reach.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _BATCH = 2000
 
 
 async def listing(bus: Bus, stream: str, subject: str) -> AsyncIterator[Msg]:
-    """All messages on `subject` in order until the server says there are no more. A key that is rewritten meanwhile
-    moves ahead and is met there; counting what was pending at the start would miss it (seen to happen).
+    """All messages on `subject` in order, until the server says that there are no more. A key that is rewritten
+    meanwhile moves to the end and is found there; a count taken at the start would miss it (seen to happen).
 
     Raises nats-py's exceptions, and `Unavailable` for a stream without a leader; `Bucket` translates them.
     """
@@ -51,24 +51,24 @@ async def listing(bus: Bus, stream: str, subject: str) -> AsyncIterator[Msg]:
 
 
 async def _newest(js: JetStreamContext, stream: str) -> int:
-    """The stream's last revision, by its leader."""
+    """The stream's last revision, according to its leader."""
     info = await js.stream_info(stream)
     if info.cluster is not None and not info.cluster.leader:
-        # A node that was stopped for a while answers too, with the little it has, until it hears of a leader.
+        # A node that was stopped answers too, with its old state, until it hears of a leader.
         raise Unavailable("the stream has no leader")
     return info.state.last_seq
 
 
 async def _lags(js: JetStreamContext, stream: str, subject: str, seen: int, newest: int) -> bool:
-    """Whether the leader has more up to revision `newest` than a replica that ended with `seen`; waits a moment
-    before it says so."""
+    """Whether the leader has more up to revision `newest` than a replica whose listing ended with `seen`; waits a
+    moment before it returns True."""
     if seen >= newest:
         return False
     try:
         with translated():
             following = await js.get_msg(stream, seq=seen + 1, subject=subject, next=True)
     except NotFound:
-        return False  # what came after it has been removed
+        return False  # all later messages were removed
     if (following.seq or 0) > newest:
         return False
     await asyncio.sleep(0.02)  # a replica does not say when it has caught up
@@ -76,8 +76,8 @@ async def _lags(js: JetStreamContext, stream: str, subject: str, seen: int, newe
 
 
 def brief_consumer(subject: str, ack: api.AckPolicy, *, idle: float) -> api.ConsumerConfig:
-    """A consumer in memory that goes `idle` seconds after its reader. Buckets keep one message for each key,
-    so all messages are the present values."""
+    """A consumer in memory that the server removes `idle` seconds after its reader. Buckets keep one message per key,
+    so all messages are the current values."""
     return api.ConsumerConfig(
         deliver_policy=api.DeliverPolicy.ALL,
         ack_policy=ack,

@@ -1,8 +1,12 @@
-"""nats-py's client, hardened: what it does at the level of bytes and sockets, and what hurts there.
+"""nats-py's client, hardened at the level of bytes and sockets.
 
-Permission errors show as time-outs -> `PermissionDenied`, at once, with the subject and the user; a message whose
-subject or headers it cannot read ends its reading for good -> that message alone is thrown away; a dead link is given
-up only when it has taken all bytes -> at once; a password goes in clear where no TLS is asked for -> never.
+    nats-py                                                        here
+    a permission error shows as a time-out                         `PermissionDenied` at once, with subject and user
+    an unreadable subject or header ends its reader for good       only that message is dropped
+    a dead link is closed only after all bytes were taken          closed at once
+    sends the password in clear where the server asks no TLS       never
+
+It was written against nats-py 2.16 and uses private parts of it; each place says so.
 """
 
 from __future__ import annotations
@@ -24,15 +28,15 @@ from tipoff_shared.nats.errors import PermissionDenied
 log = logging.getLogger(__name__)
 
 _DENIED = re.compile(r'permissions violation for (publish|subscription) (?:to|with reply of) "([^"]*)"')
-"""nats-server's words, in the small letters that nats-py makes of them."""
+"""nats-server's message, in lower case as nats-py reports it."""
 _TELL_UNREADABLE_EVERY = 10.0
 _STORED = b"$JS.ACK."
-"""What the reply subject of a message out of a stream begins with."""
+"""Prefix of the reply subject of a message from a stream."""
 _HEADERS = b"NATS/1.0\r\n"
 _STATUS = re.compile(rb"\r\n\s*status\s*:", re.IGNORECASE)
 
-# Words of NATS's protocol end at a space or a tab. nats-py takes any white space of Python's: with a form feed in its
-# subject, which nats-server lets pass, a message is a protocol error that comes again after each reconnect.
+# Words of NATS's protocol end at a space or a tab, but nats-py (2.16) splits at any white space of Python's. A message
+# with a form feed in its subject, which nats-server accepts, would be a protocol error after each reconnect.
 _WORD = rb"([^ \t\r\n]+)[ \t]+"
 nats.protocol.parser.MSG_RE = re.compile(rb"\AMSG[ \t]+" + _WORD + _WORD + rb"(" + _WORD + rb")?(\d+)\r\n")
 nats.protocol.parser.HMSG_RE = re.compile(
@@ -41,28 +45,29 @@ nats.protocol.parser.HMSG_RE = re.compile(
 
 
 _NOT_OPENING = 0.2
-"""Seconds for a socket that is being opened when one leaves."""
+"""Seconds that `close` waits for a socket that is being opened."""
 _CLOSE_TRIES = 5
 
 
 class HardenedClient(NatsClient):
-    """nats-py closes a lost connection in order: it waits until all is sent, which on a half-open link takes until the
-    kernel gives up (a quarter of an hour), and begins to reconnect only then; and it forgets to close one that was
-    accepted and never said a word. What is lost is thrown away here. And it sends the password in clear when a server
-    (or whoever sits in front of it) does not ask for TLS: `require_tls` forbids that, at every connect."""
+    """nats-py's client with the changes above (nats-py 2.16).
+
+    nats-py closes a lost connection in order: it waits until everything is sent, which takes a quarter of an hour on a
+    half-open link, and reconnects only then; and it never closes a connection that was accepted and stays silent. This
+    client aborts lost connections. With `require_tls` it never connects without TLS, whatever the server asks for."""
 
     require_tls = False
     who = ""
-    """The user's name, for messages."""
+    """The user's name, for error texts."""
     deaf: PermissionDenied | None = None
-    """It may not subscribe the inbox of its requests."""
+    """Set when this user may not subscribe to the inbox of its requests."""
 
     def __init__(self) -> None:
         super().__init__()
         self._asked: dict[str, str] = {}
-        """Token of each question that waits for an answer -> the subject that was asked."""
+        """Token of each pending request -> its subject."""
         self._opened = asyncio.Event()
-        """No socket is being opened."""
+        """Set while no socket is being opened."""
         self._opened.set()
         self._unreadable = 0
         self._told_unreadable_at = -_TELL_UNREADABLE_EVERY
@@ -70,20 +75,20 @@ class HardenedClient(NatsClient):
     async def _process_msg(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None
     ) -> None:
-        """Whoever may publish chooses the bytes of subject and headers; nats-py's reader would end at some of them, and
-        take others for the server's own words."""
+        """Drop messages whose subject or headers nats-py cannot read: a publisher chooses those bytes, and some of them
+        would end nats-py's reader or look like the server's own status."""
         if _is_readable(subject, reply, headers):
             await super()._process_msg(sid, subject, reply, data, headers)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType] # None where there are none
             return
         self._unreadable += 1
         if (now := time.monotonic()) - self._told_unreadable_at >= _TELL_UNREADABLE_EVERY:
             log.warning(
-                "%d message(s) that nobody can read are thrown away; the last on %r",
+                "%d unreadable message(s) dropped; the last on %r",
                 self._unreadable,
                 subject[:100],
             )
             self._told_unreadable_at, self._unreadable = now, 0
-        if reply.startswith(_STORED):  # out of the stream with it, or it comes again for ever
+        if reply.startswith(_STORED):  # remove it from the stream, or it is delivered again for ever
             with contextlib.suppress(nats.errors.Error, UnicodeDecodeError):
                 await super().publish(reply.decode(), b"+TERM")
 
@@ -95,7 +100,7 @@ class HardenedClient(NatsClient):
             waiting = self._resp_map.get(token)
             if waiting is not None:
                 if self.deaf is not None:
-                    waiting.cancel()  # which makes nats-py forget it
+                    waiting.cancel()  # makes nats-py forget it
                     raise self.deaf.again()
                 self._asked[token] = subject
                 waiting.add_done_callback(lambda _: self._asked.pop(token, None))
@@ -116,7 +121,7 @@ class HardenedClient(NatsClient):
             if waiting is None or waiting.done():
                 continue
             if inbox or (not subscription and denied.concerns(asked)):
-                denied.subject = subject if inbox else asked  # as it was written
+                denied.subject = subject if inbox else asked  # in its original case
                 waiting.set_exception(denied.again())
         await self._error_cb(denied)
 
@@ -130,7 +135,7 @@ class HardenedClient(NatsClient):
         if self.require_tls and not encrypted:
             raise nats.errors.SecureConnRequiredError
         if encrypted and writer is not None:
-            # nats-py forgets to say so after its upgrade, and asyncio warns at the end of every connection.
+            # nats-py does not set this after its upgrade to TLS, and asyncio warns at the end of every connection.
             writer.transport.get_protocol()._over_ssl = True
         return super()._connect_command()
 
@@ -153,8 +158,8 @@ class HardenedClient(NatsClient):
             self._opened.set()
 
     async def close(self) -> None:
-        """Nothing connects any more when it returns. nats-py asks its task to end once: in the middle of connecting the
-        new socket would be nobody's, and before Python 3.12 `asyncio.wait_for` may swallow it."""
+        """Close, and return when no task connects any more. nats-py cancels its reconnection task only once: in the
+        middle of connecting that leaks the new socket, and before Python 3.12 `asyncio.wait_for` may swallow it."""
         await self._not_opening()
         await super().close()
         task = self._reconnection_task
@@ -169,20 +174,19 @@ class HardenedClient(NatsClient):
         self.abort()
 
     async def _not_opening(self) -> None:
-        with contextlib.suppress(TimeoutError):  # then nobody answers, and there is no socket yet
+        with contextlib.suppress(TimeoutError):  # the server does not answer, and there is no socket yet
             async with asyncio.timeout(_NOT_OPENING):
                 await self._opened.wait()
 
     def abort(self) -> None:
-        """The socket is closed now, whatever waits to be sent."""
+        """Close the socket now and drop what waits to be sent."""
         writer = getattr(self._transport, "_io_writer", None)  # none on nats-py's WebSocket transport
         if writer is not None:
             writer.transport.abort()
 
 
 def _is_readable(subject: bytes, reply: bytes, headers: bytes | None) -> bool:
-    """Whether nats-py can read a message, and takes one out of a stream for what it is: a status is the server's to
-    tell, and never stored."""
+    """Whether nats-py can read a message, and does not take a stored message for a status of the server's."""
     try:
         subject.decode()
         reply.decode()

@@ -1,10 +1,15 @@
-"""The one way to NATS: a connection that fails fast, never gives up later, and closes in order.
+"""Connects to NATS: fails fast at the start, reconnects for ever later, and closes in order.
 
-What nats-py does by default and we do not (each was seen to hurt):
-connecting loops on a refused port or bad credentials -> a deadline, and the reason in the error; reconnecting
-stops after two minutes -> for ever; pings every two minutes leave a half-open link unseen -> every 5 s; writes made
-while disconnected are sent later -> refused at once; subscription callbacks run one at a time -> `serve` runs each
-request in a task of its own, up to a bound. What is mended deeper down stands in `client.py`.
+It changes these defaults of nats-py, each of which caused a fault:
+
+    nats-py                                                       here
+    connecting loops on a refused port or bad credentials         a deadline, and the reason in the error
+    reconnecting stops after two minutes                          never stops
+    pings every two minutes, so a half-open link goes unnoticed   every 5 s
+    messages published while disconnected are sent later          refused at once
+    subscription callbacks run one after another                  `serve` runs each request in a task, up to a bound
+
+client.py mends what lies below that.
 """
 
 from __future__ import annotations
@@ -26,19 +31,20 @@ from tipoff_shared.errors import Unavailable
 from tipoff_shared.nats.client import HardenedClient
 from tipoff_shared.nats.errors import NoAnswer, NoListener, PermissionDenied, typed
 from tipoff_shared.primitives.tasks import BoundedHandlers
+from tipoff_shared.primitives.text import describe
 from tipoff_shared.settings import NatsSettings
 from tipoff_shared.subjects import Subjects
 
 log = logging.getLogger(__name__)
 
 PING_INTERVAL = 5
-PINGS_OUTSTANDING = 2  # a half-open link is noticed within 15 s
+PINGS_OUTSTANDING = 2  # notices a half-open link within 15 s
 RECONNECT_WAIT = 0.25
 _TOLD_DENIALS = 100
 
 
 def _away(exc: BaseException) -> Unavailable:
-    return typed(exc, f"NATS is away: {str(exc) or type(exc).__name__}")
+    return typed(exc, f"NATS is away: {describe(exc)}")
 
 
 class Subscription:
@@ -56,7 +62,7 @@ class Subscription:
         try:
             await sub.unsubscribe()
         except nats.errors.Error as exc:
-            log.debug("unsubscribing from %s: %s", sub.subject, str(exc) or type(exc).__name__)
+            log.debug("unsubscribing from %s: %s", sub.subject, describe(exc))
 
     async def drain(self, timeout: float) -> None:
         """Receive no new messages, and return when the callback has had those that NATS sent before, or after
@@ -68,7 +74,7 @@ class Subscription:
             async with asyncio.timeout(timeout):
                 await sub.drain()  # type: ignore[no-untyped-call] # nats-py has no annotation there
         except (TimeoutError, nats.errors.Error) as exc:
-            log.warning("draining %s: %s", sub.subject, str(exc) or type(exc).__name__)
+            log.warning("draining %s: %s", sub.subject, describe(exc))
 
 
 class Bus:
@@ -80,14 +86,14 @@ class Bus:
         self.subjects: Subjects = settings.subjects
         self.js: JetStreamContext = nc.jetstream(timeout=5)
         self.connected_since: float | None = time.monotonic()
-        """Monotonic time of the present connection, None while there is none."""
+        """Monotonic time at which the current connection began, None while disconnected."""
         self.last_error: str = ""
         self.refusal: str = ""
-        """NATS said that credentials are wrong; the errors that follow (a reset connection) hide it otherwise."""
+        """NATS's refusal of the credentials, kept because the errors that follow (a reset connection) would hide it."""
         self.closed = asyncio.Event()
-        """Set when the connection is gone for good (credentials expired): the process must end."""
+        """Set when the connection is closed for good (credentials expired): the process must end."""
         self.closing = False
-        """Set when the owner leaves: that the connection goes then is no news."""
+        """Set when the owner closes the connection, so that its end is not logged as a fault."""
         self._arrived = False
         self._denials: set[str] = set()
         self._deaf_to: list[PermissionDenied] = []
@@ -98,18 +104,19 @@ class Bus:
 
     @property
     def connected(self) -> bool:
+        """Whether NATS can be reached now."""
         return self.connected_since is not None and self.nc.is_connected
 
     def on_reconnect(self, callback: Callable[[], None]) -> None:
-        """`callback` runs after every reconnect; what it starts must be owned by the caller."""
+        """Run `callback` after every reconnect. The caller owns the tasks that it starts."""
         self._reconnected.append(callback)
 
     def on_disconnect(self, callback: Callable[[], None]) -> None:
-        """`callback` runs whenever a connection is lost; answers to what was asked before may never come."""
+        """Run `callback` whenever the connection is lost. Answers to earlier requests may never come."""
         self._disconnected.append(callback)
 
     def on_denied(self, callback: Callable[[PermissionDenied], None]) -> None:
-        """`callback` is told whatever NATS does not permit: for those who wait for an answer in their own way."""
+        """Call `callback` with each permission error, for callers that do not wait with `request`."""
         self._denied.append(callback)
 
     async def request(self, subject: str, payload: bytes, *, timeout: float) -> Msg:
@@ -150,12 +157,12 @@ class Bus:
             raise _away(exc) from exc
 
     async def flush(self, timeout: float = 5.0) -> None:
-        """Returns when the server has handled all that was subscribed and published before. Raises `Unavailable`,
-        and `PermissionDenied` when it did not permit one of the subscriptions made since the last call.
+        """Return when the server has handled all earlier subscriptions and messages. Raises `Unavailable`, and
+        `PermissionDenied` when the server refused a subscription made since the last call.
 
-        nats-py's own flush writes its ping ahead of the commands still waiting to be sent, so that its pong may
-        come before they do (1 subscription in 100 was not there yet): the second ping follows them. And its reader
-        dies of a pong for a flush that was cancelled or timed out: so ours go on in tasks of their own.
+        nats-py's flush writes its ping ahead of the commands that still wait to be sent, so its pong may come too
+        early (for 1 subscription in 100): a second ping follows them. And a pong for a flush that was cancelled or
+        timed out ends nats-py's reader: so each ping runs in a task of its own.
         """
         try:
             async with asyncio.timeout(timeout):
@@ -168,7 +175,7 @@ class Bus:
             raise denied
 
     async def _ping(self) -> None:
-        # Long enough that the link is known to be dead first, which makes nats-py forget the pong.
+        # So long that nats-py notices a dead link first, and forgets the pong.
         task = asyncio.create_task(self.nc.flush(timeout=PING_INTERVAL * (PINGS_OUTSTANDING + 4)))
         self._pings.add(task)
         task.add_done_callback(self._pinged)
@@ -177,7 +184,7 @@ class Bus:
     def _pinged(self, task: asyncio.Task[None]) -> None:
         self._pings.discard(task)
         if not task.cancelled():
-            task.exception()  # told to whoever waits; the link's end is told by its own callbacks
+            task.exception()  # marks it as read: the waiter raises it
 
     async def serve(
         self,
@@ -188,7 +195,7 @@ class Bus:
         handlers: BoundedHandlers,
         busy: Callable[[Msg], Awaitable[None]] | None = None,
     ) -> Subscription:
-        """Call `handler` for each message in a task of its own; past the bound of `handlers`, `busy` instead."""
+        """Call `handler` for each message in a task of its own; beyond the bound of `handlers`, call `busy` instead."""
 
         async def received(msg: Msg) -> None:
             if not handlers.submit(lambda: handler(msg)) and busy is not None:
@@ -196,7 +203,7 @@ class Bus:
 
         return await self.subscribe(subject, received, queue=queue)
 
-    # What nats-py tells us.
+    # nats-py's callbacks.
 
     def _on_denied(self, denied: PermissionDenied) -> None:
         if denied.subscription:
@@ -215,8 +222,8 @@ class Bus:
         if isinstance(exc, PermissionDenied):
             self._on_denied(exc)
             return
-        said = str(exc) or type(exc).__name__
-        # While NATS is away every try says the same, four times a second: once is enough for a log.
+        said = describe(exc)
+        # While NATS is away each try reports the same error, four times a second: log it once.
         level = logging.DEBUG if said == self.last_error else logging.WARNING
         self.last_error = said
         if "authorization" in said.lower() or isinstance(
@@ -225,15 +232,15 @@ class Bus:
             self.refusal = said
         if not self._arrived:
             if self.refusal:
-                raise exc  # trying again will not help: ends the first connect at once
-            return  # the error that `connect` raises says it
+                raise exc  # retrying does not help: ends the first connect at once
+            return  # `connect` raises it
         log.log(level, "NATS: %s", said)
 
     async def _on_disconnected(self) -> None:
         if self._arrived and self.connected_since is not None and not self.closing:
             log.warning("NATS is away; trying again for as long as it takes")
         self.connected_since = None
-        self._denials.clear()  # on the next connection its permissions may be others
+        self._denials.clear()  # the permissions may differ on the next connection
         self._deaf_to.clear()
         for callback in self._disconnected:
             callback()
@@ -252,10 +259,10 @@ class Bus:
 
 @asynccontextmanager
 async def connect(settings: NatsSettings, *, name: str, timeout: float = 5.0) -> AsyncIterator[Bus]:
-    """A `Bus` for the time of the block. Raises `Unavailable`, with what NATS said, after `timeout` seconds.
+    """Yield a connected `Bus`. Raises `Unavailable` with NATS's reason after `timeout` seconds.
 
-    Leaving flushes what was published (2 s at most) and closes. Subscriptions end with it: components that serve
-    requests stop their subscriptions and wait for their handlers before they leave this block.
+    Leaving the block flushes published messages (2 s at most) and closes. Subscriptions end with it: components that
+    serve requests stop their subscriptions and wait for their handlers before that.
     """
     nc = HardenedClient()
     nc.require_tls = not settings.insecure
@@ -305,26 +312,26 @@ async def _close(bus: Bus) -> None:
     except (TimeoutError, nats.errors.Error):
         log.warning("NATS went away before everything was sent")
     for ping in bus._pings:
-        ping.cancel()  # the reader ends now anyway
+        ping.cancel()  # the reader ends now
     try:
-        # After a TLS handshake that failed nats-py would wait for ever.
+        # nats-py would wait for ever after a failed TLS handshake.
         async with asyncio.timeout(2 if bus._arrived else 0.2):
             await nc.close()
     except (TimeoutError, nats.errors.Error, OSError) as exc:
         level = logging.WARNING if bus._arrived else logging.DEBUG
-        log.log(level, "closing the NATS connection: %s", str(exc) or type(exc).__name__)
+        log.log(level, "closing the NATS connection: %s", describe(exc))
     if isinstance(nc, HardenedClient):
-        nc.abort()  # what could not be sent in that time never will be
+        nc.abort()  # gives up on what could not be sent in that time
 
 
 def _why_not(bus: Bus, exc: BaseException, timeout: float) -> str:
-    """What to tell when the first connect fails, and what to do."""
+    """Why the first connect failed, and what to do."""
     where = ", ".join(bus.settings.servers)
     if "authorization" in bus.refusal.lower():
         return f"NATS at {where} refuses the user or password: NATS_USER, NATS_PASSWORD (NATS_PASSWORD_FILE)"
     if "certificate" in bus.refusal.lower():
         return (
-            f"NATS at {where} shows a certificate that is not to be trusted: {bus.refusal}. NATS_CA is the authority "
+            f"NATS at {where} shows a certificate that is not trusted: {bus.refusal}. NATS_CA is the authority "
             "that signed it, NATS_HOST one of its names (`tipoff secrets rotate nats-tls --host NAME` adds one)"
         )
     if bus.refusal:

@@ -18,6 +18,7 @@ import nats.errors
 import nats.js.errors
 
 from tipoff_shared.errors import Unavailable
+from tipoff_shared.primitives.text import describe
 
 
 class PermissionDenied(Unavailable, nats.errors.Error):
@@ -79,7 +80,7 @@ class NotFound(Refused):
 
 def typed(exc: BaseException, message: str = "") -> Unavailable:
     """The typed error for one of nats-py's exceptions or a time-out; `message` replaces nats-py's text."""
-    said = message or str(exc) or type(exc).__name__
+    said = message or describe(exc)
     match exc:
         case PermissionDenied():
             return exc.again()
