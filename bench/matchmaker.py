@@ -25,8 +25,7 @@ import msgspec
 from nats.aio.msg import Msg
 
 from tipoff.up.embedded_nats import embedded_nats
-from tipoff_matchmaker.run import run_matchmaker
-from tipoff_matchmaker.service import Matchmaker
+from tipoff_matchmaker.service import Matchmaker, run_matchmaker
 from tipoff_matchmaker.settings import Settings
 from tipoff_orchestrator_client.base import DeploySpec
 from tipoff_orchestrator_client.fake import FakeOrchestrator
@@ -254,10 +253,13 @@ async def _serve() -> None:
         all_ready = asyncio.Event()
 
         def look(*_: object) -> None:
-            if sum(record.state == "ready" for record in matchmaker.ledger.of(*GAME.key)) >= SERVERS:
+            if (
+                sum(record.state == "ready" for record in matchmaker.parts.deployments.of(*GAME.key))
+                >= SERVERS
+            ):
                 all_ready.set()
 
-        matchmaker.ledger.listen(look)
+        matchmaker.parts.deployments.subscribe(look)
         look()
         async with asyncio.timeout(60):
             await all_ready.wait()

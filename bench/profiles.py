@@ -24,8 +24,7 @@ from tipoff.nats_roles.users import hashed
 from tipoff.up.embedded_nats import EmbeddedNats
 from tipoff_gameserver.presence.events import EventPresence
 from tipoff_gameserver.presence.nats import NatsPresence
-from tipoff_matchmaker.run import run_matchmaker
-from tipoff_matchmaker.service import Matchmaker
+from tipoff_matchmaker.service import Matchmaker, run_matchmaker
 from tipoff_matchmaker.settings import Settings
 from tipoff_orchestrator_client.base import DeploySpec
 from tipoff_orchestrator_client.fake import FakeOrchestrator
@@ -131,14 +130,12 @@ class _Steps:
 
     def __init__(self, matchmaker: Matchmaker) -> None:
         self._waiting: dict[tuple[str, SessionState], asyncio.Future[float]] = {}
-        self._before = matchmaker.book._on_write
-        matchmaker.book._on_write = self._written
+        matchmaker.parts.sessions.subscribe(self._written)
 
     def _written(self, record: SessionRecord) -> None:
         waiter = self._waiting.pop((record.id, record.state), None)
         if waiter is not None and not waiter.done():
             waiter.set_result(time.perf_counter())
-        self._before(record)
 
     async def reached(self, session_id: str, state: SessionState) -> float:
         waiter = self._waiting[session_id, state] = asyncio.get_running_loop().create_future()

@@ -1,7 +1,7 @@
-"""What operators may ask of matchmakers: end a session, let a server run empty, say how it goes.
+"""Answers operators: end a session, retire a server, tell the status.
 
-`kick` and `drain` are answered by one matchmaker of all (queue group), `status` by every one. Both effects are the
-usual ones, the same compare-and-sets that players and sweeps cause: whoever asks twice changes nothing more.
+`kick` and `drain` are answered by one matchmaker of all (queue group), `status` by every one. Both use the
+compare-and-sets that players and the reconciler use, so repeating one changes nothing more.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ import msgspec
 import nats.errors
 from nats.aio.msg import Msg
 
-from tipoff_matchmaker.deployments import machine as deployments
-from tipoff_matchmaker.deployments.store import Ledger, NoRecord
-from tipoff_matchmaker.fleet.liveness import Servers
-from tipoff_matchmaker.fleet.planner import Fleet
-from tipoff_matchmaker.orchestrators.resilient import Guarded
+from tipoff_matchmaker.deployments import machine
+from tipoff_matchmaker.deployments.store import DeploymentStore
+from tipoff_matchmaker.errors import NoRecord, NotFound
+from tipoff_matchmaker.fleet.stop import Stopper
+from tipoff_matchmaker.fleet.trust import Trust
+from tipoff_matchmaker.orchestrators.resilient import ResilientOrchestrator
 from tipoff_matchmaker.requests.subscription import QUEUE
-from tipoff_matchmaker.sessions.kicker import Kicks
+from tipoff_matchmaker.sessions.kicker import Kicker
 from tipoff_matchmaker.sessions.machine import Ended, is_open
-from tipoff_matchmaker.sessions.store import SessionBook
+from tipoff_matchmaker.sessions.store import SessionStore
 from tipoff_shared import admin
-from tipoff_shared.errors import Internal, TipoffError, Unavailable, UnknownGame
+from tipoff_shared.errors import Internal, TipoffError, Unavailable
 from tipoff_shared.nats.connection import Bus, Subscription
 from tipoff_shared.primitives.tasks import BoundedHandlers
 from tipoff_shared.records import DeploymentRecord, DeploymentState, SessionState
@@ -34,32 +35,30 @@ _AT_ONCE = 50
 _DRAIN = 1.0
 
 
-class NotFound(UnknownGame):
-    """404: there is no such session or server (any more)."""
-
-
 class Admin:
+    """The operators' subjects. `requests`: the play requests in hand, whose number is part of the status."""
+
     def __init__(
         self,
         bus: Bus,
         instance: str,
-        book: SessionBook,
-        ledger: Ledger,
-        fleet: Fleet,
-        servers: Servers,
-        kicks: Kicks,
-        orchestrators: Mapping[str, Guarded],
-        in_flight: Callable[[], int],
+        sessions: SessionStore,
+        deployments: DeploymentStore,
+        trust: Trust,
+        stopper: Stopper,
+        kicker: Kicker,
+        orchestrators: Mapping[str, ResilientOrchestrator],
+        requests: BoundedHandlers,
     ) -> None:
         self._bus = bus
         self._instance = instance
-        self._book = book
-        self._ledger = ledger
-        self._fleet = fleet
-        self._servers = servers
-        self._kicks = kicks
+        self._sessions = sessions
+        self._deployments = deployments
+        self._trust = trust
+        self._stopper = stopper
+        self._kicker = kicker
         self._orchestrators = orchestrators
-        self._in_flight = in_flight
+        self._requests = requests
         self._handlers = BoundedHandlers("operator's request", _AT_ONCE)
         self._subscriptions: list[Subscription] = []
 
@@ -80,7 +79,7 @@ class Admin:
             self._subscriptions.append(subscription)
 
     async def stop(self) -> None:
-        """No more requests; those in hand are answered. Idempotent."""
+        """Take no more requests; those in hand are answered. Idempotent."""
         subscriptions, self._subscriptions = self._subscriptions, []
         for subscription in subscriptions if self._bus.connected else ():
             try:
@@ -115,49 +114,49 @@ class Admin:
                 log.info("an operator's answer is lost: %s", exc)
 
     async def _kick(self, data: bytes) -> admin.Kicked:
-        """The session ends as if the player had left; its server is told, so that the player hears why."""
+        """End the session as if the player had left; its server is told, so that the player learns why."""
         asked = admin.decode_kick(data)
         reason = asked.reason or "an operator ended the session"
-        before = await self._book.read(asked.session_id)
+        before = await self._sessions.read(asked.session_id)
         if before is None:
-            raise NotFound(f"there is no session {asked.session_id} (any more); `tipoff status` lists them")
-        outcome = await self._book.apply(asked.session_id, Ended(reason))
+            raise NotFound(f"there is no session {asked.session_id}; `tipoff status` lists them")
+        outcome = await self._sessions.apply(asked.session_id, Ended(reason))
         after = outcome.record or before
         if is_open(before):
             log.warning("session %s is ended by an operator: %s", asked.session_id, reason)
         if after.deployment_id and after.state is not SessionState.GONE:
-            self._kicks.start(asked.session_id, after, reason)
+            self._kicker.start(asked.session_id, after, reason)
         elif before.state is SessionState.REQUESTED:
-            await self._kicks.tell_waiting(asked.session_id, reason)
+            await self._kicker.end_waiting(asked.session_id, reason)
         return admin.Kicked(asked.session_id, before.state.value, after.deployment_id, after.reason)
 
     async def _drain(self, data: bytes) -> admin.Drained:
-        """No new players; it ends with the last seat. The server is not told: it would turn away those who hold a
-        token for their seat."""
+        """Send no new players; the server is stopped when its last seat is free. The server is not told: it would turn
+        away players who hold a token for their seat."""
         asked = admin.decode_drain(data)
         reason = asked.reason or "drained by an operator"
-        before = await self._ledger.fetch(asked.deployment_id)
-        if before is None or not deployments.is_live(before):
-            raise NotFound(f"there is no server {asked.deployment_id} (any more); `tipoff status` lists them")
+        before = await self._deployments.fetch(asked.deployment_id)
+        if before is None or not machine.is_live(before):
+            raise NotFound(f"there is no server {asked.deployment_id}; `tipoff status` lists them")
         log.warning("server %s is drained by an operator: %s", asked.deployment_id, reason)
-        if asked.now or deployments.is_coming(before):
-            self._servers.distrust(asked.deployment_id)
-            self._fleet.end(asked.deployment_id, reason)
+        if asked.now or machine.is_coming(before):
+            self._trust.remove(asked.deployment_id)
+            self._stopper.stop(asked.deployment_id, reason)
         else:
-            await self._servers.drain(asked.deployment_id, reason)
+            await self._stopper.drain(asked.deployment_id, reason)
         after = await self._after(before, asked.deployment_id)
         return admin.Drained(asked.deployment_id, after.state.value, len(after.seats), after.reason)
 
     async def _after(self, before: DeploymentRecord, deployment_id: str) -> DeploymentRecord:
         try:
-            # It is applied together with what was begun above, so it tells what became of it; it changes nothing.
-            return await self._ledger.change(deployment_id, lambda record: record)
+            # It changes nothing, and is written together with what was begun above, so it returns the outcome.
+            return await self._deployments.change(deployment_id, lambda record: record)
         except NoRecord:
             return msgspec.structs.replace(before, state=DeploymentState.GONE, seats={})
 
     async def _status(self, data: bytes) -> admin.MatchmakerStatus:
         return admin.MatchmakerStatus(
             self._instance,
-            self._in_flight(),
+            self._requests.in_flight,
             [orchestrator.describe() for orchestrator in self._orchestrators.values()],
         )

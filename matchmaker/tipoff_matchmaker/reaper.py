@@ -1,10 +1,10 @@
-"""The reaper: what gameservers write, read through durable consumers, so that nothing written while every matchmaker
-was away is missed.
+"""Reads what game servers write, through durable consumers, so that nothing written while every matchmaker was away is
+missed.
 
 A message may be older than its key, and two members may read a put and a delete at once: so the key is read, and a
-message is acted upon only if it is the key's present one. bevygap's bucket keeps a tombstone for every key for ever:
-handled ones are removed, but only when they are acknowledged (`Bucket.forget`). So a tombstone that stays is news that
-nobody has handled to the end, and the sweep looks after it.
+message is acted upon only if it is the key's current one. bevygap's bucket keeps a tombstone for every key for ever:
+handled ones are removed, but only when they are acknowledged (`Bucket.forget`). So a tombstone that stays was handled
+by nobody to the end, and the reconciler looks after it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from tipoff_matchmaker.backoff import pause
-from tipoff_matchmaker.fleet.liveness import Servers
+from tipoff_matchmaker.fleet.liveness import Liveness
 from tipoff_matchmaker.sessions.machine import Connected, Left
-from tipoff_matchmaker.sessions.store import SessionBook
+from tipoff_matchmaker.sessions.store import SessionStore
 from tipoff_shared.errors import Internal, Malformed, TipoffError, Unavailable
 from tipoff_shared.kv.bucket import Bucket
 from tipoff_shared.kv.buckets import Buckets
@@ -34,17 +34,19 @@ LEASES = "matchmaker-leases"
 
 
 class Reaper:
-    """Two loops: connections and leases."""
+    """Two loops: one reads connections, one reads leases."""
 
-    def __init__(self, buckets: Buckets, book: SessionBook, servers: Servers) -> None:
+    def __init__(self, buckets: Buckets, sessions: SessionStore, liveness: Liveness) -> None:
         self._buckets = buckets
-        self._book = book
-        self._servers = servers
+        self._sessions = sessions
+        self._liveness = liveness
 
     async def connections(self) -> None:
+        """Tell sessions who has connected and who has left, until cancelled."""
         await _read(self._buckets.active_connections, CONNECTIONS, self._connection)
 
     async def leases(self) -> None:
+        """Follow the leases of all servers, until cancelled."""
         await _read(self._buckets.gameservers, LEASES, self._lease)
 
     async def _connection(self, change: Change[str], ack: Ack) -> None:
@@ -52,23 +54,23 @@ class Reaper:
         current = await self._buckets.active_connections.get(session_id)
         if change.value is not None:
             if current is not None and current.revision == change.revision:
-                await self._book.apply(session_id, Connected())
+                await self._sessions.apply(session_id, Connected())
             await ack()
         elif current is not None:
             await ack()
         else:
-            await self._book.apply(session_id, Left())
+            await self._sessions.apply(session_id, Left())
             await ack.confirmed()
             await self._buckets.active_connections.forget(session_id, change.revision)
 
     async def _lease(self, change: Change[GameserverLease], ack: Ack) -> None:
-        await self._servers.lease_changed(change)
+        await self._liveness.lease_changed(change)
         await ack()
 
 
 async def _read(store: Bucket[T], name: str, handle: Callable[[Change[T], Ack], Awaitable[None]]) -> None:
-    """Let `handle` handle and acknowledge every change, a batch at a time, for ever; a change that cannot be handled
-    now comes again."""
+    """Let `handle` handle and acknowledge every change, a batch at a time, until cancelled; a change that cannot be
+    handled now comes again."""
     tries = 0
     while True:
         try:
@@ -97,8 +99,8 @@ async def _handle(
 ) -> None:
     try:
         await handle(change, ack)
-    except (Internal, Malformed) as exc:  # a key or a value that will be none the next time, either
-        log.warning("%s/%s is passed over: %s", store.bucket, change.key[:100], exc)
+    except (Internal, Malformed) as exc:  # repeating would not help: the key or the value is unusable
+        log.warning("%s/%s is skipped: %s", store.bucket, change.key[:100], exc)
         await ack()
     except TipoffError as exc:
         log.info("%s/%s: %s; it comes again", store.bucket, change.key, exc)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from pathlib import Path
 from typing import Literal
@@ -9,7 +10,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from tipoff_matchmaker.gs_proxy import BASE
+_GS_PROXY_URL = re.compile(r"(wss?://[a-zA-Z0-9.-]{1,253}(:[0-9]{1,5})?/([a-zA-Z0-9._-]+/)*)?", re.ASCII)
 
 
 class Settings(BaseSettings):
@@ -106,8 +107,12 @@ class Settings(BaseSettings):
     @field_validator("gs_proxy_url")
     @classmethod
     def _gs_proxy_url(cls, value: str) -> str:
-        if not BASE.fullmatch(value):
+        if not _GS_PROXY_URL.fullmatch(value):
             raise ValueError(
                 "wss://HOST/PATH/ with a slash at its end is expected, like wss://play.example.org/gs/"
             )
         return value
+
+    def websocket_url(self, deployment_id: str) -> str:
+        """What browsers dial to reach this deployment by way of the reverse proxy; "" without a proxy."""
+        return f"{self.gs_proxy_url}{deployment_id}" if self.gs_proxy_url else ""

@@ -13,11 +13,12 @@ import socket
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from tipoff_matchmaker.gs_proxy import transports_told
+import msgspec
+
 from tipoff_shared.errors import OrchestratorFailed
 from tipoff_shared.games import Game, Games
 from tipoff_shared.kv.buckets import MAPPING_TTL
-from tipoff_shared.messages import SessionReady, Transports
+from tipoff_shared.messages import SessionReady, Transports, WebSocketAddress
 from tipoff_shared.netcode import Address, Dialect, NetcodeError, PrivateKey, issue_token
 from tipoff_shared.records import DeploymentRecord, SessionRecord
 from tipoff_shared.user_data import TokenUserData
@@ -70,6 +71,19 @@ def host_and_port(transports: Transports, name: str) -> tuple[str, int] | None:
     except ValueError:
         return None
     return (parts.hostname, port) if parts.hostname and port else None
+
+
+def transports_told(gs_proxy_url: str, deployment: DeploymentRecord) -> Transports:
+    """What a player of this deployment is told: its own transports, but its WebSocket listener by way of the reverse
+    proxy where its orchestrator says how the proxy reaches it. A server elsewhere (Edgegap) is dialled directly.
+
+    A page on https may open only `wss`, and game servers come and go, so they have no certificates: one proxy in front
+    of them has one, and asks httpd for each server by its deployment id. `gs_proxy_url`: "" without such a proxy.
+    """
+    transports = deployment.transports
+    if not gs_proxy_url or not deployment.proxy or transports.websocket is None:
+        return transports
+    return msgspec.structs.replace(transports, websocket=WebSocketAddress(f"{gs_proxy_url}{deployment.id}"))
 
 
 class Tokens:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tests.matchmaker.matchmaker_world import KEY
+from tests.matchmaker.world import KEY
 from tipoff_shared.games import Games
 from tipoff_shared.games.toml import load_games
 

@@ -16,7 +16,7 @@ import pytest
 
 from tests.bevygap.bevygap_players import playing
 from tests.bevygap.bevygap_stand_in import PROTOCOL_ID
-from tests.matchmaker.matchmaker_world import KEY, World
+from tests.matchmaker.world import KEY, World
 from tipoff.up.embedded_nats import EmbeddedNats
 from tipoff_launcher.compose import run_launcher
 from tipoff_launcher.service import Launcher
@@ -111,7 +111,7 @@ async def test_two_servers_with_bevygaps_plugin_play_on_one_host(
             assert "127.0.0.1" not in digests
         for ready in (first, second):
             await world.session_becomes(ready.session_id, SessionState.GONE)
-        matchmaker.fleet.end(first.deployment_id, "for the test")
+        matchmaker.parts.stopper.stop(first.deployment_id, "for the test")
         await world.deployment_becomes(first.deployment_id, DeploymentState.GONE)
 
         async def one_digest() -> bool:
@@ -146,7 +146,7 @@ async def test_a_missed_context_is_made_good(own_nats: EmbeddedNats, tmp_path: P
             async def hears_nothing(data: bytes) -> None:
                 pass
 
-            deaf.contexts.received = hears_nothing  # type: ignore[method-assign] # as if it had died meanwhile
+            deaf.parts.contexts.received = hears_nothing  # type: ignore[method-assign] # as if it had died meanwhile
             deaf.contexts.look_for_digest = hears_nothing  # type: ignore[method-assign, assignment]
             deaf.deeds._look_for_digest = hears_nothing  # type: ignore[assignment]
             answers = await world.ask("spaceships")

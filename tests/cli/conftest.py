@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.matchmaker.matchmaker_world import World
+from tests.matchmaker.world import World
 from tipoff.secrets.directory import SecretsDirectory
 from tipoff_shared.games import Game
 from tipoff_shared.games.toml import parse_games, read_games

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from tests.matchmaker.matchmaker_world import ARENA, World
+from tests.matchmaker.world import ARENA, World
 from tipoff.operate.admin import drain, kick, until_gone
 from tipoff.operate.status import print_status, read_status
 from tipoff_orchestrator_client.base import OrchestratorUnavailable
@@ -187,7 +187,7 @@ async def test_status_and_metrics_show_an_orchestrator_that_fails(world: World) 
     async with world.matchmaker(breaker_failures=3, breaker_pause=0.4) as matchmaker:
         world.fake.fail("list", BUSY, times=4)
         for _ in range(3):
-            await matchmaker.sweep.once()
+            await matchmaker.parts.reconciler.once()
 
         async def is_open() -> Any:
             (orchestrator,) = (await read_status(world.bus))["orchestrators"]
@@ -197,7 +197,7 @@ async def test_status_and_metrics_show_an_orchestrator_that_fails(world: World) 
         (failing,) = orchestrator["failing"]
         assert (failing["operation"], failing["error"]) == ("list", "503 try later")
         labels = {"orchestrator": "fake", "operation": "list"}
-        value = matchmaker.metrics.registry.get_sample_value
+        value = matchmaker.parts.metrics.registry.get_sample_value
         assert value("tipoff_orchestrator_breaker", labels) == 1
         assert (value("tipoff_orchestrator_errors_total", labels) or 0) >= 3
         shown = io.StringIO()

@@ -19,7 +19,7 @@ import pytest
 from tests.bevygap.bevygap_players import playing
 from tests.bevygap.games_of_the_page import PORT, games_of_the_page
 from tests.docker_engine import docker, labels, remove_containers, socket_path
-from tests.matchmaker.matchmaker_world import World
+from tests.matchmaker.world import World
 from tipoff_launcher.compose import run_launcher
 from tipoff_launcher.settings import Settings
 from tipoff_orchestrator_client.base import OrchestratorError

@@ -10,10 +10,9 @@ from typing import Any
 
 import msgspec
 
-from tests.matchmaker.matchmaker_world import FAST, KEY, World
+from tests.matchmaker.world import FAST, KEY, World
 from tipoff_edgegap_emulator import Deployment, Emulator, Options, Rules, running_emulator
-from tipoff_matchmaker.run import run_matchmaker
-from tipoff_matchmaker.service import Matchmaker
+from tipoff_matchmaker.service import Matchmaker, run_matchmaker
 from tipoff_matchmaker.settings import Settings as MatchmakerSettings
 from tipoff_matchmaker_httpd.server.run import run_httpd
 from tipoff_matchmaker_httpd.settings import Settings as HttpdSettings

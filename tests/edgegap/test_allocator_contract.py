@@ -13,8 +13,9 @@ import msgspec
 import pytest
 
 from tests.edgegap.edgegap_world import EdgegapWorld, sleeper, with_sessions
-from tests.matchmaker.matchmaker_world import ARENA, World
-from tipoff_matchmaker.allocators.interface import Allocation, Allocator, Progress, Seats
+from tests.matchmaker.world import ARENA, World
+from tipoff_matchmaker.allocators.interface import Allocator, Progress
+from tipoff_matchmaker.seats.allocation import Allocation, Seats
 from tipoff_shared.errors import UnknownGame
 from tipoff_shared.nats.connection import connect
 from tipoff_shared.settings import NatsSettings
@@ -59,14 +60,14 @@ async def by_our_ledger(settings: NatsSettings, tmp_path: Path) -> AsyncIterator
         World(bus, settings) as world,
         world.matchmaker(game, **CHANGES) as matchmaker,
     ):
-        yield Place(world, matchmaker.allocator, lambda: _in_the_ledger(world))
+        yield Place(world, matchmaker.parts.router.of(game.key), lambda: _in_the_ledger(world))
 
 
 @asynccontextmanager
 async def by_our_ledger_at_edgegap(settings: NatsSettings, tmp_path: Path) -> AsyncIterator[Place]:
     game = sleeper(empty_ttl=60.0)
     async with EdgegapWorld.running(settings, tmp_path, game, changes=CHANGES) as world:
-        allocator = world.matchmakers[0].allocators.of(game.key)
+        allocator = world.matchmakers[0].parts.router.of(game.key)
         yield Place(world, allocator, lambda: _in_the_ledger(world))
 
 
@@ -74,7 +75,7 @@ async def by_our_ledger_at_edgegap(settings: NatsSettings, tmp_path: Path) -> As
 async def by_edgegaps_sessions(settings: NatsSettings, tmp_path: Path) -> AsyncIterator[Place]:
     game = with_sessions(sleeper(empty_ttl=60.0))
     async with EdgegapWorld.running(settings, tmp_path, game, changes=CHANGES) as world:
-        allocator = world.matchmakers[0].allocators.of(game.key)
+        allocator = world.matchmakers[0].parts.router.of(game.key)
 
         async def held() -> set[str]:
             told = await allocator.sessions()

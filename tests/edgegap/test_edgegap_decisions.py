@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.edgegap.edgegap_world import sleeper, with_sessions
-from tests.matchmaker.matchmaker_world import KEY
+from tests.matchmaker.world import KEY
 from tipoff_orchestrator_client.base import DeploySpec, Port
 from tipoff_orchestrator_client.edgegap.api.answers import NamedPort, Version
 from tipoff_orchestrator_client.edgegap.environment import Environment

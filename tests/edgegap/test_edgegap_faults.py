@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from tests.edgegap.edgegap_world import sleeper, with_sessions
-from tests.matchmaker.matchmaker_world import failed
+from tests.matchmaker.world import failed
 from tipoff_edgegap_emulator import (
     Drip,
     Fail,

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from tests.edgegap.edgegap_world import EdgegapWorld, leave, sleeper, with_sessions
-from tests.matchmaker.matchmaker_world import failed
+from tests.matchmaker.world import failed
 from tipoff_edgegap_emulator import Fail, Rules, Silent
 from tipoff_matchmaker.allocators.edgegap.allocator import EdgegapSessions
-from tipoff_matchmaker.allocators.interface import Allocation, Allocator, Progress, Seats
+from tipoff_matchmaker.allocators.interface import Allocator, Progress
+from tipoff_matchmaker.seats.allocation import Allocation, Seats
 from tipoff_shared import names
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.messages import ProgressReport, SessionReady
@@ -29,7 +30,7 @@ MATCH = with_sessions(sleeper(empty_ttl=60.0), "match")
 
 def allocator(world: EdgegapWorld) -> Allocator:
     (game,) = world.games.all()
-    return world.matchmakers[0].allocators.of(game.key)
+    return world.matchmakers[0].parts.router.of(game.key)
 
 
 def group(*members: str) -> Allocation:

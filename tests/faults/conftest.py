@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.matchmaker_processes import Processes, matchmaker_processes
-from tests.matchmaker.matchmaker_world import World
+from tests.matchmaker.world import World
 from tipoff_shared.nats.connection import connect
 from tipoff_shared.settings import NatsSettings
 

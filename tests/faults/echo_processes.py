@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tests.matchmaker.matchmaker_world import FAST, KEY, World
+from tests.matchmaker.world import FAST, KEY, World
 from tipoff_matchmaker.settings import Settings
 from tipoff_shared.games import Game, Games, ProcessSpec
 from tipoff_shared.messages import SessionReady

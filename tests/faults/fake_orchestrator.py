@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from tests.matchmaker.matchmaker_world import World
+from tests.matchmaker.world import World
 from tipoff_orchestrator_client.base import OrchestratorUnavailable
 from tipoff_shared.messages import SessionReady
 from tipoff_shared.records import SessionState

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 from nats.aio.msg import Msg
 
-from tests.matchmaker.matchmaker_world import ARENA, FAST, World
+from tests.matchmaker.world import ARENA, FAST, World
 from tipoff_orchestrator_client import wire
 from tipoff_orchestrator_client.base import Deployment, OrchestratorError
 from tipoff_shared.games import Game

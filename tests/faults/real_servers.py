@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import nats.errors
 
 from tests.gameserver.gameserver_players import Recorder, UdpPlayer, by_udp
-from tests.matchmaker.matchmaker_world import ARENA, KEY, World
+from tests.matchmaker.world import ARENA, KEY, World
 from tipoff_gameserver import Context, GameServer
 from tipoff_matchmaker.service import Matchmaker
 from tipoff_orchestrator_client.base import DeploySpec
@@ -144,12 +144,12 @@ async def settled_sweeps(matchmaker: Matchmaker, count: int) -> None:
     """Wait until absence means something to the matchmaker, then sweep that often."""
     end = time.monotonic() + 10
     while True:
-        if matchmaker.readings.settled:
+        if matchmaker.parts.deadlines.settled:
             break
         assert time.monotonic() < end, "the matchmaker does not settle"
         await asyncio.sleep(0.05)
     for _ in range(count):
-        await matchmaker.sweep.once()
+        await matchmaker.parts.reconciler.once()
 
 
 async def seat_within(world: World, timeout: float) -> SessionReady:

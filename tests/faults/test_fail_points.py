@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from tests.faults.matchmaker_processes import GAME, Processes
-from tests.matchmaker.matchmaker_world import World
+from tests.matchmaker.world import World
 from tipoff_shared import names
 from tipoff_shared.messages import SessionReady
 from tipoff_shared.records import SessionState

@@ -15,11 +15,11 @@ import pytest
 from tests.faults.echo_processes import echo_games, pid_of, quick_settings
 from tests.faults.real_servers import active, echoes, real_world
 from tests.gameserver.gameserver_players import by_websocket, token_of
-from tests.matchmaker.matchmaker_world import ARENA, World, failed
+from tests.matchmaker.world import ARENA, World, failed
 from tipoff_gameserver import GameServer
 from tipoff_launcher.compose import run_launcher
 from tipoff_launcher.settings import Settings as LauncherSettings
-from tipoff_matchmaker.run import run_matchmaker
+from tipoff_matchmaker.service import run_matchmaker
 from tipoff_shared.kv.bucket import LostRace
 from tipoff_shared.messages import Failed, SessionReady
 from tipoff_shared.records import SessionState
@@ -154,8 +154,8 @@ async def test_a_certificate_digest_that_is_never_reported_is_a_typed_error_in_t
     game = msgspec.structs.replace(ARENA, ready="context", primary="webtransport")
     orchestrator = world.with_ports(server=7777)
     async with world.matchmaker(game, orchestrator=orchestrator, start_failures=1) as matchmaker:
-        assert matchmaker.contexts.timeout <= 10
-        matchmaker.contexts.timeout = 0.5
+        assert matchmaker.parts.contexts.timeout <= 10
+        matchmaker.parts.contexts.timeout = 0.5
         answers = await world.ask()
         await world.eventually(lambda: world.ran(1), "the server runs")
         began = time.monotonic()

@@ -16,7 +16,7 @@ import pytest
 from tests.faults.nats_cluster import NatsCluster, nats_cluster
 from tests.faults.nats_writers import Acknowledged, write_until
 from tests.faults.real_servers import active, echoes, real_world, seat_within, settled_sweeps
-from tests.matchmaker.matchmaker_world import ARENA
+from tests.matchmaker.world import ARENA
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.kv.bucket import Bucket, Entry, LostRace
 from tipoff_shared.kv.buckets import create_buckets

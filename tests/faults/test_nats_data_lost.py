@@ -9,7 +9,7 @@ import nats.errors
 import pytest
 
 from tests.faults.real_servers import real_world
-from tests.matchmaker.matchmaker_world import ARENA
+from tests.matchmaker.world import ARENA
 from tipoff.up.embedded_nats import embedded_nats
 from tipoff_shared.messages import SessionReady
 

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from tests.faults.real_servers import active, echoes, playing, real_world
-from tests.matchmaker.matchmaker_world import ARENA, World, failed
+from tests.matchmaker.world import ARENA, World, failed
 from tipoff_shared.kv.bucket import Bucket, Full
 from tipoff_shared.kv.buckets import create_buckets
 from tipoff_shared.messages import SessionReady

@@ -10,7 +10,7 @@ import pytest
 
 from tests.faults.real_servers import active, echoes, playing, real_world, seat_within, settled_sweeps
 from tests.faults.tcp_link import link_to
-from tests.matchmaker.matchmaker_world import ARENA
+from tests.matchmaker.world import ARENA
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.kv.bucket import LostRace
 from tipoff_shared.kv.buckets import create_buckets
@@ -160,4 +160,4 @@ async def test_a_matchmaker_whose_link_froze_makes_no_second_session(
 
 
 async def _untrusted(matchmaker: object, deployment_id: str) -> bool:
-    return not matchmaker.servers.trusted(deployment_id)  # type: ignore[attr-defined]
+    return deployment_id not in matchmaker.parts.trust  # type: ignore[attr-defined]

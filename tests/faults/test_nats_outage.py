@@ -12,7 +12,7 @@ import pytest
 
 from tests.faults.nats_writers import Acknowledged, write_until
 from tests.faults.real_servers import active, connected, echoes, playing, real_world, settled_sweeps
-from tests.matchmaker.matchmaker_world import ARENA
+from tests.matchmaker.world import ARENA
 from tipoff.up.embedded_nats import EmbeddedNats, embedded_nats
 from tipoff_gameserver import LeaveReason
 from tipoff_shared.kv.buckets import create_buckets

@@ -13,12 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.matchmaker.matchmaker_world import KEY, World, failed
+from tests.matchmaker.world import KEY, World, failed
 from tipoff_launcher.compose import run_launcher
 from tipoff_launcher.service import Launcher
 from tipoff_launcher.settings import Settings as LauncherSettings
-from tipoff_matchmaker.run import run_matchmaker
-from tipoff_matchmaker.service import Matchmaker
+from tipoff_matchmaker.service import Matchmaker, run_matchmaker
 from tipoff_matchmaker.settings import Settings
 from tipoff_orchestrator_client import wire
 from tipoff_orchestrator_client.base import (
@@ -135,7 +134,7 @@ async def test_a_process_that_cannot_start_is_told_soon(
     async with with_processes(world, launcher, tmp_path) as matchmaker:
         assert failed(await (await world.ask("broken")).end()).code == 502
         await launched(launcher, 0, world)
-        assert matchmaker.orchestrators["launcher"].describe().state == "closed"
+        assert matchmaker.parts.orchestrators["launcher"].describe().state == "closed"
 
 
 class LosesAnswers(LauncherOrchestrator):
@@ -201,8 +200,8 @@ async def test_a_forged_event_ends_no_process(world: World, launcher: Launcher, 
         for _ in range(10):
             await world.bus.publish(world.bus.subjects.launcher("local", "events"), forged)
         await world.bus.flush()
-        await matchmaker.sweep.once()
-        record = matchmaker.ledger.get(deployment.deployment_id)
+        await matchmaker.parts.reconciler.once()
+        record = matchmaker.parts.deployments.get(deployment.deployment_id)
         assert record is not None
         assert record.state is DeploymentState.STARTING
         assert launcher.supervisor.living() == [deployment]

@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from tests.faults.fake_orchestrator import BUSY, playing
-from tests.matchmaker.matchmaker_world import ARENA, World
-from tipoff_matchmaker.fleet import stop as endings
+from tests.matchmaker.world import ARENA, World
+from tipoff_matchmaker.fleet import stop
 from tipoff_orchestrator_client.base import (
     OrchestratorUnavailable,
     Port,
@@ -34,7 +34,7 @@ async def test_what_is_gone_is_noticed_within_two_sweeps(world: World, how: str)
             world.fake.lose_events()
             await world.fake.kill(ready.deployment_id)
         for _ in range(2):
-            await matchmaker.sweep.once()
+            await matchmaker.parts.reconciler.once()
         session = await world.session_becomes(ready.session_id, SessionState.GONE)
         assert session.reason
         await world.deployment_becomes(ready.deployment_id, DeploymentState.GONE)
@@ -61,7 +61,7 @@ async def test_events_move_nothing_without_being_confirmed(world: World) -> None
             return ("get", ready.deployment_id) in world.fake.calls[asked:]
 
         await world.eventually(confirmed, "it was asked")
-        await matchmaker.sweep.once()
+        await matchmaker.parts.reconciler.once()
         await world.session_becomes(ready.session_id, SessionState.ACTIVE)
         assert (await world.play()).deployment_id == ready.deployment_id
         assert ("get", "unknown") not in world.fake.calls
@@ -102,7 +102,7 @@ async def test_a_stop_that_fails_is_repeated_until_it_is_done(
     world: World, failures: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Within the same ending, and by the sweep after that; the record stays until then."""
-    monkeypatch.setattr(endings, "STOP_RETRY", 0.3)
+    monkeypatch.setattr(stop, "STOP_RETRY", 0.3)
     async with world.matchmaker(breaker_pause=0.2):
         ready = await playing(world)
         world.fake.fail("stop", OrchestratorUnavailable("500", retryable=True), times=failures)
@@ -117,7 +117,7 @@ async def test_stopping_what_is_gone_already_is_done(world: World) -> None:
     async with world.matchmaker(sweep_interval=3600) as matchmaker:
         ready = await playing(world)
         await world.fake.vanish(ready.deployment_id)
-        matchmaker.fleet.end(ready.deployment_id, "not needed")
+        matchmaker.parts.stopper.stop(ready.deployment_id, "not needed")
         await world.deployment_becomes(ready.deployment_id, DeploymentState.GONE)
 
 
@@ -132,7 +132,7 @@ async def test_an_empty_list_ends_nobody(world: World) -> None:
         readies = [await playing(world) for _ in range(8)]
         world.fake.empty_lists(10)
         for _ in range(4):
-            await matchmaker.sweep.once()
+            await matchmaker.parts.reconciler.once()
         for ready in readies:
             await world.session_becomes(ready.session_id, SessionState.ACTIVE)
         assert len(world.fake.living) == 8
@@ -149,8 +149,8 @@ async def test_at_most_a_few_servers_are_ended_on_suspicion(world: World) -> Non
             server.die()
             await world.buckets.gameservers.forget(server.id, 2**62)
         world.fake.fail("get", BUSY, times=100)
-        await matchmaker.sweep.once()
+        await matchmaker.parts.reconciler.once()
         await asyncio.sleep(0.1)  # the grace itself
-        await matchmaker.sweep.once()
+        await matchmaker.parts.reconciler.once()
         await world.eventually(lambda: world.living(5), "three are ended")
-        assert matchmaker.metrics.registry.get_sample_value("tipoff_matchmaker_brake_total") == 5
+        assert matchmaker.parts.metrics.registry.get_sample_value("tipoff_matchmaker_brake_total") == 5

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from tests.faults.fake_orchestrator import BUSY, deploys
-from tests.matchmaker.matchmaker_world import ARENA, World, failed
+from tests.matchmaker.world import ARENA, World, failed
 from tipoff_orchestrator_client.base import (
     NoCapacity,
     OrchestratorUnavailable,
@@ -57,7 +57,7 @@ async def test_while_the_orchestrator_is_away_players_are_told_at_once(world: Wo
         assert deploys(world).total() == calls, "it is left alone"
 
         async def back() -> bool:
-            return matchmaker.orchestrators["fake"].wait("deploy") == 0
+            return matchmaker.parts.orchestrators["fake"].wait("deploy") == 0
 
         await world.eventually(back, "it may be asked again")
         world.fake._errors["deploy"].clear()
@@ -82,7 +82,7 @@ async def test_no_room_is_waited_out_as_long_as_was_asked(world: World) -> None:
         began = time.monotonic()
         assert isinstance(await world.play(), SessionReady)
         assert time.monotonic() - began >= 0.6
-        assert matchmaker.orchestrators["fake"].describe().state == "closed"
+        assert matchmaker.parts.orchestrators["fake"].describe().state == "closed"
 
 
 # 38: late servers.

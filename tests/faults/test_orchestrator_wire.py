@@ -11,8 +11,8 @@ import msgspec
 import pytest
 
 from tests.faults.fake_orchestrator import playing
-from tests.matchmaker.matchmaker_world import ARENA, World, failed
-from tipoff_matchmaker.fleet import stop as endings
+from tests.matchmaker.world import ARENA, World, failed
+from tipoff_matchmaker.fleet import stop
 from tipoff_matchmaker.service import Matchmaker
 from tipoff_orchestrator_client import wire
 from tipoff_orchestrator_client.base import (
@@ -102,7 +102,7 @@ async def test_an_answer_that_is_no_answer_is_a_typed_error_in_time(
     world: World, reply: Callable[[dict[str, object]], bytes | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The player hears 502, the server that may be there is stopped, nothing is left."""
-    monkeypatch.setattr(endings, "STOP_RETRY", 0.3)
+    monkeypatch.setattr(stop, "STOP_RETRY", 0.3)
     launcher = LyingLauncher()
     launcher.replies = dict.fromkeys(("deploy", "get", "list", "stop"), reply)
     await launcher.serve(world)
@@ -141,14 +141,14 @@ async def test_an_orchestrator_that_hangs_does_not_stop_the_sweep(world: World) 
     async with world.matchmaker() as matchmaker:
         ready = await playing(world)
         hang = asyncio.Event()
-        inner = matchmaker.orchestrators["fake"]._inner
+        inner = matchmaker.parts.orchestrators["fake"]._inner
 
         async def never() -> list[Deployment]:
             await hang.wait()
             return []
 
         inner.list = never  # type: ignore[method-assign] # the fault
-        matchmaker.orchestrators["fake"]._limits = dict.fromkeys(("deploy", "get", "stop", "list"), 0.2)
+        matchmaker.parts.orchestrators["fake"]._limits = dict.fromkeys(("deploy", "get", "stop", "list"), 0.2)
         await world.server_of(ready).disconnect(ready)
         await world.session_becomes(ready.session_id, SessionState.GONE)
         await world.nothing_is_left()

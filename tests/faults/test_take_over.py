@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from tests.faults.matchmaker_processes import GAME, Processes
-from tests.matchmaker.matchmaker_world import Answers, World
+from tests.matchmaker.world import Answers, World
 from tipoff_shared import names
 from tipoff_shared.messages import (
     Acknowledged,

@@ -10,7 +10,7 @@ import pytest
 
 from tests.faults.real_servers import RealServers
 from tests.isolated.isolated_support import IsolatedNats, IsolatedWorld
-from tests.matchmaker.matchmaker_world import World
+from tests.matchmaker.world import World
 from tipoff_shared.nats.connection import Bus, connect
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.faults.real_servers import RealServers
-from tests.matchmaker.matchmaker_world import World
+from tests.matchmaker.world import World
 from tipoff.nats_roles.isolated import accounts
 from tipoff.nats_roles.users import hashed
 from tipoff.up.embedded_nats import EmbeddedNats

@@ -17,7 +17,7 @@ from nats.aio.msg import Msg
 
 from tests.faults.real_servers import active, echoes
 from tests.isolated.isolated_support import IsolatedNats, IsolatedWorld
-from tests.matchmaker.matchmaker_world import ARENA
+from tests.matchmaker.world import ARENA
 from tipoff.nats_roles.isolated import isolated_permissions
 from tipoff_matchmaker.service import Matchmaker
 from tipoff_shared.errors import Unavailable
@@ -242,12 +242,12 @@ async def scene(isolated: IsolatedWorld) -> AsyncIterator[Scene]:
         active(world) as (theirs, player),
     ):
         assert mine.deployment_id != theirs.deployment_id
-        assert matchmaker.event_secret is not None
+        assert matchmaker.parts.event_secret is not None
         yield Scene(
             matchmaker,
             mine.deployment_id,
             isolated.servers.of(mine).boot_id,
-            matchmaker.event_secret.key_of(mine.deployment_id),
+            matchmaker.parts.event_secret.key_of(mine.deployment_id),
             theirs.deployment_id,
             isolated.servers.of(theirs).boot_id,
             theirs.session_id,
@@ -260,7 +260,7 @@ async def scene(isolated: IsolatedWorld) -> AsyncIterator[Scene]:
 
 
 def refusals(matchmaker: Matchmaker) -> float:
-    metric = matchmaker.metrics.registry.get_sample_value
+    metric = matchmaker.parts.metrics.registry.get_sample_value
     return sum(
         metric("tipoff_gameserver_events_refused_total", {"code": code}) or 0 for code in ("400", "403")
     )

@@ -16,12 +16,11 @@ import pytest
 from tests.faults.echo_processes import echo_games, pid_of, quick_settings
 from tests.faults.real_servers import active, echoes
 from tests.isolated.isolated_support import IsolatedNats
-from tests.matchmaker.matchmaker_world import World
+from tests.matchmaker.world import World
 from tipoff_launcher.compose import run_launcher
 from tipoff_launcher.service import Launcher
 from tipoff_launcher.settings import Settings as LauncherSettings
-from tipoff_matchmaker.run import run_matchmaker
-from tipoff_matchmaker.service import Matchmaker
+from tipoff_matchmaker.service import Matchmaker, run_matchmaker
 from tipoff_shared.games import Games
 from tipoff_shared.messages import SessionReady
 from tipoff_shared.nats.connection import Bus

@@ -11,7 +11,7 @@ import pytest
 
 from tests.faults.real_servers import active, connected, echoes, playing, settled_sweeps
 from tests.isolated.isolated_support import IsolatedNats, IsolatedWorld
-from tests.matchmaker.matchmaker_world import ARENA
+from tests.matchmaker.world import ARENA
 from tipoff_shared.nats.connection import connect
 from tipoff_shared.records import DeploymentState, LeaseState, SessionState
 from tipoff_shared.server_events import Players, ServerEvent, seal
@@ -83,10 +83,10 @@ async def test_a_join_and_a_leave_that_meet_in_the_wrong_order_leave_nothing(iso
     """The one who had the join was stopped; it comes after the leave: the session is over all the same."""
     world = isolated.world
     async with world.matchmaker(LASTING, profile="isolated") as matchmaker:
-        assert matchmaker.event_secret is not None
+        assert matchmaker.parts.event_secret is not None
         ready = await world.play()
         server = isolated.servers.of(ready)
-        key = matchmaker.event_secret.key_of(ready.deployment_id)
+        key = matchmaker.parts.event_secret.key_of(ready.deployment_id)
         left = ServerEvent(server.boot_id, time.time(), 1001, Players(left=[ready.session_id]))
         joined = ServerEvent(
             server.boot_id, time.time(), 1000, Players(joined={ready.session_id: ready.client_id})
@@ -129,7 +129,7 @@ async def test_without_matchmakers_everything_looks_dead_and_nobody_is_reaped(
         await world.eventually(lambda: _lease_is_gone(isolated, ready.deployment_id), "its lease has expired")
         async with world.matchmaker(LASTING, profile="isolated", lease_grace=0.2) as matchmaker:
             for _ in range(5):
-                await matchmaker.sweep.once()
+                await matchmaker.parts.reconciler.once()
             assert await connected(world, ready)
             await settled_sweeps(matchmaker, 5)
             record = await world.deployment_becomes(ready.deployment_id, DeploymentState.READY)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.faults.matchmaker_processes import GAME, matchmaker_processes
 from tests.isolated.isolated_support import IsolatedWorld
-from tests.matchmaker.matchmaker_world import World
+from tests.matchmaker.world import World
 from tipoff_shared.messages import SessionReady
 from tipoff_shared.records import SessionState
 

@@ -17,7 +17,7 @@ from tests.gameserver.gameserver_players import Recorder, by_udp, by_websocket, 
 from tests.isolated.isolated_support import IsolatedNats
 from tests.polling import eventually
 from tipoff_gameserver import Context, GameServer, LeaveReason, PrivateKey
-from tipoff_matchmaker.deployments.store import Ledger
+from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.event_secret import EventSecret
 from tipoff_matchmaker.isolated.reader import EventReader
 from tipoff_matchmaker.isolated.writer import EventWriter
@@ -121,7 +121,7 @@ async def profile(
             await secret.ensure()
             tasks = await stack.enter_async_context(Tasks("events"))
             own = buckets(bus)
-            writer = EventWriter(bus, own, Ledger(own.deployments, tasks), told)
+            writer = EventWriter(bus, own, DeploymentStore(own.deployments, tasks), told)
             reader = EventReader(bus, writer, Metrics(), tasks, secret.key_of)
             tasks.start(reader.run(), "reader")
             context = dataclasses.replace(

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.matchmaker.matchmaker_world import World
+from tests.matchmaker.world import World
 from tipoff_shared.nats.connection import connect
 from tipoff_shared.settings import NatsSettings
 

@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from tipoff_matchmaker.compose import compose
 from tipoff_matchmaker.service import Matchmaker
 from tipoff_matchmaker.settings import Settings
 from tipoff_orchestrator_client.base import Deployment, DeploySpec, OrchestratorUnavailable
@@ -471,19 +472,19 @@ def start_process(
     process = Process(nats, name)
     tasks, loops = Tasks(name, failed), Tasks(name, failed)
     bus = MemoryBus(nats, process)
-    process.matchmaker = matchmaker = Matchmaker(
+    parts = compose(
         Settings(instance=name),
         games,
         bus,  # type: ignore[arg-type] # as much of it as is used
         stores_of(nats, process),
         {orchestrator.name: ReachedOrchestrator(orchestrator, process)},
         tasks,
-        loops,
         nats.loop.clock,
     )
+    process.matchmaker = matchmaker = Matchmaker(parts, loops, asyncio.Event())
 
     async def run() -> None:
-        async with matchmaker.peers.listening(loops):
+        async with matchmaker.parts.peers.listening(loops):
             try:
                 await matchmaker.follow()
             except Unavailable:  # a real one ends then

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.matchmaker.matchmaker_world import ARENA
+from tests.matchmaker.world import ARENA
 from tipoff_matchmaker.backoff import pause
-from tipoff_matchmaker.deployments import machine as deployments
-from tipoff_matchmaker.deployments.readiness import Arrival, decode_context, from_orchestrator
-from tipoff_matchmaker.reconciler import actions as acts
-from tipoff_matchmaker.reconciler import rules
+from tipoff_matchmaker.bevygap.contexts import decode_context
+from tipoff_matchmaker.deployments import machine
+from tipoff_matchmaker.deployments.readiness import ReadyServer, from_orchestrator
+from tipoff_matchmaker.reconciler import actions, rules
 from tipoff_matchmaker.settings import Settings
 from tipoff_orchestrator_client.base import Deployment, Port, RunState
 from tipoff_shared.errors import Malformed
@@ -54,14 +54,14 @@ def seats(*members: str) -> dict[str, float]:
 
 def test_a_deployment_goes_its_way() -> None:
     """planned, starting, ready, draining, stopping, gone."""
-    first = deployments.planned("d1", ARENA, 5.0)
+    first = machine.planned("d1", ARENA, 5.0)
     assert (first.state, first.deadline) == (D.PLANNED, 5.0 + ARENA.start_timeout)
-    second = deployments.started(first)
-    third = deployments.arrived(second, Arrival(UDP, 16, "b1"), 6.0)
+    second = machine.started(first)
+    third = machine.ready(second, ReadyServer(UDP, 16, "b1"), 6.0)
     assert (third.state, third.capacity, third.empty_since, third.deadline) == (D.READY, 4, 6.0, 0.0)
-    fourth = deployments.draining(third, "why", only_empty=True)
-    fifth = deployments.stopping(fourth, "why", 16.0)
-    sixth = deployments.gone(fifth, "over")
+    fourth = machine.draining(third, "why", only_empty=True)
+    fifth = machine.stopping(fourth, "why", 16.0)
+    sixth = machine.gone(fifth, "over")
     assert [r.state for r in (second, fourth, fifth, sixth)] == [D.STARTING, D.DRAINING, D.STOPPING, D.GONE]
     assert sixth.reason == "why"
 
@@ -71,28 +71,28 @@ def test_late_and_doubled_events_change_nothing(state: DeploymentState) -> None:
     """Each answers with the very same record when it does not apply."""
     before = record(state=state, empty_since=1.0)
     if state is not D.PLANNED:
-        assert deployments.started(before) is before
+        assert machine.started(before) is before
     if state not in (D.PLANNED, D.STARTING):
-        assert deployments.arrived(before, Arrival(UDP, 4, "b1"), 9.0) is before
+        assert machine.ready(before, ReadyServer(UDP, 4, "b1"), 9.0) is before
     if state is not D.READY:
-        assert deployments.draining(before, "", only_empty=False) is before
+        assert machine.draining(before, "", only_empty=False) is before
     if state in (D.STOPPING, D.GONE):
-        assert deployments.stopping(before, "", 1.0) is before
+        assert machine.stopping(before, "", 1.0) is before
     if state is D.GONE:
-        assert deployments.gone(before, "") is before
+        assert machine.gone(before, "") is before
 
 
 def test_a_server_with_players_does_not_drain_for_being_empty() -> None:
     """Somebody came between the judgement and the write."""
     taken = record(seats=seats("a"))
-    assert deployments.draining(taken, "", only_empty=True) is taken
+    assert machine.draining(taken, "", only_empty=True) is taken
 
 
 def test_what_the_orchestrator_says_does_not_undo_what_the_server_said() -> None:
     """An announcement without a boot id is worth less than one with it."""
     before = record(empty_since=1.0)
     other = Transports(udp=UdpAddress("10.0.0.1", 1))
-    assert deployments.arrived(before, Arrival(other), 9.0) is before
+    assert machine.ready(before, ReadyServer(other), 9.0) is before
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_how_many_servers_to_start(
     game: dict[str, int], waiting: int, fleet: list[DeploymentRecord], expected: int
 ) -> None:
     """Enough for those who wait and for min_ready, less those on their way, within max_deployments."""
-    assert deployments.starts_wanted(msgspec.structs.replace(ARENA, **game), waiting, fleet) == expected
+    assert machine.starts_wanted(msgspec.structs.replace(ARENA, **game), waiting, fleet) == expected
 
 
 fleets = st.lists(
@@ -143,8 +143,8 @@ def test_a_fleet_is_never_larger_than_allowed_and_never_starts_in_vain(
 ) -> None:
     """Whatever there is: within max_deployments, and no more than one server for each who waits beyond min_ready."""
     game = msgspec.structs.replace(ARENA, min_ready=min(min_ready, most), max_deployments=most)
-    count = deployments.starts_wanted(game, waiting, fleet)
-    live = sum(map(deployments.is_live, fleet))
+    count = machine.starts_wanted(game, waiting, fleet)
+    live = sum(map(machine.is_live, fleet))
     assert 0 <= count <= max(0, most - live)
     assert count <= waiting + min_ready
 
@@ -159,8 +159,8 @@ def test_the_longest_empty_retire_first_and_min_ready_stay() -> None:
         record("taken", seats=seats("a")),
         record("draining", state=D.DRAINING, empty_since=1.0),
     ]
-    assert [r.id for r in deployments.to_retire(game, fleet, 100.0)] == ["older", "old"]
-    assert deployments.to_retire(game, fleet[:1], 200.0) == []
+    assert [r.id for r in machine.to_retire(game, fleet, 100.0)] == ["older", "old"]
+    assert machine.to_retire(game, fleet[:1], 200.0) == []
 
 
 # What makes it ready.
@@ -214,7 +214,7 @@ def test_a_context_tells_an_address_or_none(public_ip: object) -> None:
 # The sweep.
 
 
-def facts(
+def snapshot(
     *records: DeploymentRecord,
     now: float = 100.0,
     settled: bool = True,
@@ -226,11 +226,11 @@ def facts(
     departures: dict[str, int] | None = None,
     fleet: dict[str, float] | None = None,
     silent: bool = False,
-) -> rules.Facts:
+) -> rules.Snapshot:
     ids = [r.id for r in records if r.state is not D.GONE] if listed is None else listed
     known = [lease(r.id) for r in records] if leases is None else leases
     running = {id: Deployment(id, "arena", "1", RunState.RUNNING) for id in ids}
-    return rules.Facts(
+    return rules.Snapshot(
         now=now,
         settled=settled,
         games={ARENA.key: msgspec.structs.replace(ARENA, empty_ttl=30)},
@@ -245,7 +245,7 @@ def facts(
     )
 
 
-def judged(given: rules.Facts, memory: rules.Memory | None = None) -> list[acts.Act]:
+def judged(given: rules.Snapshot, memory: rules.Memory | None = None) -> list[actions.Action]:
     return rules.judge(given, GRACE, memory or rules.Memory(), lambda deployment_id: False)
 
 
@@ -260,75 +260,77 @@ TAKEN = record(seats=seats("s1"))
 @pytest.mark.parametrize(
     ("given_", "expected"),
     [
-        (facts(TAKEN), [acts.Trust("d1")]),
-        (facts(TAKEN, silent=True), []),
-        (facts(TAKEN, listed=[]), [acts.Confirm("d1", "its orchestrator does not list it")]),
-        (facts(TAKEN, listed=[], before=[]), []),  # it came after the list was made
-        (facts(TAKEN, leases=[]), [acts.Confirm("d1", "it has no lease")]),
-        (facts(TAKEN, leases=[lease(boot_id="b2")]), [acts.Follow(lease(boot_id="b2"))]),
+        (snapshot(TAKEN), [actions.Trust("d1")]),
+        (snapshot(TAKEN, silent=True), []),
+        (snapshot(TAKEN, listed=[]), [actions.Confirm("d1", "its orchestrator does not list it")]),
+        (snapshot(TAKEN, listed=[], before=[]), []),  # it came after the list was made
+        (snapshot(TAKEN, leases=[]), [actions.Confirm("d1", "it has no lease")]),
+        (snapshot(TAKEN, leases=[lease(boot_id="b2")]), [actions.FollowLease(lease(boot_id="b2"))]),
         (
-            facts(TAKEN, leases=[lease(state=LeaseState.ENDED)]),
-            [acts.Follow(lease(state=LeaseState.ENDED))],
+            snapshot(TAKEN, leases=[lease(state=LeaseState.ENDED)]),
+            [actions.FollowLease(lease(state=LeaseState.ENDED))],
         ),
-        (facts(record(state=D.DRAINING, reason="op")), [acts.End("d1", "op")]),
-        (facts(record(state=D.DRAINING, seats=seats("s1"))), []),
-        (facts(record(state=D.STOPPING, deadline=99.0, reason="op")), [acts.End("d1", "op")]),
-        (facts(record(state=D.STOPPING, deadline=101.0)), []),
+        (snapshot(record(state=D.DRAINING, reason="op")), [actions.StopServer("d1", "op")]),
+        (snapshot(record(state=D.DRAINING, seats=seats("s1"))), []),
+        (snapshot(record(state=D.STOPPING, deadline=99.0, reason="op")), [actions.StopServer("d1", "op")]),
+        (snapshot(record(state=D.STOPPING, deadline=101.0)), []),
         (
-            facts(record(state=D.PLANNED, deadline=98.0), leases=[]),
-            [acts.End("d1", "it was not ready in time")],
+            snapshot(record(state=D.PLANNED, deadline=98.0), leases=[]),
+            [actions.StopServer("d1", "it was not ready in time")],
         ),
-        (facts(record(state=D.PLANNED, deadline=200.0), listed=[], leases=[]), []),
-        (facts(record(state=D.STARTING, deadline=200.0)), [acts.Follow(lease())]),
+        (snapshot(record(state=D.PLANNED, deadline=200.0), listed=[], leases=[]), []),
+        (snapshot(record(state=D.STARTING, deadline=200.0)), [actions.FollowLease(lease())]),
         (
-            facts(record(state=D.STARTING, deadline=200.0), listed=[], leases=[]),
-            [acts.Confirm("d1", "its orchestrator does not list it")],
+            snapshot(record(state=D.STARTING, deadline=200.0), listed=[], leases=[]),
+            [actions.Confirm("d1", "its orchestrator does not list it")],
         ),
-        (facts(record(empty_since=10.0)), [acts.Trust("d1"), acts.Shrink("d1")]),
-        (facts(record(state=D.GONE), fleet={"d1": 0.0}), [acts.Unreserve("arena", "1", "d1")]),
-        (facts(fleet={"d9": 0.0}), [acts.Unreserve("arena", "1", "d9")]),
-        (facts(fleet={"d9": 90.0}), []),
-        (facts(fleet={"d9": 0.0}, listed=["d9"]), []),
+        (snapshot(record(empty_since=10.0)), [actions.Trust("d1"), actions.StopIfEmpty("d1")]),
+        (snapshot(record(state=D.GONE), fleet={"d1": 0.0}), [actions.Unreserve("arena", "1", "d1")]),
+        (snapshot(fleet={"d9": 0.0}), [actions.Unreserve("arena", "1", "d9")]),
+        (snapshot(fleet={"d9": 90.0}), []),
+        (snapshot(fleet={"d9": 0.0}, listed=["d9"]), []),
     ],
 )
-def test_what_the_sweep_does_about_a_server(given_: rules.Facts, expected: list[acts.Act]) -> None:
-    """One fact, one act."""
+def test_what_the_sweep_does_about_a_server(given_: rules.Snapshot, expected: list[actions.Action]) -> None:
+    """One fact, one action."""
     assert judged(given_) == expected
 
 
 def test_a_missing_lease_ends_a_server_only_after_the_grace() -> None:
     """And never while we have not been connected for long enough to know."""
     memory = rules.Memory()
-    assert judged(facts(TAKEN, leases=[], now=100), memory) == [acts.Confirm("d1", "it has no lease")]
-    assert judged(facts(TAKEN, leases=[], now=109), memory) == [acts.Confirm("d1", "it has no lease")]
-    assert judged(facts(TAKEN, leases=[], now=111, settled=False), memory) == [
-        acts.Confirm("d1", "it has no lease")
+    assert judged(snapshot(TAKEN, leases=[], now=100), memory) == [actions.Confirm("d1", "it has no lease")]
+    assert judged(snapshot(TAKEN, leases=[], now=109), memory) == [actions.Confirm("d1", "it has no lease")]
+    assert judged(snapshot(TAKEN, leases=[], now=111, settled=False), memory) == [
+        actions.Confirm("d1", "it has no lease")
     ]
-    assert judged(facts(TAKEN, leases=[], now=111), memory) == [acts.End("d1", "it sends no heartbeat")]
-    assert judged(facts(TAKEN, now=112), memory) == [acts.Trust("d1")]
-    assert judged(facts(TAKEN, leases=[], now=120), memory) == [acts.Confirm("d1", "it has no lease")]
+    assert judged(snapshot(TAKEN, leases=[], now=111), memory) == [
+        actions.StopServer("d1", "it sends no heartbeat")
+    ]
+    assert judged(snapshot(TAKEN, now=112), memory) == [actions.Trust("d1")]
+    assert judged(snapshot(TAKEN, leases=[], now=120), memory) == [actions.Confirm("d1", "it has no lease")]
 
 
 def test_an_unknown_server_is_stopped_only_after_the_grace() -> None:
     """It may be somebody's deployment that is not written down yet."""
     memory = rules.Memory()
-    assert judged(facts(listed=["stray"], now=100), memory) == []
-    assert judged(facts(listed=["stray"], now=131), memory) == [acts.StopUnknown("fake", "stray")]
+    assert judged(snapshot(listed=["stray"], now=100), memory) == []
+    assert judged(snapshot(listed=["stray"], now=131), memory) == [actions.StopUnknown("fake", "stray")]
 
 
 @pytest.mark.parametrize(
     ("known", "connections", "expected"),
     [
         (session(SessionState.READY, deadline=200.0), [], None),
-        (session(SessionState.READY, deadline=200.0), ["s1"], acts.CheckSession),
-        (session(SessionState.READY, deadline=98.0), [], acts.CheckSession),
+        (session(SessionState.READY, deadline=200.0), ["s1"], actions.CheckSession),
+        (session(SessionState.READY, deadline=98.0), [], actions.CheckSession),
         (session(SessionState.ACTIVE), ["s1"], None),
-        (session(SessionState.ACTIVE, deployment_id="d9"), ["s1"], acts.Happen),
-        (session(SessionState.ACTIVE, boot_id="b0"), ["s1"], acts.Happen),
-        (session(SessionState.REQUESTED, deadline=98.0, deployment_id=""), [], acts.Happen),
+        (session(SessionState.ACTIVE, deployment_id="d9"), ["s1"], actions.ApplyEvent),
+        (session(SessionState.ACTIVE, boot_id="b0"), ["s1"], actions.ApplyEvent),
+        (session(SessionState.REQUESTED, deadline=98.0, deployment_id=""), [], actions.ApplyEvent),
         (session(SessionState.REQUESTED, deadline=200.0, deployment_id=""), [], None),
-        (session(SessionState.CLOSING), [], acts.FinishClosing),
-        (session(SessionState.GONE), ["s1"], acts.Happen),
+        (session(SessionState.CLOSING), [], actions.ReleaseSession),
+        (session(SessionState.GONE), ["s1"], actions.ApplyEvent),
         (session(SessionState.GONE), [], None),
     ],
 )
@@ -336,16 +338,16 @@ def test_what_the_sweep_does_about_a_session(
     known: SessionRecord, connections: list[str], expected: type[object] | None
 ) -> None:
     """Its deadline, its server, its connection."""
-    made = judged(facts(TAKEN, sessions=[known], connections=connections))
-    about = [act for act in made if not isinstance(act, acts.Trust | acts.FreeSeats)]
-    assert [type(act) for act in about] == ([] if expected is None else [expected])
+    made = judged(snapshot(TAKEN, sessions=[known], connections=connections))
+    about = [action for action in made if not isinstance(action, actions.Trust | actions.FreeSeats)]
+    assert [type(action) for action in about] == ([] if expected is None else [expected])
 
 
 @pytest.mark.parametrize("state", [SessionState.READY, SessionState.ACTIVE])
 def test_a_departure_nobody_has_handled_is_looked_at_once(state: SessionState) -> None:
     """Its tombstone is there, and the session still sits: whoever was told died with the news."""
-    given_ = facts(TAKEN, sessions=[session(state, deadline=200.0)], connections=[], departures={"s1": 9})
-    assert judged(given_) == [acts.Trust("d1"), acts.CheckSession("s1")]
+    given_ = snapshot(TAKEN, sessions=[session(state, deadline=200.0)], connections=[], departures={"s1": 9})
+    assert judged(given_) == [actions.Trust("d1"), actions.CheckSession("s1")]
 
 
 @pytest.mark.parametrize("known", [[session(SessionState.CLOSING)], [session(SessionState.GONE)], []])
@@ -353,33 +355,33 @@ def test_a_tombstone_is_forgotten_after_the_grace(known: list[SessionRecord]) ->
     """Before it, somebody may be handling the news: it must be acknowledged first."""
     memory = rules.Memory()
 
-    def forgotten(now: float) -> list[acts.Act]:
-        made = judged(facts(now=now, sessions=known, connections=[], departures={"s1": 9}), memory)
-        return [act for act in made if isinstance(act, acts.ForgetDeparture)]
+    def forgotten(now: float) -> list[actions.Action]:
+        made = judged(snapshot(now=now, sessions=known, connections=[], departures={"s1": 9}), memory)
+        return [action for action in made if isinstance(action, actions.ForgetDeparture)]
 
     assert forgotten(100) == []
     assert forgotten(100 + GRACE.orphan) == []
-    assert forgotten(101 + GRACE.orphan) == [acts.ForgetDeparture("s1", 9)]
+    assert forgotten(101 + GRACE.orphan) == [actions.ForgetDeparture("s1", 9)]
 
 
 def test_a_seat_nobody_holds_is_freed_after_its_deadline() -> None:
     """Before it, somebody may be about to write the record."""
     early = record(seats={"s1": 120.0})
     late = record(seats={"s1": 90.0})
-    assert judged(facts(early, sessions=[], connections=[])) == [acts.Trust("d1")]
-    assert judged(facts(late, sessions=[], connections=[])) == [
-        acts.Trust("d1"),
-        acts.FreeSeats("d1", {"s1": 90.0}),
+    assert judged(snapshot(early, sessions=[], connections=[])) == [actions.Trust("d1")]
+    assert judged(snapshot(late, sessions=[], connections=[])) == [
+        actions.Trust("d1"),
+        actions.FreeSeats("d1", {"s1": 90.0}),
     ]
 
 
 def test_the_brake_holds_back_all_but_a_few() -> None:
-    """At most max(3, 20 %) drastic acts in one sweep; the others go through."""
-    wanted: list[acts.Act] = [acts.End(f"d{n}", "") for n in range(10)]
-    wanted.append(acts.Trust("d1"))
+    """At most max(3, 20 %) destructive actions in one cycle; the others go through."""
+    wanted: list[actions.Action] = [actions.StopServer(f"d{n}", "") for n in range(10)]
+    wanted.append(actions.Trust("d1"))
     kept, held = rules.brake(wanted, servers=10)
     assert held == 7
-    assert kept[-1] == acts.Trust("d1")
+    assert kept[-1] == actions.Trust("d1")
     assert rules.brake(wanted, servers=40)[1] == 2
 
 
@@ -399,13 +401,13 @@ def test_what_is_being_started_or_ended_here_needs_no_reminder() -> None:
     """But a hint that was lost is made good all the same."""
     late = record(state=D.STARTING, deadline=1.0)
 
-    def judged_busy(given: rules.Facts) -> list[acts.Act]:
+    def judged_busy(given: rules.Snapshot) -> list[actions.Action]:
         return rules.judge(given, GRACE, rules.Memory(), lambda deployment_id: True)
 
-    assert judged_busy(facts(late, leases=[])) == []
-    assert judged_busy(facts(late)) == [acts.Follow(lease())]
+    assert judged_busy(snapshot(late, leases=[])) == []
+    assert judged_busy(snapshot(late)) == [actions.FollowLease(lease())]
     early = record(state=D.STARTING, deadline=200.0)
-    assert judged_busy(facts(early, listed=[], leases=[])) == [
-        acts.Confirm("d1", "its orchestrator does not list it")
+    assert judged_busy(snapshot(early, listed=[], leases=[])) == [
+        actions.Confirm("d1", "its orchestrator does not list it")
     ]
-    assert judged_busy(facts(record(state=D.STOPPING, deadline=1.0))) == []
+    assert judged_busy(snapshot(record(state=D.STOPPING, deadline=1.0))) == []

@@ -8,13 +8,12 @@ import msgspec
 import pytest
 from pydantic import ValidationError
 
-from tests.matchmaker.matchmaker_world import World, _WithPorts
-from tipoff_matchmaker.deployments import machine as deployments
+from tests.matchmaker.world import World, _WithPorts
+from tipoff_matchmaker.deployments import machine
 from tipoff_matchmaker.deployments.readiness import from_lease
-from tipoff_matchmaker.gs_proxy import transports_told
-from tipoff_matchmaker.reconciler import actions as acts
-from tipoff_matchmaker.reconciler import rules
+from tipoff_matchmaker.reconciler import actions, rules
 from tipoff_matchmaker.settings import Settings
+from tipoff_matchmaker.tokens import transports_told
 from tipoff_orchestrator_client.base import Deployment, RunState
 from tipoff_shared.messages import SessionReady, Transports, UdpAddress, WebSocketAddress
 from tipoff_shared.records import DeploymentRecord, DeploymentState, GameserverLease, LeaseState
@@ -76,16 +75,16 @@ def test_a_server_has_no_say_in_where_the_proxy_goes() -> None:
         internal=["169.254.169.254:80"],
         websocket_port=4222,
     )
-    after = deployments.arrived(record(proxy="tipoff-d1:7778"), from_lease(lease), 1.0)
+    after = machine.ready(record(proxy="tipoff-d1:7778"), from_lease(lease), 1.0)
     assert after.proxy == "tipoff-d1:7778"
     assert after.websocket_port == 4222  # used for a proxy without a port alone: then in its own container
 
 
-def test_the_sweep_notes_what_a_dead_matchmaker_did_not() -> None:
+def test_the_reconciler_notes_what_a_dead_matchmaker_did_not() -> None:
     """The listing says where a server is reached, its record does not."""
 
-    def judged(there: DeploymentRecord, deployment: Deployment) -> list[acts.NotePlace]:
-        facts = rules.Facts(
+    def judged(there: DeploymentRecord, deployment: Deployment) -> list[actions.RecordPlace]:
+        snapshot = rules.Snapshot(
             now=1.0,
             settled=True,
             games={},
@@ -95,19 +94,19 @@ def test_the_sweep_notes_what_a_dead_matchmaker_did_not() -> None:
             listed={"fake": {"d1": deployment}},
             fleets={},
         )
-        found = rules.judge(facts, GRACE, rules.Memory(), lambda _: False)
-        return [act for act in found if isinstance(act, acts.NotePlace)]
+        found = rules.judge(snapshot, GRACE, rules.Memory(), lambda _: False)
+        return [action for action in found if isinstance(action, actions.RecordPlace)]
 
-    assert judged(record(), running("tipoff-d1")) == [acts.NotePlace(running("tipoff-d1"))]
+    assert judged(record(), running("tipoff-d1")) == [actions.RecordPlace(running("tipoff-d1"))]
     assert judged(record(proxy="tipoff-d1"), running("tipoff-d1")) == []
     assert judged(record(state=DeploymentState.GONE), running("tipoff-d1")) == []
 
 
 def test_noting_the_same_twice_changes_nothing() -> None:
     """The very same record."""
-    noted = deployments.placed(record(), running("tipoff-d1"))
+    noted = machine.placed(record(), running("tipoff-d1"))
     assert noted.proxy == "tipoff-d1"
-    assert deployments.placed(noted, running("tipoff-d1")) is noted
+    assert machine.placed(noted, running("tipoff-d1")) is noted
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import asyncio
 import msgspec
 import pytest
 
-from tests.matchmaker.matchmaker_world import ARENA, games_of
+from tests.matchmaker.world import ARENA, games_of
 from tipoff_matchmaker.mappings import Mappings
 from tipoff_matchmaker.tokens import Tokens
 from tipoff_shared.errors import ConfigError, Unavailable

@@ -8,7 +8,7 @@ import json
 import msgspec
 import pytest
 
-from tests.matchmaker.matchmaker_world import ARENA, KEY, World, games_of
+from tests.matchmaker.world import ARENA, KEY, World, games_of
 from tipoff_matchmaker.requests.gensession import default_game
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.netcode import ConnectToken, Dialect, open_private
@@ -96,7 +96,7 @@ def test_gensession_means_the_only_bevygap_game() -> None:
 async def test_a_sessions_mapping_is_put_again(world: World) -> None:
     """As long as its token may lead to a connection: a server that finds none exits, with everybody's game."""
     async with world.matchmaker(BEVY) as matchmaker:
-        matchmaker.mappings.renew_after = 0.1
+        matchmaker.parts.mappings.renew_after = 0.1
         ready = await world.play("bevy", "1")
         written = await world.buckets.sessions_ly2eg.get(ready.client_id)
         assert written is not None

@@ -21,10 +21,10 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from tests.matchmaker.matchmaker_world import games_of
 from tests.matchmaker.simulation import MemoryNats, Message, Process, VirtualLoop, crash, start_process, stop
+from tests.matchmaker.world import games_of
 from tipoff_matchmaker.deployments.machine import is_live
-from tipoff_matchmaker.requests.pending import Ask, Elsewhere
+from tipoff_matchmaker.requests.pending import PendingRequest
 from tipoff_orchestrator_client.base import DeploySpec
 from tipoff_orchestrator_client.fake import FakeOrchestrator
 from tipoff_shared import names
@@ -178,23 +178,18 @@ class World:
 
     async def play(self, player: Player, process: Process, *, broadcast: bool) -> None:
         began = self.loop.time()
-        ask = Ask(
-            player.request_id,
-            names.session_id(player.request_id),
-            GAME,
-            "",
-            timeout=GAME.request_timeout,
-            broadcast=broadcast,
-        )
 
         async def tell(text: str) -> None:
             pass
 
+        request = PendingRequest(
+            names.session_id(player.request_id), GAME, "", GAME.request_timeout, tell, broadcast=broadcast
+        )
         try:
             await process.reach()
-            ready = await process.matchmaker.plays.play(ask, tell)
+            ready = await process.matchmaker.parts.pending.play(request)
             await process.reach()
-        except (TipoffError, Elsewhere):
+        except TipoffError:
             pass
         except Exception as exc:
             self.wrong.append(f"a request failed: {exc!r}")

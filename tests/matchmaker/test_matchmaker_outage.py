@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.matchmaker.matchmaker_world import ARENA, World, failed
+from tests.matchmaker.world import ARENA, World, failed
 from tipoff.up.embedded_nats import EmbeddedNats, embedded_nats
 from tipoff_shared.messages import ProgressReport, SessionReady
 from tipoff_shared.nats.connection import connect
@@ -75,7 +75,7 @@ async def test_after_an_outage_service_resumes_and_nobody_was_reaped(
         await server.disconnect(leaves)
         await world.session_becomes(leaves.session_id, SessionState.GONE)
         assert (await world.play()).deployment_id == server.id
-        await matchmaker.sweep.once()
+        await matchmaker.parts.reconciler.once()
         await world.session_becomes(stays.session_id, SessionState.ACTIVE)
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from tests.matchmaker.matchmaker_world import ARENA, KEY, Answers, World, failed
+from tests.matchmaker.world import ARENA, KEY, Answers, World, failed
 from tipoff_shared import names
 from tipoff_shared.messages import (
     Acknowledged,
@@ -343,7 +343,7 @@ async def test_the_ping_is_answered_by_a_matchmaker_that_serves(world: World) ->
     """httpd's readiness asks this."""
     async with world.matchmaker() as matchmaker:
         answer = await world.bus.request(world.bus.subjects.ping_matchmaker, b"", timeout=1)
-        assert answer.data.decode() == matchmaker.instance
+        assert answer.data.decode() == matchmaker.parts.settings.instance
 
 
 async def test_a_server_that_drains_gets_no_new_player(world: World) -> None:

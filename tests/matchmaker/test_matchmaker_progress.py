@@ -7,7 +7,7 @@ import asyncio
 import msgspec
 import pytest
 
-from tests.matchmaker.matchmaker_world import ARENA, World
+from tests.matchmaker.world import ARENA, World
 from tipoff_matchmaker.deployments.machine import given_time, planned, started
 from tipoff_orchestrator_client.base import Deployment, RunState
 from tipoff_shared.messages import SessionReady

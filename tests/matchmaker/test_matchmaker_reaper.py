@@ -11,7 +11,7 @@ import nats.js.errors
 import pytest
 from nats.aio.msg import Msg
 
-from tests.matchmaker.matchmaker_world import ARENA, Gameserver, World
+from tests.matchmaker.world import ARENA, Gameserver, World
 from tipoff_matchmaker.reaper import CONNECTIONS
 from tipoff_shared.kv.changes import Change
 from tipoff_shared.messages import SessionReady
@@ -253,7 +253,7 @@ async def test_a_player_who_comes_at_the_deadline_is_not_thrown_out(
     async with world.matchmaker(WARM, listing_interval=60) as matchmaker:
         await world.servers_ready(1)
         ready = await world.play()
-        connections = matchmaker.buckets.active_connections
+        connections = matchmaker.parts.buckets.active_connections
         latest = connections.latest
 
         async def just_before(key: str) -> Change[str] | None:
@@ -264,7 +264,7 @@ async def test_a_player_who_comes_at_the_deadline_is_not_thrown_out(
             return found
 
         monkeypatch.setattr(connections, "latest", just_before)
-        await matchmaker.deeds.check_session(ready.session_id)
+        await matchmaker.parts.deadlines.check(ready.session_id)
         assert (await world.session_becomes(ready.session_id, SessionState.ACTIVE)).reason == ""
         assert await world.seats() == [ready.session_id]
 
@@ -332,13 +332,13 @@ async def test_what_cannot_be_given_back_does_not_end_the_delete_queue(
     async with world.matchmaker(WARM, listing_interval=60) as matchmaker:
         await world.servers_ready(1)
         ready = await world.play()
-        release = matchmaker.allocator.release
+        release = matchmaker.parts.router.of(ARENA.key).release
 
         async def mistaken(allocation_id: str, member: str, *, deployment_id: str) -> None:
-            monkeypatch.setattr(matchmaker.allocator, "release", release)
+            monkeypatch.setattr(matchmaker.parts.router.of(ARENA.key), "release", release)
             raise ValueError("a test")
 
-        monkeypatch.setattr(matchmaker.allocator, "release", mistaken)
+        monkeypatch.setattr(matchmaker.parts.router.of(ARENA.key), "release", mistaken)
         entry = await world.buckets.sessions.get(ready.session_id)
         assert entry is not None
         closing = msgspec.structs.replace(entry.value, state=SessionState.CLOSING, reason="a test")

@@ -6,7 +6,7 @@ import time
 
 import msgspec
 
-from tests.matchmaker.matchmaker_world import ARENA, World
+from tests.matchmaker.world import ARENA, World
 from tipoff_matchmaker.deployments.fleet_limit import fleet_key
 from tipoff_matchmaker.deployments.machine import planned
 from tipoff_orchestrator_client.base import DeploySpec
@@ -80,7 +80,7 @@ async def test_leases_alone_prove_nothing_while_the_orchestrator_is_silent(world
     for operation in ("list", "get", "deploy"):
         silent.fail(operation, OrchestratorUnavailable("silent", retryable=True), times=10_000)  # type: ignore[arg-type]
     async with world.matchmaker(WARM, orchestrator=silent) as matchmaker:
-        assert not matchmaker.servers.trusted(server.id)
+        assert server.id not in matchmaker.parts.trust
         answers = await world.ask()
         await server.beat()
         ready = await answers.end()
@@ -191,4 +191,4 @@ async def test_everything_ends_clean_after_a_storm(world: World) -> None:
             if number % 3 == 2 and world.server_of(answer).beating:
                 await world.server_of(answer).disconnect(answer)
         await world.nothing_is_left(servers=1, timeout=20)
-        assert first.in_flight == 0
+        assert first.parts.handlers.in_flight == 0

@@ -8,7 +8,7 @@ import time
 import msgspec
 import pytest
 
-from tests.matchmaker.matchmaker_world import ARENA, World, failed
+from tests.matchmaker.world import ARENA, World, failed
 from tipoff_orchestrator_client.base import (
     DeploySpec,
     NoCapacity,
@@ -41,8 +41,8 @@ async def test_the_one_allowed_server_is_all_there_is(world: World) -> None:
     async with world.matchmaker(msgspec.structs.replace(WARM, max_deployments=1)) as matchmaker:
         await world.servers_ready(1)
         await world.play()
-        await matchmaker.sweep.once()
-        await matchmaker.sweep.once()
+        await matchmaker.parts.reconciler.once()
+        await matchmaker.parts.reconciler.once()
         assert len(world.fake.started) == 1
 
 
@@ -171,9 +171,9 @@ async def test_a_lease_that_comes_back_in_time_harms_nobody(world: World) -> Non
         await server.connect(ready)
         await world.session_becomes(ready.session_id, SessionState.ACTIVE)
         await world.buckets.gameservers.forget(server.id, 2**62)
-        await matchmaker.sweep.once()
+        await matchmaker.parts.reconciler.once()
         await server.beat()
-        await matchmaker.sweep.once()
+        await matchmaker.parts.reconciler.once()
         assert (await world.session_becomes(ready.session_id, SessionState.ACTIVE)).reason == ""
         assert (await world.play()).deployment_id == ready.deployment_id
 
@@ -260,7 +260,7 @@ async def test_a_certificate_digest_that_never_comes_is_an_error(world: World) -
     async with world.matchmaker(
         game, orchestrator=orchestrator, start_failures=1, tell_reasons=True
     ) as matchmaker:
-        matchmaker.contexts.timeout = 0.3
+        matchmaker.parts.contexts.timeout = 0.3
         answers = await world.ask()
         await world.eventually(lambda: world.ran(1), "the server runs")
         message = msgspec.json.encode({"request_id": next(iter(world.servers)), "public_ip": "203.0.113.9"})
@@ -306,7 +306,7 @@ async def test_an_empty_list_reaps_nobody(world: World) -> None:
         await world.server_of(ready).connect(ready)
         world.fake.empty_lists(3)
         for _ in range(3):
-            await matchmaker.sweep.once()
+            await matchmaker.parts.reconciler.once()
         await world.session_becomes(ready.session_id, SessionState.ACTIVE)
         assert (await world.play()).deployment_id == ready.deployment_id
 

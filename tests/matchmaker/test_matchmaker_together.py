@@ -7,7 +7,7 @@ import time
 import msgspec
 import pytest
 
-from tests.matchmaker.matchmaker_world import ARENA, World, failed
+from tests.matchmaker.world import ARENA, World, failed
 from tipoff_shared import admin, names
 from tipoff_shared.messages import ProgressReport, SessionReady, Transports
 from tipoff_shared.records import DeploymentState, SessionState
@@ -25,11 +25,11 @@ async def test_who_is_asked_again_looks_before_it_calls_a_server_ended(
         first = await (await world.ask(request_id=request_id)).end()
         assert isinstance(first, SessionReady)
     async with world.matchmaker() as late:
-        known = late.ledger.entries[first.deployment_id].value
+        known = late.parts.deployments.entries[first.deployment_id].value
         older = msgspec.structs.replace(
             known, state=DeploymentState.STARTING, boot_id="", transports=Transports(), internal=[]
         )
-        monkeypatch.setattr(late.ledger, "get", lambda deployment_id: older)
+        monkeypatch.setattr(late.parts.deployments, "get", lambda deployment_id: older)
         again = await (await world.ask(request_id=request_id, again=True)).end()
         assert isinstance(again, SessionReady)
         assert again.client_id == first.client_id

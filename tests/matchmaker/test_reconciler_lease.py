@@ -7,7 +7,7 @@ import time
 
 import msgspec
 
-from tests.matchmaker.matchmaker_world import ARENA, World
+from tests.matchmaker.world import ARENA, World
 from tipoff_matchmaker.reconciler.lease import KEY, ReconcilerLease
 
 WARM = msgspec.structs.replace(ARENA, min_ready=1, empty_ttl=60)
@@ -63,13 +63,13 @@ async def test_only_the_holder_asks_what_runs_and_acts(world: World) -> None:
     async with world.matchmaker(WARM, sweep_interval=0.1) as first:
         await world.servers_ready(1)
         async with world.matchmaker(WARM, sweep_interval=0.1, orchestrator=None) as second:
-            assert first.reconciler_lease.held
-            assert not second.reconciler_lease.held
+            assert first.parts.lease.held
+            assert not second.parts.lease.held
             ready = await world.play()
-            await first.reconciler_lease.give_up()
+            await first.parts.lease.give_up()
 
             async def taken_over() -> bool:
-                return second.reconciler_lease.held
+                return second.parts.lease.held
 
             began = time.monotonic()
             await world.eventually(taken_over, "the second reconciles")
@@ -89,6 +89,6 @@ async def test_one_that_does_not_reconcile_sends_players_to_living_servers(world
     async with world.matchmaker(WARM):
         await world.servers_ready(1)
         async with world.matchmaker(WARM) as second:
-            assert not second.reconciler_lease.held
+            assert not second.parts.lease.held
             (server,) = await world.servers_ready(1)
-            assert second.servers.trusted(server.id)
+            assert server.id in second.parts.trust

@@ -18,18 +18,18 @@ from hypothesis.stateful import (
     rule,
 )
 
-from tipoff_matchmaker.seats.rules import NoSeat, Packing, free_seats, leave, stale_seats, take
+from tipoff_matchmaker.errors import NoSeat
+from tipoff_matchmaker.seats.rules import Packing, free_seats, holds_seat, leave, stale_seats, take
 from tipoff_matchmaker.sessions.machine import (
     Connected,
     DeadlinePassed,
     Effect,
     Event,
-    GivenBack,
     GivenUp,
     Left,
+    Released,
     SeatFound,
     ServerGone,
-    holds_seat,
     step,
 )
 from tipoff_shared.records import DeploymentRecord, DeploymentState, SessionRecord, SessionState
@@ -193,7 +193,7 @@ class Matchmakers(RuleBasedStateMachine):
         outcome = step(self.sessions.get(session), event, self.now)
         if outcome.record is not None:
             self.sessions[session] = outcome.record
-        if Effect.GIVE_BACK in outcome.effects:
+        if Effect.RELEASE in outcome.effects:
             self.giving_back.add(session)
 
     @rule(session=st.sampled_from("abcdef"))
@@ -235,7 +235,7 @@ class Matchmakers(RuleBasedStateMachine):
             where = self.deployments[record.deployment_id]
             self.deployments[where.id] = leave(where, (session,), self.now)
         if not crash:
-            self.happens(session, GivenBack())
+            self.happens(session, Released())
 
     @rule()
     def sweep(self) -> None:
@@ -284,7 +284,7 @@ class Matchmakers(RuleBasedStateMachine):
             if record.deployment_id:
                 where = self.deployments[record.deployment_id]
                 self.deployments[where.id] = leave(where, (session,), self.now)
-            self.happens(session, GivenBack())
+            self.happens(session, Released())
         self.sweep()
         assert all(record.state is SessionState.GONE for record in self.sessions.values())
         assert all(not record.seats for record in self.deployments.values())

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tipoff_matchmaker.seats.rules import holds_seat
 from tipoff_matchmaker.sessions.machine import (
     AskedAgain,
     Connected,
@@ -14,14 +15,13 @@ from tipoff_matchmaker.sessions.machine import (
     Effect,
     Ended,
     Event,
-    GivenBack,
     GivenUp,
     Left,
+    Released,
     SeatFound,
     ServerGone,
     StartFailed,
     TakenOver,
-    holds_seat,
     is_open,
     step,
 )
@@ -44,10 +44,10 @@ ORDER = {S.REQUESTED: 0, S.READY: 1, S.ACTIVE: 2, S.CLOSING: 3, S.GONE: 4}
     [
         (REQUESTED, SeatFound("d1", "b1", 70.0), 5, S.READY, ()),
         (REQUESTED, DeadlinePassed(False), 9.9, None, ()),
-        (REQUESTED, DeadlinePassed(False), 10, S.CLOSING, (Effect.GIVE_BACK,)),
-        (REQUESTED, GivenUp("no", "m1"), 5, S.CLOSING, (Effect.GIVE_BACK,)),
+        (REQUESTED, DeadlinePassed(False), 10, S.CLOSING, (Effect.RELEASE,)),
+        (REQUESTED, GivenUp("no", "m1"), 5, S.CLOSING, (Effect.RELEASE,)),
         (REQUESTED, GivenUp("no", "m2"), 5, None, ()),
-        (REQUESTED, Ended("no"), 5, S.CLOSING, (Effect.GIVE_BACK,)),
+        (REQUESTED, Ended("no"), 5, S.CLOSING, (Effect.RELEASE,)),
         (REQUESTED, StartFailed("no"), 5, S.REQUESTED, ()),
         (REQUESTED, TakenOver("m2", "m1"), 5, S.REQUESTED, ()),
         (REQUESTED, TakenOver("m3", "m2"), 5, None, ()),
@@ -56,23 +56,23 @@ ORDER = {S.REQUESTED: 0, S.READY: 1, S.ACTIVE: 2, S.CLOSING: 3, S.GONE: 4}
         (READY, Connected(), 5, S.ACTIVE, (Effect.CLAIMED,)),
         (READY, DeadlinePassed(True), 99, S.ACTIVE, (Effect.CLAIMED,)),
         (READY, DeadlinePassed(False), 69, None, ()),
-        (READY, DeadlinePassed(False), 70, S.CLOSING, (Effect.GIVE_BACK,)),
+        (READY, DeadlinePassed(False), 70, S.CLOSING, (Effect.RELEASE,)),
         (READY, AskedAgain(80.0), 5, S.READY, ()),
         (READY, AskedAgain(60.0), 5, None, ()),
-        (READY, Left(), 5, S.CLOSING, (Effect.GIVE_BACK,)),
+        (READY, Left(), 5, S.CLOSING, (Effect.RELEASE,)),
         (READY, SeatFound("d2", "b2", 70.0), 5, None, ()),
         (READY, GivenUp("too late", "m1"), 5, None, ()),
-        (READY, ServerGone("d1", "dead"), 5, S.CLOSING, (Effect.GIVE_BACK,)),
+        (READY, ServerGone("d1", "dead"), 5, S.CLOSING, (Effect.RELEASE,)),
         (READY, ServerGone("d2", "dead"), 5, None, ()),
         (READY, ServerGone("d1", "restarted", living_boot="b1"), 5, None, ()),
-        (READY, ServerGone("d1", "restarted", living_boot="b2"), 5, S.CLOSING, (Effect.GIVE_BACK,)),
-        (ACTIVE, Left(), 5, S.CLOSING, (Effect.GIVE_BACK,)),
+        (READY, ServerGone("d1", "restarted", living_boot="b2"), 5, S.CLOSING, (Effect.RELEASE,)),
+        (ACTIVE, Left(), 5, S.CLOSING, (Effect.RELEASE,)),
         (ACTIVE, DeadlinePassed(False), 999, None, ()),
-        (ACTIVE, Ended("kicked"), 5, S.CLOSING, (Effect.GIVE_BACK,)),
+        (ACTIVE, Ended("kicked"), 5, S.CLOSING, (Effect.RELEASE,)),
         (ACTIVE, AskedAgain(80.0), 5, None, ()),
-        (CLOSING, GivenBack(), 5, S.GONE, ()),
+        (CLOSING, Released(), 5, S.GONE, ()),
         (CLOSING, Connected(), 5, None, (Effect.KICK,)),
-        (CLOSING, Left(), 5, None, (Effect.GIVE_BACK,)),
+        (CLOSING, Left(), 5, None, (Effect.RELEASE,)),
         (CLOSING, SeatFound("d2", "b2", 70.0), 5, None, ()),
         (GONE, Connected(), 5, None, (Effect.KICK,)),
         (GONE, Left(), 5, None, ()),
@@ -119,7 +119,7 @@ events: st.SearchStrategy[Event] = st.one_of(
     st.builds(DeadlinePassed, st.booleans()),
     st.builds(ServerGone, texts, texts, texts),
     st.builds(Ended, texts),
-    st.just(GivenBack()),
+    st.just(Released()),
 )
 
 
@@ -130,7 +130,7 @@ def test_whatever_happens_a_session_only_moves_forward(story: list[tuple[Event, 
     for event, now in story:
         outcome = step(record, event, now)
         if outcome.record is None:
-            assert Effect.GIVE_BACK not in outcome.effects or record.state is S.CLOSING
+            assert Effect.RELEASE not in outcome.effects or record.state is S.CLOSING
             continue
         after = outcome.record
         assert ORDER[after.state] >= ORDER[record.state]
@@ -139,7 +139,7 @@ def test_whatever_happens_a_session_only_moves_forward(story: list[tuple[Event, 
             record.state is S.REQUESTED and after.state is S.READY
         )
         assert after != record
-        assert (after.state is S.CLOSING) == (Effect.GIVE_BACK in outcome.effects)
+        assert (after.state is S.CLOSING) == (Effect.RELEASE in outcome.effects)
         if not is_open(after):
             assert not holds_seat(after, after.deployment_id)
         record = after

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tipoff_matchmaker.backoff import retried
+from tipoff_matchmaker.errors import CircuitOpen
 from tipoff_matchmaker.orchestrators.circuit_breaker import Breaker, BreakerState
-from tipoff_matchmaker.orchestrators.resilient import Guarded, LeftAlone
+from tipoff_matchmaker.orchestrators.resilient import ResilientOrchestrator
 from tipoff_orchestrator_client.base import (
     Deployment,
     DeploySpec,
@@ -156,18 +157,18 @@ def deployment(**changes: object) -> Deployment:
 
 
 def test_guarded_it_is_still_an_orchestrator() -> None:
-    assert isinstance(Guarded(FakeOrchestrator()), Orchestrator)
+    assert isinstance(ResilientOrchestrator(FakeOrchestrator()), Orchestrator)
 
 
 async def test_what_cannot_start_servers_may_still_stop_them() -> None:
     """Each kind of call has a breaker of its own; while it is open the orchestrator is left alone."""
     fake = FakeOrchestrator()
-    guarded = Guarded(fake, threshold=3, first_pause=20)
+    guarded = ResilientOrchestrator(fake, threshold=3, first_pause=20)
     fake.fail("deploy", BUSY, times=100)
     for _ in range(3):
         with pytest.raises(OrchestratorUnavailable, match="503"):
             await guarded.deploy(SPEC)
-    with pytest.raises(LeftAlone, match=r"3 times in a row \(503\).* again in 20 s") as caught:
+    with pytest.raises(CircuitOpen, match=r"3 times in a row \(503\).* again in 20 s") as caught:
         await guarded.deploy(SPEC)
     assert caught.value.retry_after == pytest.approx(20, abs=1)
     assert len(fake.calls) == 3
@@ -181,7 +182,7 @@ async def test_a_no_is_an_answer() -> None:
     """No room, no such game, or an image that cannot be fetched: nothing is wrong with the orchestrator, and the games
     beside that one start."""
     fake = FakeOrchestrator()
-    guarded = Guarded(fake, threshold=1)
+    guarded = ResilientOrchestrator(fake, threshold=1)
     fake.fail("deploy", NoCapacity("full", retryable=True))
     fake.fail("deploy", OrchestratorError("no such game"))
     fake.fail("deploy", GameUnavailable("its image cannot be fetched", retryable=True))
@@ -211,7 +212,7 @@ async def test_a_no_is_an_answer() -> None:
 )
 async def test_an_answer_nobody_can_use_is_a_typed_error(answer: object) -> None:
     """Whatever a client makes of what its service says."""
-    guarded = Guarded(Stub(answer))
+    guarded = ResilientOrchestrator(Stub(answer))
     with pytest.raises(OrchestratorUnavailable) as caught:
         await guarded.deploy(SPEC)
     assert caught.value.retryable
@@ -222,19 +223,19 @@ async def test_an_answer_nobody_can_use_is_a_typed_error(answer: object) -> None
 async def test_a_list_says_what_runs_even_where_an_address_is_unusable() -> None:
     """One odd entry must not blind the reconciler; nobody is sent to the odd address."""
     good, bad = deployment(), deployment(deployment_id="arena-2", host="a b")
-    found = await Guarded(Stub([good, bad])).list()
+    found = await ResilientOrchestrator(Stub([good, bad])).list()
     assert [(d.deployment_id, d.host) for d in found] == [("arena-1", ""), ("arena-2", "")]
 
 
 @pytest.mark.row(39)
 async def test_a_client_without_a_deadline_gets_one() -> None:
     """It counts as a failure, so the breaker opens."""
-    guarded = Guarded(
+    guarded = ResilientOrchestrator(
         Stub(hang=True), threshold=1, limits=dict.fromkeys(("deploy", "get", "stop", "list"), 0.02)
     )
     with pytest.raises(OrchestratorUnavailable, match="does not answer"):
         await guarded.list()
-    with pytest.raises(LeftAlone):
+    with pytest.raises(CircuitOpen):
         await guarded.list()
 
 
@@ -249,7 +250,7 @@ class Named(Stub):
 )
 async def test_an_orchestrator_that_does_not_say_whose_a_server_is_holds_nobody_up(stub: Named) -> None:
     """The message of a server that calls itself by the orchestrator's name is then left to the sweep."""
-    guarded = Guarded(stub, limits=dict.fromkeys(("deploy", "get", "stop", "list"), 0.02))
+    guarded = ResilientOrchestrator(stub, limits=dict.fromkeys(("deploy", "get", "stop", "list"), 0.02))
     async with asyncio.timeout(2):
         assert await guarded.deployment_named("4f2a") is None
 
@@ -257,7 +258,7 @@ async def test_an_orchestrator_that_does_not_say_whose_a_server_is_holds_nobody_
 async def test_a_cancelled_trial_leaves_room_for_another() -> None:
     """Nobody stays locked out by an asker that went away."""
     stub = Stub(BUSY)
-    guarded = Guarded(stub, threshold=1, first_pause=0.01)
+    guarded = ResilientOrchestrator(stub, threshold=1, first_pause=0.01)
     with pytest.raises(OrchestratorUnavailable):
         await guarded.list()
     await asyncio.sleep(0.02)  # the pause itself

@@ -1,7 +1,7 @@
-"""The seam to whatever counts seats: an `Allocator` finds seats for players, all or none, and takes them back.
+"""Defines the seam to whatever counts seats: an `Allocator` finds seats for players, all or none, and takes them back.
 
-`SeatAllocator` (seat_allocator.py) is the usual one: our own ledger, on servers that an `Orchestrator` starts.
-Services that count seats themselves (Edgegap sessions, Agones) are allocators of their own.
+`LedgerAllocator` (ledger_allocator.py) is the usual one: seats in our own deployment records, on servers that an
+`Orchestrator` starts. Services that count seats themselves (Edgegap sessions, Agones) are allocators of their own.
 """
 
 from __future__ import annotations
@@ -10,67 +10,48 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from tipoff_shared.games import GameKey
-from tipoff_shared.records import DeploymentRecord
-
-
-@dataclass(frozen=True, slots=True)
-class Allocation:
-    """Seats wanted for `members` (session ids) together on one server. `client_ips`, `regions`: where they are."""
-
-    id: str
-    members: tuple[str, ...]
-    game: str
-    version: str
-    client_ips: tuple[str, ...] = ()
-    regions: tuple[str, ...] = ()
-
-    @property
-    def key(self) -> GameKey:
-        return (self.game, self.version)
+from tipoff_matchmaker.seats.allocation import Allocation, Seats
+from tipoff_shared.errors import TipoffError
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """For people: what is going on. `start_failed`: a server they waited for did not start, for this reason."""
+    """What is going on, for people. `start_failed`: why a server they waited for did not start, "" if none failed."""
 
     text: str
     start_failed: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Seats:
-    """One seat for each member, on `deployment`, written down; it counts until `until` (Unix seconds) without a
-    session record. `shared`: a member sat there already, so the seat may be another matchmaker's too."""
-
-    members: tuple[str, ...]
-    deployment: DeploymentRecord
-    until: float
-    shared: bool = False
 
 
 Step: TypeAlias = Progress | Seats
 
 
 class Allocator(Protocol):
-    """Every call raises `TipoffError` only."""
+    """Finds seats for the games that are its own. Every call raises `TipoffError` only."""
 
     def allocate(self, allocation: Allocation) -> AsyncGenerator[Step, None]:
-        """Seats as soon as there are any; until then what is going on. The first `Progress` comes before anything
-        is started for this allocation, so that its record can be written first. Ends after `Seats`; waits for as
-        long as it is asked to: the deadline is the caller's. Closed early, it takes back what it holds."""
+        """Yields `Seats` as soon as there are any, and `Progress` until then. The first `Progress` comes before
+        anything is started for this allocation, so that its record can be written first. Ends after `Seats`; waits
+        without a limit: the deadline is the caller's. Closed early, it gives back what it holds."""
         ...
 
     async def undo(self, seats: Seats) -> None:
-        """Give back seats that did not become sessions, where nobody else can have come to count on them; others
-        are left to their deadline. Idempotent."""
+        """Give back seats that did not become sessions, unless another matchmaker may rely on them; those are left to
+        their deadline. Idempotent."""
         ...
 
     async def release(self, allocation_id: str, member: str, *, deployment_id: str) -> None:
-        """Give back the seat of a session that has ended; idempotent. `deployment_id` "": it has never had one, but
-        one may have been on its way."""
+        """Give back the seat of a session that has ended; idempotent. `deployment_id` "": it never had a seat, but one
+        may have been on its way."""
         ...
 
     async def sessions(self) -> set[str] | None:
         """The sessions that hold a seat, where the service can tell; None where it cannot."""
+        ...
+
+    def close(self, error: TipoffError) -> None:
+        """This matchmaker stops: answer everybody who waits, and everybody who comes later, with `error`."""
+        ...
+
+    async def settle(self, timeout: float) -> None:
+        """After `close`: return when what was begun is written down, after at most `timeout` seconds."""
         ...

@@ -1,9 +1,9 @@
-"""The usual allocator: seats from our own ledger, on servers that the fleet starts when there are too few.
+"""Finds seats in our own deployment records, on servers that the planner starts when there are too few.
 
-Whoever asks stands in the line of its game. As long as the first in line fits somewhere, it gets a seat staged on the
-fullest such server; all that is staged on one server at one moment is one write (see ledger.py). A seat counts as
-taken from the moment it is staged, so nothing is promised twice; whom a lost race left without one goes back to its
-place in the line.
+A caller stands in the line of its game. As long as the first in line fits somewhere, it gets a seat staged on the
+fullest such server; all that is staged on one server at one moment is one write (see deployments/store.py). A seat
+counts as taken from the moment it is staged, so nothing is promised twice; a waiter that a lost race left without a
+seat returns to its place in the line.
 """
 
 from __future__ import annotations
@@ -12,16 +12,20 @@ import asyncio
 import itertools
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import suppress
 from functools import partial
 
-from tipoff_matchmaker.allocators.interface import Allocation, Progress, Seats, Step
+from tipoff_matchmaker.allocators.interface import Progress, Step
 from tipoff_matchmaker.backoff import pause
-from tipoff_matchmaker.deployments.store import Ledger, NoRecord
-from tipoff_matchmaker.fleet.planner import Fleet
-from tipoff_matchmaker.seats.rules import NoSeat, Packing, free_seats, leave, take
-from tipoff_matchmaker.seats.waiting_line import Line, Waiter
+from tipoff_matchmaker.deployments.store import DeploymentStore
+from tipoff_matchmaker.errors import NoRecord, NoSeat
+from tipoff_matchmaker.fleet.planner import Planner
+from tipoff_matchmaker.fleet.trust import Trust
+from tipoff_matchmaker.seats.allocation import Allocation, Seats
+from tipoff_matchmaker.seats.rules import Packing, free_seats, leave, take
+from tipoff_matchmaker.seats.waiting_line import Waiter, WaitingLine, WaitingLines
+from tipoff_matchmaker.settings import Settings
 from tipoff_shared.errors import TipoffError, Unavailable, UnknownGame
 from tipoff_shared.games import GameKey
 from tipoff_shared.primitives.tasks import Tasks
@@ -31,11 +35,12 @@ log = logging.getLogger(__name__)
 
 _STORE_PAUSE = 0.2
 _STORE_TRIES = 8
-"""Writes of one's seats that may fail before one is told (503): ten to twenty seconds."""
+"""Writes of a waiter's seats that may fail before it is answered 503: ten to twenty seconds."""
 
 
 class _Claim:
-    """A change of the ledger: seats for `members`. Remembers of its last use whether one sat there already."""
+    """A change of a deployment's record: seats for `members`. `shared`: whether one of them sat there already when it
+    was applied last."""
 
     def __init__(self, members: tuple[str, ...], until: float) -> None:
         self.members = members
@@ -47,56 +52,47 @@ class _Claim:
         return take(record, self.members, self.until)
 
 
-class SeatAllocator:
-    """`Allocator` on the ledger. `trusted` says which servers may get players now: those confirmed alive."""
+class LedgerAllocator:
+    """The `Allocator` of all games whose seats we count."""
 
     def __init__(
         self,
-        ledger: Ledger,
-        fleet: Fleet,
+        deployments: DeploymentStore,
+        trust: Trust,
+        lines: WaitingLines,
+        planner: Planner,
+        games: Iterable[GameKey],
         tasks: Tasks,
-        *,
+        settings: Settings,
         clock: Callable[[], float],
-        trusted: Callable[[str], bool],
-        seat_hold: float,
-        progress_interval: float,
     ) -> None:
-        self._ledger = ledger
-        self._fleet = fleet
+        self._deployments = deployments
+        self._trust = trust
+        self._lines = lines
+        self._planner = planner
         self._tasks = tasks
+        self._settings = settings
         self._clock = clock
-        self._trusted = trusted
-        self._seat_hold = seat_hold
-        self._progress_interval = progress_interval
-        self._lines: dict[GameKey, Line] = {game.key: Line() for game in fleet.games}
-        self._packing: dict[GameKey, Packing] = {game.key: Packing() for game in fleet.games}
+        self._packing: dict[GameKey, Packing] = {key: Packing() for key in games}
         self._staged: Counter[str] = Counter()
         self._tickets = itertools.cycle(range(1000))
-        self._closed: TipoffError | None = None
-        ledger.listen(self._ledger_changed)
-
-    def line(self, key: GameKey) -> Line:
-        return self._lines[key]
+        deployments.subscribe(self._deployment_changed)
+        trust.subscribe(self._trust_changed)
 
     def close(self, error: TipoffError) -> None:
-        """Everybody in line, and everybody who asks from now on, gets `error`."""
-        self._closed = error
-        for line in self._lines.values():
-            line.fail(error)
+        """Answer everybody in line, and everybody who comes later, with `error`."""
+        self._lines.close(error)
 
-    def refresh(self, deployment_id: str) -> None:
-        """Whether the deployment is trusted has changed."""
-        record = self._ledger.get(deployment_id)
-        if record is not None:
-            self._ledger_changed(record, record)
+    async def settle(self, timeout: float) -> None:
+        """Nothing to wait for: seats that are being written are undone by tasks of their own, or expire."""
 
     async def allocate(self, allocation: Allocation) -> AsyncGenerator[Step, None]:
         key = allocation.key
         line = self._lines.get(key)
         if line is None:
             raise UnknownGame("unknown game or version")
-        if self._closed is not None:
-            raise self._closed
+        if self._lines.closed is not None:
+            raise self._lines.closed
         waiter = line.enter(allocation, self._clock())
         delivered = False
         try:
@@ -109,8 +105,8 @@ class SeatAllocator:
                 start_failed, waiter.start_failed = waiter.start_failed, ""
                 yield Progress(self._explain(line, waiter, start_failed), start_failed)
                 if waiter.seats is None and waiter.error is None:
-                    self._fleet.want(key)
-                    await waiter.changed(self._progress_interval)
+                    self._planner.want(key)
+                    await waiter.changed(self._settings.progress_interval)
             delivered = True
             yield seats
         finally:
@@ -125,7 +121,7 @@ class SeatAllocator:
             return
         now = self._clock()
         try:
-            await self._ledger.change(
+            await self._deployments.change(
                 seats.deployment.id, lambda record: leave(record, seats.members, now, until=seats.until)
             )
         except NoRecord:
@@ -137,11 +133,11 @@ class SeatAllocator:
         if not deployment_id:
             return
         now = self._clock()
-        with suppress(NoRecord):  # the whole server is gone, and its seats with it
-            await self._ledger.change(deployment_id, lambda record: leave(record, (member,), now))
+        with suppress(NoRecord):  # the server is gone, and its seats with it
+            await self._deployments.change(deployment_id, lambda record: leave(record, (member,), now))
 
     async def sessions(self) -> set[str] | None:
-        return {seat for entry in self._ledger.entries.values() for seat in entry.value.seats}
+        return {seat for entry in self._deployments.entries.values() for seat in entry.value.seats}
 
     # Staging.
 
@@ -159,11 +155,11 @@ class SeatAllocator:
         members = waiter.allocation.members
         waiter.staged = True
         self._staged[deployment_id] += len(members)
-        self._count(deployment_id)
-        # The fraction makes it differ from what others write for the same member: `leave` tells this very seat.
-        until = round(self._clock() + self._seat_hold, 3) + next(self._tickets) * 1e-6
+        self._recount(deployment_id)
+        # The fraction makes it differ from what others write for the same member: by it `leave` finds this seat.
+        until = round(self._clock() + self._settings.seat_hold, 3) + next(self._tickets) * 1e-6
         claim = _Claim(members, until)
-        written = self._ledger.change(deployment_id, claim)
+        written = self._deployments.change(deployment_id, claim)
         written.add_done_callback(partial(self._written, waiter, deployment_id, claim))
 
     def _written(
@@ -174,7 +170,7 @@ class SeatAllocator:
         self._staged[deployment_id] -= len(members)
         if not self._staged[deployment_id]:
             del self._staged[deployment_id]
-        self._count(deployment_id)
+        self._recount(deployment_id)
         error = written.exception()
         if error is None:
             seats = Seats(members, written.result(), claim.until, claim.shared)
@@ -186,13 +182,13 @@ class SeatAllocator:
             return
         if waiter.abandoned:
             return
-        if self._closed is not None:
-            waiter.error = self._closed
+        if self._lines.closed is not None:
+            waiter.error = self._lines.closed
         elif isinstance(error, NoSeat | NoRecord):
             self._lines[waiter.allocation.key].put_back(waiter)
             self._pump(waiter.allocation.key)
         elif isinstance(error, Unavailable) and waiter.failures < _STORE_TRIES:
-            # The store is away: the line is where to wait for it.
+            # NATS is away: wait for it in the line.
             waiter.failures += 1
             key = waiter.allocation.key
             self._lines[key].put_back(waiter)
@@ -202,30 +198,36 @@ class SeatAllocator:
         if not waiter.staged:
             waiter.signal()
 
+    def _recount(self, deployment_id: str) -> None:
+        record = self._deployments.get(deployment_id)
+        if record is not None:
+            self._count(record)
+
     def _undo(self, seats: Seats) -> None:
         self._tasks.start(self.undo(seats), f"undo/{seats.deployment.id}")
 
-    # What the ledger says.
+    # What changes how many seats are free.
 
-    def _ledger_changed(self, before: DeploymentRecord | None, after: DeploymentRecord) -> None:
+    def _deployment_changed(self, before: DeploymentRecord | None, after: DeploymentRecord) -> None:
         key = (after.game, after.version)
         line = self._lines.get(key)
         if line is None:
-            return  # a game of somebody else's games.toml
-        free = free_seats(after) - self._staged[after.id] if self._trusted(after.id) else 0
-        self._packing[key].set(after.id, free)
+            return  # a game of another matchmaker's games.toml
+        self._count(after)
         if line:
             self._pump(key)
 
-    def _count(self, deployment_id: str) -> None:
-        record = self._ledger.get(deployment_id)
-        if record is None:
-            return
-        free = free_seats(record) - self._staged[deployment_id] if self._trusted(deployment_id) else 0
-        self._packing[(record.game, record.version)].set(deployment_id, free)
+    def _trust_changed(self, deployment_id: str) -> None:
+        record = self._deployments.get(deployment_id)
+        if record is not None:
+            self._deployment_changed(record, record)
 
-    def _explain(self, line: Line, waiter: Waiter, start_failed: str) -> str:
-        return self._fleet.explain(
+    def _count(self, record: DeploymentRecord) -> None:
+        free = free_seats(record) - self._staged[record.id] if record.id in self._trust else 0
+        self._packing[(record.game, record.version)].set(record.id, free)
+
+    def _explain(self, line: WaitingLine, waiter: Waiter, start_failed: str) -> str:
+        return self._planner.explain(
             waiter.allocation.key,
             waited=self._clock() - waiter.since,
             position=line.position(waiter),

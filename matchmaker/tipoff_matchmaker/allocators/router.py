@@ -1,28 +1,50 @@
-"""Which allocator finds the seats of a game: the one that its `orchestrator` in games.toml asks for.
+"""Routes each game to its allocator: the one that its `orchestrator` in games.toml asks for.
 
-Where our own ledger counts the seats, that is the `SeatAllocator`. `edgegap-sessions` counts them at Edgegap.
+Where we count the seats ourselves, that is the `LedgerAllocator`. `edgegap-sessions` counts them at Edgegap.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping
 
-from tipoff_matchmaker.allocators.interface import Allocation, Allocator, Seats, Step
+from tipoff_matchmaker.allocators.interface import Allocator, Step
+from tipoff_matchmaker.seats.allocation import Allocation, Seats
+from tipoff_shared.errors import TipoffError
 from tipoff_shared.games import GameKey
+from tipoff_shared.records import SessionRecord
 
 
-class Allocators:
-    """`others`: the allocators of those games that have one of their own; `usual` is everybody else's."""
+class Router:
+    """`others`: the allocators of those games that have one of their own; `usual` is that of all other games."""
 
     def __init__(self, usual: Allocator, others: Mapping[GameKey, Allocator]) -> None:
         self._usual = usual
         self._others = dict(others)
+        self._all = [usual, *{id(one): one for one in self._others.values()}.values()]
 
     def of(self, key: GameKey) -> Allocator:
+        """The game's allocator."""
         return self._others.get(key, self._usual)
 
     def allocate(self, allocation: Allocation) -> AsyncGenerator[Step, None]:
+        """See `Allocator.allocate`."""
         return self.of(allocation.key).allocate(allocation)
 
     async def undo(self, seats: Seats) -> None:
+        """See `Allocator.undo`."""
         await self.of((seats.deployment.game, seats.deployment.version)).undo(seats)
+
+    async def release_seat(self, session: SessionRecord) -> None:
+        """Give back the seat of an ended session; idempotent. Raises `TipoffError`."""
+        allocator = self.of((session.game, session.version))
+        await allocator.release(session.id, session.id, deployment_id=session.deployment_id)
+
+    def close(self, error: TipoffError) -> None:
+        """See `Allocator.close`."""
+        for allocator in self._all:
+            allocator.close(error)
+
+    async def settle(self, timeout: float) -> None:
+        """See `Allocator.settle`."""
+        await asyncio.gather(*(allocator.settle(timeout) for allocator in self._all))

@@ -1,5 +1,7 @@
-"""`fleets[game.version]`: which deployments may exist. Compare-and-set keeps any number of matchmakers together
-within `max_deployments`."""
+"""Limits how many deployments of a game may exist: `fleets[game.version]` lists the reservations.
+
+Compare-and-set keeps any number of matchmakers together within `max_deployments`.
+"""
 
 from __future__ import annotations
 
@@ -17,27 +19,29 @@ _TRIES = 50
 
 
 def fleet_key(game: str, version: str) -> str:
-    """The version may hold dots; escaped, the one dot between them is the separator."""
+    """The bucket's key. The version may hold dots; they are escaped, so the only dot is the separator."""
     return f"{key_token(game)}.{key_token(version)}"
 
 
-class Reservations:
-    """A deployment is planned only after its reservation, and its reservation ends only after it has."""
+class FleetLimit:
+    """The reservations of all games. A deployment is planned only after its reservation, and the reservation ends only
+    after the deployment has."""
 
     def __init__(self, store: Bucket[FleetRecord]) -> None:
         self._store = store
 
     async def read(self, game: str, version: str) -> FleetRecord:
+        """The current reservations. Raises `Unavailable`."""
         entry = await self._store.get(fleet_key(game, version))
         return FleetRecord(game, version) if entry is None else entry.value
 
     async def add(
         self, game: Game, deployment_ids: list[str], seen: Iterable[str], now: float
     ) -> tuple[list[str], FleetRecord]:
-        """Reserve as many of `deployment_ids` as `max_deployments` allows: those reserved, and the record.
+        """Reserve as many of `deployment_ids` as `max_deployments` allows; returns those reserved, and the record.
 
-        `seen`: the reservations on which the wish was based. When there are others, nothing is reserved: somebody
-        else has planned meanwhile, so look at those first and wish again.
+        `seen`: the reservations the caller knew when it planned. When there are others, nothing is reserved: another
+        matchmaker has planned meanwhile, so the caller must plan again. `now`: Unix seconds. Raises `Unavailable`.
         """
         seen = set(seen)
 
@@ -56,7 +60,7 @@ class Reservations:
         return [id for id in deployment_ids if id in record.deployments], record
 
     async def remove(self, game: str, version: str, deployment_id: str) -> None:
-        """The deployment has ended; idempotent."""
+        """End the reservation of a deployment that has ended; idempotent. Raises `Unavailable`."""
 
         def without(record: FleetRecord) -> FleetRecord:
             if deployment_id not in record.deployments:

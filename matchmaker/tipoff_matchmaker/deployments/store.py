@@ -1,7 +1,7 @@
-"""The ledger's driver: every change of a deployment record goes through here, many in one compare-and-set.
+"""Stores the deployment records: every change of one goes through here, many in one compare-and-set.
 
 All changes of one deployment that wait at one moment are applied to the record one after another and written once
-(group commit); whatever comes while that write is on its way goes into the next. A lost compare-and-set reads the
+(group commit); changes that come while that write is on its way go into the next. A lost compare-and-set reads the
 record again and applies the same changes to it, so a change is a pure function of the record it meets.
 
 `entries` is what this process knows: from its own writes, from listings, and from a watch as a hint. It may be old;
@@ -11,35 +11,35 @@ only a compare-and-set tells.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import TypeAlias
 
 import msgspec
 
+from tipoff_matchmaker.backoff import pause
 from tipoff_matchmaker.deployments.machine import in_brief
+from tipoff_matchmaker.errors import NoRecord
 from tipoff_shared.errors import TipoffError, Unavailable
 from tipoff_shared.kv.bucket import Bucket, Entry, Full, LostRace
 from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.records import DeploymentRecord, DeploymentState
 
+log = logging.getLogger(__name__)
+
 Change: TypeAlias = Callable[[DeploymentRecord], DeploymentRecord]
-"""Pure. Returns the same object for "nothing to do"; may raise an exception of its own, which its asker gets."""
+"""Pure. Returns the same object for "nothing to do"; may raise an exception of its own, which its caller gets."""
 
 Listener: TypeAlias = Callable[[DeploymentRecord | None, DeploymentRecord], None]
-"""Called with the record before (None: unknown until now) and after, in the event loop, for every news."""
+"""Called with the record before (None: unknown until now) and after, in the event loop, for every change learnt. No
+listener relies on being called before or after another one."""
 
 _TRIES = 100
 _GONE_TTL = 60.0
 
 
-class NoRecord(TipoffError):
-    """There is no record of this deployment (any more)."""
-
-    code = 404
-
-
-class Ledger:
-    """`deployments[*]` as one matchmaker sees and changes it."""
+class DeploymentStore:
+    """The bucket `deployments` as one matchmaker sees and changes it."""
 
     def __init__(self, store: Bucket[DeploymentRecord], tasks: Tasks) -> None:
         self._store = store
@@ -49,15 +49,17 @@ class Ledger:
         self._doubtful: set[str] = set()
         self.entries: dict[str, Entry[DeploymentRecord]] = {}
 
-    def listen(self, listener: Listener) -> None:
+    def subscribe(self, listener: Listener) -> None:
+        """Call `listener` for every change that this process learns."""
         self._listeners.append(listener)
 
     def get(self, deployment_id: str) -> DeploymentRecord | None:
-        """What this process knows of it."""
+        """The record as this process knows it; None when it knows none, or it is gone."""
         entry = self.entries.get(deployment_id)
         return None if entry is None else entry.value
 
     def of(self, game: str, version: str) -> list[DeploymentRecord]:
+        """All known records of one game and version."""
         return [
             entry.value
             for entry in self.entries.values()
@@ -65,7 +67,7 @@ class Ledger:
         ]
 
     def observe(self, entry: Entry[DeploymentRecord]) -> None:
-        """News of a record, from wherever; older news than we have are ignored."""
+        """Learn an entry, wherever it comes from; one older than the known one is ignored."""
         known = self.entries.get(entry.key)
         if known is not None and known.revision >= entry.revision:
             return
@@ -78,15 +80,47 @@ class Ledger:
             listener(before, entry.value)
 
     def vanished(self, deployment_id: str) -> None:
-        """The key is not there any more."""
+        """Learn that the key was deleted."""
         known = self.entries.pop(deployment_id, None)
         if known is not None:
-            over = DeploymentState.GONE
+            gone = msgspec.structs.replace(known.value, state=DeploymentState.GONE)
             for listener in self._listeners:
-                listener(known.value, _in_state(known.value, over))
+                listener(known.value, gone)
+
+    async def refresh(self) -> dict[str, DeploymentRecord]:
+        """List and learn all records. Raises `Unavailable`."""
+        known = dict(self.entries)
+        listed = await self._store.list()
+        for entry in listed.values():
+            self.observe(entry)
+        for deployment_id, entry in known.items():
+            if deployment_id not in listed and self.entries.get(deployment_id) is entry:
+                self.vanished(deployment_id)
+        return {deployment_id: entry.value for deployment_id, entry in listed.items()}
+
+    async def follow(self) -> None:
+        """Learn what other matchmakers write, as it happens, until cancelled; begins again after each outage. It is a
+        hint that wakes those who wait here: the reconciler finds what was missed."""
+        tries = 0
+        while True:
+            try:
+                async with self._store.watch() as changes:
+                    while True:
+                        batch = await changes.fetch()
+                        tries = 0
+                        for change, ack in batch:
+                            if change.value is not None:
+                                self.observe(Entry(change.key, change.value, change.revision))
+                            elif (known := self.entries.get(change.key)) and known.revision < change.revision:
+                                self.vanished(change.key)
+                            await ack()
+            except Unavailable as exc:
+                tries += 1
+                log.info("watching deployments: %s; again soon", exc)
+                await asyncio.sleep(pause(tries, 0.1))
 
     async def fetch(self, deployment_id: str) -> DeploymentRecord | None:
-        """The record as it stands, from the store."""
+        """Read the current record from the bucket. Raises `Unavailable`."""
         entry = await self._store.get(deployment_id)
         if entry is None:
             self.vanished(deployment_id)
@@ -95,25 +129,25 @@ class Ledger:
         return entry.value
 
     async def create(self, record: DeploymentRecord) -> None:
-        """Raises `LostRace` when there is one already."""
+        """Write a new record. Raises `LostRace` when there is one already, and `Unavailable`."""
         revision = await self._store.create(record.id, record)
         self.observe(Entry(record.id, record, revision))
 
     def change(self, deployment_id: str, change: Change) -> asyncio.Future[DeploymentRecord]:
-        """Have `change` applied and written; the future is the record as written (or as it stands, where there
-        was nothing to change). It fails with what `change` raised, `NoRecord`, or `Unavailable`: then the outcome
-        is unknown."""
+        """Apply `change` and write the outcome; the future is the record as written (or unchanged, where there was
+        nothing to do). It fails with what `change` raised, with `NoRecord`, or with `Unavailable`: then the outcome
+        is unknown. Cancelling the future withdraws a change that is not on its way yet."""
         future: asyncio.Future[DeploymentRecord] = asyncio.get_running_loop().create_future()
         queue = self._waiting.get(deployment_id)
         if queue is not None:
             queue.append((change, future))
         else:
             self._waiting[deployment_id] = [(change, future)]
-            self._tasks.start(self._write_all(deployment_id), f"ledger/{deployment_id}")
+            self._tasks.start(self._write_all(deployment_id), f"deployment/{deployment_id}")
         return future
 
     async def _write_all(self, key: str) -> None:
-        """The one writer of `key` in this process, for as long as there are changes."""
+        """Write changes of `key` while there are any; the only writer of that key in this process."""
         try:
             while batch := self._waiting[key]:
                 self._waiting[key] = []
@@ -137,7 +171,7 @@ class Ledger:
             refused: list[tuple[asyncio.Future[DeploymentRecord], Exception]] = []
             accepted: list[asyncio.Future[DeploymentRecord]] = []
             for change, future in batch:
-                if future.done():  # its asker has gone; what it wanted is not wanted any more
+                if future.done():  # its caller has gone, so nobody wants this change
                     continue
                 try:
                     record = change(record)
@@ -146,7 +180,7 @@ class Ledger:
                 else:
                     accepted.append(future)
             if record is entry.value and not fresh:
-                # Nothing to write, or all refused, by what we happen to know: look before saying so.
+                # Nothing to write, or all refused, by what we happen to know: read before saying so.
                 entry, fresh = None, True
                 continue
             if record is not entry.value:
@@ -172,7 +206,7 @@ class Ledger:
     async def _update(
         self, key: str, record: DeploymentRecord, revision: int, ttl: float | None
     ) -> tuple[DeploymentRecord, int]:
-        """The record as it was written, and its new revision."""
+        """Returns the record as it was written, and its new revision."""
         try:
             return record, await self._store.update(key, record, revision, ttl=ttl)
         except Full:
@@ -186,13 +220,9 @@ class Ledger:
         self._doubtful.discard(key)
         if entry is None:
             self.vanished(key)
-            raise NoRecord(f"deployment {key} is not there any more")
+            raise NoRecord(f"deployment {key} has no record")
         self.observe(entry)
         return entry
-
-
-def _in_state(record: DeploymentRecord, state: DeploymentState) -> DeploymentRecord:
-    return msgspec.structs.replace(record, state=state)
 
 
 def _fail(batch: list[tuple[Change, asyncio.Future[DeploymentRecord]]], exc: Exception) -> None:

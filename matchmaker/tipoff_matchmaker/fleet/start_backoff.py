@@ -1,17 +1,13 @@
-"""What one game's fleet has been through lately, and what that means for those who wait. In memory, pure.
+"""Decides when a game's next server may be started, after starts that failed. In memory, pure.
 
-Times here are monotonic seconds, but for `failed_at`, which is compared with records (Unix seconds).
+Times are monotonic seconds, except `failed_at`, which is compared with records (Unix seconds).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tipoff_matchmaker.backoff import pause
-from tipoff_matchmaker.deployments.machine import is_coming, is_live
-from tipoff_shared.games import Game
-from tipoff_shared.records import DeploymentRecord
 
 _NO_CAPACITY_PAUSE = 3.0
 _LONGEST_PAUSE = 10.0
@@ -22,15 +18,15 @@ _REASON = 200
 
 
 def brief(reason: str) -> str:
-    """A reason that is fit for a record: one line, at most 200 characters (a server's last words may be long)."""
+    """A reason that fits a record: one line of at most 200 characters (a server's last output may be long)."""
     line = " ".join(reason.split())
     return line if len(line) <= _REASON else line[: _REASON - 1] + "…"
 
 
 @dataclass(slots=True)
-class Outlook:
+class StartBackoff:
     """`failures`: starts that failed one after another since the last server became ready. `not_before`: no start
-    before this. `no_room`: what the orchestrator said when it could not start any more, "" while it can."""
+    before this. `no_room`: what the orchestrator said when it had no room for another server, "" while it has."""
 
     failures: int = 0
     failed_at: float = 0.0
@@ -38,11 +34,11 @@ class Outlook:
     no_room: str = ""
 
     def ready(self) -> None:
-        """A server is ready: whatever was wrong is over."""
+        """A server is ready: earlier failures no longer count."""
         self.failures, self.no_room = 0, ""
 
     def no_capacity(self, reason: str, monotonic: float, retry_after: float | None) -> None:
-        """The orchestrator has no room now; that is no failure of the game."""
+        """The orchestrator has no room now; that does not count as a failure of the game."""
         self.no_room = reason
         first = retry_after or _NO_CAPACITY_PAUSE
         self._wait(monotonic + pause(1, first, retry_after=retry_after, longest=_LONGEST_NO_CAPACITY_PAUSE))
@@ -59,31 +55,3 @@ class Outlook:
 
     def _wait(self, until: float) -> None:
         self.not_before = max(self.not_before, until)
-
-
-def explain(
-    game: Game,
-    fleet: Iterable[DeploymentRecord],
-    outlook: Outlook,
-    *,
-    waited: float,
-    position: int,
-    start_failed: str,
-    progress: str = "",
-) -> str:
-    """Why one waits, for people: for the one who stands at `position` in line since `waited` seconds. `progress`:
-    what the start of a server is busy with, where that is known."""
-    records = list(fleet)
-    if start_failed:
-        why = "A server did not start, trying another one"
-    elif any(map(is_coming, records)):
-        why = progress or "Starting a server"
-    elif outlook.no_room:
-        why = "There is no room for another server now, waiting for a seat"
-    elif sum(map(is_live, records)) >= game.max_deployments:
-        why = "All servers are full, waiting for a seat"
-    else:
-        why = "Starting a server"
-    place = f", you are number {position} in line" if position > 1 else ""
-    so_far = f" ({waited:.0f} s so far)" if waited >= 1 else ""
-    return why + place + so_far

@@ -1,99 +1,129 @@
-"""How a server ends: record stopping -> orchestrator told, its sessions ended -> record gone -> reservation removed.
+"""Stops servers: record stopping -> orchestrator called, its sessions ended -> record gone -> reservation removed.
 
-Each line may be the last one before the process dies: the record then says `stopping`, and after its deadline the
-sweep of any matchmaker begins again. Every step may be repeated.
+Each step may be the last one before the process dies: the record then says `stopping`, and after its deadline the
+reconciler of any matchmaker begins again. Every step may be repeated.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 from tipoff_matchmaker import failpoints
 from tipoff_matchmaker.backoff import retried
-from tipoff_matchmaker.deployments import machine as deployments
-from tipoff_matchmaker.deployments.fleet_limit import Reservations
-from tipoff_matchmaker.deployments.store import Ledger, NoRecord
+from tipoff_matchmaker.deployments import machine
+from tipoff_matchmaker.deployments.fleet_limit import FleetLimit
+from tipoff_matchmaker.deployments.store import DeploymentStore
+from tipoff_matchmaker.errors import NoRecord
+from tipoff_matchmaker.sessions.end import SessionEnder
+from tipoff_matchmaker.settings import Settings
 from tipoff_orchestrator_client.base import NotConfigured, Orchestrator, OrchestratorError
 from tipoff_shared.errors import TipoffError
+from tipoff_shared.games import GameKey
 from tipoff_shared.primitives.tasks import Tasks
-from tipoff_shared.records import DeploymentRecord
+from tipoff_shared.records import DeploymentRecord, DeploymentState
 
 log = logging.getLogger(__name__)
 
 STOP_RETRY = 10.0
 """Seconds after which a deployment that is still `stopping` is stopped again, by anyone."""
 
+Listener: TypeAlias = Callable[[GameKey], None]
 
-class Endings:
-    """The deployments that this process is ending."""
+
+class Stopper:
+    """The deployments that this process stops; each once at a time."""
 
     def __init__(
         self,
-        ledger: Ledger,
-        reservations: Reservations,
+        deployments: DeploymentStore,
+        fleet_limit: FleetLimit,
         orchestrators: Mapping[str, Orchestrator],
+        ender: SessionEnder,
         tasks: Tasks,
-        *,
+        settings: Settings,
         clock: Callable[[], float],
-        backoff: float,
-        tries: int,
-        end_sessions: Callable[[DeploymentRecord, str], Coroutine[Any, Any, None]],
     ) -> None:
-        self._ledger = ledger
-        self._reservations = reservations
+        self._deployments = deployments
+        self._fleet_limit = fleet_limit
         self._orchestrators = orchestrators
+        self._ender = ender
         self._tasks = tasks
+        self._settings = settings
         self._clock = clock
-        self._backoff = backoff
-        self._tries = tries
-        self._end_sessions = end_sessions
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._listeners: list[Listener] = []
 
-    def is_running(self, deployment_id: str) -> bool:
+    def subscribe(self, listener: Listener) -> None:
+        """Call `listener` when a stop of one of a game's servers has ended, also by an error. Its reservation has been
+        removed before: a planner that wakes up earlier would still be at its limit."""
+        self._listeners.append(listener)
+
+    def is_stopping(self, deployment_id: str) -> bool:
+        """Whether this process stops it right now."""
         return deployment_id in self._running
 
-    def start(self, deployment_id: str, reason: str, *, confirmed_gone: bool) -> asyncio.Task[None]:
-        """One ending for each deployment at a time. `confirmed_gone`: its orchestrator has said that it runs no
-        more, so there is nothing to stop."""
-        task = self._running.get(deployment_id)
-        if task is None:
-            task = self._tasks.start(self._end(deployment_id, reason, confirmed_gone), f"end/{deployment_id}")
-            self._running[deployment_id] = task
-            task.add_done_callback(lambda _: self._running.pop(deployment_id, None))
-        return task
+    def stop(self, deployment_id: str, reason: str, *, confirmed_gone: bool = False) -> None:
+        """Stop the server, end its sessions, free its reservation; idempotent. `confirmed_gone`: the orchestrator has
+        said that the server no longer runs, so it is not called."""
+        if deployment_id in self._running:
+            return
+        record = self._deployments.get(deployment_id)
+        key = None if record is None else (record.game, record.version)
+        task = self._tasks.start(self._stop(deployment_id, reason, confirmed_gone), f"stop/{deployment_id}")
+        self._running[deployment_id] = task
+        task.add_done_callback(lambda _: self._stopped(deployment_id, key))
 
-    async def _end(self, deployment_id: str, reason: str, confirmed_gone: bool) -> None:
+    async def drain(self, deployment_id: str, reason: str) -> None:
+        """No new players there; the server is stopped when its last player has left. Raises `Unavailable`."""
+        try:
+            record = await self._deployments.change(
+                deployment_id, lambda record: machine.draining(record, reason, only_empty=False)
+            )
+        except NoRecord:
+            return
+        if record.state is DeploymentState.DRAINING and not record.seats:
+            self.stop(deployment_id, reason)
+
+    def _stopped(self, deployment_id: str, key: GameKey | None) -> None:
+        self._running.pop(deployment_id, None)
+        if key is not None:
+            for listener in self._listeners:
+                listener(key)
+
+    async def _stop(self, deployment_id: str, reason: str, confirmed_gone: bool) -> None:
         until = self._clock() + STOP_RETRY
         try:
-            record = await self._ledger.change(
-                deployment_id, lambda record: deployments.stopping(record, reason, until)
+            record = await self._deployments.change(
+                deployment_id, lambda record: machine.stopping(record, reason, until)
             )
-            log.info("ending server %s: %s", deployment_id, reason)
+            log.info("stopping server %s: %s", deployment_id, reason)
             # Each is tried whatever becomes of the other; only then is the record closed.
-            works = [self._end_sessions(record, reason)]
+            works = [self._ender.end_sessions(record, reason)]
             if not confirmed_gone:
-                works.append(self._stop(record))
+                works.append(self._stop_at_orchestrator(record))
             for outcome in await asyncio.gather(*works, return_exceptions=True):
                 if outcome is not None:
                     raise outcome
             failpoints.reach("E3")
-            await self._ledger.change(deployment_id, lambda record: deployments.gone(record, reason))
-            await self._reservations.remove(record.game, record.version, deployment_id)
+            await self._deployments.change(deployment_id, lambda record: machine.gone(record, reason))
+            await self._fleet_limit.remove(record.game, record.version, deployment_id)
         except NoRecord:
-            log.info("server %s was ended by somebody else", deployment_id)
+            log.info("server %s was stopped by another matchmaker", deployment_id)
         except (TipoffError, OrchestratorError) as exc:
-            log.warning("server %s could not be ended yet, the sweep tries again: %s", deployment_id, exc)
+            log.warning(
+                "server %s could not be stopped yet, the reconciler tries again: %s", deployment_id, exc
+            )
 
-    async def _stop(self, record: DeploymentRecord) -> None:
+    async def _stop_at_orchestrator(self, record: DeploymentRecord) -> None:
         orchestrator = self._orchestrators.get(record.orchestrator)
         if orchestrator is None:
             raise NotConfigured(f"there is no orchestrator {record.orchestrator!r} here to stop {record.id}")
         await retried(
             lambda: orchestrator.stop(record.id),
-            tries=self._tries,
-            first=self._backoff,
+            tries=self._settings.deploy_tries,
+            first=self._settings.backoff,
             on_failure=lambda number, exc: log.warning("stop %s, try %d: %s", record.id, number, exc),
         )

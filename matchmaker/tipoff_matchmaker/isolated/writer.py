@@ -12,8 +12,8 @@ from typing import Any
 
 import msgspec
 
-from tipoff_matchmaker.deployments import machine as deployments
-from tipoff_matchmaker.deployments.store import Ledger
+from tipoff_matchmaker.deployments import machine
+from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.isolated import rules
 from tipoff_matchmaker.isolated.rules import Join, Leave
 from tipoff_shared.kv.bucket import LostRace
@@ -34,20 +34,20 @@ class EventWriter:
         self,
         bus: Bus,
         buckets: Buckets,
-        ledger: Ledger,
+        deployments: DeploymentStore,
         on_context: Callable[[bytes], Awaitable[None]],
         *,
         longest_lease: float = MAX_LEASE_TTL,
     ) -> None:
         self._bus = bus
         self._buckets = buckets
-        self._ledger = ledger
+        self._deployments = deployments
         self._on_context = on_context
         self._longest_lease = longest_lease
 
     async def write_down(self, deployment_id: str, event: ServerEvent) -> None:
-        record = self._ledger.get(deployment_id) or await self._ledger.fetch(deployment_id)
-        if record is None or not deployments.is_live(record):
+        record = self._deployments.get(deployment_id) or await self._deployments.fetch(deployment_id)
+        if record is None or not machine.is_live(record):
             return  # it is over; what it held has been given back
         match event.what:
             case Lease(lease, ttl):

@@ -1,4 +1,4 @@
-"""A circuit breaker, pure: what has failed several times in a row is left alone for a while, then tried once.
+"""Decides, purely, whether a failing service may be called: after several failures in a row not for a while, then once.
 
     closed ──`threshold` failures in a row──> open ──the pause is over──> half-open, one call is let through
        ^                                       ^                              │

@@ -1,8 +1,7 @@
-"""An orchestrator as the matchmaker's other parts see it: it answers in time, in types, and is left alone while it
-cannot.
+"""Makes any orchestrator resilient: it answers in time, with typed errors, and is left alone while it keeps failing.
 
-Around any `Orchestrator`: a deadline for each call, answers looked at before anybody uses them, mistakes of the client
-turned into typed errors, and a circuit breaker for each kind of call (what cannot start servers may well stop them).
+Around each call: a deadline, a check of the answer before anybody uses it, typed errors in place of a client's bugs,
+and a circuit breaker for each kind of call (an orchestrator that cannot start servers may well stop them).
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TypeVar
 
+from tipoff_matchmaker.errors import CircuitOpen
 from tipoff_matchmaker.orchestrators.circuit_breaker import Breaker, BreakerState
 from tipoff_orchestrator_client.answers import usable, usable_list
 from tipoff_orchestrator_client.base import (
@@ -32,20 +32,16 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LIMITS = {"deploy": 20.0, "get": 5.0, "stop": 20.0, "list": 4.5}
-"""Seconds after which a call has failed, should the client's own deadline not have come first."""
+"""Seconds after which a call has failed, unless the client's own deadline comes first."""
 
 _SEVERITY = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
 
 
 _WELL = (NoCapacity, GameUnavailable)
-"""Errors that say nothing against the orchestrator: it answers, and starts others."""
+"""Errors of a healthy orchestrator: it answers, and can start other servers."""
 
 
-class LeftAlone(OrchestratorUnavailable):
-    """Not even asked: it has failed too often just now. Asking again before `retry_after` is of no use."""
-
-
-class Guarded:
+class ResilientOrchestrator:
     """An `Orchestrator`. `breakers`: one for each of deploy, get, stop and list."""
 
     def __init__(
@@ -132,7 +128,7 @@ class Guarded:
         breaker = self.breakers[operation]
         before = breaker.state
         if (wait := breaker.admit(time.monotonic())) > 0:
-            raise LeftAlone(
+            raise CircuitOpen(
                 f"{self.name} has failed {breaker.failures} times in a row ({breaker.last_error}); "
                 f"it is asked again in {wait:.0f} s",
                 retry_after=wait,

@@ -1,4 +1,4 @@
-"""What the sweep may do, one thing each: the rules (rules.py) choose, the deeds (deeds.py) do."""
+"""Lists what the reconciler may do: the rules (rules.py) choose actions, the executor (executor.py) does them."""
 
 from __future__ import annotations
 
@@ -13,65 +13,65 @@ from tipoff_shared.records import GameserverLease, SessionRecord
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """It lives: it may get players."""
+    """The server lives, so it may get players."""
 
     deployment_id: str
 
 
 @dataclass(frozen=True, slots=True)
-class Follow:
-    """Its lease says something the record does not."""
+class FollowLease:
+    """The server's lease says something that its record does not."""
 
     lease: GameserverLease
 
 
 @dataclass(frozen=True, slots=True)
-class Arrive:
-    """It runs, and that makes it ready."""
+class MarkReady:
+    """The server runs, and that makes it ready."""
 
     deployment: Deployment
 
 
 @dataclass(frozen=True, slots=True)
 class LookForDigest:
-    """It runs, and its context message may have been missed: the digest it wrote before says as much."""
+    """The server runs, and its context message may have been missed: the digest it wrote before tells the same."""
 
     deployment: Deployment
 
 
 @dataclass(frozen=True, slots=True)
-class NotePlace:
-    """Its orchestrator says of it what the record does not: whoever started it died before writing it down."""
+class RecordPlace:
+    """The orchestrator says where the server runs and the record does not: its starter died before writing that."""
 
     deployment: Deployment
 
 
 @dataclass(frozen=True, slots=True)
 class Confirm:
-    """Ask its orchestrator whether it still runs, and end it if not."""
+    """Ask the orchestrator whether the server still runs, and stop it if not."""
 
     deployment_id: str
     why: str
 
 
 @dataclass(frozen=True, slots=True)
-class End:
-    """End it, whoever is there."""
+class StopServer:
+    """Stop the server, also with players on it."""
 
     deployment_id: str
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class Shrink:
-    """End it if it is still empty: it is not needed."""
+class StopIfEmpty:
+    """Stop the server if it is still empty: it is not needed."""
 
     deployment_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class StopUnknown:
-    """The orchestrator runs something that carries our tag and is in no record."""
+    """The orchestrator runs a server that carries our tag and has no record."""
 
     orchestrator: str
     deployment_id: str
@@ -79,7 +79,7 @@ class StopUnknown:
 
 @dataclass(frozen=True, slots=True)
 class Unreserve:
-    """A reservation whose deployment is over, or never came to be."""
+    """A reservation whose deployment is over, or was never created."""
 
     game: str
     version: str
@@ -88,15 +88,15 @@ class Unreserve:
 
 @dataclass(frozen=True, slots=True)
 class FreeSeats:
-    """Seats that no session holds: member -> the deadline it was written with."""
+    """Seats that no session holds: member -> the deadline the seat was written with."""
 
     deployment_id: str
     seats: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Happen:
-    """Something has happened to a session, and nobody told it."""
+class ApplyEvent:
+    """An event of a session that its record does not show yet."""
 
     session_id: str
     event: Event
@@ -104,51 +104,51 @@ class Happen:
 
 @dataclass(frozen=True, slots=True)
 class CheckSession:
-    """Look at a session's deadline and connection, and tell it."""
+    """Check a session's deadline and connection, and close it if need be."""
 
     session_id: str
 
 
 @dataclass(frozen=True, slots=True)
-class FinishClosing:
-    """It is closing; see that everything is given back."""
+class ReleaseSession:
+    """The session is closing: release what it held."""
 
     session: SessionRecord
 
 
 @dataclass(frozen=True, slots=True)
 class DropConnection:
-    """A connection of a session that is over, written by a server that does not take it back."""
+    """A connection of a session that is over, left behind by its server."""
 
     session_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class ForgetDeparture:
-    """The tombstone of a connection whose session is over: whoever handled it died before removing it."""
+    """The tombstone of a connection whose session is over: its reader died before removing it."""
 
     session_id: str
     revision: int
 
 
-Act: TypeAlias = (
+Action: TypeAlias = (
     Trust
-    | Follow
-    | Arrive
+    | FollowLease
+    | MarkReady
     | LookForDigest
-    | NotePlace
+    | RecordPlace
     | Confirm
-    | End
-    | Shrink
+    | StopServer
+    | StopIfEmpty
     | StopUnknown
     | Unreserve
     | FreeSeats
-    | Happen
+    | ApplyEvent
     | CheckSession
-    | FinishClosing
+    | ReleaseSession
     | DropConnection
     | ForgetDeparture
 )
 
-DRASTIC = (End, Shrink, StopUnknown)
-"""Acts that end something on less than certainty: only so many in one sweep."""
+DESTRUCTIVE = (StopServer, StopIfEmpty, StopUnknown)
+"""Actions that stop a server without certainty: only so many in one cycle."""

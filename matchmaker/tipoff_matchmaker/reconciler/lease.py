@@ -1,7 +1,7 @@
-"""Whose turn it is to reconcile: one matchmaker at a time, by a lease (`matchmakers[reconciler]`, a key with a TTL).
+"""Elects the matchmaker that reconciles: one at a time, by a lease (`matchmakers[reconciler]`, a key with a TTL).
 
-The lease spares work and keeps two brakes from adding up; nothing relies on it for safety. A holder that was stopped
-and goes on with old facts is found out by its own clock (`held`), and by the compare-and-set of everything it writes.
+The lease spares work and keeps two brakes from adding up; nothing relies on it for safety. A holder that was suspended
+and continues with an old snapshot is stopped by its own clock (`held`), and by the compare-and-set of every write.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ KEY = "reconciler"
 
 
 class ReconcilerLease:
-    """`ttl`: seconds after which another one may take over from a holder that says nothing more."""
+    """`ttl`: seconds after which another matchmaker may take over from a silent holder."""
 
     def __init__(self, store: Bucket[str], instance: str, *, ttl: float) -> None:
         self._store = store
@@ -31,10 +31,10 @@ class ReconcilerLease:
         self._given_up = False
         self._now_please = asyncio.Event()
         self.turn = 0
-        """Counts up each time it becomes ours: facts read in another turn are not to be acted upon."""
+        """Counts up each time the lease becomes ours: a snapshot of an earlier turn must not be acted upon."""
 
     async def run(self, on_turn: Callable[[], None]) -> None:
-        """Keep it, or wait for it, for ever; `on_turn` is called whenever it becomes ours."""
+        """Keep the lease, or wait for it, until cancelled; `on_turn` is called whenever it becomes ours."""
         while True:
             try:
                 async with asyncio.timeout(self._ttl / 3):
@@ -51,16 +51,16 @@ class ReconcilerLease:
                 on_turn()
 
     def soon(self) -> None:
-        """Look now (NATS is back)."""
+        """Seek at once (NATS is back)."""
         self._now_please.set()
 
     @property
     def held(self) -> bool:
-        """Whether it is ours for certain: the store forgets it later than we do."""
+        """Whether the lease is ours for certain: NATS forgets it later than we do."""
         return time.monotonic() < self._until
 
     async def seek(self) -> bool:
-        """Keep it, or take it where nobody has it; whether it is ours. Raises `Unavailable`."""
+        """Keep the lease, or take it if it is free; returns whether it is ours. Raises `Unavailable`."""
         if self._given_up:
             return False
         now = time.monotonic()
@@ -78,7 +78,7 @@ class ReconcilerLease:
         return self.held
 
     async def _lost(self, now: float) -> None:
-        """Somebody's write is there: another one's, or one of our own whose outcome we did not learn."""
+        """Another write came first: another matchmaker's, or one of our own whose outcome is unknown."""
         self._revision, self._until = 0, 0.0
         entry = await self._store.get(KEY)
         if entry is None or entry.value != self._instance:
@@ -95,7 +95,7 @@ class ReconcilerLease:
         self._revision, self._until = revision, since + self._ttl
 
     async def give_up(self) -> None:
-        """For good: this process ends, and the next one need not wait for the lease to expire."""
+        """Give the lease up for good: this process ends, and the next one need not wait for it to expire."""
         self._given_up = True
         revision, self._revision, self._until = self._revision, 0, 0.0
         if revision:

@@ -1,10 +1,10 @@
-"""The sweep: every few seconds, and after every reconnect, what is written down is compared with what is.
+"""Reconciles: every few seconds, and after every reconnect, what is written down is compared with what runs.
 
-One matchmaker at a time reconciles: it acts on what differs (reconciler_lease.py). The others only learn from their own
-reading which servers live, with seldom a listing of sessions, and of what orchestrators run only when they must know.
+One matchmaker at a time acts on what differs (lease.py). The others only learn which servers live from their own
+reading; they list sessions seldom, and ask orchestrators only when they must know.
 
-This is the truth that all hints (watches, events, timers) only run ahead of. It reads (readings.py), judges (rules.py)
-and acts (deeds.py).
+This is the truth that all hints (watches, events, timers) only run ahead of. It reads (snapshot.py), judges (rules.py)
+and acts (executor.py).
 """
 
 from __future__ import annotations
@@ -12,58 +12,59 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Iterable
 
-from tipoff_matchmaker.deployments import machine as deployments
-from tipoff_matchmaker.fleet.liveness import Servers
-from tipoff_matchmaker.fleet.planner import Fleet
+from tipoff_matchmaker.deployments import machine
+from tipoff_matchmaker.fleet.planner import Planner
+from tipoff_matchmaker.fleet.start import Starter
+from tipoff_matchmaker.fleet.stop import Stopper
+from tipoff_matchmaker.fleet.trust import Trust
 from tipoff_matchmaker.metrics import Metrics
-from tipoff_matchmaker.reconciler import actions as acts
-from tipoff_matchmaker.reconciler import rules
-from tipoff_matchmaker.reconciler.executor import Deeds
+from tipoff_matchmaker.reconciler import actions, rules
+from tipoff_matchmaker.reconciler.executor import Executor
 from tipoff_matchmaker.reconciler.lease import ReconcilerLease
-from tipoff_matchmaker.reconciler.snapshot import Readings
+from tipoff_matchmaker.reconciler.snapshot import SnapshotReader
+from tipoff_matchmaker.settings import Settings
 from tipoff_shared.errors import TipoffError
-from tipoff_shared.games import GameKey
 
 log = logging.getLogger(__name__)
 
 
-class Sweep:
-    """One pass is `once()`; `run()` makes them for ever. `games`: whose fleets are looked at after each."""
+class Reconciler:
+    """One cycle is `once()`; `run()` repeats it. After each the planner looks at every fleet."""
 
     def __init__(
         self,
-        readings: Readings,
-        deeds: Deeds,
-        fleet: Fleet,
-        servers: Servers,
+        reader: SnapshotReader,
+        executor: Executor,
         lease: ReconcilerLease,
-        games: Iterable[GameKey],
+        trust: Trust,
+        starter: Starter,
+        stopper: Stopper,
+        planner: Planner,
         metrics: Metrics,
-        *,
-        interval: float,
-        grace: rules.Grace,
+        settings: Settings,
     ) -> None:
-        self._readings = readings
-        self._deeds = deeds
-        self._fleet = fleet
-        self._servers = servers
+        self._reader = reader
+        self._executor = executor
         self._lease = lease
-        self._games = list(games)
+        self._trust = trust
+        self._starter = starter
+        self._stopper = stopper
+        self._planner = planner
         self._metrics = metrics
-        self._interval = interval
-        self._grace = grace
+        self._interval = settings.sweep_interval
+        self._grace = rules.Grace(settings.lease_grace, settings.orphan_grace, settings.claim_slack)
         self._memory = rules.Memory()
         self._turn = 0
         self._now_please = asyncio.Event()
 
     def soon(self) -> None:
-        """Do not wait for the next turn (NATS is back)."""
-        self._readings.list_sessions_next()
+        """Begin the next cycle at once (NATS is back)."""
+        self._reader.list_sessions_next()
         self._now_please.set()
 
     async def run(self) -> None:
+        """Until cancelled."""
         while True:
             try:
                 async with asyncio.timeout(self._interval * (0.75 + random.random() / 2)):
@@ -74,45 +75,49 @@ class Sweep:
             try:
                 await self.once()
             except TipoffError as exc:
-                log.info("this sweep is left out: %s", exc)
+                log.info("this cycle is left out: %s", exc)
 
     async def once(self) -> None:
-        """Read everything, judge, act. Raises `Unavailable` when the store cannot be read."""
+        """Read everything, judge, act. Raises `Unavailable` when NATS cannot be read."""
         reconciles, turn = self._lease.held, self._lease.turn
         if reconciles and turn != self._turn:
-            self._readings.list_sessions_next()
+            self._reader.list_sessions_next()
         self._turn = turn
-        facts = await self._readings.read(reconciles)
-        wanted = rules.judge(facts, self._grace, self._memory, self._fleet.is_busy_with)
+        snapshot = await self._reader.read(reconciles)
+        wanted = rules.judge(snapshot, self._grace, self._memory, self._is_busy_with)
         if reconciles:
-            await self._act(wanted, facts)
+            await self._act(wanted, snapshot)
         else:
             self._learn(wanted)
-        for key in self._games:
-            self._fleet.want(key)
+        self._planner.want_all()
 
-    async def _act(self, wanted: list[acts.Act], facts: rules.Facts) -> None:
-        kept, held = rules.brake(wanted, sum(map(deployments.is_live, facts.after.values())))
+    def _is_busy_with(self, deployment_id: str) -> bool:
+        return self._starter.is_starting(deployment_id) or self._stopper.is_stopping(deployment_id)
+
+    async def _act(self, wanted: list[actions.Action], snapshot: rules.Snapshot) -> None:
+        kept, held = rules.brake(wanted, sum(map(machine.is_live, snapshot.after.values())))
         if held:
-            log.error("the sweep would end %d more servers than it may at once; it looks again first", held)
+            log.error(
+                "%d more servers would be stopped than may be at once; the next cycle checks them", held
+            )
             self._metrics.brake.inc(held)
-        for act in kept:
+        for action in kept:
             if not self._lease.held or self._lease.turn != self._turn:
                 # We were stopped, or NATS was away, for so long that others have gone on from here.
-                log.warning("the rest of this sweep is left out: reconciling is another one's turn now")
+                log.warning("the rest of this cycle is left out: another matchmaker may reconcile now")
                 return
             try:
-                await self._deeds.do(act)
+                await self._executor.execute(action)
             except TipoffError as exc:
-                log.info("%s has to wait: %s", type(act).__name__, exc)
+                log.info("%s has to wait: %s", type(action).__name__, exc)
 
-    def _learn(self, wanted: list[acts.Act]) -> None:
-        """What concerns this process alone: where to send players."""
-        for act in wanted:
-            match act:
-                case acts.Trust(deployment_id):
-                    self._servers.trust(deployment_id)
-                case acts.Confirm(deployment_id, _) | acts.End(deployment_id, _):
-                    self._servers.distrust(deployment_id)
+    def _learn(self, wanted: list[actions.Action]) -> None:
+        """Take only what concerns this process: where to send players."""
+        for action in wanted:
+            match action:
+                case actions.Trust(deployment_id):
+                    self._trust.add(deployment_id)
+                case actions.Confirm(deployment_id, _) | actions.StopServer(deployment_id, _):
+                    self._trust.remove(deployment_id)
                 case _:
                     pass

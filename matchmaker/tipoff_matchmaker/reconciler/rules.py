@@ -1,10 +1,10 @@
-"""What the sweep does, as pure rules: facts in, acts out.
+"""Decides what the reconciler does, as pure rules: a snapshot in, actions out.
 
-The facts are read in this order: connections, sessions, all other records, then what the orchestrators list, then the
+The snapshot is read in this order: connections, sessions, all other records, then what the orchestrators list, then the
 deployments again. "Unknown to us" is judged against the second reading, "gone" against the first, so that nothing is
-judged by a fact older than itself. An expired lease or an absence from a list is a suspicion: the act is to ask
-(`Confirm`). Acts that end something on less than certainty are `DRASTIC`, and `brake` lets only so many of them
-through in one sweep.
+judged by a fact older than itself. An expired lease or an absence from a list is a suspicion: the action is to ask
+(`Confirm`). Actions that stop a server without certainty are `DESTRUCTIVE`, and `brake` lets only so many of them
+through in one cycle.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from dataclasses import dataclass, field
 
 from tipoff_matchmaker.deployments.machine import is_coming, is_live, to_retire
 from tipoff_matchmaker.reconciler.actions import (
-    DRASTIC,
-    Act,
-    Arrive,
+    DESTRUCTIVE,
+    Action,
+    ApplyEvent,
     CheckSession,
     Confirm,
     DropConnection,
-    End,
-    FinishClosing,
-    Follow,
+    FollowLease,
     ForgetDeparture,
     FreeSeats,
-    Happen,
     LookForDigest,
-    NotePlace,
-    Shrink,
+    MarkReady,
+    RecordPlace,
+    ReleaseSession,
+    StopIfEmpty,
+    StopServer,
     StopUnknown,
     Trust,
     Unreserve,
@@ -49,11 +49,11 @@ from tipoff_shared.records import (
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """Everything one sweep has read. `listed[name]` is None where that orchestrator gave no answer; `sessions`
-    and `connections` are None when they were not listed this time; `departures`: revisions of the tombstones of
-    connections, as listed with these. `settled`: connected long enough that a missing
-    lease or connection means something."""
+class Snapshot:
+    """Everything that one cycle has read. `now`: Unix seconds. `settled`: NATS has been connected for so long that a
+    missing lease or connection means something. `before`, `after`: the two readings of the deployments. `listed[name]`
+    is None where that orchestrator gave no answer. `sessions` and `connections` are None when they were not listed in
+    this cycle; `departures`: revisions of the tombstones of connections, listed with these."""
 
     now: float
     settled: bool
@@ -79,7 +79,7 @@ class Grace:
 
 @dataclass(slots=True)
 class Memory:
-    """Since when something has looked wrong, sweep after sweep; forgotten as soon as it looks right once."""
+    """Since when something has looked wrong, cycle after cycle; forgotten as soon as it looks right once."""
 
     since: dict[str, float] = field(default_factory=dict)
     _seen: set[str] = field(default_factory=set)
@@ -89,79 +89,83 @@ class Memory:
         self._seen.add(what)
         return now - self.since.setdefault(what, now)
 
-    def end_of_sweep(self, *, keep: Callable[[str], bool]) -> None:
-        """Forget what was not wrong in this sweep, except what it did not look at (`keep`)."""
+    def end_of_cycle(self, *, keep: Callable[[str], bool]) -> None:
+        """Forget what was not wrong in this cycle, except what it did not look at (`keep`)."""
         self.since = {what: at for what, at in self.since.items() if what in self._seen or keep(what)}
         self._seen = set()
 
 
-def judge(facts: Facts, grace: Grace, memory: Memory, busy: Callable[[str], bool]) -> list[Act]:
-    """What is to be done. `busy(id)`: this process is starting or ending that deployment right now, and needs no
-    reminder of its deadlines."""
-    acts: list[Act] = []
-    for record in facts.after.values():
-        about = _deployment(record, facts, grace, memory)
-        acts += _place(record, facts)
-        acts += [act for act in about if not (isinstance(act, End) and busy(record.id))]
-    for game in facts.games.values():
-        fleet = [r for r in facts.after.values() if (r.game, r.version) == game.key]
-        acts += [Shrink(r.id) for r in to_retire(game, fleet, facts.now)]
-    forgotten = [r for r in facts.after.values() if (r.game, r.version) not in facts.games]
-    acts += [Shrink(r.id) for r in to_retire(None, forgotten, facts.now)]
-    acts += _unknown(facts, grace, memory)
-    acts += _reservations(facts, grace)
-    if facts.sessions is not None:
-        acts += _sessions(facts, facts.sessions, grace, memory)
-    memory.end_of_sweep(keep=lambda what: facts.sessions is None and what.startswith("session/"))
-    return acts
+def judge(snapshot: Snapshot, grace: Grace, memory: Memory, busy: Callable[[str], bool]) -> list[Action]:
+    """The actions that repair what differs. `busy(id)`: this process starts or stops that deployment right now, so it
+    keeps the deadlines itself."""
+    actions: list[Action] = []
+    for record in snapshot.after.values():
+        about = _deployment(record, snapshot, grace, memory)
+        actions += _place(record, snapshot)
+        actions += [action for action in about if not (isinstance(action, StopServer) and busy(record.id))]
+    for game in snapshot.games.values():
+        fleet = [r for r in snapshot.after.values() if (r.game, r.version) == game.key]
+        actions += [StopIfEmpty(r.id) for r in to_retire(game, fleet, snapshot.now)]
+    forgotten = [r for r in snapshot.after.values() if (r.game, r.version) not in snapshot.games]
+    actions += [StopIfEmpty(r.id) for r in to_retire(None, forgotten, snapshot.now)]
+    actions += _unknown(snapshot, grace, memory)
+    actions += _unreserve(snapshot, grace)
+    if snapshot.sessions is not None:
+        actions += _sessions(snapshot, snapshot.sessions, grace, memory)
+    memory.end_of_cycle(keep=lambda what: snapshot.sessions is None and what.startswith("session/"))
+    return actions
 
 
-def brake(acts: list[Act], servers: int) -> tuple[list[Act], int]:
-    """The acts without those drastic ones that are more than max(3, 20 %) of the servers; and how many were held
-    back. They come again in the next sweep, if they are still right then."""
+def brake(actions: list[Action], servers: int) -> tuple[list[Action], int]:
+    """Returns the actions without those destructive ones that are more than max(3, 20 %) of the `servers`, and how many
+    were held back. They come again in the next cycle, if they are still right then."""
     allowed = max(3, servers // 5)
-    kept: list[Act] = []
+    kept: list[Action] = []
     held = 0
-    for act in acts:
-        if isinstance(act, DRASTIC):
+    for action in actions:
+        if isinstance(action, DESTRUCTIVE):
             if allowed == 0:
                 held += 1
                 continue
             allowed -= 1
-        kept.append(act)
+        kept.append(action)
     return kept, held
 
 
-def _deployment(record: DeploymentRecord, facts: Facts, grace: Grace, memory: Memory) -> list[Act]:
-    now = facts.now
-    lease = facts.leases.get(record.id)
-    listed = facts.listed.get(record.orchestrator)
+def _deployment(record: DeploymentRecord, snapshot: Snapshot, grace: Grace, memory: Memory) -> list[Action]:
+    now = snapshot.now
+    lease = snapshot.leases.get(record.id)
+    listed = snapshot.listed.get(record.orchestrator)
     running = None if listed is None else listed.get(record.id)
     if record.state is DeploymentState.GONE:
         return []
     if record.state is DeploymentState.STOPPING:
-        return [End(record.id, record.reason)] if now > record.deadline else []
+        return [StopServer(record.id, record.reason)] if now > record.deadline else []
     if is_coming(record):
         if running is not None and lease is not None:
-            return [Follow(lease)]
-        if running is not None and running.state is RunState.RUNNING and _ready_when_running(record, facts):
-            return [Arrive(running)]
+            return [FollowLease(lease)]
+        if (
+            running is not None
+            and running.state is RunState.RUNNING
+            and _ready_when_running(record, snapshot)
+        ):
+            return [MarkReady(running)]
         if now > record.deadline + grace.slack:
-            return [End(record.id, "it was not ready in time")]
-        if running is not None and running.state is RunState.RUNNING and _ready_by_context(record, facts):
+            return [StopServer(record.id, "it was not ready in time")]
+        if running is not None and running.state is RunState.RUNNING and _ready_by_context(record, snapshot):
             return [LookForDigest(running)] if running.digest_key else []
-        if record.state is DeploymentState.STARTING and _missing(record, facts):
+        if record.state is DeploymentState.STARTING and _missing(record, snapshot):
             return [Confirm(record.id, "its orchestrator does not list it")]
         return []
     # ready or draining
-    if _missing(record, facts):
+    if _missing(record, snapshot):
         return [Confirm(record.id, "its orchestrator does not list it")]
-    acts: list[Act] = []
-    if _has_lease(record, facts):
+    actions: list[Action] = []
+    if _has_lease(record, snapshot):
         if lease is None:
             lasting = memory.lasting(f"lease/{record.id}", now)
-            if facts.settled and lasting > grace.lease:
-                return [End(record.id, "it sends no heartbeat")]
+            if snapshot.settled and lasting > grace.lease:
+                return [StopServer(record.id, "it sends no heartbeat")]
             return [Confirm(record.id, "it has no lease")]
         if (
             lease.boot_id != record.boot_id
@@ -169,28 +173,30 @@ def _deployment(record: DeploymentRecord, facts: Facts, grace: Grace, memory: Me
             or lease.state is LeaseState.ENDED
             or (lease.state is LeaseState.DRAINING and record.state is DeploymentState.READY)
         ):
-            return [Follow(lease)]
+            return [FollowLease(lease)]
     if record.state is DeploymentState.DRAINING and not record.seats:
-        return [End(record.id, record.reason)]
+        return [StopServer(record.id, record.reason)]
     if running is not None and record.state is DeploymentState.READY:
-        acts.append(Trust(record.id))
-    if facts.sessions is not None and (stale := stale_seats(record, facts.sessions, now, slack=grace.slack)):
-        acts.append(FreeSeats(record.id, stale))
-    return acts
+        actions.append(Trust(record.id))
+    if snapshot.sessions is not None and (
+        stale := stale_seats(record, snapshot.sessions, now, slack=grace.slack)
+    ):
+        actions.append(FreeSeats(record.id, stale))
+    return actions
 
 
-def _place(record: DeploymentRecord, facts: Facts) -> list[Act]:
-    running = (facts.listed.get(record.orchestrator) or {}).get(record.id)
+def _place(record: DeploymentRecord, snapshot: Snapshot) -> list[Action]:
+    running = (snapshot.listed.get(record.orchestrator) or {}).get(record.id)
     if running is None or record.state is DeploymentState.GONE:
         return []
     known = (running.proxy, running.digest_key) == (record.proxy, record.digest_key)
-    return [] if known else [NotePlace(running)]
+    return [] if known else [RecordPlace(running)]
 
 
-def _missing(record: DeploymentRecord, facts: Facts) -> bool:
-    """It was there before the orchestrator listed what runs, and is not in that list."""
-    listed = facts.listed.get(record.orchestrator)
-    first = facts.before.get(record.id)
+def _missing(record: DeploymentRecord, snapshot: Snapshot) -> bool:
+    """Whether it was there before the orchestrator listed what runs, and is not in that list."""
+    listed = snapshot.listed.get(record.orchestrator)
+    first = snapshot.before.get(record.id)
     return (
         listed is not None
         and record.id not in listed
@@ -199,98 +205,100 @@ def _missing(record: DeploymentRecord, facts: Facts) -> bool:
     )
 
 
-def _has_lease(record: DeploymentRecord, facts: Facts) -> bool:
-    game = facts.games.get((record.game, record.version))
+def _has_lease(record: DeploymentRecord, snapshot: Snapshot) -> bool:
+    game = snapshot.games.get((record.game, record.version))
     return bool(record.boot_id) or game is None or game.ready == "lease"
 
 
-def _ready_when_running(record: DeploymentRecord, facts: Facts) -> bool:
-    game = facts.games.get((record.game, record.version))
+def _ready_when_running(record: DeploymentRecord, snapshot: Snapshot) -> bool:
+    game = snapshot.games.get((record.game, record.version))
     return game is not None and game.ready == "running"
 
 
-def _ready_by_context(record: DeploymentRecord, facts: Facts) -> bool:
-    game = facts.games.get((record.game, record.version))
+def _ready_by_context(record: DeploymentRecord, snapshot: Snapshot) -> bool:
+    game = snapshot.games.get((record.game, record.version))
     return game is not None and game.ready == "context"
 
 
-def _unknown(facts: Facts, grace: Grace, memory: Memory) -> list[Act]:
-    acts: list[Act] = []
-    for name, listed in facts.listed.items():
+def _unknown(snapshot: Snapshot, grace: Grace, memory: Memory) -> list[Action]:
+    actions: list[Action] = []
+    for name, listed in snapshot.listed.items():
         for deployment_id in listed or ():
-            record = facts.after.get(deployment_id)
+            record = snapshot.after.get(deployment_id)
             if record is not None and is_live(record):
                 continue
-            if memory.lasting(f"unknown/{name}/{deployment_id}", facts.now) > grace.orphan:
-                acts.append(StopUnknown(name, deployment_id))
-    return acts
+            if memory.lasting(f"unknown/{name}/{deployment_id}", snapshot.now) > grace.orphan:
+                actions.append(StopUnknown(name, deployment_id))
+    return actions
 
 
-def _reservations(facts: Facts, grace: Grace) -> list[Act]:
-    acts: list[Act] = []
-    for fleet in facts.fleets.values():
+def _unreserve(snapshot: Snapshot, grace: Grace) -> list[Action]:
+    actions: list[Action] = []
+    for fleet in snapshot.fleets.values():
         for deployment_id, at in fleet.deployments.items():
-            record = facts.after.get(deployment_id)
+            record = snapshot.after.get(deployment_id)
             over = record is not None and not is_live(record)
             never = (
                 record is None
-                and deployment_id not in facts.before
-                and facts.now > at + grace.orphan
-                and not any(listed is None or deployment_id in listed for listed in facts.listed.values())
+                and deployment_id not in snapshot.before
+                and snapshot.now > at + grace.orphan
+                and not any(listed is None or deployment_id in listed for listed in snapshot.listed.values())
             )
             if over or never:
-                acts.append(Unreserve(fleet.game, fleet.version, deployment_id))
-    return acts
+                actions.append(Unreserve(fleet.game, fleet.version, deployment_id))
+    return actions
 
 
-def _sessions(facts: Facts, sessions: Mapping[str, SessionRecord], grace: Grace, memory: Memory) -> list[Act]:
-    acts: list[Act] = []
-    now = facts.now
-    connections = facts.connections if facts.connections is not None else frozenset()
+def _sessions(
+    snapshot: Snapshot, sessions: Mapping[str, SessionRecord], grace: Grace, memory: Memory
+) -> list[Action]:
+    actions: list[Action] = []
+    now = snapshot.now
+    connections = snapshot.connections if snapshot.connections is not None else frozenset()
     for session in sessions.values():
         match session.state:
             case SessionState.REQUESTED:
                 if now > session.deadline + grace.slack:
-                    acts.append(Happen(session.id, DeadlinePassed(connected=False)))
+                    actions.append(ApplyEvent(session.id, DeadlinePassed(connected=False)))
             case SessionState.READY | SessionState.ACTIVE:
-                acts += _seated(session, facts, connections, grace, memory)
+                actions += _seated(session, snapshot, connections, grace, memory)
             case SessionState.CLOSING:
-                acts.append(FinishClosing(session))
+                actions.append(ReleaseSession(session))
             case SessionState.GONE:
                 pass
     for session_id in connections:
         known = sessions.get(session_id)
         if known is None or known.state in (SessionState.CLOSING, SessionState.GONE):
             if memory.lasting(f"session/{session_id}/connection", now) > grace.orphan:
-                acts.append(DropConnection(session_id))
+                actions.append(DropConnection(session_id))
             else:
-                acts.append(Happen(session_id, Connected()))
-    for session_id, revision in facts.departures.items():
+                actions.append(ApplyEvent(session_id, Connected()))
+    for session_id, revision in snapshot.departures.items():
         known = sessions.get(session_id)
         seated = known is not None and known.state in (SessionState.READY, SessionState.ACTIVE)
         if not seated and memory.lasting(f"session/{session_id}/departure", now) > grace.orphan:
-            acts.append(ForgetDeparture(session_id, revision))
-    return acts
+            actions.append(ForgetDeparture(session_id, revision))
+    return actions
 
 
 def _seated(
-    session: SessionRecord, facts: Facts, connections: frozenset[str], grace: Grace, memory: Memory
-) -> list[Act]:
-    deployment = facts.after.get(session.deployment_id)
-    # The session was read before the deployments were read again: one it names and that is not there has ended.
+    session: SessionRecord, snapshot: Snapshot, connections: frozenset[str], grace: Grace, memory: Memory
+) -> list[Action]:
+    deployment = snapshot.after.get(session.deployment_id)
+    # The session was read before the deployments were read again: if it names one that is missing, that one has ended.
     if deployment is None or not is_live(deployment):
-        return [Happen(session.id, ServerGone(session.deployment_id, "the server is gone"))]
+        return [ApplyEvent(session.id, ServerGone(session.deployment_id, "the server is gone"))]
     if session.boot_id and deployment.boot_id and deployment.boot_id != session.boot_id:
         event = ServerGone(deployment.id, "the server was restarted", living_boot=deployment.boot_id)
-        return [Happen(session.id, event)]
-    if session.id in facts.departures:  # it left, and whoever was told of it died with the news
+        return [ApplyEvent(session.id, event)]
+    if session.id in snapshot.departures:  # it left, and the reaper that read so died before it acted
         return [CheckSession(session.id)]
     if session.state is SessionState.READY:
-        if session.id in connections or (facts.settled and facts.now > session.deadline + grace.slack):
+        if session.id in connections or (snapshot.settled and snapshot.now > session.deadline + grace.slack):
             return [CheckSession(session.id)]
         return []
-    missing = facts.connections is not None and session.id not in connections and facts.settled
-    # Active, and its connection is not there: once may be a listing between two writes, twice is worth a look.
-    if missing and memory.lasting(f"session/{session.id}/left", facts.now) > 0:
+    missing = snapshot.connections is not None and session.id not in connections and snapshot.settled
+    # Active without a connection: once may be a listing between two writes, twice is worth a check.
+    if missing and memory.lasting(f"session/{session.id}/left", snapshot.now) > 0:
         return [CheckSession(session.id)]
     return []

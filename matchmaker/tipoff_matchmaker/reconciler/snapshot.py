@@ -1,7 +1,7 @@
-"""What the sweep looks at: everything that is written down, and what the orchestrators say runs.
+"""Reads what the reconciler compares: everything that is written down, and what the orchestrators say runs.
 
-The order of reading is what the rules count on (rules.py). What is read is learnt on the way: the ledger, the leases
-and the deadlines of sessions follow it.
+The rules rely on the order of reading (rules.py). What is read is learnt on the way: the stores, the leases and the
+deadlines of sessions follow it.
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from tipoff_matchmaker.deployments.store import Ledger
-from tipoff_matchmaker.fleet.liveness import Servers
+from tipoff_matchmaker.deployments.store import DeploymentStore
+from tipoff_matchmaker.fleet.liveness import Liveness
+from tipoff_matchmaker.fleet.trust import Trust
 from tipoff_matchmaker.metrics import Metrics
-from tipoff_matchmaker.reconciler.rules import Facts
-from tipoff_matchmaker.sessions.machine import is_open
-from tipoff_matchmaker.sessions.store import SessionBook
+from tipoff_matchmaker.reconciler.rules import Snapshot
+from tipoff_matchmaker.sessions.deadlines import SessionDeadlines
+from tipoff_matchmaker.sessions.store import SessionStore
+from tipoff_matchmaker.settings import Settings
 from tipoff_orchestrator_client.base import Deployment, Orchestrator, OrchestratorError
 from tipoff_shared.games import Game, GameKey
 from tipoff_shared.kv.bucket import Entry
 from tipoff_shared.kv.buckets import Buckets
-from tipoff_shared.nats.connection import Bus
-from tipoff_shared.records import DeploymentRecord, DeploymentState, SessionRecord
+from tipoff_shared.records import DeploymentState, SessionRecord
 
 T = TypeVar("T")
 
@@ -33,55 +34,45 @@ _ORCHESTRATOR_TIMEOUT = 5.0
 _LISTING_SHARE = 20
 """A listing of all sessions takes at most one part in so many of the time."""
 _SELDOM = 10
-"""Those who do not reconcile list sessions so many times less often: only to forget what others have ended."""
+"""Matchmakers that do not reconcile list sessions so many times less often: only to forget what others have ended."""
 
 
-class Readings:
-    """`on_session` is told of every session listed. `settle`: seconds of being connected after which a missing lease
-    or connection means something."""
+class SnapshotReader:
+    """Reads one `Snapshot` for each cycle."""
 
     def __init__(
         self,
-        bus: Bus,
         buckets: Buckets,
         games: Mapping[GameKey, Game],
-        ledger: Ledger,
-        servers: Servers,
-        book: SessionBook,
+        deployments: DeploymentStore,
         orchestrators: Mapping[str, Orchestrator],
+        trust: Trust,
+        liveness: Liveness,
+        sessions: SessionStore,
+        deadlines: SessionDeadlines,
         metrics: Metrics,
-        *,
+        settings: Settings,
         clock: Callable[[], float],
-        listing_interval: float,
-        settle: float,
-        on_session: Callable[[SessionRecord], None],
     ) -> None:
-        self._bus = bus
         self._buckets = buckets
         self._games = games
-        self._ledger = ledger
-        self._servers = servers
-        self._book = book
+        self._deployments = deployments
         self._orchestrators = orchestrators
+        self._trust = trust
+        self._liveness = liveness
+        self._sessions = sessions
+        self._deadlines = deadlines
         self._metrics = metrics
+        self._listing_interval = settings.listing_interval
         self._clock = clock
-        self._listing_interval = listing_interval
-        self._settle = settle
-        self._on_session = on_session
         self._next_listing = 0.0
 
     def list_sessions_next(self) -> None:
-        """Whatever the interval says."""
+        """List all sessions in the next cycle, whatever the interval says."""
         self._next_listing = 0.0
 
-    @property
-    def settled(self) -> bool:
-        """Connected for long enough that a missing lease or connection means something."""
-        since = self._bus.connected_since
-        return since is not None and time.monotonic() - since >= self._settle
-
-    async def read(self, reconciles: bool) -> Facts:
-        """Raises `Unavailable` when the store cannot be read. `reconciles`: whether they will be acted upon."""
+    async def read(self, reconciles: bool) -> Snapshot:
+        """`reconciles`: whether the snapshot will be acted upon. Raises `Unavailable` when NATS cannot be read."""
         sessions: dict[str, Entry[SessionRecord]] | None = None
         connections: frozenset[str] | None = None
         departures: dict[str, int] = {}
@@ -94,33 +85,30 @@ class Readings:
             self._next_listing = time.monotonic() + max(
                 self._listing_interval * (1 if reconciles else _SELDOM), took * _LISTING_SHARE
             )
-            for entry in sessions.values():
-                self._on_session(entry.value)
-            self._book.forget_all_but({id for id, entry in sessions.items() if is_open(entry.value)})
+            self._sessions.listed(sessions)
             self._metrics.sessions_seen(entry.value for entry in sessions.values())
-        before = await self._deployments()
-        leases = await self._buckets.gameservers.list()
-        self._servers.remember(leases)
+        before = await self._deployments.refresh()
+        leases = await self._liveness.refresh()
         fleets = await self._buckets.fleets.list()
         names = list(self._orchestrators)
         listed: dict[str, dict[str, Deployment] | None] = dict.fromkeys(names)
         doubtful = any(
-            record.state is DeploymentState.READY and not self._servers.trusted(record.id)
+            record.state is DeploymentState.READY and record.id not in self._trust
             for record in before.values()
         )
         if reconciles or doubtful:
             listed = dict(
                 zip(names, await asyncio.gather(*(self._listed(name) for name in names)), strict=True)
             )
-        after = await self._deployments()
+        after = await self._deployments.refresh()
         self._metrics.deployments_seen(after.values())
-        return Facts(
+        return Snapshot(
             now=self._clock(),
-            settled=self.settled,
+            settled=self._deadlines.settled,
             games=self._games,
             before=before,
             after=after,
-            leases=_values(leases),
+            leases=leases,
             listed=listed,
             fleets=_values(fleets),
             sessions=None if sessions is None else _values(sessions),
@@ -128,23 +116,12 @@ class Readings:
             departures=departures,
         )
 
-    async def _deployments(self) -> dict[str, DeploymentRecord]:
-        """All records; the ledger learns them too."""
-        known = dict(self._ledger.entries)
-        listed = await self._buckets.deployments.list()
-        for entry in listed.values():
-            self._ledger.observe(entry)
-        for deployment_id, entry in known.items():
-            if deployment_id not in listed and self._ledger.entries.get(deployment_id) is entry:
-                self._ledger.vanished(deployment_id)
-        return _values(listed)
-
     async def _listed(self, name: str) -> dict[str, Deployment] | None:
         try:
             async with asyncio.timeout(_ORCHESTRATOR_TIMEOUT):
                 found = await self._orchestrators[name].list()
         except (OrchestratorError, TimeoutError) as exc:
-            log.info("orchestrator %s does not say what runs: %s", name, str(exc) or type(exc).__name__)
+            log.info("orchestrator %s does not list its servers: %s", name, str(exc) or type(exc).__name__)
             return None
         return {deployment.deployment_id: deployment for deployment in found}
 

@@ -1,4 +1,4 @@
-"""bevygap's micro service `gensession`: one question, one answer, as its `wannaplay` route asks it.
+"""Serves bevygap's micro service `gensession`: one question, one answer, as its `wannaplay` route asks it.
 
 Served through nats.micro (discovery, statistics), but each request in a task of its own: nats.micro runs handlers one
 at a time. Requests in hand are finished before the service is stopped, because stopping it would lose them.
@@ -14,8 +14,7 @@ from nats.micro import add_service
 from nats.micro.request import Request
 from nats.micro.service import EndpointConfig, Service
 
-from tipoff_matchmaker.requests.pending import Ask
-from tipoff_matchmaker.requests.plays import Plays
+from tipoff_matchmaker.requests.pending import PendingRequest, PendingRequests
 from tipoff_matchmaker.requests.subscription import address_or_nothing
 from tipoff_shared import names
 from tipoff_shared.errors import ConfigError, Internal, Malformed, TipoffError, Unavailable
@@ -31,6 +30,8 @@ NAME, VERSION, QUEUE = "gensession", "0.0.1", "session_queue"
 
 
 class GenSessionRequest(msgspec.Struct):
+    """As bevygap's httpd sends it."""
+
     client_ip: str | None = None
 
 
@@ -44,8 +45,8 @@ class GenSessionAnswer(msgspec.Struct):
 
 
 def default_game(games: Games, name: str) -> Game:
-    """The game that a request without a name means. `name` is `NAME/VERSION`, or "" for the only bevygap game,
-    else the first game. Raises `ConfigError`."""
+    """The game of a request that names none. `name` is `NAME/VERSION`, or "" for the only bevygap game, else the first
+    game. Raises `ConfigError`."""
     known = games.all()
     if name:
         for game in known:
@@ -58,14 +59,17 @@ def default_game(games: Games, name: str) -> Game:
 
 
 class GenSession:
-    def __init__(self, bus: Bus, game: Game, plays: Plays, handlers: BoundedHandlers) -> None:
+    """The micro service. Its requests count in `handlers`, as all play requests do."""
+
+    def __init__(self, bus: Bus, game: Game, pending: PendingRequests, handlers: BoundedHandlers) -> None:
         self._bus = bus
         self._game = game
-        self._plays = plays
+        self._pending = pending
         self._handlers = handlers
         self._service: Service | None = None
 
     async def open(self) -> None:
+        """Begin to answer."""
         self._service = await add_service(
             self._bus.nc,
             name=NAME,
@@ -78,7 +82,7 @@ class GenSession:
         )
 
     async def stop(self) -> None:
-        """After the requests in hand have been answered; idempotent."""
+        """Stop the service, after the requests in hand have been answered; idempotent."""
         service, self._service = self._service, None
         if service is not None and self._bus.connected:
             try:
@@ -94,8 +98,7 @@ class GenSession:
 
     async def _handle(self, request: Request) -> None:
         try:
-            ask = self._ask(request)
-            ready = await self._plays.play(ask, _no_progress)
+            ready = await self._pending.play(self._request(request))
         except TipoffError as exc:
             await self._fail(request, exc)
             return
@@ -109,20 +112,19 @@ class GenSession:
         except (nats.errors.Error, ValueError) as exc:
             log.info("an answer could not be sent: %s", str(exc) or type(exc).__name__)
 
-    def _ask(self, request: Request) -> Ask:
+    def _request(self, request: Request) -> PendingRequest:
         if len(request.data) > MAX_MESSAGE:
             raise Malformed(f"a request is at most {MAX_MESSAGE} bytes")
         try:
             asked = msgspec.json.decode(request.data or b"{}", type=GenSessionRequest)
         except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
             raise Malformed(f'not a request like {{"client_ip": "203.0.113.7"}}: {exc}') from exc
-        request_id = names.new_request_id()
-        return Ask(
-            request_id=request_id,
-            session_id=names.session_id(request_id),
+        return PendingRequest(
+            session_id=names.session_id(names.new_request_id()),
             game=self._game,
             client_ip=address_or_nothing(asked.client_ip),
             timeout=self._game.request_timeout,
+            tell=_no_progress,
         )
 
     async def _fail(self, request: Request, error: TipoffError) -> None:
@@ -131,7 +133,7 @@ class GenSession:
             headers[RETRY_AFTER_HEADER] = f"{error.retry_after:g}"
         try:
             await request.respond(b"", headers=headers)
-        except (nats.errors.Error, ValueError) as exc:  # ValueError: asked without a reply subject
+        except (nats.errors.Error, ValueError) as exc:  # ValueError: the request had no reply subject
             log.info("an error could not be sent: %s", str(exc) or type(exc).__name__)
 
 

@@ -1,12 +1,12 @@
-"""Play requests as they come over NATS: from a message to an `Ask`, and from each answer to messages.
+"""Takes play requests from NATS: turns a message into a `PendingRequest`, and each answer into messages.
 
-A new request goes to one matchmaker, by the queue group. One that nobody has acknowledged in time is asked again of all
-of them, on another subject: each acknowledges, one sees it through, the others watch over that one (allocation.py). One
-that cannot take part says nothing there when there are others, because they may.
+A new request goes to one matchmaker, by the queue group. One that nobody has acknowledged in time is sent again to all
+of them, on another subject: each acknowledges, one handles it, the others watch over that one (placement.py). A
+matchmaker that cannot take part says nothing there when there are others, because they may.
 
 Feedback goes to the request's inbox: `Acknowledged` at once, then `SessionRequestAccepted`, `ProgressReport`s,
-`SessionReady` or `Error`, and an empty message at the end. Nothing else ever does: bevygap's httpd hands every
-message on to the player.
+`SessionReady` or `Error`, and an empty message at the end. Nothing else ever does: bevygap's httpd forwards every
+message to the player.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import asyncio
 import ipaddress
 import logging
 import time
-from collections.abc import Callable
 
 import nats.errors
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from tipoff_matchmaker import failpoints
+from tipoff_matchmaker.errors import AnsweredElsewhere, ShuttingDown
 from tipoff_matchmaker.metrics import Metrics
-from tipoff_matchmaker.requests.pending import Ask, Elsewhere, Stopping, Tell
-from tipoff_matchmaker.requests.plays import Plays
-from tipoff_matchmaker.requests.reply_interest import Askers
+from tipoff_matchmaker.peers import Peers
+from tipoff_matchmaker.requests.pending import PendingRequest, PendingRequests, Tell
+from tipoff_matchmaker.settings import Settings
 from tipoff_shared import names
 from tipoff_shared.errors import Internal, Malformed, TipoffError, Unavailable, UnknownGame
 from tipoff_shared.games import Games
@@ -33,7 +33,6 @@ from tipoff_shared.messages import (
     ACKNOWLEDGED,
     Failed,
     ProgressReport,
-    SessionReady,
     SessionRequestAccepted,
     decode_request,
     encode_feedback,
@@ -48,36 +47,36 @@ log = logging.getLogger(__name__)
 QUEUE = "matchmakers"
 OVERLOADED_RETRY = 2.0
 _DRAIN = 2.0
+_DRAIN_AGAIN = 1.0
+"""How long requests sent again may still take when the process stops: other matchmakers have them, too."""
 
 
-class Requests:
-    """The subscriptions for play requests: new ones, and those asked again of everybody (`again` is their bound).
-
-    `alone()`: whether there is no other matchmaker."""
+class RequestSubscription:
+    """The subscriptions for play requests. `handlers` bounds the new ones; those sent again have as many places."""
 
     def __init__(
         self,
         bus: Bus,
         games: Games,
-        plays: Plays,
+        pending: PendingRequests,
         handlers: BoundedHandlers,
-        again: BoundedHandlers,
+        peers: Peers,
         metrics: Metrics,
-        alone: Callable[[], bool],
+        settings: Settings,
     ) -> None:
         self._bus = bus
         self._games = games
-        self._plays = plays
+        self._pending = pending
         self._handlers = handlers
-        self._again = again
-        self._alone = alone
+        self._again = BoundedHandlers("repeated play request", settings.max_requests)
+        self._peers = peers
         self._metrics = metrics
-        self._askers = Askers()
         self._prefix = len(bus.subjects.all_requests) - 1
         self._retry_prefix = len(bus.subjects.all_retries) - 1
         self._subs: list[Subscription] = []
 
     async def open(self) -> None:
+        """Begin to take requests."""
         subjects, subscribe = self._bus.subjects, self._bus.nc.subscribe
         self._subs = [
             await subscribe(subjects.all_requests, queue=QUEUE, cb=self._received),
@@ -87,10 +86,10 @@ class Requests:
         ]
 
     async def stop_taking(self) -> None:
-        """No new requests; those in hand go on. Idempotent."""
+        """Take no new requests; those in hand go on. Idempotent."""
         subs, self._subs = self._subs, []
         if subs and self._bus.connected:
-            # What the server has sent us already is ours to answer: a drain lets the callback have it.
+            # Requests that the server has sent us already are ours to answer: a drain passes them to the callback.
             try:
                 async with asyncio.timeout(_DRAIN):
                     for sub in subs:
@@ -98,10 +97,14 @@ class Requests:
             except (nats.errors.Error, TimeoutError) as exc:
                 log.info("unsubscribing: %s", str(exc) or type(exc).__name__)
 
+    async def drain(self, timeout: float) -> None:
+        """Wait for the requests in hand, at most `timeout` seconds, then cancel the rest."""
+        await asyncio.gather(self._handlers.drain(timeout), self._again.drain(_DRAIN_AGAIN))
+
     async def _received(self, msg: Msg) -> None:
-        """Runs for one message at a time, so it only begins."""
+        """nats-py calls it for one message at a time, so it only begins."""
         if not msg.reply:
-            return  # nobody waits for an answer, so nobody would claim the seat
+            return  # without a reply subject nobody would claim the seat
         started = time.perf_counter()
         if not self._handlers.submit(lambda: self._handle(msg, started)):
             self._metrics.refused(503)
@@ -113,34 +116,24 @@ class Requests:
         await self._send(msg.reply, ACKNOWLEDGED)
 
     async def _received_again(self, msg: Msg) -> None:
-        """The same, for a request that nobody has acknowledged in time."""
+        """The same, for a request that no matchmaker has acknowledged in time."""
         started = time.perf_counter()
         if msg.reply and self._again.submit(lambda: self._handle(msg, started, broadcast=True)):
             await self._send(msg.reply, ACKNOWLEDGED)
 
     async def _player_left(self, msg: Msg) -> None:
-        """An httpd says that nobody waits for this inbox any more."""
-        self._askers.left(msg.data.decode("ascii", "replace"))
+        """An httpd says that the client behind these inboxes has disconnected."""
+        self._pending.reply_unread(msg.data.decode("ascii", "replace"))
 
     async def _session_over(self, msg: Msg) -> None:
-        """An operator has ended a session, perhaps one that waits here."""
+        """An operator has ended a session; its request may be in hand here."""
         try:
             kick = decode_command(msg.data)
         except Malformed as exc:
-            log.warning("a message on %s is not understood: %s", msg.subject, exc)
+            log.warning("a message on %s cannot be read: %s", msg.subject, exc)
             return
         if isinstance(kick, Kick):
-            self._plays.end(kick.session_id, kick.reason)
-
-    async def _play(self, ask: Ask, inbox: str, tell: Tell) -> SessionReady:
-        """Let go of it when its players have left: others may take it over, and no seat is held for it."""
-        task = asyncio.current_task()
-        assert task is not None
-        self._askers.came(inbox, ask.session_id, task)
-        try:
-            return await self._plays.play(ask, tell)
-        finally:
-            self._askers.went(inbox, ask.session_id, task)
+            self._pending.end(kick.session_id, kick.reason)
 
     async def _handle(self, msg: Msg, started: float, *, broadcast: bool = False) -> None:
         inbox = msg.reply
@@ -153,12 +146,14 @@ class Requests:
 
         error: TipoffError
         try:
-            ask = self._ask(msg, broadcast)
+            request = self._request(msg, tell, broadcast)
             failpoints.reach("F1")
-            await self._send(inbox, encode_feedback(SessionRequestAccepted(ask.session_id)))
-            ready = await self._play(ask, inbox, tell)
+            await self._send(inbox, encode_feedback(SessionRequestAccepted(request.session_id)))
+            ready = await self._pending.play(request, inbox)
         except TipoffError as exc:
-            if isinstance(exc, Elsewhere) or (broadcast and isinstance(exc, Stopping) and not self._alone()):
+            if isinstance(exc, AnsweredElsewhere):
+                return
+            if broadcast and isinstance(exc, ShuttingDown) and not self._peers.alone:
                 return
             error = exc
         except Exception:
@@ -173,12 +168,12 @@ class Requests:
             self._metrics.answered(time.perf_counter() - started, warm=not told)
             return
         self._metrics.refused(error.code)
-        # Only those who say how long they wait are ours, and know the header.
-        again = isinstance(error, Stopping) and bool(msg.headers and msg.headers.get(TIMEOUT_HEADER))
+        # Only our httpd says how long it waits, and knows the header.
+        again = isinstance(error, ShuttingDown) and bool(msg.headers and msg.headers.get(TIMEOUT_HEADER))
         await self._end(inbox, error, {ASK_AGAIN_HEADER: "1"} if again else None)
 
-    def _ask(self, msg: Msg, broadcast: bool) -> Ask:
-        """What is asked; raises `Malformed` or `UnknownGame`."""
+    def _request(self, msg: Msg, tell: Tell, broadcast: bool) -> PendingRequest:
+        """Parse a request. Raises `Malformed` or `UnknownGame`."""
         request = decode_request(msg.data)
         tokens = msg.subject[self._retry_prefix if broadcast else self._prefix :].split(".")
         if tokens and (
@@ -192,16 +187,16 @@ class Requests:
         game = self._games.get(request.game, request.version)
         if game is None:
             raise UnknownGame("unknown game or version")
-        return Ask(
-            request_id=request_id,
+        return PendingRequest(
             session_id=names.session_id(request_id),
             game=game,
             client_ip=address_or_nothing(request.client_ip),
             timeout=min(game.request_timeout, _seconds(headers.get(TIMEOUT_HEADER))),
+            tell=tell,
             broadcast=broadcast,
         )
 
-    # Answers. While NATS is away there is nobody to tell.
+    # Answers. While NATS is away they are lost; httpd asks again.
 
     async def _send(self, inbox: str, data: bytes, headers: dict[str, str] | None = None) -> None:
         try:
@@ -217,7 +212,7 @@ class Requests:
 
 
 def address_or_nothing(text: str | None) -> str:
-    """An IP address, or "" for anything else: it goes on to orchestrators."""
+    """An IP address, "" for anything else: it is passed on to orchestrators."""
     try:
         return str(ipaddress.ip_address(text)) if text else ""
     except ValueError:
@@ -225,7 +220,7 @@ def address_or_nothing(text: str | None) -> str:
 
 
 def _seconds(text: str | None) -> float:
-    """A header's limit in seconds; none for what is not a sensible number."""
+    """A header's limit in seconds; infinite for anything but a positive number."""
     try:
         value = float(text) if text else 0.0
     except ValueError:

@@ -1,1 +1,1 @@
-"""Who sits where, and who waits."""
+"""Decides who sits where, and keeps those who wait."""

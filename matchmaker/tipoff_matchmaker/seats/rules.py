@@ -1,4 +1,4 @@
-"""The seat ledger's rules, pure: who may sit on a deployment, who has left it, which one to fill next.
+"""Decides, purely, who may sit on a deployment, whose seat is free again, and which deployment to fill next.
 
 A seat carries its own deadline. It counts while its session's record is ready or active and names this deployment,
 or until that deadline; otherwise anyone may free it (`stale_seats`).
@@ -10,12 +10,17 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from tipoff_matchmaker.sessions.machine import holds_seat
-from tipoff_shared.records import DeploymentRecord, DeploymentState, SessionRecord
+from tipoff_matchmaker.errors import NoSeat
+from tipoff_shared.records import DeploymentRecord, DeploymentState, SessionRecord, SessionState
 
 
-class NoSeat(Exception):
-    """This deployment cannot take these members (full, not ready, or gone): look for another."""
+def holds_seat(session: SessionRecord | None, deployment_id: str) -> bool:
+    """Whether this record makes the session's seat on `deployment_id` count."""
+    return (
+        session is not None
+        and session.deployment_id == deployment_id
+        and session.state in (SessionState.READY, SessionState.ACTIVE)
+    )
 
 
 def free_seats(record: DeploymentRecord) -> int:
@@ -26,8 +31,9 @@ def free_seats(record: DeploymentRecord) -> int:
 
 
 def take(record: DeploymentRecord | None, members: Iterable[str], until: float) -> DeploymentRecord:
-    """Seats for all `members`, or `NoSeat`. A member that sits here already keeps its one seat, with the new
-    `until`: so that whoever wrote the older one can no longer undo it (see `leave`)."""
+    """The record with seats for all `members`; raises `NoSeat` when it cannot take them all. A member that sits here
+    already keeps its one seat, with the new `until`, so that the writer of the older one can no longer undo it (see
+    `leave`). `until`: Unix seconds."""
     if record is None or record.state is not DeploymentState.READY:
         raise NoSeat
     seats = dict(record.seats)
@@ -43,9 +49,9 @@ def leave(
 ) -> DeploymentRecord:
     """The record without the members' seats. With `until`: only those seats that were written with it.
 
-    Two matchmakers may work on one request, and meet on one deployment. Whoever finds its member seated already
+    Two matchmakers may work on one request, and meet on one deployment. The one that finds its member seated already
     shares that seat and writes its own `until`; it must not undo what it shares, and the other one's undo then finds
-    another `until`. So no undo ever takes the seat of the one who won.
+    another `until`. So no undo ever takes the winner's seat.
     """
     leaving = {
         member
@@ -76,10 +82,10 @@ def stale_seats(
 
 
 class Packing:
-    """Which deployment to fill next: the fullest that has room, so that empty ones can end.
+    """Chooses the deployment to fill next: the fullest that has room, so that empty ones can stop.
 
-    Free seats are counted less those on their way to being written. All operations take constant time but for
-    the number of different free counts.
+    The caller subtracts the seats that are about to be written. Every operation takes constant time, except for the
+    number of different free counts.
     """
 
     def __init__(self) -> None:
@@ -109,4 +115,5 @@ class Packing:
 
     @property
     def free(self) -> int:
+        """All free seats together."""
         return sum(self._free.values())

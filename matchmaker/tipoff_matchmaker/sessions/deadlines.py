@@ -1,12 +1,22 @@
-"""Deadlines kept in memory: hints from this process's own writes. The listing of all sessions is the truth."""
+"""Closes sessions whose deadline has passed, and checks the player's connection before.
+
+Deadlines in memory are hints from this process's own writes. The reconciler's listing of all sessions is the truth.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import heapq
+import time
 from collections.abc import Awaitable, Callable
 
+from tipoff_matchmaker.sessions.machine import DeadlinePassed, Left
+from tipoff_matchmaker.sessions.store import SessionStore
+from tipoff_matchmaker.settings import Settings
 from tipoff_shared.errors import TipoffError
+from tipoff_shared.kv.buckets import Buckets
+from tipoff_shared.nats.connection import Bus
+from tipoff_shared.records import SessionRecord, SessionState
 
 
 class Deadlines:
@@ -32,18 +42,20 @@ class Deadlines:
             self._earlier.set()
 
     def drop(self, key: str) -> None:
+        """Forget the key; idempotent."""
         self._at.pop(key, None)  # its place in the heap goes when its time comes
         if len(self._heap) > 64 and len(self._heap) > 4 * len(self._at):
             self._heap = [(at, key) for key, at in self._at.items()]
             heapq.heapify(self._heap)
 
     def next(self) -> float | None:
-        """When something is due, None when nothing is waited for."""
+        """When the next key is due (Unix seconds); None when there is none."""
         while self._heap and self._at.get(self._heap[0][1]) != self._heap[0][0]:
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else None
 
     async def run(self) -> None:
+        """Until cancelled."""
         while True:
             at = self.next()
             self._earlier.clear()
@@ -60,4 +72,57 @@ class Deadlines:
             try:
                 await self._due(key)
             except TipoffError:
-                self.add(key, self._clock() + 1.0)  # the store is away; once more
+                self.add(key, self._clock() + 1.0)  # NATS is away; once more
+
+
+class SessionDeadlines:
+    """The deadlines of all sessions that this process has written or listed. `run` is its loop."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        buckets: Buckets,
+        sessions: SessionStore,
+        settings: Settings,
+        clock: Callable[[], float],
+    ) -> None:
+        self._bus = bus
+        self._buckets = buckets
+        self._sessions = sessions
+        self._settle = 2 * settings.lease_ttl
+        self._deadlines = Deadlines(clock, self._due)
+        self.run = self._deadlines.run
+        sessions.subscribe(self._written)
+
+    @property
+    def settled(self) -> bool:
+        """Whether NATS has been connected for so long that a missing lease or connection means something."""
+        since = self._bus.connected_since
+        return since is not None and time.monotonic() - since >= self._settle
+
+    async def check(self, session_id: str) -> None:
+        """Close the session if its deadline has passed, or its player has left. Raises `Unavailable`.
+
+        Nothing is closed before its connection has been looked up. The record is read first: where it says `active`,
+        there has been a connection, and if there is none afterwards, the player has left. The other way round, a
+        player who connects in between would be thrown out.
+        """
+        record = await self._sessions.read(session_id)
+        if record is None:
+            return
+        latest = await self._buckets.active_connections.latest(session_id)
+        connected = latest is not None and latest.value is not None
+        if not connected and (latest is not None or record.state is SessionState.ACTIVE):
+            await self._sessions.apply(session_id, Left())
+        else:
+            await self._sessions.apply(session_id, DeadlinePassed(connected))
+
+    def _written(self, record: SessionRecord) -> None:
+        if record.state in (SessionState.REQUESTED, SessionState.READY):
+            self._deadlines.add(record.id, record.deadline + 0.01)
+        else:
+            self._deadlines.drop(record.id)
+
+    async def _due(self, session_id: str) -> None:
+        if self.settled:
+            await self.check(session_id)

@@ -1,12 +1,15 @@
-"""Ending what must not be: a connection, by a command to the gameserver that holds it; a request that still waits, by
-a word to the matchmaker that sees it through."""
+"""Ends connections and waiting requests of sessions that are over.
+
+A connection ends by a command to the game server that holds it; a request that still waits ends by a message to the
+matchmaker that handles it.
+"""
 
 from __future__ import annotations
 
 import logging
 
 from tipoff_matchmaker.deployments.machine import serves
-from tipoff_matchmaker.deployments.store import Ledger
+from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_shared.errors import TipoffError
 from tipoff_shared.nats.connection import Bus
 from tipoff_shared.primitives.tasks import Tasks
@@ -15,38 +18,40 @@ from tipoff_shared.records import Kick, SessionRecord, encode
 log = logging.getLogger(__name__)
 
 
-class Kicks:
-    def __init__(self, bus: Bus, ledger: Ledger, tasks: Tasks) -> None:
+class Kicker:
+    """Commands are hints: one that is lost is repeated when the reconciler finds the connection again."""
+
+    def __init__(self, bus: Bus, deployments: DeploymentStore, tasks: Tasks) -> None:
         self._bus = bus
-        self._ledger = ledger
+        self._deployments = deployments
         self._tasks = tasks
 
-    def start(self, session_id: str, record: SessionRecord | None, reason: str = "") -> None:
-        """`reason`: what the player is told."""
-        self._tasks.start(
-            self._kick(session_id, record, reason or "the session is over"), f"kick/{session_id}"
-        )
+    def start(
+        self, session_id: str, record: SessionRecord | None, reason: str = "the session is over"
+    ) -> None:
+        """End the session's connection. `reason`: what the player is told."""
+        self._tasks.start(self._kick(session_id, record, reason), f"kick/{session_id}")
 
     async def _kick(self, session_id: str, record: SessionRecord | None, reason: str) -> None:
-        """To the session's server; a session nobody knows may be on any server, so all are told."""
+        """A session without a record may be on any server, so all servers get the command."""
         if record is not None and record.deployment_id:
             targets = [record.deployment_id]
         else:
-            targets = [id for id, entry in self._ledger.entries.items() if serves(entry.value)]
+            targets = [id for id, entry in self._deployments.entries.items() if serves(entry.value)]
         command = encode(Kick(session_id, reason))
         log.warning(
-            "session %s is over; its connection is to end, %d server(s) are told", session_id, len(targets)
+            "session %s is over; %d server(s) are told to end its connection", session_id, len(targets)
         )
         try:
             for deployment_id in targets:
                 await self._bus.publish(self._bus.subjects.commands(deployment_id), command)
         except TipoffError as exc:
-            log.info("kicking %s has to wait for the sweep: %s", session_id, exc)
+            log.info("kicking %s is left to the reconciler: %s", session_id, exc)
 
-    async def tell_waiting(self, session_id: str, reason: str) -> None:
-        """Its record is closed; whichever matchmaker looks for its seat may stop, and say so. A hint: missed, the
-        seat it finds is not taken, and the player hears of it then."""
+    async def end_waiting(self, session_id: str, reason: str) -> None:
+        """The session's record is closed: the matchmaker that looks for its seat may stop, and tell the player. A hint:
+        if it is lost, the seat found later is not taken, and the player is told then."""
         try:
             await self._bus.publish(self._bus.subjects.over, encode(Kick(session_id, reason)))
         except TipoffError as exc:
-            log.info("nobody is told that %s is over: %s", session_id, exc)
+            log.info("that session %s is over could not be published: %s", session_id, exc)

@@ -1,13 +1,13 @@
-"""The life of one session, as a pure state machine: record + event + now -> new record and what to do then.
+"""Decides the life of one session, as a pure state machine: record + event + now -> new record and effects.
 
     requested ──seat found──> ready ──connected──> active
         │                       │ deadline            │ left, server gone
         └── deadline ──> closing <────────────────────┘
-                            └── everything given back ──> gone
+                            └── everything released ──> gone
 
-The driver (`session_book.py`) reads the record, calls `step`, writes the outcome by compare-and-set and carries out
-the effects; whoever loses the compare-and-set reads again and asks `step` again. Nothing here does I/O, reads a
-clock or draws random numbers. Times are Unix seconds.
+The driver (store.py) reads the record, calls `step`, writes the outcome by compare-and-set and publishes the effects;
+after a lost compare-and-set it reads and calls `step` again. Nothing here does I/O, reads a clock or draws random
+numbers. Times are Unix seconds.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ class SeatFound:
 
 @dataclass(frozen=True, slots=True)
 class AskedAgain:
-    """The same request id once more: a fresh token goes out, which may be used until `claim_deadline`."""
+    """The request id was repeated: a fresh token goes out, which may be used until `claim_deadline`."""
 
     claim_deadline: float
 
 
 @dataclass(frozen=True, slots=True)
 class StartFailed:
-    """The server this session waited for did not start; it goes on waiting for another."""
+    """The server this session waited for did not start; it waits for another one."""
 
     reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class TakenOver:
-    """`owner` looks after the request from now on, instead of `former` ("" is nobody: anyone may), until
-    `deadline` if that is later than before. Too late when somebody else has taken it from `former` already."""
+    """`owner` handles the request from now on, instead of `former` ("" means that any matchmaker may), until
+    `deadline` if that is later than before. Too late when another matchmaker has taken it from `former` already."""
 
     owner: str
     former: str
@@ -56,7 +56,7 @@ class TakenOver:
 
 @dataclass(frozen=True, slots=True)
 class GivenUp:
-    """The request ended without a seat, for `owner`; somebody who has taken it over may still find one."""
+    """The request ended without a seat, for `owner`; a matchmaker that has taken it over may still find one."""
 
     reason: str
     owner: str
@@ -64,17 +64,17 @@ class GivenUp:
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """`active_connections[id]` is there."""
+    """`active_connections[id]` exists."""
 
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """`active_connections[id]` was there and is deleted."""
+    """`active_connections[id]` was deleted."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeadlinePassed:
-    """The record's deadline may be over; `connected`: what `active_connections[id]` says now."""
+    """The record's deadline may have passed; `connected`: whether `active_connections[id]` exists now."""
 
     connected: bool
 
@@ -96,8 +96,8 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True)
-class GivenBack:
-    """The seat is free and the orchestrator knows."""
+class Released:
+    """The seat is free and the allocator knows."""
 
 
 Event: TypeAlias = (
@@ -111,7 +111,7 @@ Event: TypeAlias = (
     | DeadlinePassed
     | ServerGone
     | Ended
-    | GivenBack
+    | Released
 )
 
 
@@ -121,8 +121,8 @@ class Effect(Enum):
     CLAIMED = "claimed"
     """The session is no longer unclaimed (bevygap's bucket)."""
 
-    GIVE_BACK = "give back"
-    """Free the seat, tell the allocator, forget the token; then report `GivenBack`."""
+    RELEASE = "release"
+    """Free the seat, tell the allocator; then report `Released`."""
 
     KICK = "kick"
     """End a connection that must not be: the session is over."""
@@ -145,19 +145,10 @@ def is_open(record: SessionRecord) -> bool:
     return record.state in _OPEN
 
 
-def holds_seat(record: SessionRecord | None, deployment_id: str) -> bool:
-    """Whether this record makes the session's seat on `deployment_id` count."""
-    return (
-        record is not None
-        and record.deployment_id == deployment_id
-        and record.state in (SessionState.READY, SessionState.ACTIVE)
-    )
-
-
 def step(record: SessionRecord | None, event: Event, now: float) -> Step:
-    """What becomes of `record` (None: there is none) at `event`. Total: every pair has an answer."""
+    """What follows from `event` for `record` (None: there is none). Total: every pair has an answer."""
     if record is None:
-        # A connection nobody knows the session of: it must end. All else comes too late to matter.
+        # A connection without a session must end. Every other event comes too late to matter.
         return Step(effects=(Effect.KICK,)) if isinstance(event, Connected) else NOTHING
     match record.state:
         case SessionState.REQUESTED:
@@ -235,12 +226,12 @@ def _active(record: SessionRecord, event: Event) -> Step:
 
 def _closing(record: SessionRecord, event: Event) -> Step:
     match event:
-        case GivenBack():
+        case Released():
             return Step(msgspec.structs.replace(record, state=SessionState.GONE, deadline=0.0))
         case Connected():
             return Step(effects=(Effect.KICK,))
         case Left() | DeadlinePassed() | ServerGone() | Ended():
-            return Step(effects=(Effect.GIVE_BACK,))  # whoever closed it may have died half-way
+            return Step(effects=(Effect.RELEASE,))  # the matchmaker that closed it may have died half-way
         case _:
             return NOTHING
 
@@ -261,5 +252,5 @@ def _lose_server(record: SessionRecord, event: ServerGone | Ended) -> Step:
 def _close(record: SessionRecord, reason: str) -> Step:
     return Step(
         msgspec.structs.replace(record, state=SessionState.CLOSING, deadline=0.0, reason=reason),
-        (Effect.GIVE_BACK,),
+        (Effect.RELEASE,),
     )

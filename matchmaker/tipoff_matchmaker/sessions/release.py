@@ -1,19 +1,19 @@
-"""Giving back what an ended session held: its seat, its entries in bevygap's buckets; then its record is `gone`.
+"""Gives back what an ended session held: its seat and its entries in bevygap's buckets; then its record is `gone`.
 
-Runs as a task of its own for each session, a bounded number at once. What a crash leaves undone is found by the
-session's record, which says `closing`: through the delete queue at once, through the sweep in any case.
+Each session is released by a task of its own, a bounded number at once. What a crash leaves undone is found by the
+session's record, which says `closing`: through the delete queue at once, through the reconciler in any case.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from typing import Protocol
 
 from tipoff_matchmaker import failpoints
-from tipoff_matchmaker.allocators.router import Allocators
-from tipoff_matchmaker.sessions.machine import GivenBack
-from tipoff_matchmaker.sessions.store import SessionBook
+from tipoff_matchmaker.sessions.end import EVERYTHING
+from tipoff_matchmaker.sessions.machine import Released
+from tipoff_matchmaker.sessions.store import SessionStore
 from tipoff_shared.errors import TipoffError
 from tipoff_shared.games import Games
 from tipoff_shared.kv.buckets import Buckets
@@ -25,50 +25,63 @@ log = logging.getLogger(__name__)
 
 _AT_ONCE = 200
 _REMEMBERED = 5000
-EVERYTHING = 2**62
-"""A revision above all others, for `Bucket.forget`."""
 
 
-class GiveBack:
-    """`start` is idempotent: a session on its way is not begun twice here, and each step may be repeated."""
+class SeatOwner(Protocol):
+    """Where seats are given back: the allocator of the session's game."""
+
+    async def release_seat(self, session: SessionRecord) -> None:
+        """Give back the seat of an ended session; idempotent. Raises `TipoffError`."""
+        ...
+
+
+class Releaser:
+    """`start` is idempotent: one release for each session at a time, and each step may be repeated."""
 
     def __init__(
         self,
         bus: Bus,
         buckets: Buckets,
         games: Games,
-        allocators: Allocators,
-        book: Callable[[], SessionBook],
+        sessions: SessionStore,
+        seats: SeatOwner,
         tasks: Tasks,
     ) -> None:
         self._bus = bus
         self._buckets = buckets
         self._games = games
-        self._allocators = allocators
-        self._book = book
+        self._sessions = sessions
+        self._seats = seats
         self._tasks = tasks
         self._room = asyncio.Semaphore(_AT_ONCE)
         self._running: dict[str, asyncio.Task[None]] = {}
         self._done: dict[str, None] = {}
         """The latest sessions finished here, so that our own hints cost no reading."""
 
-    def start(self, record: SessionRecord) -> asyncio.Task[None]:
-        task = self._running.get(record.id)
-        if task is None:
-            task = self._tasks.start(self._run(record), f"give back/{record.id}")
-            self._running[record.id] = task
-            task.add_done_callback(lambda _: self._running.pop(record.id, None))
-        return task
+    def start(self, session_id: str, record: SessionRecord | None) -> None:
+        """Begin to release the session; nothing when there is no record, or its release is on its way."""
+        if record is not None and session_id not in self._running:
+            task = self._tasks.start(self._run(record), f"release/{session_id}")
+            self._running[session_id] = task
+            task.add_done_callback(lambda _: self._running.pop(session_id, None))
 
-    def is_running(self, session_id: str) -> bool:
-        return session_id in self._running
+    async def finish(self, record: SessionRecord) -> None:
+        """Release the session and return when that has ended, also by an error. Cancelling is safe."""
+        self.start(record.id, record)
+        await self._running[record.id]
 
-    def was_done(self, session_id: str) -> bool:
-        return session_id in self._done
+    def handles(self, session_id: str) -> bool:
+        """Whether this process releases the session, or has done so lately."""
+        return session_id in self._running or session_id in self._done
 
-    def claimed(self, session_id: str) -> None:
-        """The player is there: bevygap's entry for those who never came goes."""
-        self._tasks.start(self._unclaim(session_id), f"claimed/{session_id}")
+    def claimed(self, session_id: str, record: SessionRecord | None) -> None:
+        """The player has connected: remove bevygap's entry of the unclaimed session."""
+        if record is not None and self._is_bevygap(record):
+            self._tasks.start(self._unclaim(session_id), f"claimed/{session_id}")
+
+    def _is_bevygap(self, record: SessionRecord) -> bool:
+        game = self._games.get(record.game, record.version)
+        return game is not None and game.bevygap
 
     async def _unclaim(self, session_id: str) -> None:
         try:
@@ -79,20 +92,15 @@ class GiveBack:
     async def _run(self, record: SessionRecord) -> None:
         try:
             async with self._room:
-                await self._hint(record.id)
-                allocator = self._allocators.of((record.game, record.version))
-                await allocator.release(record.id, record.id, deployment_id=record.deployment_id)
+                # A hint to the reader of the delete queue, should this process die before the next line.
+                await self._bus.publish(self._bus.subjects.delete_queue(record.id), record.id.encode())
+                await self._seats.release_seat(record)
                 failpoints.reach("E2")
-                game = self._games.get(record.game, record.version)
-                if game is not None and game.bevygap:
+                if self._is_bevygap(record):
                     await self._buckets.unclaimed_sessions.forget(record.id, EVERYTHING)
-                await self._book().apply(record.id, GivenBack())
+                await self._sessions.apply(record.id, Released())
             self._done[record.id] = None
             if len(self._done) > _REMEMBERED:
                 del self._done[next(iter(self._done))]
         except TipoffError as exc:
-            log.warning("session %s is not given back yet, the sweep tries again: %s", record.id, exc)
-
-    async def _hint(self, session_id: str) -> None:
-        """To whoever reads the delete queue, should this process die before the next line."""
-        await self._bus.publish(self._bus.subjects.delete_queue(session_id), session_id.encode())
+            log.warning("session %s is not released yet, the reconciler tries again: %s", record.id, exc)

@@ -22,9 +22,11 @@ from tipoff_matchmaker.allocators.edgegap.readiness import Arriving
 from tipoff_matchmaker.allocators.edgegap.seat_store import Parts
 from tipoff_matchmaker.allocators.edgegap.session_requests import Asking
 from tipoff_matchmaker.allocators.edgegap.watch import SessionLost, SessionWatch
-from tipoff_matchmaker.allocators.interface import Allocation, Progress, Seats, Step
-from tipoff_matchmaker.deployments.store import Ledger, NoRecord
-from tipoff_matchmaker.seats.rules import NoSeat, leave, take
+from tipoff_matchmaker.allocators.interface import Progress, Step
+from tipoff_matchmaker.deployments.store import DeploymentStore
+from tipoff_matchmaker.errors import NoRecord, NoSeat
+from tipoff_matchmaker.seats.allocation import Allocation, Seats
+from tipoff_matchmaker.seats.rules import leave, take
 from tipoff_shared.errors import OrchestratorFailed, TipoffError, UnknownGame
 from tipoff_shared.games import EdgegapSpec, Game, GameKey
 from tipoff_shared.primitives.tasks import Tasks
@@ -43,7 +45,7 @@ class EdgegapSessions:
         parts: Parts,
         asking: Asking,
         arriving: Arriving,
-        ledger: Ledger,
+        deployments: DeploymentStore,
         games: Iterable[Game],
         tasks: Tasks,
         *,
@@ -56,7 +58,7 @@ class EdgegapSessions:
         self._parts = parts
         self._asking = asking
         self._arriving = arriving
-        self._ledger = ledger
+        self._deployments = deployments
         self._games: dict[GameKey, Game] = {game.key: game for game in games}
         self._tasks = tasks
         self._clock = clock
@@ -129,7 +131,7 @@ class EdgegapSessions:
     async def _take(self, members: tuple[str, ...], deployment_id: str, shared: bool) -> Seats:
         until = round(self._clock() + self._seat_hold, 3)
         try:
-            record = await self._ledger.change(deployment_id, lambda now: take(now, members, until))
+            record = await self._deployments.change(deployment_id, lambda now: take(now, members, until))
         except (NoSeat, NoRecord):
             raise SessionLost("its server is full or ending") from None
         return Seats(members, record, until, shared)
@@ -151,7 +153,7 @@ class EdgegapSessions:
         now = self._clock()
         try:
             with suppress(NoRecord):
-                await self._ledger.change(
+                await self._deployments.change(
                     seats.deployment.id, lambda record: leave(record, seats.members, now, until=seats.until)
                 )
             for member in seats.members:
@@ -163,9 +165,17 @@ class EdgegapSessions:
         now = self._clock()
         if deployment_id:
             with suppress(NoRecord):
-                await self._ledger.change(deployment_id, lambda record: leave(record, (member,), now))
+                await self._deployments.change(deployment_id, lambda record: leave(record, (member,), now))
         await self._parts.release(member)
 
     async def sessions(self) -> set[str] | None:
         """Those of ours that Edgegap has a session for."""
         return await self._parts.all()
+
+    def close(self, error: TipoffError) -> None:
+        """What Edgegap has given is kept for the matchmaker that goes on with the request."""
+        self._asking.close(error)
+
+    async def settle(self, timeout: float) -> None:
+        """Until what has been asked for is written down."""
+        await self._asking.settle(timeout)

@@ -1,4 +1,4 @@
-"""The servers on which Edgegap places sessions: known to our ledger, and waited for until they serve."""
+"""The servers on which Edgegap places sessions: known in our records, and waited for until they serve."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import msgspec
 
 from tipoff_matchmaker.allocators.edgegap.shielded import begin
 from tipoff_matchmaker.allocators.edgegap.watch import Place, SessionLost
-from tipoff_matchmaker.deployments import machine as deployments
-from tipoff_matchmaker.deployments.store import Ledger
+from tipoff_matchmaker.deployments import machine
+from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_orchestrator_client.base import Deployment, OrchestratorError, RunState
 from tipoff_orchestrator_client.edgegap.session_servers import SessionServers
 from tipoff_shared.games import Game
@@ -32,7 +32,7 @@ class Arriving:
     def __init__(
         self,
         servers: SessionServers,
-        ledger: Ledger,
+        deployments: DeploymentStore,
         tasks: Tasks,
         *,
         clock: Callable[[], float],
@@ -40,24 +40,24 @@ class Arriving:
         backoff: float,
     ) -> None:
         self._servers = servers
-        self._ledger = ledger
+        self._deployments = deployments
         self._tasks = tasks
         self._clock = clock
         self._arrive = arrive
         self._backoff = backoff
         self._arriving: dict[str, asyncio.Task[DeploymentRecord]] = {}
         self._ready: dict[str, asyncio.Event] = {}
-        ledger.listen(self._ledger_changed)
+        deployments.subscribe(self._deployment_changed)
 
-    def _ledger_changed(self, before: DeploymentRecord | None, after: DeploymentRecord) -> None:
-        if (event := self._ready.get(after.id)) is not None and not deployments.is_coming(after):
+    def _deployment_changed(self, before: DeploymentRecord | None, after: DeploymentRecord) -> None:
+        if (event := self._ready.get(after.id)) is not None and not machine.is_coming(after):
             event.set()
 
     async def serving(self, place: Place, game: Game) -> DeploymentRecord:
         """The deployment's record as soon as it is ready; those who ask at one time share the way there.
         Raises `SessionLost`."""
         request_id = place.request_id
-        record = self._ledger.get(request_id)
+        record = self._deployments.get(request_id)
         if record is not None and record.state is DeploymentState.READY:
             return record
         task = self._arriving.get(request_id)
@@ -75,24 +75,24 @@ class Arriving:
                 self._servers.know(request_id, game)
                 told = place.server
                 deployment = await self._look(request_id) if told is None else self._servers.told(told)
-                record = self._ledger.get(request_id) or await self._ledger.fetch(request_id)
+                record = self._deployments.get(request_id) or await self._deployments.fetch(request_id)
                 if record is None:
-                    coming = deployments.started(deployments.planned(request_id, game, self._clock()))
+                    coming = machine.started(machine.planned(request_id, game, self._clock()))
                     record = msgspec.structs.replace(coming, id=request_id)
                     try:
-                        await self._ledger.create(record)
+                        await self._deployments.create(record)
                     except LostRace:
-                        record = await self._ledger.fetch(request_id)
-                if record is not None and deployments.is_coming(record):
+                        record = await self._deployments.fetch(request_id)
+                if record is not None and machine.is_coming(record):
                     await self._arrive(record, game, deployment)
-                    now = self._ledger.get(request_id)
-                    if now is not None and deployments.is_coming(now):
+                    now = self._deployments.get(request_id)
+                    if now is not None and machine.is_coming(now):
                         await event.wait()
         except TimeoutError:
             raise SessionLost(f"its server was not ready within {game.start_timeout:g} s") from None
         finally:
             self._ready.pop(request_id, None)
-        record = self._ledger.get(request_id)
+        record = self._deployments.get(request_id)
         if record is None or record.state is not DeploymentState.READY:
             raise SessionLost("its server is ending")
         return record

@@ -14,8 +14,8 @@ from typing import TypeAlias
 from tipoff_matchmaker.allocators.edgegap.seat_store import Parts
 from tipoff_matchmaker.allocators.edgegap.shielded import begin
 from tipoff_matchmaker.allocators.edgegap.watch import SessionWatch
-from tipoff_matchmaker.allocators.interface import Allocation
 from tipoff_matchmaker.backoff import retried
+from tipoff_matchmaker.seats.allocation import Allocation
 from tipoff_orchestrator_client.base import NoCapacity, OrchestratorError
 from tipoff_orchestrator_client.edgegap.api.errors import Rejected
 from tipoff_orchestrator_client.edgegap.session_servers import SessionServers

@@ -12,14 +12,14 @@ from tipoff_matchmaker.allocators.edgegap.seat_store import Parts
 from tipoff_matchmaker.allocators.edgegap.session_requests import Asking
 from tipoff_matchmaker.allocators.edgegap.watch import SessionWatch
 from tipoff_matchmaker.allocators.interface import Allocator
-from tipoff_matchmaker.bevygap.contexts import Contexts
-from tipoff_matchmaker.deployments.store import Ledger
-from tipoff_matchmaker.fleet.liveness import Servers
+from tipoff_matchmaker.bevygap.contexts import BevygapContexts
+from tipoff_matchmaker.deployments.store import DeploymentStore
+from tipoff_matchmaker.fleet.readiness import Readiness
 from tipoff_matchmaker.settings import Settings
 from tipoff_orchestrator_client.base import Deployment, Orchestrator
 from tipoff_orchestrator_client.edgegap import SESSIONS
 from tipoff_orchestrator_client.edgegap.session_servers import SessionServers
-from tipoff_shared.errors import ConfigError, TipoffError
+from tipoff_shared.errors import ConfigError
 from tipoff_shared.games import Game, GameKey, Games
 from tipoff_shared.kv.buckets import Buckets
 from tipoff_shared.nats.connection import Bus
@@ -28,7 +28,7 @@ from tipoff_shared.records import DeploymentRecord
 
 
 class AtEdgegap:
-    """`allocators`: for each of its games. `run` for as long as the matchmaker does; `close` before it drains."""
+    """`allocators`: for each of its games. `run` for as long as the matchmaker does."""
 
     def __init__(
         self,
@@ -36,9 +36,9 @@ class AtEdgegap:
         bus: Bus,
         buckets: Buckets,
         games: Games,
-        ledger: Ledger,
-        servers: Servers,
-        contexts: Contexts,
+        deployments: DeploymentStore,
+        readiness: Readiness,
+        contexts: BevygapContexts,
         tasks: Tasks,
         settings: Settings,
         *,
@@ -49,21 +49,21 @@ class AtEdgegap:
                 f"orchestrator {SESSIONS!r} is built in; a {type(orchestrator).__name__} is not it"
             )
         self._gameservers = buckets.gameservers
-        self._servers = servers
+        self._readiness = readiness
         self._contexts = contexts
         self._watch = SessionWatch(orchestrator, bus)
         own = [game for game in games.all() if game.orchestrator == SESSIONS]
         parts = Parts(orchestrator, buckets.edgegap_sessions)
-        self._asking = Asking(orchestrator, self._watch, parts, tasks, backoff=settings.backoff)
+        asking = Asking(orchestrator, self._watch, parts, tasks, backoff=settings.backoff)
         arriving = Arriving(
-            orchestrator, ledger, tasks, clock=clock, arrive=self._arrive, backoff=settings.backoff
+            orchestrator, deployments, tasks, clock=clock, arrive=self._arrive, backoff=settings.backoff
         )
         allocator = EdgegapSessions(
             self._watch,
             parts,
-            self._asking,
+            asking,
             arriving,
-            ledger,
+            deployments,
             own,
             tasks,
             clock=clock,
@@ -76,21 +76,15 @@ class AtEdgegap:
     async def run(self) -> None:
         await self._watch.run()
 
-    def close(self, error: TipoffError) -> None:
-        self._asking.close(error)
-
-    async def settle(self, timeout: float) -> None:
-        await self._asking.settle(timeout)
-
     async def _arrive(self, record: DeploymentRecord, game: Game, deployment: Deployment) -> None:
         """What would have made it ready may have been said before there was a record of it."""
         match game.ready:
             case "lease":
                 lease = await self._gameservers.get(record.id)
                 if lease is not None:
-                    await self._servers.lease_seen(lease.value)
+                    await self._readiness.lease_seen(lease.value)
             case "running":
-                await self._servers.runs(deployment)
+                await self._readiness.runs(deployment)
             case "context":
                 said = {"request_id": record.id, "public_ip": deployment.host}
                 await self._contexts.received(msgspec.json.encode(said))

@@ -9,9 +9,10 @@ from contextlib import aclosing
 import msgspec
 import pytest
 
-from tests.matchmaker.matchmaker_world import ARENA, World
-from tipoff_matchmaker.allocators.interface import Allocation, Progress, Seats
-from tipoff_matchmaker.seats.waiting_line import Line
+from tests.matchmaker.world import ARENA, World
+from tipoff_matchmaker.allocators.interface import Progress
+from tipoff_matchmaker.seats.allocation import Allocation, Seats
+from tipoff_matchmaker.seats.waiting_line import WaitingLine
 from tipoff_matchmaker.service import Matchmaker
 from tipoff_matchmaker.sessions.deadlines import Deadlines
 from tipoff_shared.errors import UnknownGame
@@ -24,7 +25,10 @@ def group(*members: str) -> Allocation:
 
 
 async def _allocate(matchmaker: Matchmaker, allocation: Allocation) -> Seats:
-    async with asyncio.timeout(5), aclosing(matchmaker.allocator.allocate(allocation)) as steps:
+    async with (
+        asyncio.timeout(5),
+        aclosing(matchmaker.parts.router.of(ARENA.key).allocate(allocation)) as steps,
+    ):
         async for step in steps:
             if isinstance(step, Seats):
                 return step
@@ -40,9 +44,9 @@ async def test_a_group_sits_together(world: World) -> None:
         assert second.deployment.id != first.deployment.id
         third = await _allocate(matchmaker, group("f", "g"))
         assert third.deployment.id == first.deployment.id
-        await matchmaker.allocator.undo(second)
-        await matchmaker.allocator.undo(second)
-        assert await matchmaker.allocator.sessions() == {"a", "b", "f", "g"}
+        await matchmaker.parts.router.of(ARENA.key).undo(second)
+        await matchmaker.parts.router.of(ARENA.key).undo(second)
+        assert await matchmaker.parts.router.of(ARENA.key).sessions() == {"a", "b", "f", "g"}
 
 
 async def test_an_allocation_closed_early_gives_back_what_it_holds(world: World) -> None:
@@ -51,11 +55,11 @@ async def test_an_allocation_closed_early_gives_back_what_it_holds(world: World)
     async with world.matchmaker(one, seat_hold=30) as matchmaker:
         await world.servers_ready(1)
         held = await _allocate(matchmaker, group("a"))
-        async with aclosing(matchmaker.allocator.allocate(group("b"))) as steps:
+        async with aclosing(matchmaker.parts.router.of(ARENA.key).allocate(group("b"))) as steps:
             assert isinstance(await anext(steps), Progress)
-            assert len(matchmaker.allocator.line(one.key)) == 1
-        assert len(matchmaker.allocator.line(one.key)) == 0
-        await matchmaker.allocator.undo(held)
+            assert len(matchmaker.parts.lines[one.key]) == 1
+        assert len(matchmaker.parts.lines[one.key]) == 0
+        await matchmaker.parts.router.of(ARENA.key).undo(held)
         claim = asyncio.ensure_future(_allocate(matchmaker, group("c")))
         await asyncio.sleep(0)  # its seat is being written
         claim.cancel()
@@ -72,7 +76,7 @@ async def test_an_unknown_game_has_no_seats(world: World) -> None:
 
 async def test_a_line_keeps_its_order() -> None:
     """Who is put back stands where he stood."""
-    line = Line()
+    line = WaitingLine()
     first, second, third = (line.enter(group(name), 0.0) for name in "abc")
     assert line.pop() is first
     assert [line.position(second), line.position(third)] == [1, 2]

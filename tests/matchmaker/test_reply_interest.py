@@ -6,8 +6,8 @@ import asyncio
 
 import msgspec
 
-from tests.matchmaker.matchmaker_world import ARENA, World
-from tipoff_matchmaker.requests.reply_interest import Askers
+from tests.matchmaker.world import ARENA, World
+from tipoff_matchmaker.requests.reply_interest import ReplyInterest
 from tipoff_shared import names
 from tipoff_shared.messages import PlayRequest, ProgressReport, SessionReady, encode_request
 from tipoff_shared.records import SessionState
@@ -73,7 +73,7 @@ async def test_no_seat_is_given_to_a_player_who_left(world: World) -> None:
 
 
 async def test_who_asks_again_elsewhere_is_not_sent_away_with_the_former_socket(world: World) -> None:
-    """The same request id by two askers; the first one's end is not the second one's."""
+    """The same request id by two interest; the first one's end is not the second one's."""
     async with world.matchmaker(SMALL):
         first = await world.play()
         await world.server_of(first).connect(first)
@@ -120,19 +120,18 @@ async def test_a_stopping_matchmaker_says_that_the_next_one_may_be_asked_at_once
 
 async def test_the_table_forgets_who_went() -> None:
     """Also those with the same inbox prefix, as bevygap's inboxes may have."""
-    askers = Askers()
+    interest = ReplyInterest()
     tasks = [asyncio.create_task(asyncio.sleep(60)) for _ in range(3)]
-    askers.came("_INBOX.a", "s1", tasks[0])
-    askers.came("_INBOX.b", "s2", tasks[1])
-    askers.came("h.1.1", "s2", tasks[2])
-    askers.left("h.1")
-    askers.left("h.1")
+    interest.add("_INBOX.a", "s1", tasks[0])
+    interest.add("_INBOX.b", "s2", tasks[1])
+    interest.add("h.1.1", "s2", tasks[2])
+    interest.lost("h.1")
+    interest.lost("h.1")
     assert not any(task.cancelling() for task in tasks)
-    askers.went("h.1.1", "s2", tasks[2])
-    askers.went("_INBOX.a", "s1", tasks[0])
-    askers.went("_INBOX.b", "s2", tasks[1])
-    assert not askers
-    assert not askers._session_of
+    interest.remove("h.1.1", "s2", tasks[2])
+    interest.remove("_INBOX.a", "s1", tasks[0])
+    interest.remove("_INBOX.b", "s2", tasks[1])
+    assert len(interest) == 0  # neither a session nor a client
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

@@ -18,8 +18,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from tests.polling import eventually
-from tipoff_matchmaker.run import run_matchmaker
-from tipoff_matchmaker.service import Matchmaker
+from tipoff_matchmaker.service import Matchmaker, run_matchmaker
 from tipoff_matchmaker.settings import Settings
 from tipoff_orchestrator_client.base import Deployment, DeploySpec, Orchestrator, Port
 from tipoff_orchestrator_client.fake import FakeOrchestrator

@@ -1,0 +1,258 @@
+"""Builds the parts of a matchmaker in the order in which they need each other; nothing else does.
+
+No part looks another one up later: each gets what stands above it here. Where two parts need each other, the lower one
+publishes what happens (`subscribe`), or both need a smaller third one (`Trust`, `WaitingLines`). No listener relies on
+being called before or after another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tipoff_matchmaker.admin import Admin
+from tipoff_matchmaker.allocators.interface import Allocator
+from tipoff_matchmaker.allocators.ledger_allocator import LedgerAllocator
+from tipoff_matchmaker.allocators.router import Router
+from tipoff_matchmaker.bevygap.contexts import BevygapContexts
+from tipoff_matchmaker.bevygap.delete_queue import DeleteQueue
+from tipoff_matchmaker.deployments.fleet_limit import FleetLimit
+from tipoff_matchmaker.deployments.store import DeploymentStore
+from tipoff_matchmaker.event_secret import EventSecret
+from tipoff_matchmaker.fleet.liveness import Liveness
+from tipoff_matchmaker.fleet.planner import Planner
+from tipoff_matchmaker.fleet.readiness import Readiness
+from tipoff_matchmaker.fleet.start import Starter
+from tipoff_matchmaker.fleet.stop import Stopper
+from tipoff_matchmaker.fleet.trust import Trust
+from tipoff_matchmaker.isolated.reader import EventReader
+from tipoff_matchmaker.isolated.writer import EventWriter
+from tipoff_matchmaker.mappings import Mappings
+from tipoff_matchmaker.metrics import Metrics
+from tipoff_matchmaker.orchestrators.resilient import ResilientOrchestrator
+from tipoff_matchmaker.peers import Peers
+from tipoff_matchmaker.reaper import Reaper
+from tipoff_matchmaker.reconciler.executor import Executor
+from tipoff_matchmaker.reconciler.lease import ReconcilerLease
+from tipoff_matchmaker.reconciler.loop import Reconciler
+from tipoff_matchmaker.reconciler.snapshot import SnapshotReader
+from tipoff_matchmaker.requests.gensession import GenSession, default_game
+from tipoff_matchmaker.requests.pending import PendingRequests
+from tipoff_matchmaker.requests.placement import Placement
+from tipoff_matchmaker.requests.subscription import RequestSubscription
+from tipoff_matchmaker.seats.waiting_line import WaitingLines
+from tipoff_matchmaker.sessions.deadlines import SessionDeadlines
+from tipoff_matchmaker.sessions.end import SessionEnder
+from tipoff_matchmaker.sessions.kicker import Kicker
+from tipoff_matchmaker.sessions.machine import Effect
+from tipoff_matchmaker.sessions.release import Releaser
+from tipoff_matchmaker.sessions.store import SessionStore
+from tipoff_matchmaker.settings import Settings
+from tipoff_matchmaker.tokens import Tokens
+from tipoff_orchestrator_client.base import Orchestrator
+from tipoff_orchestrator_client.edgegap import SESSIONS
+from tipoff_shared.games import GameKey, Games
+from tipoff_shared.kv.buckets import Buckets
+from tipoff_shared.nats.connection import Bus
+from tipoff_shared.primitives.tasks import BoundedHandlers, Tasks
+
+if TYPE_CHECKING:
+    from tipoff_matchmaker.allocators.edgegap.wiring import AtEdgegap
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What service.py starts and stops, and what tests look at. `None`: this matchmaker has no such part."""
+
+    settings: Settings
+    bus: Bus
+    buckets: Buckets
+    tasks: Tasks
+    metrics: Metrics
+    orchestrators: Mapping[str, ResilientOrchestrator]
+    event_secret: EventSecret | None
+    peers: Peers
+    mappings: Mappings
+    deployments: DeploymentStore
+    sessions: SessionStore
+    lines: WaitingLines
+    trust: Trust
+    deadlines: SessionDeadlines
+    stopper: Stopper
+    liveness: Liveness
+    contexts: BevygapContexts
+    planner: Planner
+    edgegap: AtEdgegap | None
+    router: Router
+    event_reader: EventReader | None
+    lease: ReconcilerLease
+    reconciler: Reconciler
+    reaper: Reaper
+    delete_queue: DeleteQueue
+    handlers: BoundedHandlers
+    pending: PendingRequests
+    requests: RequestSubscription
+    gensession: GenSession
+    admin: Admin
+
+
+def compose(
+    settings: Settings,
+    games: Games,
+    bus: Bus,
+    buckets: Buckets,
+    orchestrators: Mapping[str, Orchestrator],
+    tasks: Tasks,
+    clock: Callable[[], float],
+) -> Parts:
+    """All parts of one matchmaker; none of them does anything yet. `clock`: Unix seconds. Raises `ConfigError` for a
+    default game that games.toml does not have."""
+    by_key = {game.key: game for game in games.all()}
+    ours = [
+        game for game in games.all() if game.orchestrator != SESSIONS
+    ]  # Edgegap starts the servers of the others
+    our_keys = [game.key for game in ours]
+
+    metrics = Metrics()
+    tokens = Tokens(games, settings.gs_proxy_url)
+    peers = Peers(bus, settings.instance, silent_after=settings.owner_silence)
+    mappings = Mappings(buckets)
+    event_secret = EventSecret(bus) if settings.profile == "isolated" else None
+    resilient = {
+        name: ResilientOrchestrator(
+            orchestrator,
+            threshold=settings.breaker_failures,
+            first_pause=settings.breaker_pause,
+            on_change=metrics.breaker_changed,
+            on_error=metrics.orchestrator_failed,
+        )
+        for name, orchestrator in orchestrators.items()
+    }
+
+    deployments = DeploymentStore(buckets.deployments, tasks)
+    fleet_limit = FleetLimit(buckets.fleets)
+    sessions = SessionStore(buckets.sessions, settings, clock)
+
+    trust = Trust(deployments)
+    lines = WaitingLines(our_keys)
+    kicker = Kicker(bus, deployments, tasks)
+    ender = SessionEnder(buckets, sessions)
+    deadlines = SessionDeadlines(bus, buckets, sessions, settings, clock)
+
+    stopper = Stopper(deployments, fleet_limit, resilient, ender, tasks, settings, clock)
+    readiness = Readiness(games, deployments, tokens, trust, ender, stopper, clock)
+    starter = Starter(deployments, resilient, ours, lines, readiness, event_secret, tasks, settings, clock)
+    liveness = Liveness(
+        buckets.gameservers, games, deployments, resilient, trust, readiness, starter, stopper, tasks
+    )
+    contexts = BevygapContexts(games, deployments, resilient, readiness, stopper, buckets.cert_digests)
+    planner = Planner(deployments, fleet_limit, resilient, ours, lines, starter, stopper, settings, clock)
+
+    usual = LedgerAllocator(deployments, trust, lines, planner, our_keys, tasks, settings, clock)
+    others: dict[GameKey, Allocator] = {}
+    edgegap: AtEdgegap | None = None
+    if SESSIONS in orchestrators:
+        from tipoff_matchmaker.allocators.edgegap.wiring import (
+            AtEdgegap,
+        )  # it needs httpx; nothing else here does
+
+        edgegap = AtEdgegap(
+            orchestrators[SESSIONS],
+            bus,
+            buckets,
+            games,
+            deployments,
+            readiness,
+            contexts,
+            tasks,
+            settings,
+            clock=clock,
+        )
+        others.update(edgegap.allocators)
+    router = Router(usual, others)
+    releaser = Releaser(bus, buckets, games, sessions, router, tasks)
+    sessions.handle(
+        {Effect.RELEASE: releaser.start, Effect.KICK: kicker.start, Effect.CLAIMED: releaser.claimed}
+    )
+
+    event_reader: EventReader | None = None
+    if event_secret is not None:
+        writer = EventWriter(
+            bus, buckets, deployments, contexts.received, longest_lease=3 * settings.lease_ttl
+        )
+        event_reader = EventReader(bus, writer, metrics, tasks, event_secret.key_of)
+
+    lease = ReconcilerLease(buckets.matchmakers, settings.instance, ttl=settings.reconciler_ttl)
+    reader = SnapshotReader(
+        buckets,
+        by_key,
+        deployments,
+        resilient,
+        trust,
+        liveness,
+        sessions,
+        deadlines,
+        metrics,
+        settings,
+        clock,
+    )
+    executor = Executor(
+        buckets,
+        deployments,
+        fleet_limit,
+        resilient,
+        trust,
+        liveness,
+        readiness,
+        contexts,
+        stopper,
+        sessions,
+        deadlines,
+        ender,
+        releaser,
+        clock,
+    )
+    reconciler = Reconciler(reader, executor, lease, trust, starter, stopper, planner, metrics, settings)
+    reaper = Reaper(buckets, sessions, liveness)
+    delete_queue = DeleteQueue(bus, sessions, releaser)
+
+    placement = Placement(buckets, deployments, router, sessions, tokens, peers, mappings, settings, clock)
+    pending = PendingRequests(placement.place, sessions, tasks, settings)
+    handlers = BoundedHandlers("play request", settings.max_requests)
+    metrics.in_flight.set_function(lambda: handlers.in_flight)
+    requests = RequestSubscription(bus, games, pending, handlers, peers, metrics, settings)
+    gensession = GenSession(bus, default_game(games, settings.default_game), pending, handlers)
+    admin = Admin(bus, settings.instance, sessions, deployments, trust, stopper, kicker, resilient, handlers)
+    return Parts(
+        settings=settings,
+        bus=bus,
+        buckets=buckets,
+        tasks=tasks,
+        metrics=metrics,
+        orchestrators=resilient,
+        event_secret=event_secret,
+        peers=peers,
+        mappings=mappings,
+        deployments=deployments,
+        sessions=sessions,
+        lines=lines,
+        trust=trust,
+        deadlines=deadlines,
+        stopper=stopper,
+        liveness=liveness,
+        contexts=contexts,
+        planner=planner,
+        edgegap=edgegap,
+        router=router,
+        event_reader=event_reader,
+        lease=lease,
+        reconciler=reconciler,
+        reaper=reaper,
+        delete_queue=delete_queue,
+        handlers=handlers,
+        pending=pending,
+        requests=requests,
+        gensession=gensession,
+        admin=admin,
+    )

@@ -1,0 +1,36 @@
+"""Describes what players want and what they get: an `Allocation` is answered with `Seats`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tipoff_shared.games import GameKey
+from tipoff_shared.records import DeploymentRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """Seats wanted for `members` (session ids) together on one server. `client_ips`, `regions`: where they are."""
+
+    id: str
+    members: tuple[str, ...]
+    game: str
+    version: str
+    client_ips: tuple[str, ...] = ()
+    regions: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> GameKey:
+        """The game and version they want to play."""
+        return (self.game, self.version)
+
+
+@dataclass(frozen=True, slots=True)
+class Seats:
+    """One seat for each member, written down on `deployment`. It counts until `until` (Unix seconds) without a
+    session record. `shared`: a member sat there already, so the seat may be another matchmaker's too."""
+
+    members: tuple[str, ...]
+    deployment: DeploymentRecord
+    until: float
+    shared: bool = False
