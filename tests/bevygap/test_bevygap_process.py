@@ -147,8 +147,7 @@ async def test_a_missed_context_is_made_good(own_nats: EmbeddedNats, tmp_path: P
                 pass
 
             deaf.parts.contexts.received = hears_nothing  # type: ignore[method-assign] # as if it had died meanwhile
-            deaf.contexts.look_for_digest = hears_nothing  # type: ignore[method-assign, assignment]
-            deaf.deeds._look_for_digest = hears_nothing  # type: ignore[assignment]
+            deaf.parts.contexts.look_for_digest = hears_nothing  # type: ignore[method-assign, assignment]
             answers = await world.ask("spaceships")
 
             async def digest_written() -> bool:
@@ -156,7 +155,7 @@ async def test_a_missed_context_is_made_good(own_nats: EmbeddedNats, tmp_path: P
 
             await world.eventually(digest_written, "the server is up")
             async with world.matchmaker(SPACESHIPS, orchestrator=on.orchestrator):
-                await deaf.reconciler_lease.give_up()
+                await deaf.parts.lease.give_up()
                 ready = await answers.end()
         assert getattr(ready, "cert_digest", "")
 
