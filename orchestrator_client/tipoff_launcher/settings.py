@@ -1,4 +1,4 @@
-"""Settings of a launcher, from `TIPOFF_LAUNCHER_...` variables. How it reaches NATS: `tipoff_shared.settings`."""
+"""Reads the launcher's settings from `TIPOFF_LAUNCHER_...` variables; those of NATS are in `tipoff_shared.settings`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _default_state_dir() -> Path:
 
 
 class Settings(BaseSettings):
-    """One launcher: one host, one namespace, one state directory. Times are seconds."""
+    """The settings of one launcher: one host, one namespace, one state directory. Times are seconds."""
 
     model_config = SettingsConfigDict(env_prefix="TIPOFF_LAUNCHER_", frozen=True, extra="forbid")
 
@@ -25,57 +25,58 @@ class Settings(BaseSettings):
     """The games.toml that `python -m tipoff_launcher` reads; the same file as the matchmaker's."""
 
     host: str = Field(default="local", pattern=r"^[a-zA-Z0-9_-]{1,32}$")
-    """What this host calls itself on NATS: the matchmakers' `launcher` orchestrator asks for `local`."""
+    """This host's name on NATS: the matchmakers' orchestrator `launcher` uses `local`."""
 
     backend: Literal["process", "docker"] = "process"
-    """What servers are: processes of this host, or containers of its Docker engine."""
+    """What servers run as: processes of this host, or containers of its Docker engine."""
 
     state_dir: Path = Field(default_factory=_default_state_dir)
-    """Records and logs of the servers are kept in its `deployments` directory."""
+    """Directory for the records and logs of the servers, in its subdirectory `deployments`."""
 
     public_host: str = "127.0.0.1"
     """What players dial: IPv4 addresses or names, separated by commas; the first is the main one."""
 
     bind_host: str = ""
-    """Where servers listen; "" is 127.0.0.1 when players can only be on this host, else every interface."""
+    """Address that servers listen on; "" is 127.0.0.1 when players can only be on this host, else every interface."""
 
     proxy_host: str = Field(default="", pattern=r"^[a-zA-Z0-9.-]{0,253}$")
-    """What the reverse proxy for browsers (`/gs/...`) dials to reach servers that are processes of this host; "" is
-    127.0.0.1, or the address they are bound to."""
+    """What the reverse proxy for browsers (`/gs/...`) dials to reach servers that run as processes; "" is 127.0.0.1, or
+    the address that servers listen on."""
 
     tls_cert: str = ""
     tls_key: str = ""
-    """PEM files for the servers' WebSocket listeners, where the page that players come from is https."""
+    """PEM files for the servers' WebSocket listeners, needed when players come from an https page."""
 
     max_servers: int = Field(default=64, ge=1, le=2000)
-    """Servers that may run on this host at once."""
+    """Most servers that may run on this host at once."""
 
     port_range: str = "30000-30999"
-    """Ports for games that ask for fixed ones (`ports` in games.toml); servers with our SDK need none."""
+    """Ports for games that need fixed ones (`ports` in games.toml); servers with the tipoff SDK need none."""
 
     context_listen: str = ""
-    """ADDRESS:PORT of the HTTP endpoint where servers made for Edgegap (bevygap's) ask who they are; port 0 is any
-    free one, the same again after a restart. "" is 127.0.0.1:0, or 0.0.0.0:0 where such servers are containers."""
+    """ADDRESS:PORT of the HTTP endpoint where servers made for Edgegap (bevygap's) fetch their context; port 0 is any
+    free port, and the same one again after a restart. "" is 127.0.0.1:0, or 0.0.0.0:0 where such servers are
+    containers."""
 
     context_url: str = ""
-    """How servers reach that endpoint; "" is by loopback, and for containers by `host.docker.internal`. Where the
-    launcher is a container itself, by its name there, like `http://launcher:8070`."""
+    """URL by which servers reach that endpoint; "" is loopback, and for containers `host.docker.internal`. Where the
+    launcher itself is a container, use its name there, like `http://launcher:8070`."""
 
     location: str = "here, local network"
-    """`CITY, COUNTRY` of this host, as such servers are told it."""
+    """`CITY, COUNTRY` of this host, for the context of such servers."""
 
     stop_grace: float = Field(default=5.0, ge=0, le=300)
-    """Between SIGTERM and SIGKILL."""
+    """Time between SIGTERM and SIGKILL."""
 
     adopt_grace: float = Field(default=20.0, ge=0, le=3600)
-    """How long a restarted launcher waits for the lease of a server it finds running, before it stops it.
-    At least two lease TTLs (20): after an outage of NATS every lease has expired."""
+    """How long a restarted launcher waits for the lease of a server it finds running, before it stops the server.
+    Use at least two lease TTLs (20): after an outage of NATS every lease has expired."""
 
     stop_servers_on_exit: bool = False
-    """Stop every server when the launcher ends; otherwise they play on and the next launcher adopts them."""
+    """Stop every server when the launcher ends; otherwise they keep running and the next launcher adopts them."""
 
     die_with_parent: bool = False
-    """Let Linux kill the servers when the launcher dies without being able to stop them."""
+    """Let Linux kill the servers when the launcher dies without stopping them."""
 
     demo: bool = False
     """Also answer `kill`, which ends a server as a crash would."""
@@ -84,16 +85,16 @@ class Settings(BaseSettings):
     """Added to the servers' niceness."""
 
     max_log_bytes: int = Field(default=10 * 1024 * 1024, ge=1024)
-    """Beyond this a server's log is moved aside (to server.log.1, replacing the one before)."""
+    """Size at which a server's log is moved aside (to server.log.1, replacing the previous one)."""
 
     keep_stopped: int = Field(default=20, ge=0, le=10_000)
     """How many stopped servers keep their directory with its log."""
 
     max_requests: int = Field(default=256, ge=1)
-    """Requests in hand at once; more are told to come again."""
+    """Most requests handled at once; more are told to retry."""
 
     server_nats_user: str = Field(default="", pattern=r"^[a-zA-Z0-9_-]{0,64}$")
-    """The NATS user that servers are given, with the inbox prefix `_INBOX_USER`; "" is the launcher's own."""
+    """The NATS user of the servers, with the inbox prefix `_INBOX_USER`; "" is the launcher's own user."""
 
     server_nats_password_file: str = ""
     """File with that user's password."""
@@ -102,43 +103,43 @@ class Settings(BaseSettings):
     """The Docker engine, like unix:///var/run/docker.sock; "" is DOCKER_HOST, else that socket."""
 
     docker_network: str = Field(default="", pattern=r"^[a-zA-Z0-9_.-]{0,128}$")
-    """The network containers are in: one of the engine's by name, or `host`; "" is the engine's default bridge."""
+    """The network of the containers: the name of one of the engine's, or `host`; "" is the engine's default bridge."""
 
     docker_owner: str = Field(default="", pattern=r"^[a-zA-Z0-9_.:/-]{0,200}$")
-    """Whose containers these are, where several systems share an engine: each touches its own alone. "" is the name of
-    the network. Containers of a former owner are nobody's: change it when none runs."""
+    """The owner of the containers, where several systems share an engine: each touches only its own. "" is the name of
+    the network. Containers of a former owner are never touched again, so change it when none runs."""
 
     docker_nats_host: str = Field(default="", pattern=r"^[a-zA-Z0-9_.:,/\[\]-]{0,512}$")
-    """Where containers reach NATS (as NATS_HOST), when it is not where the launcher does:
+    """Where containers reach NATS (as NATS_HOST), if not where the launcher does:
     `host.docker.internal:4222` is the engine's host."""
 
     docker_images: str = ""
-    """Images that may be run at all, as patterns like `tipoff/*,registry.example.org/*`, separated by commas; "" is
+    """The images that may run, as patterns like `tipoff/*,registry.example.org/*`, separated by commas; "" allows
     exactly those that games.toml names."""
 
     docker_pull: Literal["missing", "always", "never"] = "missing"
-    """Whether an image is fetched before a start: when the engine does not have it, every time, or never."""
+    """When an image is fetched before a start: if the engine does not have it, every time, or never."""
 
     docker_pull_at_start: bool = True
-    """Fetch missing images when the launcher starts, so that no player has to wait for them."""
+    """Fetch missing images when the launcher starts, so that no player waits for them."""
 
     docker_pull_timeout: float = Field(default=900.0, ge=1, le=86_400)
-    """Longest time for one image."""
+    """Longest time to fetch one image."""
 
     docker_config: Path | None = None
     """A `config.json` as `docker login` writes it, with the credentials for private registries."""
 
     docker_max_cpus: float = Field(default=0.0, ge=0)
-    """A game that asks for more processors is not started; 0: no ceiling."""
+    """A game that wants more processors than this is not started; 0: no limit."""
 
     docker_max_memory: int = Field(default=0, ge=0)
-    """The same for MiB of memory."""
+    """The same for memory, in MiB."""
 
     docker_init: bool = True
-    """Run a tiny init in front of each server, which hands on signals and reaps what the server leaves behind."""
+    """Run a tiny init process in front of each server, which forwards signals and reaps zombies."""
 
     docker_wait: float = Field(default=60.0, ge=0, le=3600)
-    """How long a starting launcher waits for an engine that does not answer yet."""
+    """How long a starting launcher waits for the Docker engine to answer."""
 
     @field_validator("public_host")
     @classmethod
@@ -179,25 +180,29 @@ class Settings(BaseSettings):
 
     @property
     def city_and_country(self) -> tuple[str, str]:
+        """The two parts of `location`."""
         city, _, country = self.location.partition(",")
         return city.strip(), country.strip() or city.strip()
 
     @property
     def ports(self) -> range:
+        """`port_range` as a range."""
         first, last = self.port_range.split("-")
         return range(int(first), int(last) + 1)
 
     @property
     def docker_owned_by(self) -> str:
+        """`docker_owner`, or its default."""
         return self.docker_owner or self.docker_network
 
     @property
     def main_public_host(self) -> str:
+        """The first of `public_host`."""
         return self.public_host.split(",")[0]
 
     @property
     def listen_on(self) -> str:
-        """The address that servers bind: loopback alone where nobody else could reach them anyway."""
+        """The address that servers bind: only loopback where no other host could reach them anyway."""
         if self.bind_host:
             return self.bind_host
         only_here = all(_is_loopback(host) for host in self.public_host.split(","))
@@ -205,6 +210,7 @@ class Settings(BaseSettings):
 
     @property
     def reached_by_proxy(self) -> str:
+        """The host that a reverse proxy dials to reach servers of this host."""
         first = self.listen_on.split(",")[0]
         return self.proxy_host or ("127.0.0.1" if first == "0.0.0.0" else first)  # noqa: S104 # compared
 

@@ -324,7 +324,7 @@ async def test_a_launcher_starts_although_a_dead_container_cannot_be_removed(tmp
     backend = DockerBackend(
         engine,
         unused,
-        Containers(engine, unused, {}),
+        Containers(engine, {}),
         KnownContainers(),
         Settings(),
         "",

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from tipoff_launcher.settings import Settings
 from tipoff_shared.games import Games
+from tipoff_shared.primitives.text import describe
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ async def _public_ip(settings: Settings) -> str:
         log.warning(
             "TIPOFF_LAUNCHER_PUBLIC_HOST=%s has no IPv4 address (%s): ARBITRIUM_PUBLIC_IP says 127.0.0.1",
             hosts[0],
-            str(exc) or type(exc).__name__,
+            describe(exc),
         )
         return "127.0.0.1"
     return str(found[0][4][0])

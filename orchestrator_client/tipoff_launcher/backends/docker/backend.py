@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -52,7 +52,14 @@ async def docker_backend(
     Waits for the engine. Raises `Unavailable` when it does not answer, `ConfigError` when it lacks what the settings
     name.
     """
-    async with open_engine(settings.docker_host) as engine, Tasks("docker", on_failure) as tasks:
+    owner_labels = container_config.owner_labels(namespace, settings.host, settings.docker_owned_by)
+    known = KnownContainers()
+    async with (
+        open_engine(settings.docker_host) as engine,
+        Images(engine, settings) as images,
+        Containers(engine, owner_labels) as containers,
+        Tasks("docker", on_failure) as tasks,
+    ):
         await _wait_for(engine, settings.docker_wait)
         network = settings.docker_network
         if network and not await engine.has_network(network):
@@ -60,18 +67,15 @@ async def docker_backend(
                 f"TIPOFF_LAUNCHER_DOCKER_NETWORK={network}: the engine has no such network; "
                 f"`docker network create {network}` makes it"
             )
-        owner_labels = container_config.owner_labels(namespace, settings.host, settings.docker_owned_by)
-        known = KnownContainers()
-        images = Images(engine, tasks, settings)
-        containers = Containers(engine, tasks, owner_labels)
         tasks.start(ContainerWatch(engine, owner_labels, known).run(), "watch")
         if settings.docker_pull_at_start and settings.docker_pull != "never":
-            named = [
-                game.docker.image for game in games.all() if game.orchestrator == "launcher" and game.docker
-            ]
-            allowed = [image for image in named if is_allowed(image, settings.docker_images)]
-            tasks.start(images.prefetch(dict.fromkeys(allowed)), "images")
+            tasks.start(images.prefetch(_allowed_images(games, settings)), "images")
         yield DockerBackend(engine, images, containers, known, settings, namespace, owner_labels, records)
+
+
+def _allowed_images(games: Games, settings: Settings) -> Iterable[str]:
+    images = [game.docker.image for game in games.all() if game.orchestrator == "launcher" and game.docker]
+    return dict.fromkeys(image for image in images if is_allowed(image, settings.docker_images))
 
 
 async def _wait_for(engine: Engine, patience: float) -> None:

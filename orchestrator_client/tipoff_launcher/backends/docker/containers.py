@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from tipoff_launcher.backends.docker.container_config import deployment_of
 from tipoff_launcher.backends.docker.engine import Engine, EngineError, start_error
 from tipoff_orchestrator_client.base import OrchestratorError, OrchestratorUnavailable
-from tipoff_shared.primitives.tasks import Tasks
+from tipoff_shared.primitives.single_flight import SingleFlight
+from tipoff_shared.primitives.text import describe
 
 log = logging.getLogger(__name__)
 
@@ -18,12 +19,23 @@ _REMOVE_DEADLINE = 20.0
 
 
 class Containers:
-    """`owner_labels` tell this launcher's containers from others. `tasks` run what the engine has begun to its end."""
+    """`owner_labels` tell this launcher's containers from others.
 
-    def __init__(self, engine: Engine, tasks: Tasks, owner_labels: Mapping[str, str]) -> None:
+    Use it in `async with`; leaving cancels creations and removals that still run.
+    """
+
+    def __init__(self, engine: Engine, owner_labels: Mapping[str, str]) -> None:
         self._engine = engine
-        self._tasks = tasks
         self._owner_labels = owner_labels
+        self._creations = SingleFlight[str, str]("create")
+        self._removals = SingleFlight[str, None]("remove")
+
+    async def __aenter__(self) -> Containers:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._creations.close()
+        await self._removals.close()
 
     async def create(self, name: str, deployment_id: str, image: str, config: Mapping[str, object]) -> str:
         """Create a container and return its id. Raises `OrchestratorError`; cancelling leaves no container."""
@@ -46,35 +58,25 @@ class Containers:
 
     async def _create(self, name: str, config: Mapping[str, object]) -> str:
         """The engine completes a creation whose caller has gone, so a cancelled one is awaited and removed."""
-        created: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-
-        async def create() -> None:
-            try:
-                container_id = await self._engine.create(name, config)
-            except BaseException as exc:
-                created.set_exception(exc if isinstance(exc, OrchestratorError) else _abandoned())
-                created.exception()
-                if not isinstance(exc, OrchestratorError):
-                    raise
-            else:
-                created.set_result(container_id)
-
-        self._tasks.start(create(), f"create {name}")
+        creation = self._creations.start(name, lambda: self._engine.create(name, config))
         try:
-            return await asyncio.shield(created)
+            await asyncio.wait((creation,))
         except asyncio.CancelledError:
-            await asyncio.wait([created], timeout=_REMOVE_DEADLINE)
-            if created.done() and created.exception() is None:
-                await self.remove(created.result())
+            await asyncio.wait((creation,), timeout=_REMOVE_DEADLINE)
+            if creation.done() and not creation.cancelled() and creation.exception() is None:
+                await self.remove(creation.result())
             raise
+        if creation.cancelled():
+            raise OrchestratorUnavailable("the launcher is ending", retryable=True)
+        return creation.result()
 
     async def remove(self, container_id: str) -> None:
         """Remove a container, also while being cancelled. Raises no error: ContainerWatch removes what is left."""
-        removing = self._tasks.start(self._remove(container_id), f"remove {container_id[:12]}")
+        removal = self._removals.start(container_id, lambda: self._remove(container_id))
         try:
-            await asyncio.shield(removing)
+            await asyncio.wait((removal,))
         except asyncio.CancelledError:
-            await asyncio.wait([removing])
+            await asyncio.wait((removal,))
             raise
 
     async def _remove(self, container_id: str) -> None:
@@ -82,9 +84,7 @@ class Containers:
             async with asyncio.timeout(_REMOVE_DEADLINE):
                 await self._engine.remove(container_id)
         except (OrchestratorError, TimeoutError) as exc:
-            log.warning(
-                "container %s is not removed yet: %s", container_id[:12], str(exc) or "the engine is slow"
-            )
+            log.warning("container %s is not removed yet: %s", container_id[:12], describe(exc))
 
     async def remove_dead(self, container_id: str) -> None:
         """Remove a container that has ended; only logs an `EngineError`, so that the launcher can start."""
@@ -92,7 +92,3 @@ class Containers:
             await self._engine.remove(container_id)
         except EngineError as exc:
             log.warning("container %s is not removed yet: %s", container_id[:12], exc)
-
-
-def _abandoned() -> OrchestratorError:
-    return OrchestratorUnavailable("the launcher is ending", retryable=True)

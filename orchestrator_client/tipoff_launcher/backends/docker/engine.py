@@ -28,6 +28,7 @@ import aiohttp
 from tipoff_launcher.backends.interface import PortInUse
 from tipoff_orchestrator_client.base import NotConfigured, OrchestratorError, OrchestratorUnavailable
 from tipoff_shared.errors import ConfigError
+from tipoff_shared.primitives.text import describe, one_line
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,9 @@ _UNREACHABLE = 900
 """aiodocker's "status" for an engine that cannot be reached (aiodocker 0.27)."""
 _FILE_OWNER = 64198
 """The uid of the files in `FILES_DIRECTORY`: no user of an image, so that no server can change them."""
+
+_MESSAGE = 2000
+"""Characters of the longest text of the engine that is kept."""
 
 _PORT_TAKEN = ("port is already allocated", "address already in use", "ports are not available")
 _CANNOT_RUN = (
@@ -275,7 +279,7 @@ class Engine:
         try:
             yield
         except aiodocker.DockerError as exc:
-            words = " ".join(str(exc.message).split())
+            words = one_line(str(exc.message), _MESSAGE)
             if exc.status == _UNREACHABLE:
                 raise self._unavailable(words) from exc
             raise EngineError(exc.status, f"the Docker engine says: {words}") from exc
@@ -284,7 +288,7 @@ class Engine:
                 f"the Docker engine at {self.host} does not answer in time", retryable=True
             ) from exc
         except (aiohttp.ClientError, OSError, EOFError) as exc:
-            raise self._unavailable(str(exc) or type(exc).__name__) from exc
+            raise self._unavailable(describe(exc)) from exc
         except (ValueError, TypeError, KeyError, AttributeError) as exc:  # the answer has an unexpected shape
             raise EngineUnavailable(
                 f"the Docker engine at {self.host} gave an answer that cannot be read", retryable=True

@@ -12,15 +12,16 @@ import binascii
 import fnmatch
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tipoff_launcher.backends.docker.engine import Engine, EngineError, EngineUnavailable
 from tipoff_launcher.settings import Settings
 from tipoff_orchestrator_client.base import GameUnavailable, NotConfigured, OrchestratorError
-from tipoff_shared.errors import ConfigError
-from tipoff_shared.primitives.tasks import Tasks
+from tipoff_shared.errors import ConfigError, Unavailable
+from tipoff_shared.primitives.single_flight import SingleFlight
 
 log = logging.getLogger(__name__)
 
@@ -47,16 +48,49 @@ def is_allowed(image: str, patterns: str) -> bool:
     return not wanted or any(fnmatch.fnmatchcase(image, pattern) for pattern in wanted)
 
 
-class Images:
-    """Makes sure that an image is present before a start, as the `docker_pull...` settings say."""
+class _Fetch:
+    """What the starts that wait for one image are told."""
 
-    def __init__(self, engine: Engine, tasks: Tasks, settings: Settings) -> None:
+    def __init__(self) -> None:
+        self._waiting: set[Progress] = set()
+        self._text = ""
+
+    @contextmanager
+    def reported_to(self, progress: Progress) -> Iterator[None]:
+        """For the time of the block `progress` gets every text, beginning with the last one."""
+        self._waiting.add(progress)
+        try:
+            if self._text:
+                progress(self._text)
+            yield
+        finally:
+            self._waiting.discard(progress)
+
+    def report(self, text: str) -> None:
+        self._text = text
+        for progress in self._waiting:
+            progress(text)
+
+
+class Images:
+    """Makes sure that an image is present before a start, as the `docker_pull...` settings say.
+
+    Use it in `async with`; leaving cancels the fetches.
+    """
+
+    def __init__(self, engine: Engine, settings: Settings) -> None:
         self._engine = engine
-        self._tasks = tasks
         self._policy = settings.docker_pull
         self._config = settings.docker_config
         self._timeout = settings.docker_pull_timeout
-        self._fetches: dict[str, _Fetch] = {}
+        self._fetching: dict[str, _Fetch] = {}
+        self._flights = SingleFlight[str, None]("fetch")
+
+    async def __aenter__(self) -> Images:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._flights.close()
 
     async def ensure(self, image: str, progress: Progress) -> None:
         """Return when the engine has the image; `progress` gets texts meanwhile. Raises `OrchestratorError`.
@@ -67,11 +101,12 @@ class Images:
             raise NotConfigured(
                 f"the engine has no image {image!r}, and TIPOFF_LAUNCHER_DOCKER_PULL=never forbids fetching it"
             )
-        fetch = self._fetches.get(image)
-        if fetch is None:
-            fetch = self._fetches[image] = _Fetch()
-            self._tasks.start(self._fetch(image, fetch), f"fetch {image}")
-        await fetch.wait(progress)
+        fetch = self._fetching.setdefault(image, _Fetch())
+        with fetch.reported_to(progress):
+            try:
+                await self._flights.run(image, lambda: self._fetch(image, fetch))
+            except Unavailable as exc:
+                raise EngineUnavailable("the launcher is ending", retryable=True) from exc
 
     async def prefetch(self, images: Iterable[str]) -> None:
         """Fetch images before a start needs them. Failures are only logged: the start will raise them."""
@@ -89,21 +124,12 @@ class Images:
                 if not await self._engine.has_image(image):
                     raise EngineUnavailable(f"fetching image {image!r} broke off", retryable=True)
         except TimeoutError:
-            fetch.fail(
-                GameUnavailable(
-                    f"image {image!r} was not fetched within {self._timeout:.0f} s", retryable=True
-                )
-            )
-        except OrchestratorError as exc:
-            fetch.fail(exc)
-        except BaseException:
-            fetch.fail(EngineUnavailable("the launcher is ending", retryable=True))
-            raise
-        else:
-            log.info("image %s is fetched", image)
-            fetch.done()
+            raise GameUnavailable(
+                f"image {image!r} was not fetched within {self._timeout:.0f} s", retryable=True
+            ) from None
         finally:
-            del self._fetches[image]
+            del self._fetching[image]
+        log.info("image %s is fetched", image)
 
     async def _pull(self, image: str, fetch: _Fetch) -> None:
         pull = PullProgress()
@@ -122,36 +148,6 @@ class Images:
             if exc.status in (401, 403, 404) or any(text in str(exc).lower() for text in _UNAVAILABLE):
                 raise NotConfigured(f"image {image!r} cannot be fetched: {exc}") from exc
             raise GameUnavailable(f"image {image!r} cannot be fetched: {exc}", retryable=True) from exc
-
-
-class _Fetch:
-    """One fetch, and the starts that wait for it."""
-
-    def __init__(self) -> None:
-        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._listeners: set[Progress] = set()
-        self._text = ""
-
-    async def wait(self, progress: Progress) -> None:
-        self._listeners.add(progress)
-        try:
-            if self._text:
-                progress(self._text)
-            await asyncio.shield(self._over)
-        finally:
-            self._listeners.discard(progress)
-
-    def report(self, text: str) -> None:
-        self._text = text
-        for listener in self._listeners:
-            listener(text)
-
-    def done(self) -> None:
-        self._over.set_result(None)
-
-    def fail(self, error: OrchestratorError) -> None:
-        self._over.set_exception(error)
-        self._over.exception()  # there may be no waiter left
 
 
 class PullProgress:

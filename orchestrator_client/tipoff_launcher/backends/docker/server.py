@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
@@ -15,11 +14,14 @@ from tipoff_launcher.backends import server_log
 from tipoff_launcher.backends.docker.engine import ContainerState, Engine, EngineUnavailable
 from tipoff_launcher.backends.interface import ExitStatus
 from tipoff_orchestrator_client.base import OrchestratorError
+from tipoff_shared.primitives.retry import Backoff, retry
+from tipoff_shared.primitives.text import describe
+from tipoff_shared.primitives.waiting import wait_for_event
 
 log = logging.getLogger(__name__)
 
 _KILL_AGAIN = 1.0
-_RETRY_FIRST, _RETRY_AT_MOST = 0.2, 5.0
+_RETRY_FIRST = 0.2
 _LOG_DEADLINE = 20.0
 _REMOVE_TRIES = 5
 
@@ -91,7 +93,7 @@ class DockerServer:
         await self._engine.signal(self._id, "SIGKILL")
 
     async def wait(self) -> ExitStatus:
-        tries = 0
+        tries = Backoff(_RETRY_FIRST)
         while True:
             self._wake.clear()
             try:
@@ -102,15 +104,13 @@ class DockerServer:
                 if not state.running:
                     break
                 pause = await self._carry_out_terminate(state)
-                tries = 0
+                tries.reset()
             except OrchestratorError as exc:  # without an answer, the server counts as running
-                tries += 1
-                pause = min(_RETRY_FIRST * 2**tries, _RETRY_AT_MOST)
-                if tries == 1:
+                tries.failed()
+                pause = tries.pause()
+                if tries.failures == 1:
                     log.warning("the state of container %s is unknown: %s", self._id[:12], exc)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause):
-                    await self._wake.wait()
+            await wait_for_event(self._wake, pause)
         await self._remove()
         self._known.forget(self._id)
         return _exit_status(state)
@@ -130,17 +130,25 @@ class DockerServer:
 
     async def _remove(self) -> None:
         """Keep the container's log, then remove it. ContainerWatch removes what cannot be removed now."""
-        for number in range(1, _REMOVE_TRIES + 1):
-            try:
-                await self._keep_log()
-                await self._engine.remove(self._id)
-                return
-            except EngineUnavailable as exc:
-                if number == 1:
-                    log.warning("container %s has ended and is not removed yet: %s", self._id[:12], exc)
-            except OrchestratorError as exc:
-                log.warning("container %s cannot be removed: %s", self._id[:12], exc)
-            await asyncio.sleep(min(_RETRY_FIRST * 2**number, _RETRY_AT_MOST))
+
+        def log_first(number: int, exc: Exception) -> None:
+            if number == 1:
+                log.warning("container %s has ended and is not removed yet: %s", self._id[:12], exc)
+
+        try:
+            await retry(
+                self._keep_log_and_remove,
+                tries=_REMOVE_TRIES,
+                first_pause=_RETRY_FIRST,
+                retry_if=lambda exc: isinstance(exc, OrchestratorError),
+                on_failure=log_first,
+            )
+        except OrchestratorError as exc:
+            log.warning("container %s cannot be removed: %s", self._id[:12], exc)
+
+    async def _keep_log_and_remove(self) -> None:
+        await self._keep_log()
+        await self._engine.remove(self._id)
 
     async def _keep_log(self) -> None:
         """Raises `EngineUnavailable`; any other failure loses the log."""
@@ -157,7 +165,7 @@ class DockerServer:
         except EngineUnavailable:
             raise
         except (OrchestratorError, OSError, TimeoutError) as exc:
-            log.warning("the log of container %s is lost: %s", self._id[:12], str(exc) or type(exc).__name__)
+            log.warning("the log of container %s is lost: %s", self._id[:12], describe(exc))
 
 
 def _exit_status(state: ContainerState) -> ExitStatus:

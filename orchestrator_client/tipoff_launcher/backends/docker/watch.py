@@ -16,13 +16,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from tipoff_launcher.backends.docker.engine import Engine, EngineError
 from tipoff_launcher.backends.docker.server import KnownContainers
 from tipoff_orchestrator_client.base import OrchestratorError
+from tipoff_shared.primitives.retry import Backoff, run_forever
 
 log = logging.getLogger(__name__)
 
 _INTERVAL = 30.0
 _OVERLAP = 5.0
 """Seconds by which the event stream starts in the past, so that no event falls between a list and the stream."""
-_PAUSE_FIRST, _PAUSE_AT_MOST = 0.1, 5.0
+_PAUSE_FIRST = 0.1
 
 
 class ContainerWatch:
@@ -45,20 +46,23 @@ class ContainerWatch:
 
     async def run(self) -> None:
         """Watch until cancelled."""
-        tries = 0
-        while True:
-            try:
-                async with self._engine.end_events(self._owner_labels, time.time() - _OVERLAP) as ends:
-                    await self.look()
-                    if tries:
-                        log.warning("the Docker engine answers again")
-                    tries = 0
-                    await self._follow(ends)
-            except OrchestratorError as exc:
-                if not tries:
-                    log.warning("%s; no server is touched until it answers", exc)
-            tries += 1
-            await asyncio.sleep(min(_PAUSE_FIRST * 2**tries, _PAUSE_AT_MOST))
+
+        def log_first(failures: int, exc: Exception) -> None:
+            if failures == 1:
+                log.warning("%s; no server is touched until it answers", exc)
+
+        await run_forever(
+            self._watch, first_pause=_PAUSE_FIRST, retry_on=OrchestratorError, on_failure=log_first
+        )
+
+    async def _watch(self, pauses: Backoff) -> None:
+        """Look at all containers and follow the event stream to its end."""
+        async with self._engine.end_events(self._owner_labels, time.time() - _OVERLAP) as ends:
+            await self.look()
+            if pauses.failures:
+                log.warning("the Docker engine answers again")
+            pauses.reset()
+            await self._follow(ends)
 
     async def _follow(self, ends: AsyncIterator[str]) -> None:
         following = asyncio.ensure_future(_next(ends))

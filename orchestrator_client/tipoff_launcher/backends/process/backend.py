@@ -32,6 +32,7 @@ from tipoff_launcher.backends.server_log import open_log
 from tipoff_launcher.records import Record
 from tipoff_orchestrator_client.base import NoCapacity, NotConfigured, OrchestratorUnavailable, Port
 from tipoff_shared.games import Game
+from tipoff_shared.primitives.waiting import wait_for_event
 
 log = logging.getLogger(__name__)
 
@@ -216,9 +217,7 @@ class ProcessServer:
                         self.signal_group(signal.SIGKILL)
                         left = _KILL_AGAIN
                     timeout = left if timeout is None else min(timeout, left)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(timeout):
-                        await self._wake.wait()
+                await wait_for_event(self._wake, timeout)
         # Its child processes may still be shutting down, if it was asked to end.
         delay = _POLL_FIRST
         while self._kill_at is not None and loop.time() < self._kill_at and self._members():
