@@ -17,14 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import uvloop
+from prometheus_client import CollectorRegistry
 
 from tipoff.turn_relay.load import LoadReport, run_load
 from tipoff.up.embedded_nats import dies_with_parent, embedded_nats
 from tipoff_matchmaker_httpd.server.run import run_httpd
 from tipoff_matchmaker_httpd.settings import Settings
+from tipoff_shared.admission.client_address import AddressRule
+from tipoff_shared.admission.limits import ConcurrencyLimit
 from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.settings import NatsSettings
-from tipoff_turn_relay.memory_store import MemoryRecords
+from tipoff_turn_relay.admission import TurnAdmission, TurnSettings
+from tipoff_turn_relay.service import open_on_stores
+from tipoff_turn_relay.store import MemoryRecords
 
 FLAT_OUT_CLIENTS = 40
 ROUNDS = 3
@@ -100,9 +105,12 @@ async def _serve(state: str) -> None:
             run_httpd(Settings.load(port=0), NatsSettings.from_environment())
         )
         if state == "memory":
-            assert httpd.app.turn is not None
             tasks = await stack.enter_async_context(Tasks("bench"))
-            await stack.enter_async_context(httpd.app.turn.on_stores(MemoryRecords(), MemoryRecords(), tasks))
+            settings = TurnSettings()
+            admission = TurnAdmission(settings, AddressRule(), ConcurrencyLimit(1, 1), CollectorRegistry())
+            httpd.app.turn = await stack.enter_async_context(
+                open_on_stores(MemoryRecords(), MemoryRecords(), tasks, settings, admission)
+            )
         print(httpd.url, flush=True)
         stop = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)

@@ -82,6 +82,15 @@ ORDER = {
         server
         __main__
         """,
+    "tipoff_turn_relay": """
+        keys messages
+        game pairing text
+        store admission
+        games pairing_list
+        relay
+        text_endpoint json_routes
+        service
+        """,
     "tipoff_launcher": """
         settings records
         backends

@@ -33,9 +33,10 @@ from tipoff_shared.hooks import load_hook_key
 from tipoff_shared.nats.connection import connect
 from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.settings import NatsSettings
+from tipoff_turn_relay.admission import TurnSettings
 from tipoff_turn_relay.service import BODY_LIMITS as TURN_BODY_LIMITS
 from tipoff_turn_relay.service import PATH as TURN_PATH
-from tipoff_turn_relay.service import TurnService, TurnSettings
+from tipoff_turn_relay.service import TurnEndpoints, open_turn_relay
 
 _DESCRIPTION = """Players ask here for a seat in a running game server.
 
@@ -67,7 +68,7 @@ class HttpdApp(FastAPI):
     httpd: Httpd
     sockets: PlayerSocket
     demo: Demo | None
-    turn: TurnService | None
+    turn: TurnEndpoints | None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -116,14 +117,8 @@ def create_app(settings: Settings, nats_settings: NatsSettings) -> HttpdApp:
         settings.hook_key.get_secret_value(), settings.hook_key_file, nats_settings.namespace
     )
     demo = Demo(httpd) if settings.demo else None
-    turn: TurnService | None = None
     if settings.turn_relay:
-        turn_settings = TurnSettings(
-            settings.turn_requests_per_second, settings.turn_registrations_per_minute, settings.nats_patience
-        )
-        turn = TurnService(turn_settings, httpd.addresses, httpd.limits, httpd.metrics.registry)
         httpd.body_limits.update(TURN_BODY_LIMITS)
-        httpd.on_drain.append(turn.drain)
     upstreams = Upstreams()
 
     @asynccontextmanager
@@ -146,8 +141,19 @@ def create_app(settings: Settings, nats_settings: NatsSettings) -> HttpdApp:
             )
             await stack.enter_async_context(upstreams.running(bus))
             httpd.running_on(bus, calls)
-            if turn is not None:
-                await stack.enter_async_context(turn.running(bus, tasks))
+            if settings.turn_relay:
+                turn_settings = TurnSettings(
+                    settings.turn_requests_per_second,
+                    settings.turn_registrations_per_minute,
+                    settings.nats_patience,
+                )
+                app.turn = await stack.enter_async_context(
+                    open_turn_relay(
+                        turn_settings, bus, tasks, httpd.addresses, httpd.limits, httpd.metrics.registry
+                    )
+                )
+                app.include_router(app.turn.router)
+                httpd.on_drain.append(app.turn.drain)
             if demo is not None:
                 await stack.enter_async_context(demo.running(bus))
             try:
@@ -167,12 +173,10 @@ def create_app(settings: Settings, nats_settings: NatsSettings) -> HttpdApp:
     app.httpd = httpd
     app.sockets = PlayerSocket(httpd)
     app.demo = demo
-    app.turn = turn
+    app.turn = None
     app.include_router(routes(httpd))
     app.include_router(gs_routes(httpd, upstreams))
     app.include_router(webhook_routes(httpd, hook_key))
-    if turn is not None:
-        turn.add_to(app)
     if demo is not None:
         app.include_router(demo.routes())
 

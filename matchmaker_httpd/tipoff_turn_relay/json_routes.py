@@ -5,17 +5,17 @@ Keys travel in bodies, never in a URL, where logs would keep them.
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, Response
 
 from tipoff_shared.admission.answers import unless_disconnected
-from tipoff_shared.admission.client_address import Address, AddressRule, scope_address
-from tipoff_shared.admission.limits import ConcurrencyLimit, RateLimit, address_key
-from tipoff_shared.errors import Internal, SlowDown, TipoffError, TooLarge, Unavailable
+from tipoff_shared.errors import Internal, TipoffError, TooLarge
+from tipoff_turn_relay.admission import TurnAdmission
 from tipoff_turn_relay.keys import GameKey
 from tipoff_turn_relay.messages import (
     LONG_PATIENCE,
@@ -36,7 +36,6 @@ from tipoff_turn_relay.messages import (
     Unregister,
     Updates,
 )
-from tipoff_turn_relay.metrics import TurnMetrics
 from tipoff_turn_relay.relay import TurnRelay
 from tipoff_turn_relay.text import MAX_BODY
 
@@ -163,107 +162,83 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-class JsonRoutes:
-    """The endpoints. `relay` is there while the app's lifespan runs."""
+class _TurnRoute(APIRoute):
+    """Answers `TurnFailed` with `{"Error": [status, text], "turn": code}`."""
 
-    def __init__(
-        self,
-        addresses: AddressRule,
-        places: ConcurrencyLimit,
-        requests: RateLimit,
-        registrations: RateLimit,
-        metrics: TurnMetrics,
-    ) -> None:
-        self._addresses = addresses
-        self._places = places
-        self._requests = requests
-        self._registrations = registrations
-        self._metrics = metrics
-        self.relay: TurnRelay | None = None
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
 
-    def router(self) -> APIRouter:
-        router = APIRouter(prefix="/v1/turn", tags=["turn relay"])
-        options: dict[str, Any] = {"responses": _RESPONSES, "response_model_exclude_none": True}
+        async def handler(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except TurnFailed as exc:
+                return _failed_response(exc)
 
-        @router.post("/register", summary="Enter the pairing list", **options)
-        async def register(body: RegisterBody, http: Request) -> RegisteredBody:
-            address = self._admit(http)
-            if wait := self._registrations.take(address_key(address), time.monotonic()):
-                raise SlowDown("too many registrations from one address", retry_after=wait)
-            patience = LONG_PATIENCE if body.patient else NORMAL_PATIENCE
-            answer = self._ok(await self._relay.pair(Register(body.name, body.partner or "", patience)))
-            assert isinstance(answer, Registered)
-            return RegisteredBody(key=answer.key)
+        return handler
 
-        @router.post("/play", summary="From the list into a game: repeat until `playing`", **options)
-        async def play(body: PlayBody, http: Request) -> PlayingBody:
-            relay = self._relay
-            answer = await self._waiting(
-                http, body.wait, relay.play(body.key, loaded=body.loaded, wait=body.wait)
-            )
-            return _playing(self._ok(answer))
 
-        @router.post("/unregister", summary="Leave the pairing list", **options)
-        async def unregister(body: KeyBody, http: Request) -> GoneBody:
-            self._admit(http)
-            self._ok(await self._relay.pair(Unregister(body.key)))
-            return GoneBody()
+def json_routes(relay: TurnRelay, admission: TurnAdmission) -> APIRouter:
+    """The endpoints of the JSON API for this relay."""
+    router = APIRouter(prefix="/v1/turn", tags=["turn relay"], route_class=_TurnRoute)
+    options: dict[str, Any] = {"responses": _RESPONSES, "response_model_exclude_none": True}
 
-        @router.post("/exchange", summary="Hand over an update, fetch the partner's, or both", **options)
-        async def exchange(body: ExchangeBody, http: Request) -> ExchangedBody:
-            if len(body.data.encode()) > MAX_BODY:
-                raise TooLarge(f"data is at most {MAX_BODY} bytes")
-            request = Exchange(body.key, body.number, body.data, body.after)
-            answer = self._ok(
-                await self._waiting(http, body.wait, self._relay.exchange(request, wait=body.wait))
-            )
-            assert isinstance(answer, Updates)
-            after = answer.after if body.after is not None else None
-            return ExchangedBody(number=answer.number, after=after, updates=list(answer.updates))
-
-        @router.post("/quit", summary="Leave the game", **options)
-        async def leave(body: KeyBody, http: Request) -> GoneBody:
-            self._admit(http)
-            self._ok(await self._relay.handle(GameQuit(body.key, None)))
-            return GoneBody()
-
-        return router
-
-    @property
-    def _relay(self) -> TurnRelay:
-        if self.relay is None:
-            raise Unavailable("this server is going away; ask again", retry_after=1)
-        return self.relay
-
-    def _admit(self, http: Request) -> Address:
-        """The player's address, if it may ask now; raises `SlowDown`."""
-        address = scope_address(http.scope, self._addresses)
-        if wait := self._requests.take(address_key(address), time.monotonic()):
-            raise SlowDown("too many requests from one address", retry_after=wait)
-        return address
-
-    async def _waiting(self, http: Request, wait: float, work: Any) -> Any:
-        """The result of `work`, which ends when the client goes away; a long poll takes one of the places of its
-        address."""
-        try:
-            address = self._admit(http)
-            place = self._places.enter(address) if wait else None
-        except BaseException:
-            work.close()
-            raise
-        try:
-            return await (unless_disconnected(http.receive, work) if wait else work)
-        finally:
-            if place is not None:
-                self._places.leave(place)
-
-    def _ok(self, answer: Answer) -> Answer:
-        """`answer` unless it is an error; that is raised."""
+    def successful(answer: Answer) -> Answer:
+        """`answer`; raises `TurnFailed` when it is an error."""
         if isinstance(answer, Failed):
-            self._metrics.answered(answer.error)
+            admission.answered(answer.error)
             raise TurnFailed(answer)
-        self._metrics.answered(0)
+        admission.answered(0)
         return answer
+
+    async def polled(http: Request, wait: float, work: Callable[[], Coroutine[Any, Any, Answer]]) -> Answer:
+        """What `work` returns. A long poll takes a place of the client's address, and ends when it disconnects."""
+        address = admission.admit(http.scope)
+        if not wait:
+            return await work()
+        place = admission.places.enter(address)
+        try:
+            return await unless_disconnected(http.receive, work())
+        finally:
+            admission.places.leave(place)
+
+    @router.post("/register", summary="Enter the pairing list", **options)
+    async def register(body: RegisterBody, http: Request) -> RegisteredBody:
+        admission.admit(http.scope, registers=True)
+        patience = LONG_PATIENCE if body.patient else NORMAL_PATIENCE
+        answer = successful(await relay.pair(Register(body.name, body.partner or "", patience)))
+        assert isinstance(answer, Registered)
+        return RegisteredBody(key=answer.key)
+
+    @router.post("/play", summary="From the list into a game: repeat until `playing`", **options)
+    async def play(body: PlayBody, http: Request) -> PlayingBody:
+        answer = await polled(
+            http, body.wait, lambda: relay.play(body.key, loaded=body.loaded, wait=body.wait)
+        )
+        return _playing(successful(answer))
+
+    @router.post("/unregister", summary="Leave the pairing list", **options)
+    async def unregister(body: KeyBody, http: Request) -> GoneBody:
+        admission.admit(http.scope)
+        successful(await relay.pair(Unregister(body.key)))
+        return GoneBody()
+
+    @router.post("/exchange", summary="Hand over an update, fetch the partner's, or both", **options)
+    async def exchange(body: ExchangeBody, http: Request) -> ExchangedBody:
+        if len(body.data.encode()) > MAX_BODY:
+            raise TooLarge(f"data is at most {MAX_BODY} bytes")
+        request = Exchange(body.key, body.number, body.data, body.after)
+        answer = successful(await polled(http, body.wait, lambda: relay.exchange(request, wait=body.wait)))
+        assert isinstance(answer, Updates)
+        after = answer.after if body.after is not None else None
+        return ExchangedBody(number=answer.number, after=after, updates=list(answer.updates))
+
+    @router.post("/quit", summary="Leave the game", **options)
+    async def leave(body: KeyBody, http: Request) -> GoneBody:
+        admission.admit(http.scope)
+        successful(await relay.handle(GameQuit(body.key, None)))
+        return GoneBody()
+
+    return router
 
 
 def _playing(answer: Answer) -> PlayingBody:
@@ -284,9 +259,7 @@ def _playing(answer: Answer) -> PlayingBody:
     raise Internal("the relay answered something else")
 
 
-async def turn_failed(_: Request, exc: Exception) -> Response:
-    """The exception handler: `{"Error": [status, text], "turn": code}`."""
-    assert isinstance(exc, TurnFailed)
+def _failed_response(exc: TurnFailed) -> Response:
     status = STATUS.get(exc.error, 400)
     headers = {"Retry-After": "1"} if status in (429, 503) else None
     return JSONResponse({"Error": [status, exc.message], "turn": int(exc.error)}, status, headers=headers)

@@ -11,6 +11,7 @@ from typing import TypeVar
 from tipoff_shared.primitives.tasks import Tasks
 from tipoff_turn_relay import game as rules
 from tipoff_turn_relay.game import Game
+from tipoff_turn_relay.games import SharedGames
 from tipoff_turn_relay.keys import GameKey
 from tipoff_turn_relay.messages import (
     Answer,
@@ -32,10 +33,8 @@ from tipoff_turn_relay.messages import (
     StillPairing,
     Updates,
 )
-from tipoff_turn_relay.patience import Abandoned
-from tipoff_turn_relay.rooms import Rooms
-from tipoff_turn_relay.store import RecordStore, StoreFull
-from tipoff_turn_relay.waiting_list import WaitingList
+from tipoff_turn_relay.pairing_list import SharedPairingList
+from tipoff_turn_relay.store import Abandoned, RecordStore, StoreFull
 
 PATIENCE = 1.5
 """Seconds a request outlives failures of the store."""
@@ -51,8 +50,8 @@ class TurnRelay:
     def __init__(
         self, pairing: RecordStore, games: RecordStore, tasks: Tasks, *, patience: float = PATIENCE
     ) -> None:
-        self.rooms = Rooms(games, patience=patience)
-        self.list = WaitingList(pairing, tasks, patience=patience)
+        self.games = SharedGames(games, patience=patience)
+        self.list = SharedPairingList(pairing, tasks, patience=patience)
         self._polls: set[asyncio.Event] = set()
         self._draining = False
 
@@ -69,7 +68,7 @@ class TurnRelay:
         answer = await self.list.ask(request)
         if isinstance(answer, Start) and isinstance(request, MapReady):
             try:
-                made = await self.rooms.create(answer.game_id, rules.new_game(answer, time.time()))
+                made = await self.games.create(answer.game_id, rules.new_game(answer, time.time()))
             except StoreFull:
                 made = False
             if not made:  # no room, or (once in 2**32) another game's id
@@ -89,7 +88,7 @@ class TurnRelay:
             _note_beginning(game, after, began)
             return after, answer
 
-        answer = await self.rooms.run(key.game_id, step, abandoned=abandoned)
+        answer = await self.games.run(key.game_id, step, abandoned=abandoned)
         self._forget(began)
         return answer
 
@@ -104,7 +103,7 @@ class TurnRelay:
                 return game, Failed(Error.NOT_IN_GAME)
             return rules.leave(game, player, now, heard_since=heard_since)
 
-        return await self.rooms.run(key.game_id, step)
+        return await self.games.run(key.game_id, step)
 
     def _forget(self, began: list[Game]) -> None:
         """Both sides of a game have begun: the pairing list can do without them."""
@@ -150,7 +149,7 @@ class TurnRelay:
         answer = await self._exchange(key, request)
         if wait <= 0 or not unfinished(answer):
             return answer
-        async with self.rooms.watching(key.game_id) as changed:
+        async with self.games.watching(key.game_id) as changed:
             return await self._poll(lambda: self._exchange(key, request), unfinished, changed, wait)
 
     async def _exchange(self, key: GameKey, request: Exchange) -> Updates | Failed:
@@ -164,7 +163,7 @@ class TurnRelay:
             _note_beginning(game, after, began)
             return after, answer
 
-        answer = await self.rooms.run(key.game_id, step)
+        answer = await self.games.run(key.game_id, step)
         self._forget(began)
         return answer
 

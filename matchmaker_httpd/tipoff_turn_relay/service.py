@@ -1,4 +1,4 @@
-"""The turn relay within httpd: its endpoints, made with the app, and its relay, there while the app runs."""
+"""Runs the turn relay inside an HTTP server: `open_turn_relay` is all that httpd calls to mount it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from fastapi import FastAPI
-from prometheus_client import CollectorRegistry
+from fastapi import APIRouter
+from prometheus_client import CollectorRegistry, Gauge
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tipoff_shared.admission.client_address import AddressRule
-from tipoff_shared.admission.limits import ConcurrencyLimit, RateLimit
+from tipoff_shared.admission.limits import ConcurrencyLimit
 from tipoff_shared.nats.connection import Bus
 from tipoff_shared.primitives.tasks import Tasks
-from tipoff_turn_relay.json_routes import JsonRoutes, TurnFailed, turn_failed
-from tipoff_turn_relay.metrics import TurnMetrics
+from tipoff_turn_relay.admission import TurnAdmission, TurnSettings
+from tipoff_turn_relay.json_routes import json_routes
 from tipoff_turn_relay.relay import TurnRelay
 from tipoff_turn_relay.store import (
     GAMES_BUCKET,
@@ -28,101 +28,89 @@ from tipoff_turn_relay.store import (
 from tipoff_turn_relay.text_endpoint import TextEndpoint
 
 PATH = "/turn"
+"""The path of the text endpoint."""
 BODY_LIMITS = {
-    # The text endpoint itself answers what is too long, in its own words.
+    # The text endpoint itself answers a body that is too long, in its protocol.
     b"/turn": 1 << 29,
-    # 16 KB of data, each byte perhaps six in JSON.
+    # 16 KB of data, of which each byte may take six in JSON.
     b"/v1/turn/": 112 * 1024,
 }
-"""Path, or prefix of paths ending in `/` -> bytes of a request body that the server around it must let pass."""
+"""Path, or prefix of paths ending in `/` -> bytes of a request body that the HTTP server must let pass there."""
 
 
 @dataclass(frozen=True, slots=True)
-class TurnSettings:
-    """The turn relay's settings; rates are for one address, 0 is no limit."""
+class TurnEndpoints:
+    """The endpoints of a running turn relay: `text` serves `PATH`, `router` the JSON API."""
 
-    requests_per_second: float = 300.0
-    """In the long run; twice as many at once."""
-    registrations_per_minute: float = 120.0
-    """The same for registrations, as many at once."""
-    nats_patience: float = 1.5
-    """Seconds that a request waits for a lost NATS connection."""
-
-
-class TurnService:
-    """`text` is the ASGI endpoint of the text protocol; `add_to` gives the app the JSON routes."""
-
-    def __init__(
-        self,
-        settings: TurnSettings,
-        addresses: AddressRule,
-        places: ConcurrencyLimit,
-        registry: CollectorRegistry,
-    ) -> None:
-        """`places`: the service's own, of which each long poll takes one."""
-        self._settings = settings
-        self._metrics = TurnMetrics(registry)
-        requests = RateLimit(settings.requests_per_second, 2 * settings.requests_per_second)
-        registrations = RateLimit(settings.registrations_per_minute / 60, settings.registrations_per_minute)
-        self.text = TextEndpoint(addresses, requests, registrations, self._metrics)
-        self._json = JsonRoutes(addresses, places, requests, registrations, self._metrics)
-        self._relay: TurnRelay | None = None
-        self._metrics.observe(
-            players=lambda: float(len(self._relay.list)) if self._relay else 0.0,
-            games=lambda: float(len(self._relay.rooms)) if self._relay else 0.0,
-        )
-
-    def add_to(self, app: FastAPI) -> None:
-        app.include_router(self._json.router())
-        app.add_exception_handler(TurnFailed, turn_failed)
+    text: ASGIApp
+    router: APIRouter
+    relay: TurnRelay
 
     def drain(self) -> None:
-        """End the long polls: the service is about to stop."""
-        if self._relay is not None:
-            self._relay.drain()
+        """End the long polls, because the service is about to stop."""
+        self.relay.drain()
 
-    @asynccontextmanager
-    async def running(self, bus: Bus, tasks: Tasks) -> AsyncIterator[None]:
-        """Make the buckets that are missing and serve. Raises `Unavailable`.
 
-        Leaving: requests are refused first, then those in hand fail with the store's inbox.
-        """
-        inbox = Inbox(bus)
-        await inbox.subscribe()
-        try:
-            pairing = NatsRecords(bus, PAIRING_BUCKET, inbox)
-            games = NatsRecords(bus, GAMES_BUCKET, inbox)
-            await pairing.create_bucket("The turn relay's pairing list", max_records=16)
-            await games.create_bucket("Game id -> the turn relay's record of the game", max_records=MAX_GAMES)
-            async with self.on_stores(pairing, games, tasks):
-                yield
-        finally:
-            inbox.close()
+@asynccontextmanager
+async def open_turn_relay(
+    settings: TurnSettings,
+    bus: Bus,
+    tasks: Tasks,
+    addresses: AddressRule,
+    places: ConcurrencyLimit,
+    registry: CollectorRegistry,
+) -> AsyncIterator[TurnEndpoints]:
+    """Create the missing buckets and run a turn relay for the time of the block.
 
-    @asynccontextmanager
-    async def on_stores(
-        self, pairing: RecordStore, games: RecordStore, tasks: Tasks
-    ) -> AsyncIterator[TurnRelay]:
-        """Serve from these stores."""
-        relay = TurnRelay(pairing, games, tasks, patience=self._settings.nats_patience)
-        async with relay.list.running():
-            self._serve(relay)
-            try:
-                yield relay
-            finally:
-                self._serve(None)
+    `places` are those of the whole service; each long poll takes one. `registry` gets the relay's metrics. Raises
+    `Unavailable` when the buckets cannot be created.
+    """
+    inbox = Inbox(bus)
+    await inbox.subscribe()
+    try:
+        pairing = NatsRecords(bus, PAIRING_BUCKET, inbox)
+        games = NatsRecords(bus, GAMES_BUCKET, inbox)
+        await pairing.create_bucket("The turn relay's pairing list", max_records=16)
+        await games.create_bucket("Game id -> the turn relay's record of the game", max_records=MAX_GAMES)
+        admission = TurnAdmission(settings, addresses, places, registry)
+        async with open_on_stores(pairing, games, tasks, settings, admission) as endpoints:
+            _observe(registry, endpoints.relay)
+            yield endpoints
+    finally:
+        inbox.close()
 
-    def _serve(self, relay: TurnRelay | None) -> None:
-        self._relay = self.text.relay = self._json.relay = relay
+
+@asynccontextmanager
+async def open_on_stores(
+    pairing: RecordStore, games: RecordStore, tasks: Tasks, settings: TurnSettings, admission: TurnAdmission
+) -> AsyncIterator[TurnEndpoints]:
+    """Run a turn relay whose state is in these stores."""
+    relay = TurnRelay(pairing, games, tasks, patience=settings.nats_patience)
+    async with relay.list.running():
+        yield TurnEndpoints(TextEndpoint(relay, admission), json_routes(relay, admission), relay)
+
+
+def _observe(registry: CollectorRegistry, relay: TurnRelay) -> None:
+    """Gauges that are read when the metrics are."""
+    for name, text, read in (
+        (
+            "tipoff_turn_players",
+            "Players in the pairing list, as last seen by this process",
+            relay.list.__len__,
+        ),
+        ("tipoff_turn_games", "Games whose last state this process keeps", relay.games.__len__),
+    ):
+        Gauge(name, text, registry=registry).set_function(read)
 
 
 class OwnPort:
-    """The ASGI app of the relay's own port: every path is the text endpoint, under the rules of the whole app."""
+    """The ASGI application of the relay's own port: every path is the text endpoint, under the rules of `app`."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; a WebSocket is refused."""
         if scope["type"] == "websocket":
             await receive()
             await send({"type": "websocket.close", "code": 1008})

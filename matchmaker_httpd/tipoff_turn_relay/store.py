@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -83,6 +84,84 @@ class RecordStore(Protocol):
     async def available(self, timeout: float) -> bool:
         """Wait until the store can be reached; False when it cannot after `timeout` seconds."""
         ...
+
+
+PAUSE = 0.05
+"""Seconds between two tries while NATS is connected and its JetStream is not ready yet."""
+
+Abandoned = Callable[[], Awaitable[bool]]
+"""Whether the client has gone away, so that nobody would get the answer."""
+
+
+class ClientGone(Exception):
+    """The client left before its request was carried out; nothing was changed for it."""
+
+
+class Patience:
+    """Of one request: its tries after failures of the store, up to `seconds` from the first."""
+
+    def __init__(self, store: RecordStore, seconds: float) -> None:
+        self._store = store
+        self._seconds = seconds
+        self._until: float | None = None
+        self.tried = 0
+
+    async def after(self, failure: Unavailable) -> None:
+        """Return when it is worth another try; raise `failure` when time is up."""
+        now = asyncio.get_running_loop().time()
+        if self._until is None:
+            self._until = now + self._seconds
+        self.tried += 1
+        left = self._until - now
+        if left <= 0 or not await self._store.available(left):
+            raise failure
+        if self.tried > 1:
+            await asyncio.sleep(PAUSE)  # connected but failing: a stream that elects its leader tells nobody
+
+
+class MemoryRecords:
+    """Revisions count up over all keys, as a stream's do. Records of the past go when somebody asks for them."""
+
+    def __init__(self, max_records: int = 1_000_000) -> None:
+        self._records: dict[str, tuple[bytes, int, float]] = {}
+        self._told: defaultdict[str, list[Callable[[], None]]] = defaultdict(list)
+        self._revision = 0
+        self._max_records = max_records
+        self.heard_since = time.time()
+
+    async def get(self, key: str) -> Stored:
+        value, revision, expires = self._records.get(key, (None, 0, 0.0))
+        return Stored(value, revision) if expires > time.time() else Stored(None, 0)
+
+    async def newer(self, key: str, revision: int) -> Stored | None:
+        stored = await self.get(key)
+        return stored if stored.revision > revision else None
+
+    async def set(self, key: str, value: bytes, revision: int, *, ttl: float | None = None) -> int:
+        present = await self.get(key)
+        if present.revision != revision:
+            raise LostRace(f"{key} was changed by somebody else")
+        if present.value is None and len(self._records) >= self._max_records:
+            raise StoreFull("maximum messages exceeded", retry_after=5)
+        self._revision += 1
+        self._records[key] = (value, self._revision, time.time() + (ttl or LIFETIME))
+        for told in self._told.get(key, ()):
+            told()
+        return self._revision
+
+    @asynccontextmanager
+    async def changes(self, key: str, told: Callable[[], None]) -> AsyncIterator[None]:
+        self._told[key].append(told)
+        try:
+            yield
+        finally:
+            self._told[key].remove(told)
+            if not self._told[key]:
+                del self._told[key]
+
+    async def available(self, timeout: float) -> bool:
+        del timeout
+        return True
 
 
 class _ApiError(msgspec.Struct):

@@ -12,13 +12,11 @@ import time
 
 from starlette.types import Receive, Scope, Send
 
-from tipoff_shared.admission.client_address import AddressRule, scope_address
-from tipoff_shared.admission.limits import RateLimit, address_key
-from tipoff_shared.errors import TipoffError
-from tipoff_turn_relay.messages import Answer, Error, Failed, Register
-from tipoff_turn_relay.metrics import TurnMetrics
-from tipoff_turn_relay.patience import ClientGone
+from tipoff_shared.errors import SlowDown, TipoffError
+from tipoff_turn_relay.admission import TurnAdmission
+from tipoff_turn_relay.messages import Error, Failed, Register
 from tipoff_turn_relay.relay import TurnRelay
+from tipoff_turn_relay.store import ClientGone
 from tipoff_turn_relay.text import MAX_BODY, encode_answer, parse_request
 
 log = logging.getLogger(__name__)
@@ -36,16 +34,11 @@ class _Left(Exception):
 
 
 class TextEndpoint:
-    """The ASGI endpoint. `relay` is there while the app's lifespan runs."""
+    """The ASGI endpoint: one request of the text protocol in, one answer out."""
 
-    def __init__(
-        self, addresses: AddressRule, requests: RateLimit, registrations: RateLimit, metrics: TurnMetrics
-    ) -> None:
-        self._addresses = addresses
-        self._requests = requests
-        self._registrations = registrations
-        self._metrics = metrics
-        self.relay: TurnRelay | None = None
+    def __init__(self, relay: TurnRelay, admission: TurnAdmission) -> None:
+        self._relay = relay
+        self._admission = admission
         self.last_seconds = 0.0
         """Spent on the last POST; what GET answers."""
 
@@ -85,14 +78,12 @@ class TextEndpoint:
             await self._fail(send, Failed(Error.NO_ADDRESS))
             return
         request = parse_request(await _body(receive))
-        address = address_key(scope_address(scope, self._addresses))
-        wait = self._requests.take(address, time.monotonic()) if address else 0.0
         registers = isinstance(request, Register)
-        if not wait and registers and address:
-            wait = self._registrations.take(address, time.monotonic())
         again = _REGISTER_AGAIN if registers else _AGAIN
-        if wait:
-            await self._fail(send, again, 429, retry_after=wait)
+        try:
+            self._admission.admit(scope, registers=registers)
+        except SlowDown as exc:
+            await self._fail(send, again, 429, retry_after=exc.retry_after)
             return
         if isinstance(request, Failed):
             await self._fail(send, request)
@@ -101,12 +92,8 @@ class TextEndpoint:
         async def client_is_gone() -> bool:
             return await _disconnected(receive)
 
-        relay = self.relay
         try:
-            if relay is None:
-                await self._fail(send, again, 503, retry_after=1)
-                return
-            answer: Answer = await relay.handle(request, abandoned=client_is_gone)
+            answer = await self._relay.handle(request, abandoned=client_is_gone)
         except TipoffError as exc:
             await self._fail(send, again, 503, retry_after=exc.retry_after or 1)
             return
@@ -119,7 +106,7 @@ class TextEndpoint:
         if isinstance(answer, Failed):
             await self._fail(send, answer)
             return
-        self._metrics.answered(0)
+        self._admission.answered(0)
         await _respond(send, 200, encode_answer(answer).encode(), [])
 
     async def _fail(
@@ -131,7 +118,7 @@ class TextEndpoint:
         retry_after: float | None = None,
         close: bool = False,
     ) -> None:
-        self._metrics.answered(failed.error)
+        self._admission.answered(failed.error)
         headers = []
         if retry_after is not None:
             headers.append((b"retry-after", str(max(1, round(retry_after))).encode()))

@@ -18,9 +18,8 @@ from tipoff_shared.kv.bucket import LostRace
 from tipoff_shared.nats.connection import Bus
 from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.settings import NatsSettings
-from tipoff_turn_relay.memory_store import MemoryRecords
 from tipoff_turn_relay.relay import TurnRelay
-from tipoff_turn_relay.store import Inbox, NatsRecords, RecordStore
+from tipoff_turn_relay.store import Inbox, MemoryRecords, NatsRecords, RecordStore
 
 
 class Unreliable(MemoryRecords):

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tipoff_shared.errors import Unavailable
-from tipoff_turn_relay import patience, rooms, waiting_list
+from tipoff_turn_relay import games as shared_games
+from tipoff_turn_relay import pairing_list, store
 from tipoff_turn_relay.keys import GameKey
-from tipoff_turn_relay.memory_store import MemoryRecords
 from tipoff_turn_relay.messages import (
     Answer,
     Error,
@@ -31,8 +31,8 @@ from tipoff_turn_relay.messages import (
     Unregister,
     Updates,
 )
-from tipoff_turn_relay.patience import ClientGone
 from tipoff_turn_relay.relay import TurnRelay
+from tipoff_turn_relay.store import ClientGone, MemoryRecords
 from tipoff_turn_relay.text import encode_answer
 
 
@@ -244,7 +244,7 @@ async def test_records_that_cannot_be_read_harm_nobody_else(
     relays: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     pairing, games = MemoryRecords(), MemoryRecords()
-    await pairing.set(waiting_list.KEY, b"not a list", 0)
+    await pairing.set(pairing_list.KEY, b"not a list", 0)
     await games.set("5", b"not a game", 0)
     async with relays(pairing, games, 1) as (relay,):
         assert await relay.handle(GameUpdate(str(GameKey(5, 1)), 0, 0, "x")) == Failed(Error.NO_GAME)
@@ -252,13 +252,13 @@ async def test_records_that_cannot_be_read_harm_nobody_else(
     assert "cannot be read" in caplog.text
 
 
-async def test_rooms_are_forgotten_beyond_their_bound(relays: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rooms, "MAX_ROOMS", 3)
+async def test_games_are_forgotten_beyond_their_bound(relays: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_games, "MAX_KNOWN", 3)
     async with relays(MemoryRecords(), MemoryRecords(), 1) as (relay,):
         games = [await begin(relay, relay) for _ in range(10)]
         for ada, _ in games:
             assert encode_answer(await relay.handle(GameUpdate(ada, 0, 0, "x"))) == "0/10/*"
-        assert len(relay.rooms) <= 3
+        assert len(relay.games) <= 3
         assert encode_answer(await relay.handle(GameUpdate(games[0][1], 1, 0, None))) == "0/9/x"
 
 
@@ -305,5 +305,5 @@ def test_every_update_arrives_once_and_in_order_on_stores_that_fail(
     relays: Any, unreliable: Any, seed: int, failures: float
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(patience, "_PAUSE", 0.0)
+        patch.setattr(store, "PAUSE", 0.0)
         uvloop.run(play_on_failing_stores(relays, unreliable, seed, failures))

@@ -13,8 +13,7 @@ from tipoff.up.embedded_nats import embedded_nats
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.kv.bucket import LostRace
 from tipoff_shared.nats.connection import Bus, connect
-from tipoff_turn_relay.memory_store import MemoryRecords
-from tipoff_turn_relay.store import Inbox, NatsRecords, RecordStore, Stored, StoreFull
+from tipoff_turn_relay.store import Inbox, MemoryRecords, NatsRecords, RecordStore, Stored, StoreFull
 
 
 async def test_what_was_never_written_has_no_value_and_revision_zero(store: RecordStore) -> None:

@@ -21,14 +21,13 @@ from tipoff_shared.errors import Unavailable
 from tipoff_shared.kv.bucket import LostRace
 from tipoff_turn_relay.game import Game
 from tipoff_turn_relay.messages import Answer, Error, Failed, Updates
-from tipoff_turn_relay.patience import Abandoned, ClientGone, Patience
-from tipoff_turn_relay.store import RecordStore, StoreFull
+from tipoff_turn_relay.store import Abandoned, ClientGone, Patience, RecordStore, StoreFull
 
 log = logging.getLogger(__name__)
 
 ENDED_LIFETIME = 60.0
 """Seconds after which the record of a game that is over goes; longer than the pairing list repeats its start."""
-MAX_ROOMS = 10_000
+MAX_KNOWN = 10_000
 """Games whose last state is kept in memory."""
 _MAX_RACES = 100
 
@@ -41,7 +40,7 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Game).decode
 
 
-class _Room:
+class _KnownGame:
     """What this process knows of one game. `revision` None: nothing."""
 
     __slots__ = ("changed", "game", "lock", "revision", "users")
@@ -69,68 +68,68 @@ class _Room:
             event.set()
 
 
-class Rooms:
+class SharedGames:
     """All games. `patience` are the seconds a request outlives failures of the store."""
 
     def __init__(self, store: RecordStore, *, patience: float) -> None:
         self._store = store
         self._patience = patience
-        self._rooms: OrderedDict[str, _Room] = OrderedDict()
+        self._known: OrderedDict[str, _KnownGame] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._rooms)
+        return len(self._known)
 
-    def _enter(self, game_id: int) -> _Room:
+    def _enter(self, game_id: int) -> _KnownGame:
         key = str(game_id)
-        room = self._rooms.get(key)
-        if room is None:
-            room = self._rooms[key] = _Room()
-            if len(self._rooms) > MAX_ROOMS:
+        known = self._known.get(key)
+        if known is None:
+            known = self._known[key] = _KnownGame()
+            if len(self._known) > MAX_KNOWN:
                 self._evict()
         else:
-            self._rooms.move_to_end(key)
-        room.users += 1
-        return room
+            self._known.move_to_end(key)
+        known.users += 1
+        return known
 
     def _evict(self) -> None:
-        """The room that was used longest ago, of those nobody is in."""
-        for key, room in self._rooms.items():
-            if not room.users:
-                del self._rooms[key]
+        """The known that was used longest ago, of those nobody is in."""
+        for key, known in self._known.items():
+            if not known.users:
+                del self._known[key]
                 return
 
-    def _leave(self, game_id: int, room: _Room) -> None:
-        room.users -= 1
-        if not room.users and (room.game is None or room.game.over):
-            self._rooms.pop(str(game_id), None)
+    def _leave(self, game_id: int, known: _KnownGame) -> None:
+        known.users -= 1
+        if not known.users and (known.game is None or known.game.over):
+            self._known.pop(str(game_id), None)
 
     async def create(self, game_id: int, game: Game) -> bool:
         """Make the game's record unless it is there. False: the id is another game's.
 
         Raises `StoreFull` and `Unavailable`.
         """
-        room = self._enter(game_id)
+        known = self._enter(game_id)
         try:
-            async with room.lock:
+            async with known.lock:
                 patience = Patience(self._store, self._patience)
                 while True:
                     try:
-                        if room.revision is None:
+                        if known.revision is None:
                             stored = await self._store.get(str(game_id))
-                            room.know(stored.value, stored.revision)
-                        if room.game is not None:
-                            return room.game.secrets == game.secrets
-                        await self._write(game_id, room, game)
+                            known.know(stored.value, stored.revision)
+                        if known.game is not None:
+                            return known.game.secrets == game.secrets
+                        await self._write(game_id, known, game)
                         return True
                     except LostRace:
-                        room.forget()
+                        known.forget()
                     except BaseException as exc:
-                        room.forget()
+                        known.forget()
                         if not isinstance(exc, Unavailable) or isinstance(exc, StoreFull):
                             raise
                         await patience.after(exc)
         finally:
-            self._leave(game_id, room)
+            self._leave(game_id, known)
 
     async def run(
         self, game_id: int, step: Step[AnswerT], *, abandoned: Abandoned | None = None
@@ -141,26 +140,26 @@ class Rooms:
         A write that failed may have been carried out: the step is taken again from what is stored then, where it
         finds its own request done and answers it as a repetition.
         """
-        room = self._enter(game_id)
+        known = self._enter(game_id)
         try:
-            async with room.lock:
-                return await self._run(game_id, room, step, abandoned)
+            async with known.lock:
+                return await self._run(game_id, known, step, abandoned)
         finally:
-            self._leave(game_id, room)
+            self._leave(game_id, known)
 
     async def _run(
-        self, game_id: int, room: _Room, step: Step[AnswerT], abandoned: Abandoned | None
+        self, game_id: int, known: _KnownGame, step: Step[AnswerT], abandoned: Abandoned | None
     ) -> AnswerT | Failed:
         patience: Patience | None = None
         for _ in range(_MAX_RACES):
             proved = False
             try:
-                if room.revision is None:
+                if known.revision is None:
                     stored = await self._store.get(str(game_id))
-                    room.know(stored.value, stored.revision)
+                    known.know(stored.value, stored.revision)
                     proved = True
                 while True:
-                    game = room.game
+                    game = known.game
                     after: Game | None = None
                     answer: AnswerT | Failed = Failed(Error.NO_GAME)
                     if game is not None:
@@ -174,45 +173,45 @@ class Rooms:
                             and await abandoned()
                         ):
                             raise ClientGone
-                        await self._write(game_id, room, after)
+                        await self._write(game_id, known, after)
                         return answer
                     if proved:
                         return answer
-                    assert room.revision is not None
-                    stored_now = await self._store.newer(str(game_id), room.revision)
+                    assert known.revision is not None
+                    stored_now = await self._store.newer(str(game_id), known.revision)
                     if stored_now is None:
                         return answer
-                    room.know(stored_now.value, stored_now.revision)
+                    known.know(stored_now.value, stored_now.revision)
                     proved = True
             except LostRace:
-                room.forget()
+                known.forget()
             except ClientGone:
                 raise
             except (
                 BaseException
             ) as exc:  # its write may be carried out, now or later: what is known is not known
-                room.forget()
+                known.forget()
                 if not isinstance(exc, Unavailable):
                     raise
                 patience = patience or Patience(self._store, self._patience)
                 await patience.after(exc)
         raise Unavailable("too many requests for one game at once", retry_after=1)
 
-    async def _write(self, game_id: int, room: _Room, game: Game) -> None:
+    async def _write(self, game_id: int, known: _KnownGame, game: Game) -> None:
         ttl = ENDED_LIFETIME if game.over else None
-        room.revision = await self._store.set(str(game_id), _encode(game), room.revision or 0, ttl=ttl)
-        room.game = game
-        room.tell()
+        known.revision = await self._store.set(str(game_id), _encode(game), known.revision or 0, ttl=ttl)
+        known.game = game
+        known.tell()
 
     @asynccontextmanager
     async def watching(self, game_id: int) -> AsyncIterator[asyncio.Event]:
         """An event that is set when the game changes, here or at another httpd: a hint."""
-        room = self._enter(game_id)
+        known = self._enter(game_id)
         event = asyncio.Event()
-        room.changed.add(event)
+        known.changed.add(event)
         try:
             async with self._store.changes(str(game_id), event.set):
                 yield event
         finally:
-            room.changed.discard(event)
-            self._leave(game_id, room)
+            known.changed.discard(event)
+            self._leave(game_id, known)

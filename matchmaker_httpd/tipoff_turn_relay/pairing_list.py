@@ -29,8 +29,7 @@ from tipoff_turn_relay.messages import (
     Unregister,
 )
 from tipoff_turn_relay.pairing import PairingList, games_full, step, without, without_gone
-from tipoff_turn_relay.patience import Patience
-from tipoff_turn_relay.store import RecordStore
+from tipoff_turn_relay.store import Patience, RecordStore
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +64,7 @@ class _Watcher:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-class WaitingList:
+class SharedPairingList:
     """The list as seen from this process. `tasks` owns the work, `patience` are the seconds a request outlives
     failures of the store."""
 
@@ -255,7 +254,7 @@ class WaitingList:
                 watcher.changed.set()
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[WaitingList]:
+    async def running(self) -> AsyncIterator[SharedPairingList]:
         """Leaving takes no more requests; what is in hand is answered by the task that has it."""
         async with self._hints:
             try:
