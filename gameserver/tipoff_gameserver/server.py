@@ -1,4 +1,4 @@
-"""The game server: one game, one list of players, one clock, and everything around it.
+"""Runs a game as a server: `Game` is what you write, `GameServer` what runs it.
 
     class MyGame(Game):
         def on_message(self, player, data): ...
@@ -6,7 +6,8 @@
 
     GameServer(MyGame(), tick_rate=30, capacity=16).main()
 
-Started by a launcher (or by Edgegap) it takes the players that the matchmaker sends; started by hand it stands alone.
+Started by a launcher (or by Edgegap) it admits the players that the matchmaker sends; started by hand it is a
+stand-alone server.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ import logging
 import os
 import sys
 from collections.abc import Awaitable, Collection, Coroutine
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
 from tipoff_gameserver import edgegap
-from tipoff_gameserver.context import Context
-from tipoff_gameserver.environment import find_context
-from tipoff_gameserver.game import Callbacks
-from tipoff_gameserver.lifecycle import ca_contents_argument, run_process, signals
-from tipoff_gameserver.players.roster import Player, Players
+from tipoff_gameserver.context import Context, ServerOptions, find_context
+from tipoff_gameserver.players.dispatch import Callbacks
+from tipoff_gameserver.players.player import LeaveReason, Player, Players
+from tipoff_gameserver.process import ca_contents_argument, run_process, signals
 from tipoff_gameserver.running import Running
 from tipoff_shared.messages import Transports
 from tipoff_shared.names import new_boot_id
@@ -38,6 +39,37 @@ DEFAULT_TICK_RATE = 30.0
 DEFAULT_CAPACITY = 16
 
 
+class Game:
+    """A game that does nothing yet: any object with some of these methods is one, and subclassing is optional.
+
+    Every method may be a plain function or `async def`. They are called one at a time, so a game needs no locks. An
+    async one is awaited before the next is called: do slow things (a database, a web service) in
+    `server.background(...)`.
+    """
+
+    tick_rate: float = 30.0
+    """Ticks per second, unless `GameServer(..., tick_rate=)` says otherwise."""
+
+    def on_start(self, server: GameServer) -> Any:
+        """Get ready: nobody comes in before this returns. If it raises, the server does not start."""
+
+    def on_join(self, player: Player) -> Any:
+        """A player is in: `player.send` works. If this raises, the player is kicked."""
+
+    def on_message(self, player: Player, data: bytes) -> Any:
+        """1 to 1200 bytes from a player, as soon as they arrive. They are whatever the player chose to send: check
+        them before you believe them."""
+
+    def on_leave(self, player: Player, reason: LeaveReason) -> Any:
+        """The player has left, for whatever reason; called once for each `on_join`."""
+
+    def tick(self, server: GameServer, dt: float) -> Any:
+        """Advance the world by `dt` seconds (always 1 / tick_rate) and tell the players about it."""
+
+    def on_stop(self, server: GameServer) -> Any:
+        """The last call: every player has left."""
+
+
 class GameServer:
     """A server for one game; `async with` it, `await run()` it, or call `main()`.
 
@@ -46,11 +78,11 @@ class GameServer:
     * `capacity`: players at once (16). A deployment's own `TIPOFF_CAPACITY` wins: the matchmaker counts by it.
     * `stand_alone`: True or False; None (the default) decides by the environment.
     * `listen`: `host:port` of a stand-alone server (`127.0.0.1:7777`); UDP and WebSocket share the number.
-    * `private_key`, `protocol_id`, `dialect`: for a stand-alone server whose tokens somebody else makes.
+    * `private_key`, `protocol_id`, `dialect`: for a stand-alone server whose tokens another program issues.
     * `context`: everything about the deployment, instead of the environment (tests, other launchers).
     * `udp`, `websocket`: which listeners to open.
-    * `message_limit`: messages per second one player may send; those beyond it are thrown away.
-    * `max_tick_failures`: so many ticks in a row may raise before the server gives up.
+    * `message_limit`: messages per second one player may send; those beyond it are dropped.
+    * `max_tick_failures`: the server gives up when this many ticks in a row have raised.
 
     Raises `TypeError` or `ValueError` at once for a game or numbers that cannot work, `ConfigError` at the start for
     settings that cannot be used.
@@ -88,14 +120,14 @@ class GameServer:
         """Seconds of game time per tick."""
         self.capacity = capacity or DEFAULT_CAPACITY
         self.boot_id = new_boot_id()
-        """Names this start of this process: tokens of an earlier one are not taken."""
+        """Names this start of this process: tokens of an earlier one are refused."""
         self.players = Players()
         """Who plays; safe to loop over."""
         self.transports = Transports()
         """What players dial; known once the server has started."""
         self.url = ""
         """A stand-alone server's matchmaking URL (`ws://host:port/matchmaker/ws`), else ""."""
-        self._callbacks = Callbacks(game)
+        self._callbacks = Callbacks(game, base=Game)
         self._find_context = functools.partial(
             find_context,
             os.environ,
@@ -107,10 +139,12 @@ class GameServer:
             ca_contents=ca_contents_argument(sys.argv),
         )
         self._context = context
-        self._udp, self._websocket = udp, websocket
-        self._message_limit = message_limit
-        self._max_tick_failures = max_tick_failures
-        self._running: Running | None = None
+        self._options = ServerOptions(
+            self.tick_rate, self.capacity, message_limit, max_tick_failures, udp=udp, websocket=websocket
+        )
+        self._running: Running | None = (
+            None  # its parts need an event loop, and a game may be made without one
+        )
         self._stopped_while_starting = False
         self._starting: asyncio.Task[Any] | None = None
 
@@ -126,7 +160,7 @@ class GameServer:
     @property
     def ticks(self) -> int:
         """Ticks run so far."""
-        return self._running.clock.schedule.ticks if self._running else 0
+        return self._running.schedule.ticks if self._running else 0
 
     @property
     def time(self) -> float:
@@ -136,16 +170,16 @@ class GameServer:
     @property
     def ticks_skipped(self) -> int:
         """Ticks given up because the machine was too slow."""
-        return self._running.clock.schedule.skipped if self._running else 0
+        return self._running.schedule.skipped if self._running else 0
 
     @property
     def tick_ms(self) -> float:
         """Mean milliseconds that one tick took lately."""
-        return self._running.clock.schedule.tick_time * 1000 if self._running else 0.0
+        return self._running.schedule.tick_time * 1000 if self._running else 0.0
 
     @property
     def context(self) -> Context:
-        """The deployment: its id, game, version, location. Known once the server has started."""
+        """The deployment: its id, game, version, location. Raises `RuntimeError` before the server has started."""
         if self._context is None:
             raise RuntimeError("the server has not started yet")
         return self._context
@@ -153,7 +187,7 @@ class GameServer:
     @property
     def state(self) -> LeaseState:
         """`ready`, `draining` (nobody new is let in) or `ended`."""
-        return self._running.ending.state if self._running else LeaseState.READY
+        return self._running.shutdown.state if self._running else LeaseState.READY
 
     def background(self, work: Coroutine[Any, Any, None], name: str = "background") -> asyncio.Task[None]:
         """Run a coroutine beside the game, for slow things. The server owns it: an exception is logged, and it is
@@ -165,17 +199,17 @@ class GameServer:
 
         May be awaited (the matchmaker then knows) or just called, from anywhere in the event loop. Idempotent.
         """
-        return self._started.ending.shutdown(reason)
+        return self._started.shutdown.shutdown(reason)
 
     def drain(self, reason: str = "", *, grace: float | None = None) -> None:
         """Let nobody in any more, and end when the last player has left, or after `grace` seconds. Idempotent."""
-        self._started.ending.drain(reason, grace)
+        self._started.shutdown.drain(reason, grace)
 
     # --- running ----------------------------------------------------------------------------------------------
 
     def main(self) -> None:
-        """Run until the end, as a whole process: reads the environment, sets up logging unless that is done, handles
-        SIGTERM and SIGINT, and exits with 0, 1 (the game failed) or 2 (settings)."""
+        """Run until the end, as a process: read the environment, set up logging unless that is done, handle SIGTERM and
+        SIGINT, and exit with 0, 1 (the game failed) or 2 (settings)."""
         run_process(self.run)
 
     async def run(self) -> None:
@@ -185,40 +219,40 @@ class GameServer:
             try:
                 async with self:
                     self._starting = None
-                    await self._started.ending.reached.wait()
+                    await self._started.shutdown.due.wait()
             except asyncio.CancelledError:
                 if self._starting is None or not self._stopped_while_starting:
                     raise
-                self._starting.uncancel()  # it was our own doing, in `_on_signal`
+                self._starting.uncancel()  # `_on_signal` cancelled it
                 log.info("stopped while starting")
         if self._running is not None and self._running.failure is not None:
             raise self._running.failure
 
     async def wait_ended(self) -> None:
-        """Until the server is about to end; for those who use `async with`."""
-        await self._started.ending.reached.wait()
+        """Wait until the server is about to end; for use in `async with`."""
+        await self._started.shutdown.due.wait()
 
     async def __aenter__(self) -> GameServer:
         if self._running is not None:
             raise RuntimeError("a GameServer runs once; make a new one")
         context = self._context or self._find_context()
-        if self._websocket:
+        if self._options.websocket:
             context = await edgegap.with_secure_url(context)
         self._context = context
         if context.capacity is not None:
             self.capacity = context.capacity
         running = self._running = Running(
             self,
-            context,
             self._callbacks,
-            message_limit=self._message_limit,
-            max_tick_failures=self._max_tick_failures,
+            self.players,
+            context,
+            replace(self._options, capacity=self.capacity),
+            self.boot_id,
         )
         try:
-            await running.open(udp=self._udp, websocket=self._websocket)
-            self.transports = running.listeners.transports
-            if context.stand_alone and running.listeners.websocket_url:
-                self.url = f"{running.listeners.websocket_url}matchmaker/ws"
+            await running.open()
+            self.transports = running.endpoints.transports
+            self.url = running.matchmaker_url
             await running.start()
         except BaseException:
             await running.close()
@@ -239,9 +273,9 @@ class GameServer:
         return self._running
 
     def _on_signal(self, name: str) -> None:
-        """A server that is still starting just stops; later see `Ending.signalled`."""
+        """Stop a server that is still starting; after that see `Shutdown.signalled`."""
         if self._starting is not None:
             self._stopped_while_starting = True
             self._starting.cancel()
         else:
-            self._started.ending.signalled(name, self.context.drain_grace)
+            self._started.shutdown.signalled(name, self.context.drain_grace)

@@ -1,15 +1,18 @@
-"""How a server comes to its end: by `shutdown`, by draining, by signals.
+"""Decides when a server stops: after `shutdown`, a drain or signals.
 
-Ready -> draining -> the end, or ready -> ended -> the end. What has to happen at the end itself, and in which order,
-stands in `Running.close`.
+    ready ──drain, first signal──> draining ──last player left, grace over, second signal──> due
+    ready, draining ──shutdown───> ended ──matchmaker told──> due
+
+`Running.close` says what happens then, and in which order.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 
+from tipoff_gameserver.players.roster import Roster
+from tipoff_gameserver.presence.interface import Presence
 from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.records import LeaseState
 
@@ -19,74 +22,67 @@ ANNOUNCE_TIMEOUT = 2.0
 """Seconds for telling the matchmaker before the server goes on."""
 
 
-class Ending:
-    """`close_doors` is called when nobody may come in any more, `players` says how many are there, `announce` tells
-    the matchmaker the present state and returns whether that was done in time."""
+class Shutdown:
+    """The lease's `state`, and `due`, which is set when the server must be closed."""
 
-    def __init__(
-        self,
-        tasks: Tasks,
-        *,
-        close_doors: Callable[[], None],
-        players: Callable[[], int],
-        announce: Callable[[float], Awaitable[bool]],
-    ) -> None:
+    def __init__(self, tasks: Tasks, roster: Roster, presence: Presence) -> None:
         self.state = LeaseState.READY
-        self.reached = asyncio.Event()
-        """Set when the server must be closed now."""
+        self.due = asyncio.Event()
         self._tasks = tasks
-        self._close_doors = close_doors
-        self._players = players
-        self._announce = announce
-        self._shutdown: asyncio.Task[None] | None = None
+        self._roster = roster
+        self._presence = presence
+        self._announcing: asyncio.Task[None] | None = None
         self._grace: asyncio.TimerHandle | None = None
         self._signalled = False
+        roster.on_empty(self._last_player_left)
 
     def shutdown(self, reason: str) -> asyncio.Task[None]:
-        """The match is over: the matchmaker is told, then the end is reached. Idempotent."""
-        if self._shutdown is None:
+        """The match is over: tell the matchmaker, then the server is due to close. Idempotent."""
+        if self._announcing is None:
             log.info("shutting down: %s", reason)
             self.state = LeaseState.ENDED
-            self._close_doors()
-            self._shutdown = self._tasks.start(self._tell_the_end(), "shutdown")
-        return self._shutdown
+            self._roster.stop_admitting()
+            self._announcing = self._tasks.start(self._announce_end(), "shutdown")
+        return self._announcing
 
-    async def _tell_the_end(self) -> None:
-        if not await self._announce(ANNOUNCE_TIMEOUT):
+    async def _announce_end(self) -> None:
+        if not await self._presence.announce(ANNOUNCE_TIMEOUT):
             log.warning("nobody could be told that this server ends; its lease will expire")
-        self.reached.set()
+        self.due.set()
 
     def drain(self, reason: str, grace: float | None) -> None:
-        """Nobody new; the end is reached with the last player's leaving, or after `grace` seconds. Idempotent."""
+        """Admit nobody; the server is due to close when the last player has left, or after `grace` seconds.
+        Idempotent."""
         if self.state is LeaseState.READY:
             log.info("draining%s", f": {reason}" if reason else "")
             self.state = LeaseState.DRAINING
-            self._close_doors()
-            self._tasks.start(self._tell_draining(), "announce draining")
-        if self._players() == 0:
-            self.reached.set()
+            self._roster.stop_admitting()
+            self._tasks.start(self._announce_draining(), "announce draining")
+        if not len(self._roster):
+            self.due.set()
         elif grace is not None:
             if self._grace is not None:
                 self._grace.cancel()
-            self._grace = asyncio.get_running_loop().call_later(grace, self.reached.set)
+            self._grace = asyncio.get_running_loop().call_later(grace, self.due.set)
 
-    async def _tell_draining(self) -> None:
-        await self._announce(ANNOUNCE_TIMEOUT)  # the lease's next refresh says it too
+    async def _announce_draining(self) -> None:
+        await self._presence.announce(ANNOUNCE_TIMEOUT)  # if that fails, the lease's next refresh reports it
 
-    def nobody_left(self) -> None:
+    def _last_player_left(self) -> None:
         if self.state is LeaseState.DRAINING:
-            self.reached.set()
+            self.due.set()
 
     def signalled(self, name: str, grace: float) -> None:
-        """The first signal drains, the second one ends it."""
+        """The first signal drains; the second one makes the server close at once."""
         if self._signalled or self.state is LeaseState.ENDED:
-            self.reached.set()
+            self.due.set()
         else:
             self._signalled = True
             self.drain(name, grace)
 
-    def over(self) -> None:
-        """The server closes: no timer of ours is to fire any more."""
-        self.reached.set()
+    def finish(self) -> None:
+        """The server closes: admit nobody, and let no timer fire."""
+        self._roster.stop_admitting()
+        self.due.set()
         if self._grace is not None:
             self._grace.cancel()

@@ -1,18 +1,18 @@
-"""A matchmaker for a server that stands alone: the same messages, one server, itself.
+"""Answers `/matchmaker/ws` on a stand-alone server, with the messages of a real matchmaker and a seat on itself.
 
-Pure: a request's bytes go in, the messages of `/matchmaker/ws` come out. So a client written against a stand-alone
-server needs no change to play through a real matchmaker.
+No I/O: a request's bytes go in, messages come out. A client written against a stand-alone server needs no change to
+play through a real matchmaker.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tipoff_gameserver.context import Context
-from tipoff_gameserver.players.admission import Refusal
+from tipoff_gameserver.players.roster import Roster
 from tipoff_shared.errors import TipoffError
 from tipoff_shared.messages import (
     Acknowledged,
@@ -38,7 +38,7 @@ _HOST_HEADER = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+)(:\d{1,5})?", re.
 
 @dataclass(frozen=True, slots=True)
 class Dialled:
-    """How a client reached the WebSocket listener: our address at that connection, and its Host header."""
+    """How a client reached the WebSocket listener: the server's address at that connection, and its Host header."""
 
     host: str
     port: int
@@ -47,6 +47,7 @@ class Dialled:
 
     @property
     def url(self) -> str:
+        """`ws://host:port/` or `wss://`, under which this client reaches the game too."""
         scheme = "wss" if self.secure else "ws"
         if _HOST_HEADER.fullmatch(self.host_header):
             return f"{scheme}://{self.host_header}/"
@@ -55,20 +56,13 @@ class Dialled:
 
 
 class Matchmaker:
-    """`udp_port` is None without UDP; `full` says why nobody is let in now, or None."""
+    """Answers play requests with a seat on this server. `udp_port` is None without UDP."""
 
-    def __init__(
-        self,
-        context: Context,
-        boot_id: str,
-        *,
-        udp_port: int | None,
-        full: Callable[[], Refusal | None],
-    ) -> None:
+    def __init__(self, context: Context, boot_id: str, udp_port: int | None, roster: Roster) -> None:
         self._context = context
         self._boot_id = boot_id
         self._udp_port = udp_port
-        self._full = full
+        self._roster = roster
 
     def answer(self, request: bytes | str, dialled: Dialled, unix_now: float) -> Iterator[Feedback]:
         """The messages that answer `request`; the last one is SessionReady or Failed."""
@@ -83,7 +77,7 @@ class Matchmaker:
             context.version and play.version != context.version
         ):
             yield Failed(404, f"this server runs {context.game or 'any game'} {context.version}".rstrip())
-        elif refusal := self._full():
+        elif refusal := self._roster.refusal(None):
             yield refusal.message()
         else:
             session = session_id(play.request_id or new_request_id())
@@ -93,7 +87,7 @@ class Matchmaker:
     def _ready(self, play: PlayRequest, session: str, dialled: Dialled, unix_now: float) -> SessionReady:
         context = self._context
         udp_port = self._udp_port
-        # The address at which this very client reached us is one that it can dial.
+        # The client can dial the address under which it reached us.
         address = Address(dialled.host.partition("%")[0], dialled.port if udp_port is None else udp_port)
         address = address.unmapped()
         client_id = _client_id(session)
@@ -123,6 +117,6 @@ class Matchmaker:
 
 
 def _client_id(session: str) -> int:
-    """The same one whenever the same request is repeated; never 0."""
+    """The same id for each repetition of a request; never 0."""
     digest = hashlib.blake2b(session.encode(), digest_size=8, person=b"tipoff client").digest()
     return int.from_bytes(digest, "little") or 1

@@ -1,4 +1,4 @@
-"""Warnings that may come sixty times a second, said at most once in a while."""
+"""Logs warnings that may occur many times a second at most once per interval."""
 
 from __future__ import annotations
 
@@ -8,33 +8,34 @@ import time
 log = logging.getLogger("tipoff_gameserver")
 
 INTERVAL = 5.0
-"""Seconds between two complaints of the same kind."""
+"""Seconds between two log lines of the same kind."""
 
 
-class Complaints:
-    """Each kind is logged the first time it happens, then at most every `INTERVAL` seconds with the number left out."""
+class ThrottledLog:
+    """Logs each kind the first time it occurs, then at most every `INTERVAL` seconds with the number left out."""
 
     def __init__(self) -> None:
-        self._said: dict[str, float] = {}
+        self._logged_at: dict[str, float] = {}
         self._left_out: dict[str, int] = {}
 
-    def say(self, kind: str, text: str, *args: object) -> bool:
-        """Log a warning, unless one of this kind was logged a moment ago; whether it was."""
+    def warning(self, kind: str, text: str, *args: object) -> bool:
+        """Log a warning unless one of this kind was logged within the interval; returns whether it was logged."""
         due = self._due(kind)
         if due:
             log.warning(text + self._others(kind), *args)
         return due
 
-    def traceback(self, kind: str, text: str, exc: BaseException) -> None:
+    def exception(self, kind: str, text: str, exc: BaseException) -> None:
+        """Log an error with the traceback of `exc`, unless one of this kind was logged within the interval."""
         if self._due(kind):
             log.error("%s%s", text, self._others(kind), exc_info=exc)
 
     def _due(self, kind: str) -> bool:
         now = time.monotonic()
-        if now - self._said.get(kind, -INTERVAL) < INTERVAL:
+        if now - self._logged_at.get(kind, -INTERVAL) < INTERVAL:
             self._left_out[kind] = self._left_out.get(kind, 0) + 1
             return False
-        self._said[kind] = now
+        self._logged_at[kind] = now
         return True
 
     def _others(self, kind: str) -> str:

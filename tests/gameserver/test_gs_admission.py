@@ -22,23 +22,25 @@ from tipoff_gameserver import Context, GameServer, PrivateKey
 from tipoff_gameserver.players.admission import Admission, Foreign, Grant, LookUp, Refusal
 from tipoff_shared.kv.buckets import Buckets
 from tipoff_shared.messages import Admitted, Failed
-from tipoff_shared.netcode import Address, ClientState, Dialect, UsedTokens
+from tipoff_shared.netcode import Address, ClientState, UsedTokens
+from tipoff_shared.settings import NatsSettings
 from tipoff_shared.user_data import TokenUserData
 
 KEY = PrivateKey.generate()
 
 
 def admission(foreign: Foreign = Foreign.REFUSE, used: UsedTokens | None = None) -> Admission:
-    return Admission(
-        private_key=KEY,
-        protocol_id=1,
-        dialect=Dialect.STANDARD,
-        deployment_id="d1",
-        boot_id="b1",
-        foreign=foreign,
-        addresses=lambda: [Address("127.0.0.1", 1)],
-        used_tokens=used,
+    """The rules of deployment d1, boot b1, whose context leads to `foreign`."""
+    context = Context(
+        "d1",
+        "arena",
+        "1",
+        KEY,
+        1,
+        nats=None if foreign is Foreign.ACCEPT else NatsSettings(),
+        bevygap=foreign is Foreign.LOOK_UP,
     )
+    return Admission(context, "b1", [Address("127.0.0.1", 1)], used)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +193,7 @@ async def test_a_bevygap_token_is_looked_up_before_the_challenge(
     async with GameServer(game, context=replace(deployment, bevygap=True)) as server:
         await kv.sessions_ly2eg.put("42", "session-of-bevygap")
         await kv.sessions_ly2eg.put("43", "another-session")
-        await eventually(lambda: server._started.presence.connected, "NATS is connected")
+        await eventually(lambda: kv.gameservers.get("arena-1"), "NATS is connected")
         async with by_udp(token_for(server, client_id=42, user_data=bytes(256))):
             ((_, player),) = await game.saw("join")
             assert player.session_id == "session-of-bevygap"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tipoff_gameserver.ticks import MAX_BEHIND, TickSchedule
+from tipoff_gameserver.clock import MAX_BEHIND, TickSchedule
 
 
 def test_late_ticks_do_not_move_later_ones() -> None:

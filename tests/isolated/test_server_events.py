@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tipoff_gameserver.environment import deployed_context
+from tipoff_gameserver.context import deployed_context
 from tipoff_gameserver.presence.events import refusal
 from tipoff_matchmaker.isolated import rules as event_rules
 from tipoff_matchmaker.isolated.rules import Join, Leave

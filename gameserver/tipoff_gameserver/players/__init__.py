@@ -1,1 +1,1 @@
-"""Who plays: admission, the roster, and the game's callbacks."""
+"""Decides who may play, seats players and calls the game about them."""

@@ -1,24 +1,22 @@
-"""Who may come in: from a token alone, without network, the same for every transport.
+"""Decides who may come in, from the connect token only and without network, the same for every transport.
 
-Pure: user data and times go in, a `Grant`, a `Refusal` or the wish to `LookUp` comes out. Whether there is room, and
-whether the client plays already, is the roster's to say (players.py); that a token is used once only is
-`UsedTokens`', shared by all transports.
+Pure: user data and times go in, a `Grant`, a `Refusal` or a `LookUp` comes out. The roster knows whether there is room
+and whether the client plays already; `UsedTokens`, shared by all transports, lets a token in once.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass
 from enum import Enum
 
+from tipoff_gameserver.context import Context
 from tipoff_shared.messages import Failed
 from tipoff_shared.netcode import (
     Address,
     DenyReason,
-    Dialect,
     InvalidToken,
-    PrivateKey,
     PrivateToken,
     TokenClaim,
     TokenExpired,
@@ -34,13 +32,20 @@ class Foreign(Enum):
     """What to do with a token whose user data is not ours."""
 
     REFUSE = "refuse"
-    ACCEPT = "accept"  # stand-alone with a key given: the key is all the authority there is
+    ACCEPT = "accept"  # stand-alone with a given key: the key is the only authority
     LOOK_UP = "look up"  # bevygap's matchmaker: the session stands in sessions_ly2eg
+
+    @staticmethod
+    def of(context: Context) -> Foreign:
+        """What a server with this context does."""
+        if context.stand_alone:
+            return Foreign.ACCEPT
+        return Foreign.LOOK_UP if context.bevygap else Foreign.REFUSE
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """The bearer of a token may come in. `session_id` is "" for a token that belongs to no session of ours; `name`
+    """The bearer of a token may come in. `session_id` is "" for a token that belongs to none of our sessions; `name`
     is what a login hook put into the token."""
 
     client_id: int
@@ -51,20 +56,22 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class LookUp:
-    """The session of this client id has to be looked up first."""
+    """The session of this client id must be looked up first."""
 
     client_id: int
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """`code` and `text` as in the table of errors; `deny` is what a lightyear client is told over UDP."""
+    """The bearer of a token may not come in. `code` and `text` are as in the table of errors; `deny` is what a
+    lightyear client is sent over UDP."""
 
     code: int
     text: str
     deny: DenyReason = DenyReason.INVALID_TOKEN
 
     def message(self) -> Failed:
+        """The refusal as a message to the client."""
         return Failed(self.code, self.text)
 
 
@@ -73,36 +80,27 @@ BUSY = Refusal(503, "the server cannot remember more tokens just now; try again"
 
 
 class Admission:
-    """The rules of one boot of one server.
+    """The rules of one run of one server.
 
-    `addresses` are those that a token must name one of, asked for when needed because ports may be known late;
-    None: not compared. A boot id "" in a token means any.
+    A token must name one of `addresses`; None: they are not compared. A token with boot id "" fits any run.
     """
 
     def __init__(
         self,
-        *,
-        private_key: PrivateKey,
-        protocol_id: int,
-        dialect: Dialect,
-        deployment_id: str,
+        context: Context,
         boot_id: str,
-        foreign: Foreign = Foreign.REFUSE,
-        addresses: Callable[[], Collection[Address] | None] = lambda: None,
+        addresses: Collection[Address] | None,
         used_tokens: UsedTokens | None = None,
     ) -> None:
         self.used_tokens = UsedTokens() if used_tokens is None else used_tokens
-        self._private_key = private_key
-        self._protocol_id = protocol_id
-        self._dialect = dialect
-        self._deployment_id = deployment_id
+        self._context = context
         self._boot_id = boot_id
-        self._foreign = foreign
+        self._foreign = Foreign.of(context)
         self._addresses = addresses
         self._generations: OrderedDict[str, int] = OrderedDict()
 
     def judge(self, client_id: int, user_data: bytes) -> Grant | LookUp | Refusal:
-        """For a token that the private key authenticated: does it mean us?"""
+        """Whether a token that the private key authenticated is meant for this server."""
         try:
             ours = decode_user_data(user_data)
         except ValueError:  # UnicodeDecodeError is one
@@ -118,7 +116,7 @@ class Admission:
         return Refusal(403, "the token names no session; this server takes only tokens of its matchmaker")
 
     def _judge_ours(self, client_id: int, data: TokenUserData) -> Grant | Refusal:
-        if data.deployment_id != self._deployment_id:
+        if data.deployment_id != self._context.deployment_id:
             return Refusal(403, "this token is for another deployment; ask for a new one")
         if data.boot_id and data.boot_id != self._boot_id:
             return Refusal(403, "the server was restarted since this token was made; ask for a new one")
@@ -129,21 +127,20 @@ class Admission:
     def open_stream(
         self, token: bytes, holder: Hashable, unix_now: float
     ) -> tuple[Grant | LookUp, PrivateToken] | Refusal:
-        """For a token that came as a stream's first message: everything UDP's handshake checks, then `judge`.
+        """Check a token that came as a stream's first message: everything UDP's handshake checks, then `judge`.
 
-        `holder` then has claimed the token and must `spend` it when it is let in. Never raises.
+        Unless refused, `holder` has claimed the token and must `spend` it when it is let in. Never raises.
         """
         try:
             private = open_private(
                 token,
-                self._private_key,
-                protocol_id=self._protocol_id,
-                dialect=self._dialect,
+                self._context.private_key,
+                protocol_id=self._context.protocol_id,
+                dialect=self._context.dialect,
                 unix_now=unix_now,
             )
-            addresses = self._addresses()
-            if addresses is not None:
-                private.require_server(addresses)
+            if self._addresses is not None:
+                private.require_server(self._addresses)
         except TokenExpired as exc:
             return Refusal(403, str(exc))
         except InvalidToken as exc:
@@ -157,7 +154,7 @@ class Admission:
         return BUSY if claim is TokenClaim.FULL else USED
 
     def spend(self, tag: bytes, holder: Hashable) -> bool:
-        """The holder comes in: its token is used up. False when somebody else was quicker."""
+        """Use up the token as its holder is let in; False if another holder was quicker."""
         return self.used_tokens.spend(tag, holder)
 
     def admitted(self, grant: Grant) -> None:

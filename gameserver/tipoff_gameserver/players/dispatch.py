@@ -1,14 +1,16 @@
-"""Calls the game: one callback at a time, in the order of what happened, whatever the callback does.
+"""Calls the game: finds its callbacks and runs them one at a time, in the order of what happened.
 
-Plain functions are called at once, from the very event that caused them. A coroutine function's call is awaited
-before the next callback begins; what happens meanwhile queues up. A callback that raises is reported to `on_error`
-and is over; everybody else's game goes on.
+A plain function is called at once, from the event that caused it. A coroutine function's call is awaited before the
+next callback begins; what happens meanwhile queues up. A callback that raises is reported to `on_error` and is over;
+the game goes on for everybody else.
 """
 
 from __future__ import annotations
 
 import asyncio
+import difflib
 import inspect
+import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -16,14 +18,68 @@ from typing import Any
 
 from tipoff_shared.primitives.tasks import Tasks
 
+log = logging.getLogger(__name__)
+
 MAX_QUEUED = 10_000
-"""Calls that may wait while an async callback takes its time; messages beyond that are dropped."""
+"""Calls that may wait while an async callback runs; messages beyond that are dropped."""
 
 Call = tuple[str, Callable[..., Any], tuple[Any, ...]]
 
+_ARGUMENTS = {
+    "on_start": ("server",),
+    "on_join": ("player",),
+    "on_message": ("player", "data"),
+    "on_leave": ("player", "reason"),
+    "tick": ("server", "dt"),
+    "on_stop": ("server",),
+}
+
+
+def _nothing(*_: Any) -> None:
+    return None
+
+
+class Callbacks:
+    """The methods of one game, looked up once. Methods inherited unchanged from `base` do nothing and are not called.
+
+    Raises `TypeError` if the game is a class, or a method does not take the arguments it gets.
+    """
+
+    def __init__(self, game: object, base: type) -> None:
+        if isinstance(game, type):
+            raise TypeError(f"GameServer wants a game, not its class: GameServer({game.__name__}(), ...)")
+        self.on_start = _find(game, base, "on_start")
+        self.on_join = _find(game, base, "on_join")
+        self.on_message = _find(game, base, "on_message")
+        self.on_leave = _find(game, base, "on_leave")
+        self.tick = _find(game, base, "tick")
+        self.on_stop = _find(game, base, "on_stop")
+        for name in dir(game):
+            if name.startswith("on_") and name not in _ARGUMENTS:
+                meant = difflib.get_close_matches(name, _ARGUMENTS, n=1)
+                hint = f"; did you mean {meant[0]}?" if meant else ""
+                log.warning("%s.%s is never called%s", type(game).__name__, name, hint)
+
+
+def _find(game: object, base: type, name: str) -> Callable[..., Any]:
+    method = getattr(game, name, None)
+    if method is None or getattr(type(game), name, None) is getattr(base, name):
+        return _nothing
+    arguments = _ARGUMENTS[name]
+    try:
+        inspect.signature(method).bind(*arguments)
+    except TypeError:
+        given = ", ".join(arguments)
+        raise TypeError(
+            f"{type(game).__name__}.{name} is called as {name}({given}); write def {name}(self, {given})"
+        ) from None
+    except ValueError:
+        pass  # a built-in that has no signature to look at
+    return method  # type: ignore[no-any-return]  # getattr knows no types
+
 
 class Dispatcher:
-    """`on_error(label, args, exc)` hears of every callback that raised."""
+    """Runs callbacks one at a time; `on_error(label, args, exc)` is called for each that raised."""
 
     def __init__(self, tasks: Tasks, on_error: Callable[[str, tuple[Any, ...], BaseException], None]) -> None:
         self._tasks = tasks
@@ -36,6 +92,7 @@ class Dispatcher:
 
     @property
     def full(self) -> bool:
+        """Whether messages must be dropped: `MAX_QUEUED` calls wait."""
         return len(self._queue) >= MAX_QUEUED
 
     def waited_for(self, now: float) -> tuple[str, float] | None:

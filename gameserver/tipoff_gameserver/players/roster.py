@@ -1,183 +1,61 @@
-"""The players: what a game sees of each, and who holds which seat on whatever transport."""
+"""Seats players: takes and frees seats for all transports, and reports joins and leaves to the game and the matchmaker.
+
+    transport ──seat, received, left──> Roster ──now──────────> Presence (active_connections)
+                                            └──in its turn──> Dispatcher ──> the game's callbacks
+
+A seat is taken when a transport lets a client in, and free when its connection is gone, whatever the game has been
+told by then: the game hears of it in its turn, and in between things may have changed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from enum import StrEnum
-from typing import Any, Protocol
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
 
-from tipoff_gameserver.players.admission import Grant, Refusal
-from tipoff_shared.netcode import MAX_PAYLOAD_BYTES, DenyReason
+from tipoff_gameserver.context import ServerOptions
+from tipoff_gameserver.players.admission import Admission, Grant, Refusal
+from tipoff_gameserver.players.dispatch import Callbacks, Dispatcher
+from tipoff_gameserver.players.player import LeaveReason, Link, Player, Players
+from tipoff_gameserver.presence.interface import Presence
+from tipoff_shared.netcode import DenyReason
 
-MAX_MESSAGE_BYTES = MAX_PAYLOAD_BYTES
-"""Longest message in either direction, on every transport: what fits into one netcode packet."""
+log = logging.getLogger(__name__)
 
-
-class LeaveReason(StrEnum):
-    """Why a player is gone, as `on_leave` is told. Each is a `str`."""
-
-    LEFT = "left"  # by itself
-    TIMED_OUT = "timed out"  # nothing was heard for too long
-    KICKED = "kicked"  # by the game, by the matchmaker, or because on_join failed
-    TOO_SLOW = "too slow"  # stopped reading what we send
-    MISBEHAVED = "misbehaved"  # broke the protocol
-    CLOSED = "closed"  # the server ends
-
-
-class Link(Protocol):
-    """One client's connection, as its transport implements it. Nothing here blocks or raises."""
-
-    @property
-    def transport(self) -> str: ...
-
-    @property
-    def address(self) -> str: ...
-
-    @property
-    def rtt(self) -> float | None: ...
-
-    def send(self, data: bytes) -> None: ...
-
-    def close(self, code: int, reason: str) -> None:
-        """Hang up. The transport tells nobody about the end of a link that was closed this way."""
-        ...
-
-
-class Kicker(Protocol):
-    def kick(self, player: Player, reason: str) -> None: ...
-
-
-class Player:
-    """One connected player. Compare players by identity; keep whatever you like in `data`."""
-
-    __slots__ = (
-        "_kicker",
-        "_link",
-        "client_id",
-        "connected",
-        "data",
-        "id",
-        "messages_dropped",
-        "messages_this_second",
-        "name",
-        "session_id",
-    )
-
-    def __init__(self, id: int, grant: Grant, link: Link, kicker: Kicker) -> None:
-        self.id = id
-        """1, 2, 3, ... in the order of arrival; never used twice by one server process. Good for your wire format."""
-        self.client_id = grant.client_id
-        """netcode's 64-bit client id, from the token."""
-        self.session_id = grant.session_id
-        """The matchmaker's session; "" for a token of another matchmaker in stand-alone mode."""
-        self.name = grant.name
-        """What the matchmaker's login hook put into the token, else ""."""
-        self.connected = True
-        """False as soon as the player is gone, even before `on_leave` was called."""
-        self.data: Any = None
-        """Yours: the square, the score, the whole state of this player."""
-        self.messages_dropped = 0
-        """Messages of this player that were thrown away because it sent too many."""
-        self.messages_this_second = 0
-        self._link = link
-        self._kicker = kicker
-
-    @property
-    def transport(self) -> str:
-        """`udp` or `websocket`."""
-        return self._link.transport
-
-    @property
-    def address(self) -> str:
-        """Where the player is, `ip:port`."""
-        return self._link.address
-
-    @property
-    def rtt(self) -> float | None:
-        """Round-trip time in seconds, where the transport measures it (WebSocket), else None."""
-        return self._link.rtt
-
-    def send(self, data: bytes) -> None:
-        """Send 1 to 1200 bytes; raises `ValueError` for any other length. Never waits, and does nothing once the
-        player is gone.
-
-        Over UDP a message may be lost, doubled or overtaken. Over WebSocket it arrives in order, unless the player
-        reads so slowly that messages have to be dropped.
-        """
-        if not 0 < len(data) <= MAX_MESSAGE_BYTES:
-            raise ValueError(f"a message has 1 to {MAX_MESSAGE_BYTES} bytes, not {len(data)}")
-        if self.connected:
-            self._link.send(data)
-
-    def kick(self, reason: str = "") -> None:
-        """Throw the player out. `on_leave` follows; `reason` (for people) reaches WebSocket clients only."""
-        if self.connected:
-            self._kicker.kick(self, reason)
-
-    def hang_up(self, code: int, reason: str) -> None:
-        """For the server alone: close the connection without any bookkeeping. Games call `kick`."""
-        self._link.close(code, reason)
-
-    def __repr__(self) -> str:
-        state = "" if self.connected else ", gone"
-        return f"<Player {self.id} {self.transport} {self.address}{state}>"
-
-
-class Players(Collection[Player]):
-    """The players for whom `on_join` was called and `on_leave` was not yet. Looping over it is always safe: the
-    loop sees those that were there when it began."""
-
-    def __init__(self) -> None:
-        self._by_id: dict[int, Player] = {}
-        self._snapshot: tuple[Player, ...] | None = ()
-
-    def get(self, id: int) -> Player | None:
-        """The player with this `Player.id`, or None."""
-        return self._by_id.get(id)
-
-    def all(self) -> tuple[Player, ...]:
-        if self._snapshot is None:
-            self._snapshot = tuple(self._by_id.values())
-        return self._snapshot
-
-    def __iter__(self) -> Iterator[Player]:
-        return iter(self.all())
-
-    def __len__(self) -> int:
-        return len(self._by_id)
-
-    def __contains__(self, player: object) -> bool:
-        return isinstance(player, Player) and self._by_id.get(player.id) is player
-
-    def __repr__(self) -> str:
-        return f"Players({list(self.all())})"
-
-    def enter(self, player: Player) -> None:
-        """For the server alone."""
-        self._by_id[player.id] = player
-        self._snapshot = None
-
-    def leave(self, player: Player) -> None:
-        """For the server alone."""
-        if self._by_id.pop(player.id, None) is not None:
-            self._snapshot = None
-
-
-FULL = Refusal(503, "the server is full", DenyReason.FULL)
-CONNECTED_ALREADY = Refusal(409, "this client is playing here already", DenyReason.ALREADY_CONNECTED)
+_GOING_AWAY = 1001
+_KICKED = 4000  # WebSocket close codes from 4000 on are the application's
+_ENDING = Refusal(503, "the server is about to end", DenyReason.FULL)
+_FULL = Refusal(503, "the server is full", DenyReason.FULL)
+_CONNECTED_ALREADY = Refusal(409, "this client is playing here already", DenyReason.ALREADY_CONNECTED)
+_UNKNOWN = Refusal(403, "no session is known for this client id")
 
 
 class Roster:
-    """The seats: one list and one capacity for all transports, always up to date.
+    """One list of seats and one capacity for all transports. Admits nobody until `start_admitting`.
 
-    A seat is taken when a transport lets a client in and free when its connection is gone, whatever the game has
-    been told by then.
+    `players` is the game's view of it, one step behind.
     """
 
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
+    def __init__(
+        self,
+        players: Players,
+        options: ServerOptions,
+        admission: Admission,
+        presence: Presence,
+        dispatcher: Dispatcher,
+        callbacks: Callbacks,
+    ) -> None:
+        self.capacity = options.capacity
+        self._message_limit = options.message_limit
+        self._players = players
+        self._admission = admission
+        self._presence = presence
+        self._dispatcher = dispatcher
+        self._callbacks = callbacks
+        self._admitting = False
         self._by_client_id: dict[int, Player] = {}
         self._next_id = 1
+        self._on_empty: list[Callable[[], None]] = []
 
     def __len__(self) -> int:
         return len(self._by_client_id)
@@ -185,32 +63,121 @@ class Roster:
     def __iter__(self) -> Iterator[Player]:
         return iter(tuple(self._by_client_id.values()))
 
-    @property
+    def start_admitting(self) -> None:
+        """Let players in from now on."""
+        self._admitting = True
+
+    def stop_admitting(self) -> None:
+        """Let nobody in from now on; those who play may stay."""
+        self._admitting = False
+
+    def on_empty(self, callback: Callable[[], None]) -> None:
+        """Call `callback` whenever the last player has left."""
+        self._on_empty.append(callback)
+
+    # --- what transports ask and report -----------------------------------------------------------------------
+
     def has_room(self) -> bool:
+        """Whether a seat is free."""
         return len(self._by_client_id) < self.capacity
 
     def is_connected(self, client_id: int) -> bool:
+        """Whether this client has a seat."""
         return client_id in self._by_client_id
 
     def refusal(self, client_id: int | None) -> Refusal | None:
-        """Why this client (None: any client) cannot have a seat now, or None."""
+        """Why this client (None: any client) cannot have a seat now; None if it can."""
+        if not self._admitting:
+            return _ENDING
         if client_id is not None and client_id in self._by_client_id:
-            return CONNECTED_ALREADY
-        return None if self.has_room else FULL
+            return _CONNECTED_ALREADY
+        return None if self.has_room() else _FULL
 
-    def seat(self, grant: Grant, link: Link, kicker: Kicker) -> Player:
-        """Give a seat; only when `refusal` has nothing to say."""
-        player = Player(self._next_id, grant, link, kicker)
+    async def look_up(self, client_id: int) -> Grant | Refusal:
+        """The session of a client with a token of bevygap's matchmaker."""
+        session = await self._presence.look_up(client_id)
+        return _UNKNOWN if session is None else Grant(client_id, session)
+
+    def seat(self, grant: Grant, link: Link) -> Player:
+        """Take a seat; the caller has seen `refusal` return None."""
+        player = Player(self._next_id, grant, link, self.kick)
         self._next_id += 1
         self._by_client_id[grant.client_id] = player
+        self._admission.admitted(grant)
+        if grant.session_id:
+            self._presence.joined(grant.session_id, grant.client_id)
         return player
 
-    def free(self, player: Player) -> bool:
-        """Take the seat back; False when it was free already."""
-        if self._by_client_id.get(player.client_id) is not player:
-            return False
-        del self._by_client_id[player.client_id]
-        return True
+    def joined(self, player: Player) -> None:
+        """The player knows that it is in: the game may send to it."""
+        log.info("%r joined, session %s", player, player.session_id or "of another matchmaker")
+        self._dispatcher.post("on_join", self._call_on_join, player)
 
-    def by_session(self, session_id: str) -> Player | None:
-        return next((p for p in self._by_client_id.values() if p.session_id == session_id), None)
+    def received(self, player: Player, data: bytes) -> None:
+        """1 to 1200 bytes came from the player."""
+        player.messages_this_second += 1
+        if player.messages_this_second > self._message_limit or self._dispatcher.full:
+            player.messages_dropped += 1
+            return
+        self._dispatcher.post("on_message", self._call_on_message, player, data)
+
+    def left(self, player: Player, reason: LeaveReason) -> None:
+        """The player's connection is gone. Idempotent."""
+        if self._by_client_id.get(player.client_id) is not player:
+            return
+        del self._by_client_id[player.client_id]
+        player.connected = False
+        log.info("%r: %s", player, reason)
+        if player.session_id:
+            self._presence.left(player.session_id)
+        self._dispatcher.post("on_leave", self._call_on_leave, player, reason)
+        if not self._by_client_id:
+            for callback in self._on_empty:
+                callback()
+
+    # --- removing players -------------------------------------------------------------------------------------
+
+    def kick(self, player: Player, reason: str) -> None:
+        """Remove a player, as `Player.kick` does."""
+        self._hang_up(player, _KICKED, reason, LeaveReason.KICKED)
+
+    def kick_session(self, session_id: str, reason: str) -> None:
+        """Kick the player of this session. If there is none, report that: the matchmaker believes otherwise."""
+        player = next((p for p in self._by_client_id.values() if p.session_id == session_id), None)
+        if player is not None:
+            self.kick(player, reason)
+        else:
+            self._presence.left(session_id)
+
+    def close_all(self, reason: str) -> None:
+        """Remove every player because the server ends."""
+        for player in self:
+            self._hang_up(player, _GOING_AWAY, reason, LeaveReason.CLOSED)
+
+    def _hang_up(self, player: Player, code: int, reason: str, why: LeaveReason) -> None:
+        if player.connected:
+            player.connected = False
+            player.link.close(code, reason)
+            self.left(player, why)
+
+    def new_second(self) -> None:
+        """Start a new second: every player may send `message_limit` messages again."""
+        for player in self:
+            player.messages_this_second = 0
+
+    # --- the game's callbacks, in their turn ------------------------------------------------------------------
+
+    def _call_on_join(self, player: Player) -> Any:
+        if not player.connected:
+            return None
+        self._players.enter(player)
+        return self._callbacks.on_join(player)
+
+    def _call_on_message(self, player: Player, data: bytes) -> Any:
+        return self._callbacks.on_message(player, data) if player in self._players else None
+
+    def _call_on_leave(self, player: Player, reason: LeaveReason) -> Any:
+        if player not in self._players:
+            return None
+        self._players.leave(player)
+        return self._callbacks.on_leave(player, reason)

@@ -1,9 +1,9 @@
-"""Presence by events, isolated profile: this server reaches no bucket. It says what happens on one subject, and a
-matchmaker writes it down.
+"""Reports presence in the isolated profile: the server has no access to KV. It publishes sealed events on one subject,
+and a matchmaker writes what they say.
 
-What is wanted (the lease, the connected sessions) is state in memory, as in the trusted profile. One loop turns what
-has not been told yet into one event after another; each is sealed, and sent again until the stream has it. When NATS
-comes back, everything is told again: it may have lost what it had.
+Memory holds what is true (the lease, the connected sessions). One loop turns what was not reported yet into one event
+after another; each is sent again until the stream has it. When NATS comes back, everything is reported again: it may
+have lost what it had.
 """
 
 from __future__ import annotations
@@ -13,135 +13,145 @@ import logging
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
 
 import msgspec
 import nats.errors
 from nats.aio.msg import Msg
 
-from tipoff_gameserver.presence.over_nats import REMEMBERED, WRITE_TIMEOUT, OverNats
+from tipoff_gameserver.context import Context
+from tipoff_gameserver.presence.interface import DescribeLease
+from tipoff_gameserver.presence.reporter import REMEMBERED, WRITE_TIMEOUT, Reporter
+from tipoff_shared.errors import ConfigError
 from tipoff_shared.nats.connection import Bus
 from tipoff_shared.primitives.tasks import Tasks
-from tipoff_shared.records import LEASE_TTL
-from tipoff_shared.server_events import (
-    MAX_CHANGES,
-    Context,
-    EventKey,
-    Goodbye,
-    Lease,
-    Players,
-    ServerEvent,
-    What,
-    seal,
-)
-from tipoff_shared.settings import NatsSettings
+from tipoff_shared.server_events import MAX_CHANGES, Goodbye, Lease, Players, ServerEvent, What, seal
+from tipoff_shared.server_events import Context as ContextEvent
 
 log = logging.getLogger(__name__)
 
 _PACE = 0.005
-"""Between two events about players: a matchmaker handles only so many of one server in a second."""
+"""Seconds between two events about players: a matchmaker handles a limited number per server and second."""
 
 
-class EventPresence(OverNats):
-    """`key` is this deployment's own; `announcement` is told once per process; `lease_ttl` is in seconds, and the
-    lease is refreshed every third of it. Made anew for each server."""
+class PlayerReports:
+    """Decides what is still to be reported of the sessions. Pure: joins and leaves go in, `Players` events come out.
 
-    def __init__(
-        self,
-        settings: NatsSettings,
-        deployment_id: str,
-        boot_id: str,
-        key: EventKey,
-        *,
-        announcement: Mapping[str, object],
-        lease_ttl: int = LEASE_TTL,
-    ) -> None:
-        super().__init__(settings, deployment_id, lease_ttl)
-        self._boot_id = boot_id
-        self._key = key
-        self._started_at = time.time()
-        self._seq = 0
-        self._context: Context | None = Context(dict(announcement))
-        """Still to be told."""
+    After any order of joins, leaves and lost or repeated events, once `pending` is empty the reader of all events
+    knows who is connected, and has heard of every session that ever was.
+    """
 
-        self._visitors: dict[str, str] = {}
-        """Sessions that came and of which nobody was told yet (with their client ids), whether or not still here."""
+    def __init__(self) -> None:
+        self.pending: dict[str, None] = {}
+        """Sessions whose report may differ from the truth, in order."""
+        self.unreported: dict[str, str] = {}
+        """Sessions that came and were not reported yet (with their client ids), connected or not."""
+        self._connected: dict[str, str] = {}
         self._left: OrderedDict[str, None] = OrderedDict()
-        """Sessions that left lately: a NATS that lost what it had is told again."""
-        self._goodbye_wanted = False
-        self._goodbye_told = asyncio.Event()
-        self._answers: dict[str, asyncio.Future[bytes]] = {}
+        """Sessions that left lately; they are reported again to a NATS that lost what it had."""
+
+    @property
+    def connected(self) -> list[str]:
+        """The connected sessions."""
+        return list(self._connected)
 
     def joined(self, session_id: str, client_id: int) -> None:
-        self._connected[session_id] = self._visitors[session_id] = str(client_id)
+        """A session is connected. Idempotent."""
+        self._connected[session_id] = self.unreported[session_id] = str(client_id)
         self._left.pop(session_id, None)
-        self._doubt(session_id)
+        self.pending[session_id] = None
 
     def left(self, session_id: str) -> None:
+        """A session is not connected. Idempotent, and allowed for a session that never was."""
         self._connected.pop(session_id, None)
         self._left[session_id] = None
         self._left.move_to_end(session_id)
         while len(self._left) > REMEMBERED:
             self._left.popitem(last=False)
-        self._doubt(session_id)
+        self.pending[session_id] = None
 
-    async def announce(self, timeout: float) -> bool:
-        self._changed.set()
-        return await super().announce(timeout)
-
-    async def look_up(self, client_id: int) -> str | None:
-        """bevygap's matchmaker needs the trusted profile: nothing can be looked up here."""
-        return None
-
-    async def _end_lease(self) -> None:
-        self._goodbye_wanted = True
-        self._changed.set()
-        await self._goodbye_told.wait()
-
-    # --- what is to be told -----------------------------------------------------------------------------------
-
-    def _nats_is_back(self) -> None:
-        self._back.set()
-        self._lease_due.set()
+    def repeat_all(self) -> None:
+        """Report every session again that is connected or left lately."""
         for session_id in (*self._connected, *self._left):
-            self._doubt(session_id)
-        self._changed.set()
+            self.pending[session_id] = None
 
-    def _players(self) -> Players:
-        """What to tell of the sessions in doubt; they are in doubt no more when that has been told."""
+    def next(self) -> Players:
+        """The next event about pending sessions; they stay pending until it was `delivered`."""
         joined: dict[str, str] = {}
         left: list[str] = []
-        for session_id in self._unsure:
+        for session_id in self.pending:
             if len(joined) + len(left) > MAX_CHANGES - 2:
                 break
             client_id = self._connected.get(session_id)
-            came = client_id or self._visitors.get(session_id)
+            came = client_id or self.unreported.get(session_id)
             if came is not None:
                 joined[session_id] = came
             if client_id is None:
                 left.append(session_id)
         return Players(joined, left)
 
-    def _told(self, players: Players) -> None:
-        """Only what is still so is told: who came and went meanwhile stays in doubt."""
+    def delivered(self, players: Players) -> None:
+        """The stream has this event. A session that came or left meanwhile stays pending."""
         gone = set(players.left)
         for session_id in {*players.joined, *gone}:
             if session_id in players.joined:
-                self._visitors.pop(session_id, None)
-            elif session_id in self._visitors:
+                self.unreported.pop(session_id, None)
+            elif session_id in self.unreported:
                 continue
             here = self._connected.get(session_id)
             if here is not None and (session_id in gone or here != players.joined[session_id]):
-                self._visitors[session_id] = here
+                self.unreported[session_id] = here
             elif (here is None) == (session_id in gone):
-                self._unsure.pop(session_id, None)
-        if not self._unsure:
-            self._settled.set()
+                self.pending.pop(session_id, None)
 
-    # --- telling ----------------------------------------------------------------------------------------------
 
-    async def _serve(self, bus: Bus) -> None:
-        """Answers come to subjects that nobody can guess: whoever knew one could answer in the stream's place."""
+class EventPresence(Reporter):
+    """Publishes events sealed with `context.event_key`. Raises `ConfigError` for a context without that key."""
+
+    def __init__(self, context: Context, boot_id: str) -> None:
+        super().__init__(context)
+        if context.event_key is None:
+            raise ConfigError("events cannot be sealed without an event key")
+        self._boot_id = boot_id
+        self._key = context.event_key
+        self._started_at = time.time()
+        self._seq = 0
+        self._announcement: ContextEvent | None = ContextEvent(context.announcement(boot_id))
+        """Still to be published."""
+        self._reports = PlayerReports()
+        self._goodbye_wanted = False
+        self._goodbye_sent = asyncio.Event()
+        self._answers: dict[str, asyncio.Future[bytes]] = {}
+
+    def joined(self, session_id: str, client_id: int) -> None:
+        self._reports.joined(session_id, client_id)
+        self._sessions_changed()
+
+    def left(self, session_id: str) -> None:
+        self._reports.left(session_id)
+        self._sessions_changed()
+
+    async def look_up(self, client_id: int) -> str | None:
+        """Always None: bevygap's matchmaker needs the trusted profile."""
+        return None
+
+    def resync(self) -> None:
+        self._back.set()
+        self._lease_due.set()
+        self._reports.repeat_all()
+        if self._reports.pending:
+            self._settled.clear()
+        self._changed.set()
+
+    def _connected_sessions(self) -> list[str]:
+        return self._reports.connected
+
+    async def _end_lease(self) -> None:
+        self._goodbye_wanted = True
+        self._changed.set()
+        await self._goodbye_sent.wait()
+
+    async def _serve(self, bus: Bus, describe: DescribeLease) -> None:
+        """Answers come to subjects that nobody can guess: a sender that knew one could answer in the stream's place."""
         inbox = f"{bus.settings.inbox_prefix}.{secrets.token_hex(16)}"
 
         async def answered(msg: Msg) -> None:
@@ -150,32 +160,35 @@ class EventPresence(OverNats):
                 answer.set_result(msg.data)
 
         await bus.nc.subscribe(f"{inbox}.*", cb=answered)
-        self._nats_is_back()
-        # A loop that fails is logged; then everything begins again with a new connection.
+        self.resync()
+        # A loop that fails is logged; then everything starts again with a new connection.
         async with Tasks("presence", on_failure=lambda _: bus.closed.set()) as tasks:
-            tasks.start(self._tell(bus, inbox), "events")
+            tasks.start(self._publish_all(bus, inbox, describe), "events")
             await bus.closed.wait()
 
-    async def _tell(self, bus: Bus, inbox: str) -> None:
+    async def _publish_all(self, bus: Bus, inbox: str, describe: DescribeLease) -> None:
+        """Publish one event after another: the lease when it is due, then whatever else is to be reported."""
         loop = asyncio.get_running_loop()
         next_lease = loop.time()
         while not self._ended:
             self._changed.clear()
             if not self._closing and (self._lease_due.is_set() or loop.time() >= next_lease):
-                await self._tell_lease(bus, inbox)
+                await self._publish_lease(bus, inbox, describe)
                 next_lease = loop.time() + self._lease_ttl / 3
-            elif self._context is not None:
-                await self._deliver(bus, inbox, self._context)
-                self._context = None
-            elif self._unsure:
-                players = self._players()
+            elif self._announcement is not None:
+                await self._deliver(bus, inbox, self._announcement)
+                self._announcement = None
+            elif self._reports.pending:
+                players = self._reports.next()
                 await self._deliver(bus, inbox, players)
-                self._told(players)
-                await asyncio.sleep(_PACE)  # what happens meanwhile is told in one event
+                self._reports.delivered(players)
+                if not self._reports.pending:
+                    self._settled.set()
+                await asyncio.sleep(_PACE)  # what happens meanwhile goes into one event
             elif self._goodbye_wanted:
                 await self._deliver(bus, inbox, Goodbye())
                 self._goodbye_wanted = False
-                self._goodbye_told.set()
+                self._goodbye_sent.set()
             else:
                 timeout = None if self._closing else max(0.0, next_lease - loop.time())
                 try:
@@ -184,20 +197,19 @@ class EventPresence(OverNats):
                 except TimeoutError:
                     pass
 
-    async def _tell_lease(self, bus: Bus, inbox: str) -> None:
-        assert self._describe is not None
+    async def _publish_lease(self, bus: Bus, inbox: str, describe: DescribeLease) -> None:
         self._lease_due.clear()
         waiters, self._lease_waiters = self._lease_waiters, []
         try:
-            await self._deliver(bus, inbox, Lease(self._describe(), self._lease_ttl))
+            await self._deliver(bus, inbox, Lease(describe(), self._lease_ttl))
         except BaseException:
             self._lease_waiters += waiters
             raise
         if not self._ended:
-            self._told_lease(waiters)
+            self._lease_reported(waiters)
 
     async def _deliver(self, bus: Bus, inbox: str, what: What) -> None:
-        """Returns when the stream has it (or all is over): the same event is sent until then."""
+        """Send one event until the stream has it; returns earlier when the server has ended."""
         self._seq += 1
         event = ServerEvent(self._boot_id, self._started_at, self._seq, what)
         body, headers = seal(self._key, self._deployment_id, event)
@@ -214,7 +226,7 @@ class EventPresence(OverNats):
             await self._pause()
 
     async def _send(self, bus: Bus, inbox: str, body: bytes, headers: dict[str, str]) -> str:
-        """Why the stream has not taken it; "" when it has."""
+        """Why the stream has not taken it; "" if it has."""
         token = secrets.token_hex(16)
         answer = self._answers[token] = asyncio.get_running_loop().create_future()
         try:
@@ -241,7 +253,7 @@ class _Answer(msgspec.Struct):
 
 
 def refusal(data: bytes) -> str:
-    """Why the stream did not take what was published; "" when it did."""
+    """Why the stream did not take what was published, from its answer; "" if it did."""
     if not data:
         return "no matchmaker has made the stream yet"
     try:

@@ -1,4 +1,4 @@
-"""Sockets bound the same way on every system: one for each host, all with one port number."""
+"""Binds sockets the same way on every system: one for each host, all with one port number."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def bind(hosts: Sequence[str], port: int, kind: socket.SocketKind, what: str) ->
     """One non-blocking socket for each of `hosts` (IP addresses), bound to `port`; 0 is any port free on all.
 
     IPv6 sockets take IPv6 only: a dual-stack socket would show IPv4 players under addresses no token names.
-    Raises `ConfigError` saying what to change.
+    Raises `ConfigError`, which says what to change.
     """
     for attempt in range(_ATTEMPTS):
         sockets: list[socket.socket] = []

@@ -1,4 +1,4 @@
-"""Players over UDP: the thin driver around the sans-I/O netcode server.
+"""Listens for players over UDP: the thin driver around the sans-I/O netcode server.
 
 Sockets are drained whenever they are readable, and what is to be sent goes out once per turn of the event loop, however
 many messages the game sent meanwhile. Events reach the game in the order of their packets.
@@ -13,11 +13,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tipoff_gameserver.players.admission import Grant, LookUp, Refusal
-from tipoff_gameserver.players.roster import LeaveReason, Player
-from tipoff_gameserver.throttled_log import Complaints
-from tipoff_gameserver.transports import Host
-from tipoff_gameserver.transports.sockets import bind
+from tipoff_gameserver.context import Context
+from tipoff_gameserver.players.admission import Admission, Grant, LookUp, Refusal
+from tipoff_gameserver.players.player import LeaveReason, Player
+from tipoff_gameserver.players.roster import Roster
+from tipoff_gameserver.throttled_log import ThrottledLog
 from tipoff_shared.netcode import (
     Address,
     AdmitRequest,
@@ -28,7 +28,6 @@ from tipoff_shared.netcode import (
     Disconnected,
     DisconnectReason,
     Payload,
-    PrivateKey,
     Server,
     ServerEvent,
 )
@@ -49,35 +48,58 @@ _REASONS = {
 
 
 class UdpLink:
-    """One client: its slot in the netcode server."""
+    """One client's connection: its slot in the netcode server."""
 
-    __slots__ = ("_transport", "address", "index")
+    __slots__ = ("_listener", "address", "index")
 
     transport = "udp"
-    rtt: float | None = None  # the client measures it, not we
+    rtt: float | None = None  # only the client measures it
 
-    def __init__(self, transport: UdpTransport, index: int, address: Address) -> None:
+    def __init__(self, listener: UdpListener, index: int, address: Address) -> None:
         self.index = index
         self.address = str(address)
-        self._transport = transport
+        self._listener = listener
 
     def send(self, data: bytes) -> None:
-        self._transport.send(self.index, data)
+        self._listener.send(self.index, data)
 
     def close(self, code: int, reason: str) -> None:
-        self._transport.disconnect(self.index)
+        self._listener.disconnect(self.index)
 
 
-class UdpTransport:
-    """Made by `listen`."""
+class UdpListener:
+    """Serves `sockets`, which are bound to one port and are the listener's from now on.
 
-    def __init__(self, host: Host, tasks: Tasks, netcode: Server, sockets: list[socket.socket]) -> None:
-        self.port: int = sockets[0].getsockname()[1]
-        self.netcode = netcode
+    `addresses` are those of which tokens must name one; None: they are not compared.
+    """
+
+    def __init__(
+        self,
+        sockets: list[socket.socket],
+        context: Context,
+        roster: Roster,
+        admission: Admission,
+        tasks: Tasks,
+        addresses: Sequence[Address] | None,
+    ) -> None:
         self.datagrams_dropped = 0
         """Datagrams that the system would not take."""
-        self._host = host
+        self._roster = roster
+        self._admission = admission
         self._tasks = tasks
+        self._netcode = Server(
+            private_key=context.private_key,
+            protocol_id=context.protocol_id,
+            addresses=addresses or (),
+            max_clients=roster.capacity,
+            dialect=context.dialect,
+            used_tokens=admission.used_tokens,
+            admission=self._judge,
+            is_client_connected=roster.is_connected,
+            has_room=roster.has_room,
+            check_address=addresses is not None and context.dialect is Dialect.STANDARD,
+            answer_keep_alives=True,
+        )
         self._loop = asyncio.get_running_loop()
         self._now = self._loop.time
         self._sockets = sockets
@@ -92,53 +114,11 @@ class UdpTransport:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = 0.0
         self._closed = False
-        self._complaints = Complaints()
+        self._log = ThrottledLog()
         self._ignored_before: Counter[str] = Counter()
 
-    @classmethod
-    async def listen(
-        cls,
-        host: Host,
-        bind_hosts: Sequence[str],
-        port: int,
-        *,
-        tasks: Tasks,
-        private_key: PrivateKey,
-        protocol_id: int,
-        dialect: Dialect,
-        addresses: Callable[[int], Sequence[Address]] | None,
-        max_clients: int,
-        is_connected: Callable[[int], bool],
-        has_room: Callable[[], bool],
-    ) -> UdpTransport:
-        """Start; `addresses(port)` are those that tokens name, None if they are not compared. Raises
-        `ConfigError` when the port cannot be had."""
-        sockets = bind(bind_hosts, port, socket.SOCK_DGRAM, "UDP")
-        bound: int = sockets[0].getsockname()[1]
-        own = None if addresses is None else addresses(bound)
-        transport: UdpTransport
-
-        def admission(request: AdmitRequest) -> Decision | Denial:
-            return transport._judge(request)
-
-        netcode = Server(
-            private_key=private_key,
-            protocol_id=protocol_id,
-            addresses=own or (),
-            max_clients=max_clients,
-            dialect=dialect,
-            used_tokens=host.admission.used_tokens,
-            admission=admission,
-            is_client_connected=is_connected,
-            has_room=has_room,
-            check_address=own is not None and dialect is Dialect.STANDARD,
-            answer_keep_alives=True,
-        )
-        transport = cls(host, tasks, netcode, sockets)
-        await transport._start_reading()
-        return transport
-
-    async def _start_reading(self) -> None:
+    async def open(self) -> None:
+        """Start reading."""
         for sock in self._sockets:
             try:
                 self._loop.add_reader(sock, self._readable, sock)
@@ -149,19 +129,20 @@ class UdpTransport:
                 self._datagram_transports.append(datagram_transport)
 
     def housekeeping(self, now: float) -> None:
-        """Whoever is ignored hears nothing, so that nobody can probe us; operators should hear of it."""
-        ignored = Counter(self.netcode.ignored)
+        """Log ignored handshakes. Their senders get no answer, so that nobody can probe the server."""
+        ignored = Counter(self._netcode.ignored)
         if ignored != self._ignored_before:
             reasons = ", ".join(
                 f"{reason} {count}" for reason, count in (ignored - self._ignored_before).items()
             )
-            if self._complaints.say("ignored", "handshakes not answered lately: %s", reasons):
+            if self._log.warning("ignored", "handshakes not answered lately: %s", reasons):
                 self._ignored_before = ignored
 
     async def close(self) -> None:
+        """Disconnect all clients and close the sockets. Idempotent."""
         if self._closed:
             return
-        self.netcode.stop(self._now())
+        self._netcode.stop(self._now())
         self._flush()
         self._closed = True
         if self._timer is not None:
@@ -176,12 +157,14 @@ class UdpTransport:
     # --- out --------------------------------------------------------------------------------------------------
 
     def send(self, index: int, data: bytes) -> None:
-        self.netcode.send(index, data, self._now())
+        """Send one message to the client in this slot."""
+        self._netcode.send(index, data, self._now())
         self._flush_soon()
 
     def disconnect(self, index: int) -> None:
-        self._players.pop(index, None)  # whoever hangs up knows already
-        self.netcode.disconnect(index, self._now())
+        """Disconnect the client in this slot; the roster is not told, since it asked for it."""
+        self._players.pop(index, None)
+        self._netcode.disconnect(index, self._now())
         self._flush_soon()
 
     def _flush_soon(self) -> None:
@@ -191,7 +174,7 @@ class UdpTransport:
 
     def _flush(self) -> None:
         self._flushing = False
-        out = self.netcode.datagrams_to_send()
+        out = self._netcode.datagrams_to_send()
         if out and not self._closed:
             if self._datagram_transports:
                 for data, address in out:
@@ -208,9 +191,7 @@ class UdpTransport:
         for data, address in out:
             try:
                 sendto(data, address)
-            except (
-                OSError
-            ):  # buffer full, no route, or the peer's port is closed: a datagram may always get lost
+            except OSError:  # buffer full, no route, the peer's port is closed: datagrams may get lost
                 self.datagrams_dropped += 1
 
     def _index_for(self, address: Address) -> int:
@@ -220,10 +201,10 @@ class UdpTransport:
     # --- in ---------------------------------------------------------------------------------------------------
 
     def _readable(self, sock: socket.socket) -> None:
-        receive = self.netcode.receive_datagram
+        receive = self._netcode.receive_datagram
         recvfrom = sock.recvfrom
         from_socket = Address.from_socket
-        take_events = self.netcode.events
+        take_events = self._netcode.events
         now = self._now()
         for _ in range(DRAINED_AT_ONCE):
             try:
@@ -238,29 +219,29 @@ class UdpTransport:
         self._flush()
 
     def _received_one(self, data: bytes, sockaddr: tuple[Any, ...]) -> None:
-        self.netcode.receive_datagram(data, Address.from_socket(sockaddr), self._now())
-        self._tell(self.netcode.events())
+        self._netcode.receive_datagram(data, Address.from_socket(sockaddr), self._now())
+        self._tell(self._netcode.events())
         self._flush()
 
     def _tell(self, events: Sequence[ServerEvent]) -> None:
         """Pass on what happened, after every single datagram: while the game hears of it, a slot must still belong to
         the client that the event is about."""
         players = self._players
-        host = self._host
+        roster = self._roster
         for event in events:
             if isinstance(event, Payload):
                 if (player := players.get(event.index)) is not None:
-                    host.received(player, event.data)
+                    roster.received(player, event.data)
             elif isinstance(event, Connected):
                 self._connected(event)
             elif isinstance(event, Disconnected):
                 if (player := players.pop(event.index, None)) is not None:
-                    host.left(player, _REASONS.get(event.reason, LeaveReason.KICKED))
+                    roster.left(player, _REASONS.get(event.reason, LeaveReason.KICKED))
             else:
                 self._look_up_later(event)
 
     def _set_timer(self) -> None:
-        due = self.netcode.next_timeout()
+        due = self._netcode.next_timeout()
         if self._closed or due == float("inf"):
             return
         if self._timer is not None:
@@ -272,17 +253,17 @@ class UdpTransport:
 
     def _time_out(self) -> None:
         self._timer = None
-        self.netcode.update(self._now())
-        self._tell(self.netcode.events())
+        self._netcode.update(self._now())
+        self._tell(self._netcode.events())
         self._flush()
 
     # --- the way in -------------------------------------------------------------------------------------------
 
     def _judge(self, request: AdmitRequest) -> Decision | Denial:
-        """Asked by netcode once for each valid, unused token."""
-        if refusal := self._host.refusal(request.client_id):
+        """Decide about a client; netcode calls it once for each valid, unused token."""
+        if refusal := self._roster.refusal(request.client_id):
             return Denial(refusal.deny)
-        verdict = self._host.admission.judge(request.client_id, request.user_data)
+        verdict = self._admission.judge(request.client_id, request.user_data)
         if isinstance(verdict, LookUp):
             return Decision.PENDING
         if isinstance(verdict, Refusal):
@@ -291,19 +272,19 @@ class UdpTransport:
         return Decision.ADMIT
 
     def _connected(self, event: Connected) -> None:
-        """The client proved its address. What was judged at the request is judged again: time has passed."""
-        verdict = self._host.admission.judge(event.client_id, event.user_data)
+        """Seat a client that proved its address. It is judged again: time has passed since the request."""
+        verdict = self._admission.judge(event.client_id, event.user_data)
         if isinstance(verdict, LookUp):
             verdict = self._grants.pop(event.token_tag, Refusal(403, "its session is not known"))
-        refusal = verdict if isinstance(verdict, Refusal) else self._host.refusal(event.client_id)
+        refusal = verdict if isinstance(verdict, Refusal) else self._roster.refusal(event.client_id)
         if refusal is not None:
             log.info("refused %s: %s", event.address, refusal.text)
             self.disconnect(event.index)
             return
-        assert isinstance(verdict, Grant)
-        player = self._host.seat(verdict, UdpLink(self, event.index, event.address))
+        assert isinstance(verdict, Grant)  # what is neither a LookUp nor a Refusal
+        player = self._roster.seat(verdict, UdpLink(self, event.index, event.address))
         self._players[event.index] = player
-        self._host.joined(player)
+        self._roster.joined(player)
 
     def _look_up_later(self, request: AdmitRequest) -> None:
         if request.token_tag not in self._look_ups and len(self._look_ups) < MAX_LOOK_UPS:
@@ -312,18 +293,18 @@ class UdpTransport:
 
     async def _look_up(self, request: AdmitRequest) -> None:
         try:
-            found = await self._host.look_up(request.client_id)
+            found = await self._roster.look_up(request.client_id)
         finally:
             self._look_ups.discard(request.token_tag)
         now = self._now()
         if isinstance(found, Refusal):
             log.info("refused %s: %s", request.address, found.text)
-            self.netcode.deny(request.id, Denial(found.deny), now)
+            self._netcode.deny(request.id, Denial(found.deny), now)
         else:
             if len(self._grants) >= 4096:
                 self._grants.clear()  # of clients that never answered their challenge
             self._grants[request.token_tag] = found
-            self.netcode.admit(request.id, now)
+            self._netcode.admit(request.id, now)
         self._flush()
 
 

@@ -1,4 +1,4 @@
-"""Players over WebSocket: browsers, and any engine without netcode.
+"""Listens for players over WebSocket: browsers, and any engine without netcode.
 
 `/` is the game: the client's first message is its connect token (2048 bytes, binary), the answer is one text message,
 `{"Admitted": {"client_index": ..., "tick_rate": ...}}` or `{"Refused": [code, reason]}` with close code 1008; then
@@ -6,7 +6,10 @@ binary messages of 1 to 1200 bytes are the game's own in both directions. A stan
 `/matchmaker/ws`, as a matchmaker would.
 
 Behind a reverse proxy the game is at `/gs/DEPLOYMENT_ID` too, and a player's address is what the proxy says. No Origin
-is checked: what lets a player in is a token in the first message, which no foreign page has, and never a cookie.
+is checked: a token in the first message lets a player in, which no foreign page has, and never a cookie.
+
+Uses one undocumented part of websockets (written against 17.4, pinned below 18): a connection's `transport`, to see how
+much is unsent and to cut off a client that does not read.
 """
 
 from __future__ import annotations
@@ -24,12 +27,12 @@ from websockets.asyncio.server import Server, ServerConnection, broadcast, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
-from tipoff_gameserver.players.admission import USED, Grant, LookUp, Refusal
-from tipoff_gameserver.players.roster import MAX_MESSAGE_BYTES, LeaveReason, Player
+from tipoff_gameserver.context import Context
+from tipoff_gameserver.players.admission import USED, Admission, Grant, LookUp, Refusal
+from tipoff_gameserver.players.player import MAX_MESSAGE_BYTES, LeaveReason, Player
+from tipoff_gameserver.players.roster import Roster
 from tipoff_gameserver.stand_alone import Dialled, Matchmaker
-from tipoff_gameserver.throttled_log import Complaints
-from tipoff_gameserver.transports import Host
-from tipoff_gameserver.transports.sockets import bind
+from tipoff_gameserver.throttled_log import ThrottledLog
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.messages import MAX_MESSAGE, Admitted, Failed, encode_admission, encode_feedback
 from tipoff_shared.primitives.tasks import Tasks
@@ -38,7 +41,7 @@ log = logging.getLogger(__name__)
 _library = logging.getLogger(f"{__name__}.library")
 _library.setLevel(
     logging.CRITICAL
-)  # it logs a traceback for every port scanner; failures of ours are logged here
+)  # it logs a traceback for every port scanner; our failures are logged here
 
 TOKEN_TIMEOUT = 5.0
 """Seconds for the opening handshake, and again for the token."""
@@ -47,9 +50,9 @@ PING_INTERVAL = 8.0
 PING_TIMEOUT = 10.0
 CLOSE_TIMEOUT = 2.0
 WRITE_BUFFER = 1 << 16
-"""Bytes that may wait for a client; what comes on top is dropped, as on UDP."""
+"""Bytes that may wait for a client; further messages are dropped, as on UDP."""
 STALLED_AFTER = 15.0
-"""Seconds in which a client that has something waiting must read a part of it."""
+"""Seconds within which a client must read a part of what waits for it."""
 MAX_STRANGERS = 256
 """Connections that have not shown a token yet."""
 
@@ -61,7 +64,7 @@ _MISBEHAVED = (1002, 1003, 1007, _TOO_BIG)
 
 
 class WebSocketLink:
-    """One client. `send` writes at once or drops; it never waits."""
+    """One client's connection. `send` writes at once or drops; it never waits."""
 
     __slots__ = ("_drained", "_stalled_since", "_tasks", "_written", "address", "dropped", "reason", "ws")
 
@@ -71,8 +74,9 @@ class WebSocketLink:
         self.ws = ws
         self.address = address
         self.dropped = 0
+        """Messages that did not fit into the write buffer."""
         self.reason: LeaveReason | None = None
-        """Why the connection ends, where that is our doing."""
+        """Why the server ends the connection, where it does."""
         self._tasks = tasks
         self._written = 0
         self._drained = 0
@@ -93,7 +97,7 @@ class WebSocketLink:
         self._tasks.start(close_within(self.ws, code, reason, CLOSE_TIMEOUT + 1), "close")
 
     def is_stalled(self, now: float) -> bool:
-        """Whether the client has read nothing for `STALLED_AFTER` seconds though something waits for it."""
+        """Whether the client has read nothing for `STALLED_AFTER` seconds though messages wait for it."""
         waiting = self.ws.transport.get_write_buffer_size()
         drained = self._written - waiting
         if waiting == 0 or drained > self._drained:
@@ -104,54 +108,41 @@ class WebSocketLink:
         return self._stalled_since is not None and now - self._stalled_since >= STALLED_AFTER
 
 
-class WebSocketTransport:
-    """Made by `listen`. `matchmaker` is given for a stand-alone server only."""
+class WebSocketListener:
+    """Serves the game at the context's paths, and `matchmaker` where a stand-alone server passes one."""
 
     def __init__(
         self,
-        host: Host,
+        context: Context,
+        roster: Roster,
+        admission: Admission,
         tasks: Tasks,
+        tick_rate: float,
+        tls: ssl.SSLContext | None,
         matchmaker: Matchmaker | None,
-        secure: bool,
-        paths: frozenset[str],
-        proxied: bool,
     ) -> None:
-        self.port = 0
-        self.secure = secure
-        self._paths = paths
-        self._proxied = proxied
-        self._host = host
+        self._tls = tls
+        self._paths = context.websocket_paths
+        self._proxied = bool(context.websocket_url)
+        """A peer on this machine or its network is a reverse proxy, which names the client in X-Forwarded-For."""
+        self._roster = roster
+        self._admission = admission
         self._tasks = tasks
+        self._tick_rate = tick_rate
         self._matchmaker = matchmaker
         self._servers: list[Server] = []
         self._links: dict[Player, WebSocketLink] = {}
         self._strangers = 0
-        self._complaints = Complaints()
+        self._log = ThrottledLog()
 
-    @classmethod
-    async def listen(
-        cls,
-        host: Host,
-        bind_hosts: Sequence[str],
-        port: int,
-        *,
-        tasks: Tasks,
-        tls: ssl.SSLContext | None = None,
-        matchmaker: Matchmaker | None = None,
-        paths: frozenset[str] = frozenset({"/"}),
-        proxied: bool = False,
-    ) -> WebSocketTransport:
-        """Start; raises `ConfigError` when the port cannot be had. `paths`: where the game is. `proxied`: a peer on
-        this machine or its network is a reverse proxy, which says in X-Forwarded-For whom it speaks for."""
-        self = cls(host, tasks, matchmaker, tls is not None, paths, proxied)
-        sockets = bind(bind_hosts, port, socket.SOCK_STREAM, "WebSocket")
-        self.port = sockets[0].getsockname()[1]
+    async def open(self, sockets: Sequence[socket.socket]) -> None:
+        """Start serving `sockets`, which are the listener's from now on."""
         for sock in sockets:
             self._servers.append(
                 await serve(
                     self._serve,
                     sock=sock,
-                    ssl=tls,
+                    ssl=self._tls,
                     compression=None,  # costs memory and lets a client send a bomb; games pack their bytes themselves
                     max_size=MAX_MESSAGE,
                     max_queue=32,
@@ -165,22 +156,23 @@ class WebSocketTransport:
                     logger=_library,
                 )
             )
-        return self
 
     def housekeeping(self, now: float) -> None:
+        """Cut off clients that stopped reading."""
         for link in list(self._links.values()):
             if link.is_stalled(now):
                 link.reason = LeaveReason.TOO_SLOW
                 link.ws.transport.abort()
 
     async def close(self) -> None:
+        """Close all connections and sockets, within a few seconds. Idempotent."""
         for server in self._servers:
             server.close(code=_GOING_AWAY, reason="the server ends")
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT + 1):
                 for server in self._servers:
                     await server.wait_closed()
-        except TimeoutError:  # somebody does not read our goodbye
+        except TimeoutError:  # a client does not read the goodbye
             for server in self._servers:
                 for ws in server.connections:
                     ws.transport.abort()
@@ -196,7 +188,7 @@ class WebSocketTransport:
         return None
 
     async def _serve(self, ws: ServerConnection) -> None:
-        """Everything about one connection, from the opening handshake to its end. Raises nothing."""
+        """Handle one connection, from the opening handshake to its end. Raises nothing."""
         assert ws.request is not None
         self._strangers += 1
         try:
@@ -216,7 +208,7 @@ class WebSocketTransport:
             await self._play(ws, player)
 
     async def _admit(self, ws: ServerConnection) -> Player | None:
-        """From the token to a seat; None when there is none."""
+        """Check the token and seat the player; None if it was refused."""
         try:
             async with asyncio.timeout(TOKEN_TIMEOUT):
                 token = await ws.recv()
@@ -227,38 +219,38 @@ class WebSocketTransport:
                 ws, Refusal(400, "the first message is the connect token: 2048 bytes, binary")
             )
         # From here to the seat nothing else may happen in between, except for the look-up.
-        verdict = self._host.admission.open_stream(token, ws, time.time())
+        verdict = self._admission.open_stream(token, ws, time.time())
         if isinstance(verdict, Refusal):
             return await self._refuse(ws, verdict)
         grant, private = verdict
         if isinstance(grant, LookUp):
-            found = await self._host.look_up(grant.client_id)
+            found = await self._roster.look_up(grant.client_id)
             if isinstance(found, Refusal):
                 return await self._refuse(ws, found)
             grant = found
         assert isinstance(grant, Grant)
-        if refusal := self._host.refusal(grant.client_id):
+        if refusal := self._roster.refusal(grant.client_id):
             return await self._refuse(ws, refusal)
-        if not self._host.admission.spend(private.tag, ws):
+        if not self._admission.spend(private.tag, ws):
             return await self._refuse(ws, USED)
         link = WebSocketLink(ws, self._tasks, self._address(ws))
-        player = self._host.seat(grant, link)
+        player = self._roster.seat(grant, link)
         self._links[player] = link
-        answer = encode_admission(Admitted(player.id - 1, self._host.tick_rate)).decode()
+        answer = encode_admission(Admitted(player.id - 1, self._tick_rate)).decode()
         broadcast((ws,), answer)
-        self._host.joined(player)
+        self._roster.joined(player)
         return player
 
     async def _refuse(self, ws: ServerConnection, refusal: Refusal) -> Player | None:
-        """Say why and hang up; always None, so that one can `return await` it."""
-        self._complaints.say("refused", "refused %s: %s", self._address(ws), refusal.text)
+        """Send the reason and hang up. Returns None, for `return await`."""
+        self._log.warning("refused", "refused %s: %s", self._address(ws), refusal.text)
         broadcast((ws,), encode_admission(refusal.message()).decode())
         await close_within(ws, _POLICY, refusal.text, CLOSE_TIMEOUT)
         return None
 
     async def _play(self, ws: ServerConnection, player: Player) -> None:
         reason = LeaveReason.LEFT
-        received = self._host.received
+        received = self._roster.received
         try:
             async for message in ws:
                 if not isinstance(message, bytes) or not 0 < len(message) <= MAX_MESSAGE_BYTES:
@@ -275,7 +267,7 @@ class WebSocketTransport:
                 reason = LeaveReason.MISBEHAVED
         finally:
             link = self._links.pop(player)
-            self._host.left(player, link.reason or reason)
+            self._roster.left(player, link.reason or reason)
 
     async def _match(self, ws: ServerConnection, matchmaker: Matchmaker) -> None:
         """Answer one request to play, as httpd and a matchmaker would."""
@@ -292,12 +284,12 @@ class WebSocketTransport:
         await close_within(ws, code, "", CLOSE_TIMEOUT)
 
     def _address(self, ws: ServerConnection) -> str:
-        """The player's, for people and logs: nothing is decided by it."""
+        """The player's address, for people and logs; no decision depends on it."""
         peer = _peer(ws)
         if not self._proxied or ws.request is None or not ws.remote_address:
             return peer
-        # The last entry is the proxy's own; what stands before it anybody may have written. Several headers are one
-        # list (RFC 9110, 5.3).
+        # The proxy wrote the last entry; anybody may have written those before it. Several headers are one list
+        # (RFC 9110, 5.3).
         told = ",".join(ws.request.headers.get_all("X-Forwarded-For")).rpartition(",")[2].strip()
         try:
             if ipaddress.ip_address(ws.remote_address[0]).is_private:
@@ -307,10 +299,10 @@ class WebSocketTransport:
         return peer
 
     def _dialled(self, ws: ServerConnection) -> Dialled:
-        """How the client reached us: it will reach the game in the same way."""
+        """How the client reached this server: it will reach the game in the same way."""
         assert ws.request is not None
         host, port = ws.local_address[:2]
-        return Dialled(host, port, ws.request.headers.get("Host", ""), self.secure)
+        return Dialled(host, port, ws.request.headers.get("Host", ""), self._tls is not None)
 
 
 async def close_within(ws: ServerConnection, code: int, reason: str, timeout: float) -> None:

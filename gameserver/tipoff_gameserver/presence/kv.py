@@ -1,8 +1,7 @@
-"""Presence by NATS, trusted profile: this server writes its lease and its connections into KV itself.
+"""Reports presence in the trusted profile: the server writes its lease and its connections into KV itself.
 
-What is wanted (the lease, the connected sessions) is state in memory; two loops bring KV into line with it and try
-again for as long as it takes. A connection that is lost for good is made anew. So whatever NATS does, the game goes
-on, and afterwards KV says what is true.
+Memory holds what KV should say (the lease, the connected sessions). Two loops write it and retry for as long as it
+takes, so after any outage of NATS the buckets say what is true.
 """
 
 from __future__ import annotations
@@ -11,44 +10,40 @@ import asyncio
 import contextlib
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping
 
 import msgspec
 
-from tipoff_gameserver.presence.over_nats import REMEMBERED, WRITE_TIMEOUT, OverNats
+from tipoff_gameserver.context import Context
+from tipoff_gameserver.presence.interface import DescribeLease
+from tipoff_gameserver.presence.reporter import REMEMBERED, WRITE_TIMEOUT, Reporter
 from tipoff_shared.errors import TipoffError, Unavailable
-from tipoff_shared.kv.bucket import Bucket, LostRace
+from tipoff_shared.kv.bucket import LostRace
 from tipoff_shared.kv.buckets import Buckets, buckets
 from tipoff_shared.nats.connection import Bus
 from tipoff_shared.primitives.tasks import Tasks
-from tipoff_shared.records import LEASE_TTL
-from tipoff_shared.settings import NatsSettings
 
 log = logging.getLogger(__name__)
 
 _LOOK_UP_TIMEOUT = 2.0
 
 
-class NatsPresence(OverNats):
-    """`announcement` is what `gameserver.contexts` is told once per process; `lease_ttl` is in seconds, and the lease
-    is refreshed every third of it. Made anew for each server."""
+class KvPresence(Reporter):
+    """Writes `gameservers` and `active_connections`, and publishes `gameserver.contexts` once per process."""
 
-    def __init__(
-        self,
-        settings: NatsSettings,
-        deployment_id: str,
-        *,
-        announcement: Mapping[str, object],
-        lease_ttl: int = LEASE_TTL,
-    ) -> None:
-        super().__init__(settings, deployment_id, lease_ttl)
-        self._announcement = msgspec.json.encode(announcement)
+    def __init__(self, context: Context, boot_id: str) -> None:
+        super().__init__(context)
+        self._announcement = msgspec.json.encode(context.announcement(boot_id))
         self._announced = False
         self._buckets: Buckets | None = None
+        """Those of the present connection, None while there is none."""
 
+        self._connected: dict[str, str] = {}
+        """The truth: session id -> client id, in decimal."""
+        self._unsure: dict[str, None] = {}
+        """Sessions whose key may differ from the truth, in order."""
         self._written: dict[str, int] = {}
-        """Revisions of the keys that we put and have not deleted; 0: the answer is still out."""
-        self._untold: dict[str, str] = {}
+        """Revisions of the keys that we put and have not deleted; 0: the answer is not here yet."""
+        self._unreported: dict[str, str] = {}
         """Sessions that have been here (with their client ids) and whose key was not put yet."""
         self._deleted: OrderedDict[str, int] = OrderedDict()
         """Keys deleted lately, with the revision of our put: a NATS that lost writes may have them again."""
@@ -56,7 +51,7 @@ class NatsPresence(OverNats):
     def joined(self, session_id: str, client_id: int) -> None:
         self._connected[session_id] = str(client_id)
         if session_id not in self._written:
-            self._untold[session_id] = str(client_id)
+            self._unreported[session_id] = str(client_id)
         self._doubt(session_id)
 
     def left(self, session_id: str) -> None:
@@ -74,30 +69,37 @@ class NatsPresence(OverNats):
             return None
         return entry.value if entry is not None else None
 
+    def resync(self) -> None:
+        self._back.set()
+        self._lease_due.set()
+        for session_id in (*self._connected, *self._deleted):
+            self._doubt(session_id)
+
+    def _doubt(self, session_id: str) -> None:
+        self._unsure[session_id] = None
+        self._sessions_changed()
+
+    def _connected_sessions(self) -> list[str]:
+        return list(self._connected)
+
     async def _end_lease(self) -> None:
         if self._buckets is not None:
             await self._buckets.gameservers.delete(self._deployment_id)
 
     # --- the connection ---------------------------------------------------------------------------------------
 
-    async def _serve(self, bus: Bus) -> None:
-        self._buckets = buckets(bus)
-        self._nats_is_back()
+    async def _serve(self, bus: Bus, describe: DescribeLease) -> None:
+        kv = self._buckets = buckets(bus)
+        self.resync()
         try:
-            # A loop that fails is logged; then everything begins again with a new connection.
+            # A loop that fails is logged; then everything starts again with a new connection.
             async with Tasks("presence", on_failure=lambda _: bus.closed.set()) as tasks:
-                tasks.start(self._keep_lease(self._buckets), "lease")
-                tasks.start(self._keep_connections(self._buckets), "connections")
+                tasks.start(self._keep_lease(kv, describe), "lease")
+                tasks.start(self._keep_connections(kv), "connections")
                 tasks.start(self._announce_context(bus), "context")
                 await bus.closed.wait()
         finally:
             self._buckets = None
-
-    def _nats_is_back(self) -> None:
-        self._back.set()
-        self._lease_due.set()
-        for session_id in (*self._connected, *self._deleted):
-            self._doubt(session_id)
 
     async def _announce_context(self, bus: Bus) -> None:
         while not (self._announced or self._ended):
@@ -109,15 +111,14 @@ class NatsPresence(OverNats):
 
     # --- the lease --------------------------------------------------------------------------------------------
 
-    async def _keep_lease(self, kv: Buckets) -> None:
-        assert self._describe is not None
+    async def _keep_lease(self, kv: Buckets, describe: DescribeLease) -> None:
         failing = False
         while not self._closing:
             self._lease_due.clear()
             waiters, self._lease_waiters = self._lease_waiters, []
             try:
                 async with asyncio.timeout(WRITE_TIMEOUT):
-                    await kv.gameservers.put(self._deployment_id, self._describe(), ttl=self._lease_ttl)
+                    await kv.gameservers.put(self._deployment_id, describe(), ttl=self._lease_ttl)
             except (TimeoutError, Unavailable) as exc:
                 self._lease_waiters += waiters
                 if not failing:
@@ -128,7 +129,7 @@ class NatsPresence(OverNats):
             if failing:
                 log.info("the lease is written again")
             failing = False
-            self._told_lease(waiters)
+            self._lease_reported(waiters)
             try:
                 async with asyncio.timeout(self._lease_ttl / 3):
                     await self._lease_due.wait()
@@ -147,7 +148,7 @@ class NatsPresence(OverNats):
                 wanted = self._connected.get(session_id)
                 try:
                     async with asyncio.timeout(WRITE_TIMEOUT):
-                        await self._bring_into_line(kv, session_id, wanted)
+                        await self._correct(kv, session_id, wanted)
                 except (TimeoutError, TipoffError) as exc:
                     if not failing:
                         log.warning(
@@ -162,59 +163,44 @@ class NatsPresence(OverNats):
                     del self._unsure[session_id]
             self._settled.set()
 
-    async def _put(self, store: Bucket[str], session_id: str, client_id: str) -> int:
-        """The revision of our entry. By compare-and-set, so that a put that timed out and arrives late is refused:
-        it would be a later entry than the one we know, and nobody would ever delete it."""
-        try:
-            return await store.create(session_id, client_id)
-        except LostRace:
-            entry = await store.get(session_id)
-            if entry is None:
-                raise  # deleted just now; once more
-            if entry.value == client_id:
-                return entry.revision
-            return await store.update(session_id, client_id, entry.revision)
+    async def _correct(self, kv: Buckets, session_id: str, wanted: str | None) -> None:
+        """Make `active_connections[session_id]` what it should be, and change no other server's entry.
 
-    async def _bring_into_line(self, kv: Buckets, session_id: str, wanted: str | None) -> None:
-        """Make `active_connections[session_id]` what it should be, touching nobody else's entry.
-
-        The matchmaker may have given the session to another server meanwhile: a key is deleted only while it is
+        The matchmaker may have moved the session to another server meanwhile: a key is deleted only while it is
         ours, by its revision.
         """
-        store = kv.active_connections
+        bucket = kv.active_connections
         if wanted is not None:
             if session_id in self._written:
-                entry = await store.get(session_id)
+                entry = await bucket.get(session_id)
                 if entry is not None and entry.value == wanted:
                     return
             self._written[session_id] = 0  # from here on it may be there, even if no answer comes
-            self._written[session_id] = await store.put(session_id, wanted)
-            self._untold.pop(session_id, None)
+            self._written[session_id] = await bucket.put(session_id, wanted)
+            self._unreported.pop(session_id, None)
             return
-        if (visitor := self._untold.get(session_id)) is not None:
-            # Gone before it was told: were nobody told, the seat would wait for its player until the deadline.
+        if (visitor := self._unreported.get(session_id)) is not None:
+            # It left before it was reported: unreported, the seat would wait for its player until the deadline.
             tried = session_id in self._written
             self._written[session_id] = 0
             try:
-                self._written[session_id] = await store.create(session_id, visitor)
+                self._written[session_id] = await bucket.create(session_id, visitor)
             except LostRace:
-                if (
-                    not tried
-                ):  # another server has it by now; it was not our earlier try that got through late
-                    del self._written[session_id], self._untold[session_id]
+                if not tried:  # another server has it; it was not our earlier try that got through late
+                    del self._written[session_id], self._unreported[session_id]
                     return
-            self._untold.pop(session_id, None)
+            self._unreported.pop(session_id, None)
         ours = self._written.get(session_id)
-        if ours is None:  # not ours by our own account: deleted lately, or somebody else believes we have it
-            entry = await store.get(session_id)
+        if ours is None:  # we wrote no such key: it was deleted lately, or the matchmaker believes we have it
+            entry = await bucket.get(session_id)
             if entry is None or entry.revision != self._deleted.get(session_id, entry.revision):
                 return
             ours = entry.revision
-        elif ours == 0 and (entry := await store.get(session_id)) is not None:
+        elif ours == 0 and (entry := await bucket.get(session_id)) is not None:
             ours = entry.revision
         if ours:
-            with contextlib.suppress(LostRace):  # somebody else has written it since: not ours any more
-                await store.delete(session_id, ours)
+            with contextlib.suppress(LostRace):  # another server has written it since: it is not ours
+                await bucket.delete(session_id, ours)
         self._written.pop(session_id, None)
         self._deleted[session_id] = ours
         self._deleted.move_to_end(session_id)

@@ -1,7 +1,6 @@
-"""What the two ways of being present over NATS share: a connection that is kept, commands that are heard, and the truth
-that is to be told.
+"""Keeps what both ways of reporting over NATS share: the connection, the commands and the state to report.
 
-A connection that is lost for good is made anew. So whatever NATS does, the game goes on.
+A connection that is closed for good is replaced by a new one, so the game goes on whatever happens to NATS.
 """
 
 from __future__ import annotations
@@ -14,52 +13,55 @@ from abc import ABC, abstractmethod
 import nats.errors
 from nats.aio.msg import Msg
 
-from tipoff_gameserver.presence import DescribeLease, OnCommand
-from tipoff_shared.errors import Malformed, TipoffError, Unavailable
+from tipoff_gameserver.context import Context
+from tipoff_gameserver.presence.interface import DescribeLease, OnCommand
+from tipoff_shared.errors import ConfigError, Malformed, TipoffError, Unavailable
 from tipoff_shared.nats.connection import Bus, connect
 from tipoff_shared.primitives.tasks import BoundedHandlers, Tasks
-from tipoff_shared.records import LEASE_TTL, decode_command
-from tipoff_shared.settings import NatsSettings
+from tipoff_shared.records import decode_command
 
 log = logging.getLogger(__name__)
 
 WRITE_TIMEOUT = 3.0
-_RETRY = 1.0
-_LONGEST_RETRY = 15.0
+RETRY = 1.0
+"""Seconds between two tries."""
+LONGEST_RETRY = 15.0
 REMEMBERED = 1000
-"""Sessions that have left and that are told of again when NATS comes back."""
+"""Sessions that have left and are reported again when NATS comes back."""
 
 
-class OverNats(ABC):
-    """`lease_ttl` is in seconds; the lease is refreshed every third of it. Made anew for each server."""
+class Reporter(ABC):
+    """The base of `KvPresence` and `EventPresence`, for one run of one server.
 
-    def __init__(self, settings: NatsSettings, deployment_id: str, lease_ttl: int = LEASE_TTL) -> None:
-        self._settings = settings
-        self._deployment_id = deployment_id
-        self._lease_ttl = lease_ttl
+    The lease is refreshed every third of `context.lease_ttl`. Raises `ConfigError` for a context without NATS.
+    """
+
+    def __init__(self, context: Context) -> None:
+        if context.nats is None:
+            raise ConfigError("a stand-alone server has no NATS to report to")
+        self._settings = context.nats
+        self._deployment_id = context.deployment_id
+        self._lease_ttl = context.lease_ttl
         self._tasks = Tasks("presence")
         self._bus: Bus | None = None
+        """The connection, None while there is none."""
         self._back = asyncio.Event()
-        """Set when NATS is (again) there; whoever waits to retry is woken by it."""
-        self._describe: DescribeLease | None = None
+        """Set when NATS is back; ends the pause before the next try."""
         self._lease_due = asyncio.Event()
         self._lease_waiters: list[asyncio.Future[None]] = []
-        self._connected: dict[str, str] = {}
-        """The truth: session id -> client id, in decimal."""
-        self._unsure: dict[str, None] = {}
-        """Sessions of which something is to be told, in order."""
         self._changed = asyncio.Event()
-        """Something is to be told."""
+        """Something is to be reported."""
         self._settled = asyncio.Event()
-        """Nothing of any session is to be told."""
+        """Set while every session is reported correctly."""
         self._settled.set()
-        self._closing = False  # the lease is not refreshed any more
-        self._ended = False  # nothing is to be done any more
+        self._closing = False
+        """The lease is refreshed no more."""
+        self._ended = False
+        """Nothing is reported any more."""
 
     async def start(self, describe: DescribeLease, on_command: OnCommand) -> None:
-        self._settings.tls_context()  # a certificate that cannot be read is an error now, not a warning for ever
-        self._describe = describe
-        self._tasks.start(self._stay_connected(on_command), "connection")
+        self._settings.tls_context()  # an unreadable certificate is an error now, not a warning for ever
+        self._tasks.start(self._stay_connected(describe, on_command), "connection")
 
     @property
     def connected(self) -> bool:
@@ -69,6 +71,7 @@ class OverNats(ABC):
         waiter = asyncio.get_running_loop().create_future()
         self._lease_waiters.append(waiter)
         self._lease_due.set()
+        self._changed.set()
         try:
             async with asyncio.timeout(timeout):
                 await waiter
@@ -77,11 +80,11 @@ class OverNats(ABC):
         return True
 
     async def close(self, *, keep_lease: bool, timeout: float = 5.0) -> None:
-        """First the connections, then the lease: whoever sees the lease gone finds the connections gone too."""
+        """First the connections, then the lease: once the lease is gone, the connections are gone too."""
         if self._closing:
             return
         self._closing = True
-        for session_id in list(self._connected):
+        for session_id in self._connected_sessions():
             self.left(session_id)
         if self._bus is not None:
             try:
@@ -97,34 +100,32 @@ class OverNats(ABC):
 
     @abstractmethod
     def left(self, session_id: str) -> None:
-        """That player is not here any more."""
+        """A session is not connected."""
+
+    @abstractmethod
+    def resync(self) -> None:
+        """Report everything again, as after each reconnect: NATS may have lost what it had."""
+
+    @abstractmethod
+    def _connected_sessions(self) -> list[str]:
+        """The sessions that have joined and not left."""
 
     @abstractmethod
     async def _end_lease(self) -> None:
-        """Returns when it is told."""
-
-    def _doubt(self, session_id: str) -> None:
-        """What was told of this session may differ from the truth."""
-        self._unsure[session_id] = None
-        self._settled.clear()
-        self._changed.set()
+        """Withdraw the lease; returns when that is reported."""
 
     @abstractmethod
-    async def _serve(self, bus: Bus) -> None:
-        """Begin to tell over this connection; returns when it is gone for good, or all is over."""
+    async def _serve(self, bus: Bus, describe: DescribeLease) -> None:
+        """Report over this connection; returns when it is closed for good or the server has ended."""
 
-    @abstractmethod
-    def _nats_is_back(self) -> None:
-        """Compare everything: what was told before may be lost, what could not be told is still to do."""
-
-    async def _stay_connected(self, on_command: OnCommand) -> None:
-        wait = _RETRY
+    async def _stay_connected(self, describe: DescribeLease, on_command: OnCommand) -> None:
+        wait = RETRY
         while not self._ended:
             try:
                 async with connect(self._settings, name=f"gameserver {self._deployment_id}") as bus:
-                    wait = _RETRY
+                    wait = RETRY
                     try:
-                        await self._begin(bus, on_command)
+                        await self._begin(bus, describe, on_command)
                     finally:
                         self._bus = None
                 if not self._ended:
@@ -136,13 +137,13 @@ class OverNats(ABC):
             if self._ended:
                 return
             await asyncio.sleep(wait * random.uniform(0.8, 1.2))  # jitter, no secret
-            wait = min(wait * 2, _LONGEST_RETRY)
+            wait = min(wait * 2, LONGEST_RETRY)
 
-    async def _begin(self, bus: Bus, on_command: OnCommand) -> None:
+    async def _begin(self, bus: Bus, describe: DescribeLease, on_command: OnCommand) -> None:
         if self._ended:
             return
         self._bus = bus
-        bus.on_reconnect(self._nats_is_back)
+        bus.on_reconnect(self.resync)
 
         async def command(msg: Msg) -> None:
             try:
@@ -153,24 +154,29 @@ class OverNats(ABC):
         await bus.serve(
             bus.subjects.commands(self._deployment_id), command, handlers=BoundedHandlers("command", 64)
         )
-        await self._serve(bus)
+        await self._serve(bus, describe)
+
+    def _sessions_changed(self) -> None:
+        """The reports of some sessions may be wrong: correct them."""
+        self._settled.clear()
+        self._changed.set()
 
     async def _pause(self) -> None:
-        """Between two tries: until NATS is back, at most a moment."""
+        """Wait before the next try: `RETRY` seconds, or until NATS is back."""
         self._back.clear()
         try:
-            async with asyncio.timeout(_RETRY):
+            async with asyncio.timeout(RETRY):
                 await self._back.wait()
         except TimeoutError:
             pass
 
-    def _told_lease(self, waiters: list[asyncio.Future[None]]) -> None:
+    def _lease_reported(self, waiters: list[asyncio.Future[None]]) -> None:
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
 
     async def _end(self) -> None:
-        """All is over. Cancelling alone is not enough: before Python 3.12 `asyncio.wait_for`, which nats-py uses, may
+        """Stop all tasks. Cancelling is not enough: before Python 3.12 `asyncio.wait_for`, which nats-py uses, may
         swallow it."""
         self._ended = True
         for event in (self._lease_due, self._back, self._changed):

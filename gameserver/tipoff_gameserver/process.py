@@ -1,4 +1,4 @@
-"""The process around a server: signals, event loop, exit codes.
+"""Runs a server as a process: signals, event loop, logging, exit codes.
 
 The first SIGTERM or SIGINT drains (nobody new comes in, players may stay for the grace period); the second one ends at
 once. Works on Windows too, where event loops know no signals.
@@ -18,16 +18,12 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from tipoff_gameserver.failures import GameFailed
 from tipoff_shared.errors import ConfigError, TipoffError
 
 log = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-
-class GameFailed(Exception):
-    """The game's `on_start` failed, or its `tick` so often in a row that the server gave up; the cause is the game's
-    own exception."""
 
 
 @contextmanager

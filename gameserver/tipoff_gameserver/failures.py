@@ -1,0 +1,68 @@
+"""Decides what an exception of the game leads to, and defines the errors of this package.
+
+    Exception
+    ├── GameFailed          the game cannot go on; exit code 1
+    └── TipoffError         (tipoff_shared.errors)
+        ├── ConfigError     settings that cannot be used; exit code 2
+        └── ...             what NATS or a peer did wrong: logged, and the game goes on
+
+A callback that raises is logged. A player whose `on_join` raised is kicked. A failing `on_start`, or too many failing
+ticks in a row, end the server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tipoff_gameserver.players.player import Player
+from tipoff_gameserver.throttled_log import ThrottledLog
+
+
+class GameFailed(Exception):
+    """The game's `on_start` failed, or its `tick` so often in a row that the server gave up; the cause is the game's
+    own exception."""
+
+
+class GameFailures:
+    """Counts and logs what the game does wrong. `failure` says why the game cannot go on, None while it can."""
+
+    def __init__(self, throttled_log: ThrottledLog, max_tick_failures: int) -> None:
+        self.failure: GameFailed | None = None
+        self._log = throttled_log
+        self._max_tick_failures = max_tick_failures
+        self._ticks_failed = 0
+        self._on_giving_up: list[Callable[[GameFailed], None]] = []
+
+    def on_giving_up(self, callback: Callable[[GameFailed], None]) -> None:
+        """Call `callback` once too many ticks in a row have failed."""
+        self._on_giving_up.append(callback)
+
+    def callback_failed(self, label: str, args: tuple[Any, ...], exc: BaseException) -> None:
+        """The callback `label`, called with `args`, raised `exc`."""
+        if label == "on_start":
+            self.failure = GameFailed(f"the game's on_start failed with {type(exc).__name__}: {exc}")
+            self.failure.__cause__ = exc
+            return
+        player = args[0] if args and isinstance(args[0], Player) else None
+        about = f" for {player}" if player else ""
+        self._log.exception(label, f"the game's {label} failed{about}; the game goes on", exc)
+        if label == "on_join" and player is not None:
+            player.kick("the game could not let you in")
+
+    def tick_succeeded(self) -> None:
+        """A tick returned."""
+        self._ticks_failed = 0
+
+    def tick_failed(self, exc: Exception) -> None:
+        """A tick raised `exc`."""
+        self._ticks_failed += 1
+        self._log.exception("tick", "the game's tick failed; the game goes on", exc)
+        if self._ticks_failed == self._max_tick_failures:
+            self.failure = GameFailed(
+                f"the game's tick failed {self._ticks_failed} times in a row, the last time with "
+                f"{type(exc).__name__}: {exc}"
+            )
+            self.failure.__cause__ = exc
+            for callback in self._on_giving_up:
+                callback(self.failure)

@@ -1,0 +1,166 @@
+"""Defines what a game sees of its players: `Player`, `Players` and `LeaveReason`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from enum import StrEnum
+from typing import Any, Protocol
+
+from tipoff_gameserver.players.admission import Grant
+from tipoff_shared.netcode import MAX_PAYLOAD_BYTES
+
+MAX_MESSAGE_BYTES = MAX_PAYLOAD_BYTES
+"""Longest message in either direction, on every transport: what fits into one netcode packet."""
+
+
+class LeaveReason(StrEnum):
+    """Why a player has left, as passed to `on_leave`. Each is a `str`."""
+
+    LEFT = "left"  # by itself
+    TIMED_OUT = "timed out"  # nothing was heard for too long
+    KICKED = "kicked"  # by the game, by the matchmaker, or because on_join failed
+    TOO_SLOW = "too slow"  # stopped reading what we send
+    MISBEHAVED = "misbehaved"  # broke the protocol
+    CLOSED = "closed"  # the server ends
+
+
+class Link(Protocol):
+    """One client's connection, as its transport implements it. No method blocks or raises."""
+
+    @property
+    def transport(self) -> str:
+        """`udp` or `websocket`."""
+        ...
+
+    @property
+    def address(self) -> str:
+        """Where the client is, `ip:port`."""
+        ...
+
+    @property
+    def rtt(self) -> float | None:
+        """Round-trip time in seconds; None where it is not measured."""
+        ...
+
+    def send(self, data: bytes) -> None:
+        """Send one message, or drop it."""
+        ...
+
+    def close(self, code: int, reason: str) -> None:
+        """Hang up. The transport reports no end of a link that was closed this way."""
+        ...
+
+
+class Player:
+    """One connected player. Compare players by identity; keep whatever you like in `data`."""
+
+    __slots__ = (
+        "_kick",
+        "client_id",
+        "connected",
+        "data",
+        "id",
+        "link",
+        "messages_dropped",
+        "messages_this_second",
+        "name",
+        "session_id",
+    )
+
+    def __init__(self, id: int, grant: Grant, link: Link, kick: Callable[[Player, str], None]) -> None:
+        self.id = id
+        """1, 2, 3, ... in the order of arrival; never used twice by one server process. Good for your wire format."""
+        self.client_id = grant.client_id
+        """netcode's 64-bit client id, from the token."""
+        self.session_id = grant.session_id
+        """The matchmaker's session; "" for a token of another matchmaker in stand-alone mode."""
+        self.name = grant.name
+        """What the matchmaker's login hook put into the token, else ""."""
+        self.connected = True
+        """False as soon as the player has left, even before `on_leave` was called."""
+        self.data: Any = None
+        """Yours: the square, the score, the whole state of this player."""
+        self.messages_dropped = 0
+        """Messages of this player that were dropped because it sent too many."""
+        self.messages_this_second = 0
+        """Counted by the server against `message_limit`."""
+        self.link = link
+        """The connection, for the server. Games use `send` and `kick`."""
+        self._kick = kick
+
+    @property
+    def transport(self) -> str:
+        """`udp` or `websocket`."""
+        return self.link.transport
+
+    @property
+    def address(self) -> str:
+        """Where the player is, `ip:port`."""
+        return self.link.address
+
+    @property
+    def rtt(self) -> float | None:
+        """Round-trip time in seconds, where the transport measures it (WebSocket), else None."""
+        return self.link.rtt
+
+    def send(self, data: bytes) -> None:
+        """Send 1 to 1200 bytes; raises `ValueError` for any other length. Never waits, and does nothing once the
+        player has left.
+
+        Over UDP a message may be lost, doubled or overtaken. Over WebSocket it arrives in order, unless the player
+        reads so slowly that messages have to be dropped.
+        """
+        if not 0 < len(data) <= MAX_MESSAGE_BYTES:
+            raise ValueError(f"a message has 1 to {MAX_MESSAGE_BYTES} bytes, not {len(data)}")
+        if self.connected:
+            self.link.send(data)
+
+    def kick(self, reason: str = "") -> None:
+        """Remove the player. `on_leave` follows; `reason` (for people) reaches WebSocket clients only."""
+        if self.connected:
+            self._kick(self, reason)
+
+    def __repr__(self) -> str:
+        state = "" if self.connected else ", gone"
+        return f"<Player {self.id} {self.transport} {self.address}{state}>"
+
+
+class Players(Collection[Player]):
+    """The players for whom `on_join` was called and `on_leave` was not yet. Looping over it is always safe: the
+    loop sees those that were there when it began."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[int, Player] = {}
+        self._snapshot: tuple[Player, ...] | None = ()
+
+    def get(self, id: int) -> Player | None:
+        """The player with this `Player.id`, or None."""
+        return self._by_id.get(id)
+
+    def all(self) -> tuple[Player, ...]:
+        """All players, in the order of their ids."""
+        if self._snapshot is None:
+            self._snapshot = tuple(self._by_id.values())
+        return self._snapshot
+
+    def __iter__(self) -> Iterator[Player]:
+        return iter(self.all())
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __contains__(self, player: object) -> bool:
+        return isinstance(player, Player) and self._by_id.get(player.id) is player
+
+    def __repr__(self) -> str:
+        return f"Players({list(self.all())})"
+
+    def enter(self, player: Player) -> None:
+        """Add a player. For the server only."""
+        self._by_id[player.id] = player
+        self._snapshot = None
+
+    def leave(self, player: Player) -> None:
+        """Remove a player. For the server only."""
+        if self._by_id.pop(player.id, None) is not None:
+            self._snapshot = None
