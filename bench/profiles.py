@@ -22,8 +22,9 @@ from nats.aio.msg import Msg
 from tipoff.nats_roles.isolated import accounts
 from tipoff.nats_roles.users import hashed
 from tipoff.up.embedded_nats import EmbeddedNats
-from tipoff_gameserver.presence.events import EventPresence
-from tipoff_gameserver.presence.nats import NatsPresence
+from tipoff_gameserver import Context
+from tipoff_gameserver.presence.interface import Presence
+from tipoff_gameserver.running import presence_for
 from tipoff_matchmaker.service import Matchmaker, run_matchmaker
 from tipoff_matchmaker.settings import Settings
 from tipoff_orchestrator_client.base import DeploySpec
@@ -54,16 +55,20 @@ class _Servers:
 
     def __init__(self, settings: NatsSettings) -> None:
         self._settings = settings
-        self.presences: dict[str, EventPresence | NatsPresence] = {}
+        self.presences: dict[str, Presence] = {}
 
     async def start(self, spec: DeploySpec) -> None:
         boot_id = new_boot_id()
-        presence: EventPresence | NatsPresence
-        if spec.event_key:
-            key = EventKey.parse(spec.event_key)
-            presence = EventPresence(self._settings, spec.deployment_id, boot_id, key, announcement={})
-        else:
-            presence = NatsPresence(self._settings, spec.deployment_id, announcement={})
+        context = Context(
+            spec.deployment_id,
+            spec.game,
+            spec.version,
+            PrivateKey.generate(),
+            1,
+            nats=self._settings,
+            event_key=EventKey.parse(spec.event_key) if spec.event_key else None,
+        )
+        presence = presence_for(context, boot_id)
         self.presences[spec.deployment_id] = presence
         await presence.start(lambda: _lease(spec, boot_id), _ignore)
 

@@ -117,11 +117,11 @@ ORDER = {
         """,
     "tipoff_gameserver": """
         context
-        presence
+        edgegap presence
         players
-        stand_alone
+        failures stand_alone
         transports
-        clock listeners
+        clock listeners shutdown
         running
         server
         sidecar

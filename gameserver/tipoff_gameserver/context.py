@@ -277,6 +277,16 @@ def stand_alone_context(
     )
 
 
+def ca_contents_argument(argv: list[str]) -> str:
+    """The PEM text of bevygap's `--ca_contents PEM` or `--ca_contents=PEM`, "" without one."""
+    for index, argument in enumerate(argv):
+        if argument == "--ca_contents" and index + 1 < len(argv):
+            return argv[index + 1]
+        if argument.startswith("--ca_contents="):
+            return argument.partition("=")[2]
+    return ""
+
+
 def parse_listen(text: str) -> tuple[str, int]:
     """`127.0.0.1:7777`, `[::1]:7777`, `localhost:7777` or `:7777` (every IPv4 address). Raises `ConfigError`."""
     host, colon, port = text.rpartition(":")

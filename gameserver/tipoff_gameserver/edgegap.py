@@ -1,4 +1,4 @@
-"""What a server at Edgegap asks of Edgegap: by what name browsers reach it, and, when the match is over, its end."""
+"""Asks Edgegap, for a server that runs there, by what name browsers reach it, and to end it when the match is over."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ import msgspec
 
 from tipoff_gameserver.context import Context, Port
 from tipoff_shared.errors import Malformed
+from tipoff_shared.primitives.retry import retry
+from tipoff_shared.primitives.text import describe
 from tipoff_shared.secret import Secret
 
 log = logging.getLogger(__name__)
 
 _TIMEOUT = 3.0
-_PAUSES = (0.3, 1.0, 0.0)
+_TRIES = 3
+_FIRST_PAUSE = 0.5
+"""Seconds; all tries together take far less than a server has for its start."""
 _MAX_ANSWER = 256 * 1024
 _NAME = re.compile(r"[a-zA-Z0-9-]{1,63}(\.[a-zA-Z0-9-]{1,63}){1,20}", re.ASCII)
 
@@ -42,27 +46,39 @@ def secure_url(document: bytes, port: Port) -> str:
 
 
 async def with_secure_url(context: Context) -> Context:
-    """The context, with the URL that browsers dial where Edgegap speaks TLS before our WebSocket port. Never fails: a
-    server that does not learn its name is there for native clients, and says so in its log."""
+    """The context, with the URL that browsers dial where Edgegap speaks TLS before our WebSocket port.
+
+    Never fails: without that name a server still takes native clients, and its log says so.
+    """
     port = context.ports.get("websocket")
     if not context.context_url or context.websocket_url or port is None:
         return context
     if not context.context_url.startswith(("http://", "https://")):
         log.warning("ARBITRIUM_CONTEXT_URL is not an http(s) URL; browsers on https cannot reach this server")
         return context
-    for pause in _PAUSES:  # together well within the time that a server has to get ready
-        try:
-            document = await _request("GET", context.context_url, context.context_token)
-            return replace(context, websocket_url=secure_url(document, port))
-        except (OSError, Malformed) as exc:  # TimeoutError and urllib's URLError are OSErrors
-            log.warning("asking Edgegap by what name browsers reach us: %s", str(exc) or type(exc).__name__)
-            await asyncio.sleep(pause)
+
+    async def ask() -> Context:
+        document = await _request("GET", context.context_url, context.context_token)
+        return replace(context, websocket_url=secure_url(document, port))
+
+    try:
+        return await retry(
+            ask,
+            tries=_TRIES,
+            first_pause=_FIRST_PAUSE,
+            retry_if=lambda exc: isinstance(exc, OSError | Malformed),
+            on_failure=lambda _, exc: log.warning(
+                "asking Edgegap by what name browsers reach us: %s", describe(exc)
+            ),
+        )
+    except (OSError, Malformed) as exc:  # TimeoutError and urllib's URLError are OSErrors
+        log.warning("asking Edgegap by what name browsers reach us: %s", describe(exc))
     log.error("Edgegap does not say by what name browsers reach this server: those on https stay out")
     return context
 
 
 async def end_deployment(url: str, token: Secret) -> None:
-    """Ask Edgegap to end this deployment. A failure is logged: the matchmaker sees the ended lease and does it too."""
+    """Ask Edgegap to end this deployment. A failure is logged: the matchmaker sees the ended lease and ends it too."""
     if not url.startswith(("http://", "https://")):
         log.warning("ARBITRIUM_DELETE_URL is not an http(s) URL; the deployment is left to its orchestrator")
         return
@@ -73,7 +89,7 @@ async def end_deployment(url: str, token: Secret) -> None:
 
 
 async def _request(method: str, url: str, token: Secret) -> bytes:
-    """The answer's body, at most so much of it. Raises `OSError`."""
+    """The answer's body, at most `_MAX_ANSWER` bytes of it. Raises `OSError`."""
 
     def request() -> bytes:
         import urllib.request  # rarely needed, and a tenth of this package's time to import

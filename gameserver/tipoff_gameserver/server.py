@@ -17,21 +17,23 @@ import functools
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Awaitable, Collection, Coroutine
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
 from tipoff_gameserver import edgegap
-from tipoff_gameserver.context import Context, ServerOptions, find_context
+from tipoff_gameserver.context import Context, ServerOptions, ca_contents_argument, find_context
+from tipoff_gameserver.failures import GameFailed
 from tipoff_gameserver.players.dispatch import Callbacks
 from tipoff_gameserver.players.player import LeaveReason, Player, Players
-from tipoff_gameserver.process import ca_contents_argument, run_process, signals
 from tipoff_gameserver.running import Running
 from tipoff_shared.messages import Transports
 from tipoff_shared.names import new_boot_id
 from tipoff_shared.netcode import Dialect, PrivateKey
 from tipoff_shared.records import LeaseState
+from tipoff_shared.service import DONE, FAILED, exit_code_of, signals
 
 log = logging.getLogger(__name__)
 
@@ -210,7 +212,19 @@ class GameServer:
     def main(self) -> None:
         """Run until the end, as a process: read the environment, set up logging unless that is done, handle SIGTERM and
         SIGINT, and exit with 0, 1 (the game failed) or 2 (settings)."""
-        run_process(self.run)
+        _configure_logging()
+        if code := exit_code_of(self._run_process, prefix="error: "):
+            sys.exit(code)
+
+    async def _run_process(self) -> int:
+        try:
+            await self.run()
+        except GameFailed as exc:
+            if exc.__cause__ is not None:
+                traceback.print_exception(exc.__cause__)
+            print(f"error: {exc}", file=sys.stderr)
+            return FAILED
+        return DONE
 
     async def run(self) -> None:
         """Run until `shutdown`, or a signal and the drain that follows it. Raises `GameFailed` or `ConfigError`."""
@@ -279,3 +293,16 @@ class GameServer:
             self._starting.cancel()
         else:
             self._started.shutdown.signalled(name, self.context.drain_grace)
+
+
+def _configure_logging() -> None:
+    """Write one line per event to standard error, unless the game has set up logging itself."""
+    if logging.getLogger().handlers:
+        return
+    try:
+        from tipoff_shared.log import configure
+
+        configure("gameserver")
+    except ImportError:  # structlog comes with the services' extras only
+        level = os.environ.get("TIPOFF_LOG_LEVEL", "INFO").upper()
+        logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

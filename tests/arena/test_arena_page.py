@@ -235,7 +235,7 @@ async def test_a_vanished_server_leads_to_a_new_game(page: Page, server: PageSer
         await eventually(lambda: bool(server.killed))
         async with arena(server):  # what the next request is answered with
             for player in first.players:
-                player._link.ws.transport.abort()  # type: ignore[attr-defined]  # as a SIGKILL looks from outside
+                player.link.ws.transport.abort()  # type: ignore[attr-defined]  # as a SIGKILL looks from outside
             await page.wait_for_function("window.tipoff.connections === 2")
             await page.wait_for_selector('body[data-connected="true"]')
             assert await page.evaluate("window.tipoff.sessionId") != session

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 from nats.aio.msg import Msg
 
-from tests.matchmaker.world import ARENA, FAST, World
+from tests.matchmaker.world import ARENA, FAST, KEY, World
 from tipoff_orchestrator_client import wire
 from tipoff_orchestrator_client.base import Deployment, OrchestratorError
 from tipoff_shared.games import Game
@@ -96,7 +96,7 @@ class Processes:
         environ = {
             f"TIPOFF_MATCHMAKER_{name.upper()}": str(value) for name, value in (FAST | settings).items()
         }
-        environ |= {"TIPOFF_GAMES": str(self._games), "ARENA_KEY": "ab" * 32, "FAILPOINT": fail_at}
+        environ |= {"TIPOFF_GAMES": str(self._games), "ARENA_KEY": KEY.reveal().hex(), "FAILPOINT": fail_at}
         environ["TIPOFF_MATCHMAKER_INSTANCE"] = instance
         alive = asyncio.Event()
 

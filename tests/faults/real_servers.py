@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import nats.errors
 
+from tests.faults.tcp_link import link_to
 from tests.gameserver.gameserver_players import Recorder, UdpPlayer, by_udp
 from tests.matchmaker.world import ARENA, KEY, World
 from tipoff_gameserver import Context, GameServer
@@ -35,6 +36,9 @@ class RealServers:
         self._settings = settings
         self._lease_ttl = lease_ttl
         self._specs: dict[str, DeploySpec] = {}
+        self._links: dict[str, AsyncExitStack] = {}
+        """Each server has its own link to NATS, which `crash` cuts."""
+        self._crashed: list[asyncio.Task[None]] = []
         world.fake.on_start = self._start
         world.fake.on_stop = self._stop
         world.fake.on_death = self.crash
@@ -44,6 +48,8 @@ class RealServers:
 
     async def _start(self, spec: DeploySpec) -> None:
         self._specs[spec.deployment_id] = spec
+        stack = self._links[spec.deployment_id] = AsyncExitStack()
+        _, settings = await stack.enter_async_context(link_to(self._settings))
         context = Context(
             spec.deployment_id,
             spec.game,
@@ -51,7 +57,7 @@ class RealServers:
             private_key=KEY,
             protocol_id=ARENA.netcode_protocol_id,
             capacity=spec.capacity,
-            nats=self._settings,
+            nats=settings,
             lease_ttl=self._lease_ttl,
             event_key=EventKey.parse(spec.event_key) if spec.event_key else None,
         )
@@ -63,22 +69,17 @@ class RealServers:
         server = self.running.pop(deployment_id, None)
         if server is not None:
             await server.__aexit__(None, None, None)
+            await self._links.pop(deployment_id).aclose()
 
     async def crash(self, deployment_id: str) -> None:
-        """It writes and sends nothing any more, and takes nothing back."""
+        """Its link to NATS is cut for ever and its players lose it; what it still does has no effect."""
         server = self.running.pop(deployment_id, None)
         if server is None:
             return
-        presence = server._started.presence
-        bus = presence._bus  # type: ignore[attr-defined]  # the loss of a whole process
-        if bus is not None:
-            bus.nc._transport.close()
-            bus.closing = True
-        await presence._tasks.close()  # type: ignore[attr-defined]
-        presence._closing = True  # type: ignore[attr-defined]
+        await self._links.pop(deployment_id).aclose()
         for player in server.players.all():
             player.kick()
-        await server.__aexit__(None, None, None)
+        self._crashed.append(asyncio.create_task(server.__aexit__(None, None, None)))
 
     async def restart(self, deployment_id: str) -> GameServer:
         """As a supervisor would after a crash: the same deployment, another boot id."""
@@ -89,6 +90,7 @@ class RealServers:
     async def close(self) -> None:
         for deployment_id in list(self.running):
             await self._stop(deployment_id)
+        await asyncio.gather(*self._crashed)
 
 
 @asynccontextmanager

@@ -7,10 +7,13 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.gameserver.gameserver_players import Recorder
+from tests.isolated.conftest import eyes, isolated_nats
 from tipoff_gameserver import Context, GameServer, PrivateKey
 from tipoff_shared.kv.buckets import Buckets, create_buckets
 from tipoff_shared.nats.connection import Bus
 from tipoff_shared.settings import NatsSettings
+
+__all__ = ["eyes", "isolated_nats"]
 
 
 @pytest.fixture

@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tipoff_gameserver.context import Port
+from tipoff_gameserver.context import Port, deployed_context
 from tipoff_gameserver.edgegap import secure_url, with_secure_url
-from tipoff_gameserver.context import deployed_context
 from tipoff_shared.errors import Malformed
 
 FQDN = "abc123.pr.edgegap.net"

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from tipoff_gameserver import ConfigError, Context, GameServer, deployed_context, stand_alone_context
-from tipoff_gameserver.context import parse_listen
-from tipoff_gameserver.process import ca_contents_argument
+from tipoff_gameserver.context import ca_contents_argument, parse_listen
 from tipoff_shared.games import Game
 from tipoff_shared.netcode import Dialect
 

@@ -17,6 +17,7 @@ from websockets.asyncio.client import connect
 
 from tests.certificates import self_signed
 from tests.gameserver.gameserver_players import (
+    TIMEOUT,
     Recorder,
     by_udp,
     by_websocket,
@@ -33,24 +34,25 @@ from tipoff_shared.secret import Secret
 
 
 @pytest.fixture
-async def loop_without_readers(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
-    """Windows' default event loop has no `add_reader`; datagram transports it has."""
+async def readers_refused(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[int]]:
+    """Windows' default event loop has datagram transports but no `add_reader`. Yields the ports it was asked for."""
+    refused: list[int] = []
 
-    def add_reader(*_: object) -> None:
+    def add_reader(sock: socket.socket, *_: object) -> None:
+        refused.append(sock.getsockname()[1])
         raise NotImplementedError
 
     monkeypatch.setattr(asyncio.get_running_loop(), "add_reader", add_reader)
-    yield
+    yield refused
     monkeypatch.undo()
 
 
-async def test_udp_works_on_an_event_loop_without_readers(loop_without_readers: None, game: Recorder) -> None:
+async def test_udp_works_on_an_event_loop_without_readers(readers_refused: list[int], game: Recorder) -> None:
     async with GameServer(game, stand_alone=True, listen="127.0.0.1:0") as server:
         answer = await ready(server)
         tokens = token_of(answer)
-        udp = server._started.listeners.udp
-        assert udp is not None
-        assert udp._datagram_transports
+        assert server.transports.udp is not None
+        assert server.transports.udp.port in readers_refused
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         sock.settimeout(5)
 
@@ -217,7 +219,9 @@ async def test_many_join_and_leave_in_a_storm(deployment: Context, game: Recorde
                     await asyncio.sleep(0.02)
 
         await asyncio.gather(*(one(number) for number in range(30)))
-        await eventually(lambda: len(server._started.table.roster) == 0, "everybody is gone")
+        server.drain()
+        async with asyncio.timeout(TIMEOUT):
+            await server.wait_ended()  # no seat is taken
         joins = {event[1] for event in game.happened if event[0] == "join"}
         leaves = [event[1] for event in game.happened if event[0] == "leave"]
         assert set(leaves) == joins

@@ -6,15 +6,18 @@ import asyncio
 import json
 import socket
 import time
+from dataclasses import replace
 
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.gameserver.gameserver_players import Recorder, by_udp, by_websocket, ready, token_of
+from tests.gameserver.gameserver_players import Recorder, by_udp, by_websocket, ready, token_for, token_of
 from tests.polling import eventually
-from tipoff_gameserver import Context, GameServer, LeaveReason, Player, PrivateKey
+from tipoff_gameserver import Context, GameServer, LeaveReason, Player
 from tipoff_gameserver.transports import websocket
+from tipoff_shared.kv.buckets import Buckets
+from tipoff_shared.records import GameserverLease
 
 
 def url_of(server: GameServer) -> str:
@@ -128,7 +131,7 @@ async def test_a_client_that_stops_reading_is_closed_and_holds_up_nobody(
             assert leave[1:] == (slow, LeaveReason.TOO_SLOW)
             assert took < 10
             assert server.ticks - ticks > 0.2 * took * 200  # held up, it would be next to none
-            assert slow._link.dropped > 0
+            assert slow.link.dropped > 0
             assert (await other.receive()) == bytes(1200)
             ws.transport.abort()
             await ws.wait_closed()
@@ -176,16 +179,16 @@ async def test_a_late_message_to_a_closing_client_is_harmless(alone: GameServer,
         ((_, seen),) = await game.saw("join")
         assert isinstance(seen, Player)
         await player.ws.close()
-        seen._link.send(b"late")
+        seen.link.send(b"late")
         await game.saw("leave")
 
 
 async def test_behind_a_proxy_the_game_is_at_the_path_players_dial(
-    game: Recorder, monkeypatch: pytest.MonkeyPatch
+    proxied: Context, game: Recorder, kv: Buckets
 ) -> None:
     """`/gs/ID` of its own id and the path of the announced URL; another deployment's path is not found."""
-    async with proxied_server(game) as server:
-        port = server._started.describe().websocket_port
+    async with GameServer(game, context=proxied):
+        port = (await announced(kv)).websocket_port
         for path in ("/", "/gs/arena-1", "/some/where/arena-1"):
             async with connect(f"ws://127.0.0.1:{port}{path}") as ws:
                 await ws.send(b"no token")
@@ -207,39 +210,42 @@ async def test_behind_a_proxy_the_game_is_at_the_path_players_dial(
     ],
 )
 async def test_behind_a_proxy_a_player_has_the_address_that_the_proxy_tells(
-    game: Recorder, told: list[str], believed: str
+    proxied: Context, game: Recorder, kv: Buckets, told: list[str], believed: str
 ) -> None:
     """The last entry of X-Forwarded-For, where it is an address."""
-    async with proxied_server(game) as server:
-        address = await address_seen(server, told)
+    async with GameServer(game, context=proxied) as server:
+        port = (await announced(kv)).websocket_port
+        address = await address_of_player(game, f"ws://127.0.0.1:{port}/", token_for(server), told)
         assert address.startswith(believed)
 
 
-async def test_without_a_proxy_nobody_is_believed_to_speak_for_others(alone: GameServer) -> None:
+async def test_without_a_proxy_nobody_is_believed_to_speak_for_others(
+    alone: GameServer, game: Recorder
+) -> None:
     """X-Forwarded-For is a client's own text where no proxy is configured."""
-    assert (await address_seen(alone, ["203.0.113.9"])).startswith("127.0.0.1:")
+    token = token_of(await ready(alone))
+    address = await address_of_player(game, url_of(alone), token, ["203.0.113.9"])
+    assert address.startswith("127.0.0.1:")
 
 
-async def address_seen(server: GameServer, forwarded_for: list[str]) -> str:
-    """The address that a client with these headers has for the server."""
-    [transport] = [
-        one for one in server._started.listeners.all() if isinstance(one, websocket.WebSocketTransport)
-    ]
+async def address_of_player(game: Recorder, url: str, token: bytes, forwarded_for: list[str]) -> str:
+    """The address under which the game knows a player who connects with these headers."""
     headers = [("X-Forwarded-For", value) for value in forwarded_for]
-    async with connect(f"ws://127.0.0.1:{transport.port}/", additional_headers=headers):
-        await eventually(lambda: any(one.connections for one in transport._servers), "a connection")
-        [connection] = transport._servers[0].connections
-        return transport._address(connection)
+    async with connect(url, additional_headers=headers) as ws:
+        await ws.send(token)
+        ((_, player),) = await game.saw("join")
+        assert isinstance(player, Player)
+        return player.address
 
 
-def proxied_server(game: Recorder) -> GameServer:
-    """As a launcher starts it behind a proxy, but for NATS."""
-    context = Context(
-        "arena-1",
-        "arena",
-        "1",
-        PrivateKey.generate(),
-        7,
-        websocket_url="wss://play.example.org/some/where/arena-1",
-    )
-    return GameServer(game, context=context)
+async def announced(kv: Buckets) -> GameserverLease:
+    """What the server says about itself."""
+    entry = await eventually(lambda: kv.gameservers.get("arena-1"), "the lease")
+    assert entry is not None
+    return entry.value
+
+
+@pytest.fixture
+def proxied(deployment: Context) -> Context:
+    """As a launcher starts a server behind a proxy."""
+    return replace(deployment, websocket_url="wss://play.example.org/some/where/arena-1")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.faults.matchmaker_processes import GAME, matchmaker_processes
+from tests.faults.real_servers import playing
 from tests.isolated.isolated_support import IsolatedWorld
 from tests.matchmaker.world import World
 from tipoff_shared.messages import SessionReady
@@ -28,14 +30,13 @@ async def test_leaves_are_missed_though_one_of_two_matchmakers_fails(
         first = await processes.start(game=GAME, profile="isolated")
         await processes.start(game=GAME, profile="isolated")
         players = [await world.play() for _ in range(PLAYERS)]
-        for ready in players:
-            isolated.servers.of(ready)._started.presence.joined(ready.session_id, int(ready.client_id))
-        for ready in players:
-            await world.session_becomes(ready.session_id, SessionState.ACTIVE)
-        getattr(first, fault)()
-        began = time.monotonic()
-        for ready in players:
-            isolated.servers.of(ready)._started.presence.left(ready.session_id)
+        async with AsyncExitStack() as stack:
+            for ready in players:
+                await stack.enter_async_context(playing(ready))
+            for ready in players:
+                await world.session_becomes(ready.session_id, SessionState.ACTIVE)
+            getattr(first, fault)()
+        began = time.monotonic()  # they have all left
         await world.eventually(lambda: _all_over(world, players), "all sessions are over", timeout=20)
         print(f"{fault}: all {PLAYERS} sessions over after {time.monotonic() - began:.1f} s")
         await world.eventually(lambda: world.seats_are([]), "all seats are free")

@@ -15,15 +15,15 @@ import time
 from collections import OrderedDict
 
 import msgspec
-import nats.errors
 from nats.aio.msg import Msg
 
 from tipoff_gameserver.context import Context
 from tipoff_gameserver.presence.interface import DescribeLease
 from tipoff_gameserver.presence.reporter import REMEMBERED, WRITE_TIMEOUT, Reporter
-from tipoff_shared.errors import ConfigError
+from tipoff_shared.errors import ConfigError, Unavailable
 from tipoff_shared.nats.connection import Bus
 from tipoff_shared.primitives.tasks import Tasks
+from tipoff_shared.primitives.text import describe
 from tipoff_shared.server_events import MAX_CHANGES, Goodbye, Lease, Players, ServerEvent, What, seal
 from tipoff_shared.server_events import Context as ContextEvent
 
@@ -159,7 +159,7 @@ class EventPresence(Reporter):
             if answer is not None and not answer.done():
                 answer.set_result(msg.data)
 
-        await bus.nc.subscribe(f"{inbox}.*", cb=answered)
+        await bus.subscribe(f"{inbox}.*", answered)
         self.resync()
         # A loop that fails is logged; then everything starts again with a new connection.
         async with Tasks("presence", on_failure=lambda _: bus.closed.set()) as tasks:
@@ -231,14 +231,14 @@ class EventPresence(Reporter):
         answer = self._answers[token] = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(WRITE_TIMEOUT):
-                await bus.nc.publish(
-                    bus.subjects.events(self._deployment_id), body, reply=f"{inbox}.{token}", headers=headers
+                await bus.publish(
+                    bus.subjects.events(self._deployment_id), body, headers, reply=f"{inbox}.{token}"
                 )
                 return refusal(await answer)
         except TimeoutError:
             return bus.last_error or "no answer"
-        except nats.errors.Error as exc:
-            return str(exc) or type(exc).__name__
+        except Unavailable as exc:
+            return describe(exc)
         finally:
             self._answers.pop(token, None)
 

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from abc import ABC, abstractmethod
 
-import nats.errors
 from nats.aio.msg import Msg
 
 from tipoff_gameserver.context import Context
 from tipoff_gameserver.presence.interface import DescribeLease, OnCommand
 from tipoff_shared.errors import ConfigError, Malformed, TipoffError, Unavailable
 from tipoff_shared.nats.connection import Bus, connect
+from tipoff_shared.primitives.retry import Backoff
 from tipoff_shared.primitives.tasks import BoundedHandlers, Tasks
 from tipoff_shared.records import decode_command
 
@@ -119,11 +118,12 @@ class Reporter(ABC):
         """Report over this connection; returns when it is closed for good or the server has ended."""
 
     async def _stay_connected(self, describe: DescribeLease, on_command: OnCommand) -> None:
-        wait = RETRY
+        # Not `run_forever`: on 3.11 nats-py may swallow the cancellation, and `_ended` then ends the loop at once.
+        pauses = Backoff(RETRY, longest=LONGEST_RETRY)
         while not self._ended:
             try:
                 async with connect(self._settings, name=f"gameserver {self._deployment_id}") as bus:
-                    wait = RETRY
+                    pauses.reset()
                     try:
                         await self._begin(bus, describe, on_command)
                     finally:
@@ -132,12 +132,11 @@ class Reporter(ABC):
                     log.error(
                         "the NATS connection was closed for good (%s); making a new one", bus.last_error
                     )
-            except (Unavailable, nats.errors.Error) as exc:
-                log.warning("%s; trying again in %.0f s", str(exc) or type(exc).__name__, wait)
-            if self._ended:
-                return
-            await asyncio.sleep(wait * random.uniform(0.8, 1.2))  # jitter, no secret
-            wait = min(wait * 2, LONGEST_RETRY)
+            except Unavailable as exc:
+                log.warning("%s; trying again", exc)
+            pauses.failed()
+            if not self._ended:
+                await asyncio.sleep(pauses.pause())
 
     async def _begin(self, bus: Bus, describe: DescribeLease, on_command: OnCommand) -> None:
         if self._ended:

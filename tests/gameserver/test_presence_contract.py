@@ -1,4 +1,5 @@
-"""What a game server says stands in KV, in either profile: one contract, with a real nats-server and its accounts."""
+"""The contract of presence, in both profiles, with a real nats-server and its accounts: what a game server reports
+stands in KV, whatever NATS does. A stand-alone server's presence keeps the part of it that needs no NATS."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import asyncio
 import dataclasses
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 import msgspec
@@ -17,6 +18,9 @@ from tests.gameserver.gameserver_players import Recorder, by_udp, by_websocket, 
 from tests.isolated.isolated_support import IsolatedNats
 from tests.polling import eventually
 from tipoff_gameserver import Context, GameServer, LeaveReason, PrivateKey
+from tipoff_gameserver.presence.interface import NoPresence, Presence
+from tipoff_gameserver.presence.reporter import Reporter
+from tipoff_gameserver.running import presence_for
 from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.event_secret import EventSecret
 from tipoff_matchmaker.isolated.reader import EventReader
@@ -24,31 +28,52 @@ from tipoff_matchmaker.isolated.writer import EventWriter
 from tipoff_matchmaker.metrics import Metrics
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.kv.buckets import Buckets, buckets, create_buckets
+from tipoff_shared.messages import Transports
 from tipoff_shared.nats.connection import Bus, connect
 from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.records import (
+    Command,
     DeploymentRecord,
     DeploymentState,
     Drain,
+    GameserverLease,
     Kick,
     LeaseState,
     SessionRecord,
     SessionState,
     encode,
 )
+from tipoff_shared.settings import NatsSettings
+
+BOOT = "b1"
+
+
+def lease() -> GameserverLease:
+    return GameserverLease("arena-1", BOOT, "arena", "1", LeaseState.READY, Transports(), 4)
+
+
+def ignore(command: Command) -> None:
+    pass
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """`context`: how the server is started; `kv`: what is written down, for eyes that see everything."""
+    """`context`: how the server is started; `kv` and `bus`: of a user who may see everything; `contexts`: what
+    servers announced."""
 
     context: Context
     kv: Buckets
     bus: Bus
     contexts: asyncio.Queue[dict[str, object]]
 
-    async def seat(self, server: GameServer, session_id: str, client_id: int) -> bytes:
-        """A token, and the session's record, as a matchmaker writes it before it issues one."""
+    def presence(self) -> Reporter:
+        """What a server with this context reports by, without the server."""
+        presence = presence_for(self.context, BOOT)
+        assert isinstance(presence, Reporter)
+        return presence
+
+    async def record(self, session_id: str, client_id: int, boot_id: str = BOOT) -> None:
+        """The session's record, as a matchmaker writes it before it issues a token."""
         context = self.context
         record = SessionRecord(
             session_id,
@@ -59,9 +84,13 @@ class Profile:
             "m1",
             time.time(),
             deployment_id=context.deployment_id,
-            boot_id=server.boot_id,
+            boot_id=boot_id,
         )
         await self.kv.sessions.put(session_id, record)
+
+    async def seat(self, server: GameServer, session_id: str, client_id: int) -> bytes:
+        """A token, after the session's record."""
+        await self.record(session_id, client_id, server.boot_id)
         return token_for(server, session_id, client_id=client_id)
 
     async def sessions(self) -> set[str]:
@@ -80,11 +109,13 @@ class Profile:
             return False
         return entry is not None and entry.value.state is state
 
+    async def has_no_lease(self) -> bool:
+        return await self.kv.gameservers.get(self.context.deployment_id) is None
 
-@pytest.fixture(params=["trusted", "isolated"])
-async def profile(
-    request: pytest.FixtureRequest, isolated_nats: IsolatedNats, eyes: Bus
-) -> AsyncIterator[Profile]:
+
+@asynccontextmanager
+async def open_profile(name: str, isolated_nats: IsolatedNats, eyes: Bus) -> AsyncIterator[Profile]:
+    """`trusted`, or `isolated` with the part of a matchmaker that writes what servers report."""
     kv = await create_buckets(eyes)
     contexts: asyncio.Queue[dict[str, object]] = asyncio.Queue()
     context = Context(
@@ -104,14 +135,14 @@ async def profile(
         contexts.put_nowait(msgspec.json.decode(data))
 
     async with AsyncExitStack() as stack:
-        if request.param == "trusted":
+        if name == "trusted":
 
             async def heard(msg: Msg) -> None:
                 await told(msg.data)
 
             await eyes.nc.subscribe(eyes.subjects.contexts, cb=heard)
             await eyes.flush()
-            # Of the trusted profile's permissions other tests tell.
+            # Other tests cover the permissions of the trusted profile.
             context = dataclasses.replace(context, nats=isolated_nats.settings("eyes"))
         else:
             bus = await stack.enter_async_context(
@@ -130,9 +161,71 @@ async def profile(
         yield Profile(context, kv, eyes, contexts)
 
 
-@pytest.fixture
-def game() -> Recorder:
-    return Recorder()
+@pytest.fixture(params=["trusted", "isolated"])
+async def profile(
+    request: pytest.FixtureRequest, isolated_nats: IsolatedNats, eyes: Bus
+) -> AsyncIterator[Profile]:
+    async with open_profile(request.param, isolated_nats, eyes) as profile:
+        yield profile
+
+
+@pytest.fixture(params=["stand-alone", "trusted", "isolated"])
+async def presence(
+    request: pytest.FixtureRequest, isolated_nats: IsolatedNats, eyes: Bus
+) -> AsyncIterator[Presence]:
+    if request.param == "stand-alone":
+        yield NoPresence()
+        return
+    async with open_profile(request.param, isolated_nats, eyes) as profile:
+        yield profile.presence()
+
+
+# --- every presence, a stand-alone server's too ---------------------------------------------------------------
+
+
+async def test_announce_returns_when_others_know(presence: Presence) -> None:
+    await presence.start(lease, ignore)
+    assert await presence.announce(5)
+    assert presence.connected
+    await presence.close(keep_lease=False)
+
+
+async def test_joins_and_leaves_never_wait_and_may_repeat(presence: Presence) -> None:
+    await presence.start(lease, ignore)
+    for _ in range(2):
+        presence.joined("s1", 2**64 - 1)
+        presence.left("s1")
+        presence.left("never seen")
+    await presence.close(keep_lease=False)
+    await presence.close(keep_lease=False)
+
+
+async def test_an_unknown_client_id_has_no_session(presence: Presence) -> None:
+    await presence.start(lease, ignore)
+    await presence.announce(5)
+    assert await presence.look_up(1) is None
+    await presence.close(keep_lease=False)
+
+
+async def test_it_can_be_closed_without_having_started(presence: Presence) -> None:
+    await presence.close(keep_lease=False)
+
+
+# --- both profiles --------------------------------------------------------------------------------------------
+
+
+async def test_it_closes_at_once_at_any_time(profile: Profile) -> None:
+    """Also in the middle of connecting or of the first reports; nothing is left behind."""
+    await profile.record("s1", 1)
+    for delay in (0, 0.0005, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.01):
+        presence = profile.presence()
+        await presence.start(lease, ignore)
+        presence.joined("s1", 1)
+        await asyncio.sleep(delay)
+        async with asyncio.timeout(1.5):
+            await presence.close(keep_lease=False)
+    await eventually(profile.has_no_lease, "no lease is left")
+    await eventually(profile.sessions_are, "no session is left")
 
 
 async def test_a_server_shows_itself_and_its_players(profile: Profile, game: Recorder) -> None:
@@ -154,7 +247,7 @@ async def test_a_server_shows_itself_and_its_players(profile: Profile, game: Rec
             entries = await profile.kv.active_connections.list()
             assert {key: entry.value for key, entry in entries.items()} == {"s1": "11", "s2": "12"}
         await eventually(profile.sessions_are, "the connections are gone")
-    await eventually(lambda: _no_lease(profile), "the lease is withdrawn")
+    await eventually(profile.has_no_lease, "the lease is withdrawn")
 
 
 async def test_a_closed_server_leaves_nothing_behind(profile: Profile, game: Recorder) -> None:
@@ -166,7 +259,7 @@ async def test_a_closed_server_leaves_nothing_behind(profile: Profile, game: Rec
         await eventually(lambda: profile.sessions_are("s1", "s2"), "both are active")
         await server.__aexit__(None, None, None)
         await eventually(profile.sessions_are, "the connections are gone")
-        await eventually(lambda: _no_lease(profile), "the lease is withdrawn")
+        await eventually(profile.has_no_lease, "the lease is withdrawn")
 
 
 async def test_a_shut_down_server_says_that_it_has_ended(profile: Profile, game: Recorder) -> None:
@@ -209,43 +302,79 @@ async def test_a_kick_for_a_session_that_is_not_here_removes_its_key(
 async def test_a_drain_command_lets_nobody_in_and_ends_with_the_last_player(
     profile: Profile, game: Recorder
 ) -> None:
+    """A command that cannot be read changes nothing."""
     server = GameServer(game, context=profile.context)
     running = asyncio.create_task(server.run())
     await eventually(profile.has_lease, "the lease")
+    commands = profile.bus.subjects.commands("arena-1")
     async with by_udp(await profile.seat(server, "s1", 11)):
-        await profile.bus.publish(profile.bus.subjects.commands("arena-1"), encode(Drain()))
+        await profile.bus.publish(commands, encode(Drain()))
+        await profile.bus.publish(commands, b"nonsense")
+        await eventually(lambda: server.state is LeaseState.DRAINING, "it drains")
         await eventually(lambda: profile.has_lease(LeaseState.DRAINING), "the lease says so")
+        async with by_websocket(server, await profile.seat(server, "s2", 12)) as late:
+            assert "about to end" in str(late.answer)
         assert not running.done()
     async with asyncio.timeout(5):
         await running
 
 
-async def test_a_visit_too_short_to_be_written_is_told_all_the_same(profile: Profile, game: Recorder) -> None:
+async def test_a_visit_too_short_to_be_written_is_told_all_the_same(profile: Profile) -> None:
     """Joined and left before anything went out: the delete is seen, so that the seat is free at once."""
-    async with GameServer(game, context=profile.context) as server:
-        await eventually(profile.has_lease, "the lease")
-        await profile.seat(server, "s1", 7)
-        async with profile.kv.active_connections.durable("reader") as changes:
-            server._started.presence.joined("s1", 7)
-            server._started.presence.left("s1")
-            seen: list[tuple[str, str | None]] = []
-            async with asyncio.timeout(5):
-                while not seen or seen[-1][1] is not None:
-                    for change, ack in await changes.fetch(timeout=1):
-                        seen.append((change.key, change.value))
-                        await ack()
-        assert seen[-1] == ("s1", None)
+    presence = profile.presence()
+    await presence.start(lease, ignore)
+    await eventually(profile.has_lease, "the lease")
+    await profile.record("s1", 7)
+    async with profile.kv.active_connections.durable("reader") as changes:
+        presence.joined("s1", 7)
+        presence.left("s1")
+        seen: list[tuple[str, str | None]] = []
+        async with asyncio.timeout(5):
+            while not seen or seen[-1][1] is not None:
+                for change, ack in await changes.fetch(timeout=1):
+                    seen.append((change.key, change.value))
+                    await ack()
+    assert seen[-1] == ("s1", None)
+    await presence.close(keep_lease=False)
 
 
-async def test_a_nats_that_forgot_what_it_had_is_told_again(profile: Profile, game: Recorder) -> None:
+async def test_a_nats_that_forgot_what_it_had_is_told_again(profile: Profile) -> None:
+    """What KV lost in a restart is written again; sessions that left before stay away."""
+    presence = profile.presence()
+    await presence.start(lease, ignore)
+    for session_id, client_id in (("here", 11), ("gone", 12)):
+        await profile.record(session_id, client_id)
+        presence.joined(session_id, client_id)
+    await eventually(lambda: profile.sessions_are("here", "gone"), "both are active")
+    presence.left("gone")
+    await eventually(lambda: profile.sessions_are("here"), "one is active")
+    await profile.kv.active_connections.forget("here", 1 << 40)
+    presence.resync()
+    await eventually(lambda: profile.sessions_are("here"), "it is active again")
+    await presence.close(keep_lease=False)
+
+
+async def test_a_server_starts_and_plays_before_nats_is_there(profile: Profile, game: Recorder) -> None:
+    nowhere = NatsSettings(servers=("nats://127.0.0.1:1",), insecure=True)
     async with (
-        GameServer(game, context=profile.context) as server,
-        by_udp(await profile.seat(server, "here", 11)),
+        GameServer(game, context=dataclasses.replace(profile.context, nats=nowhere)) as server,
+        by_udp(token_for(server, "s1")) as player,
     ):
-        await eventually(lambda: profile.sessions_are("here"), "it is active")
-        await profile.kv.active_connections.forget("here", 1 << 40)
-        server._started.presence._nats_is_back()  # type: ignore[attr-defined]  # what a reconnect calls
-        await eventually(lambda: profile.sessions_are("here"), "it is active again")
+        player.send(b"anyway")
+        assert await player.receive() == b"anyway"
+
+
+async def test_what_cannot_be_withdrawn_is_logged_with_the_reason(
+    profile: Profile, isolated_nats: IsolatedNats, caplog: pytest.LogCaptureFixture
+) -> None:
+    presence = profile.presence()
+    await presence.start(lease, ignore)
+    assert await presence.announce(5)
+    await isolated_nats.server.kill()
+    presence.joined("s1", 1)
+    async with asyncio.timeout(4):
+        await presence.close(keep_lease=False)
+    assert "has to expire by itself: NATS is away" in caplog.text
 
 
 @pytest.mark.slow  # a reconnect
@@ -263,7 +392,3 @@ async def test_the_truth_is_there_when_nats_is_back(
             async with by_websocket(server, joins):
                 await isolated_nats.server.start()
                 await eventually(lambda: profile.sessions_are("stays", "joins"), "the truth is in KV", 15)
-
-
-async def _no_lease(profile: Profile) -> bool:
-    return await profile.kv.gameservers.get("arena-1") is None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from nats.aio.msg import Msg
 
-from tipoff_gameserver.presence.events import EventPresence
+from tipoff_gameserver import Context, PrivateKey
+from tipoff_gameserver.presence import events, reporter
+from tipoff_gameserver.presence.events import EventPresence, PlayerReports
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.event_stream import create_event_stream
 from tipoff_shared.messages import Transports
@@ -21,8 +21,8 @@ from tipoff_shared.settings import NatsSettings
 KEY = EventKey(bytes(32))
 
 
-def presence(settings: NatsSettings | None = None) -> EventPresence:
-    return EventPresence(settings or NatsSettings(), "d1", "b1", KEY, announcement={})
+def context(nats: NatsSettings) -> Context:
+    return Context("d1", "arena", "1", PrivateKey.generate(), 1, nats=nats, event_key=KEY)
 
 
 def lease() -> GameserverLease:
@@ -46,7 +46,7 @@ steps = st.one_of(
 def test_whoever_hears_all_events_knows_who_is_there(steps: list[tuple[str, str | None]]) -> None:
     """Joins, leaves, events that arrive once, twice or late: in the end the hearer's picture is the truth, and
     whoever has ever been there was heard of."""
-    told = presence()
+    reports = PlayerReports()
     heard: set[str] = set()
     heard_of: set[str] = set()
     been_here: set[str] = set()
@@ -60,88 +60,69 @@ def test_whoever_hears_all_events_knows_who_is_there(steps: list[tuple[str, str 
 
     for step, session in (*steps, ("arrive", None), ("send", None), ("arrive", None)):
         if step == "joined" and session is not None:
-            told.joined(session, 7)
+            reports.joined(session, 7)
             here.add(session)
             been_here.add(session)
         elif step == "left" and session is not None:
-            told.left(session)
+            reports.left(session)
             here.discard(session)
         elif step == "back":
-            told._nats_is_back()
-        elif step == "send" and sent is None and told._unsure:
-            sent = told._players()
+            reports.repeat_all()
+        elif step == "send" and sent is None and reports.pending:
+            sent = reports.next()
         elif step.startswith("arrive") and sent is not None:
             arrives(sent)
             if step == "arrive":
-                told._told(sent)
+                reports.delivered(sent)
                 sent = None
     assert heard == here
     assert heard_of >= been_here
-    assert told._settled.is_set()
-    assert not told._visitors
+    assert not reports.pending
+    assert not reports.unreported
 
 
 def test_one_event_tells_of_so_many_and_the_next_of_the_rest() -> None:
-    told = presence()
+    reports = PlayerReports()
     for number in range(MAX_CHANGES + 10):
-        told.joined(f"s{number}", number)
+        reports.joined(f"s{number}", number)
     seen: dict[str, str] = {}
-    while told._unsure:
-        players = told._players()
+    while reports.pending:
+        players = reports.next()
         assert len(players.joined) + len(players.left) <= MAX_CHANGES
         seen |= players.joined
-        told._told(players)
+        reports.delivered(players)
     assert len(seen) == MAX_CHANGES + 10
 
 
-@pytest.fixture
-async def stream(nats: Bus) -> Bus:
-    await create_event_stream(nats)
-    return nats
-
-
 async def test_an_event_is_sent_again_until_the_stream_has_it_and_is_there_once(
-    settings: NatsSettings, nats: Bus
+    settings: NatsSettings, nats: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No stream yet: it waits. An answer that is lost: the second one is the same event, and not kept twice."""
-    told = presence(settings)
-    await told.start(lease, ignore)
-    assert not await told.announce(0.3)
+    monkeypatch.setattr(reporter, "RETRY", 0.01)
+    presence = EventPresence(context(settings), "b1")
+    await presence.start(lease, ignore)
+    assert not await presence.announce(0.3)
     await create_event_stream(nats)
-    told._back.set()
-    assert await told.announce(5)
-    lost = 0
-    real = told._send
+    assert await presence.announce(5)
+    lost, real = 0, events.refusal
 
-    async def send(*args: object) -> str:
+    def refusal(data: bytes) -> str:
         nonlocal lost
-        answer = await real(*args)  # type: ignore[arg-type]  # as it was called
-        if lost < 2:
+        said = real(data)
+        if lost < 2 and not said:
             lost += 1
-            asyncio.get_running_loop().call_soon(told._back.set)  # it need not wait before it tries again
             return "the answer got lost"
-        return answer
+        return said
 
-    told._send = send  # type: ignore[method-assign]  # between it and the stream
-    told.joined("s1", 1)
-    await told.close(keep_lease=False)
-    events = [unseal(KEY, "d1", msg.data, msg.headers) for msg in await _all_events(nats)]
+    monkeypatch.setattr(events, "refusal", refusal)
+    presence.joined("s1", 1)
+    await presence.close(keep_lease=False)
+    sent = [unseal(KEY, "d1", msg.data, msg.headers) for msg in await _all_events(nats)]
     assert lost == 2
-    assert [event.seq for event in events] == sorted({event.seq for event in events})
-    assert isinstance(events[-1].what, Goodbye)
-    assert isinstance(events[0].what, Lease)
-    assert sum(isinstance(event.what, Players) for event in events) <= 2
-
-
-async def test_it_closes_at_once_whenever_that_is(settings: NatsSettings, stream: Bus) -> None:
-    """Also in the middle of connecting or of the first events."""
-    for delay in (0, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.01):
-        told = presence(settings)
-        await told.start(lease, ignore)
-        told.joined("s1", 1)
-        await asyncio.sleep(delay)
-        async with asyncio.timeout(1.5):
-            await told.close(keep_lease=False)
+    assert [event.seq for event in sent] == sorted({event.seq for event in sent})
+    assert isinstance(sent[-1].what, Goodbye)
+    assert isinstance(sent[0].what, Lease)
+    assert sum(isinstance(event.what, Players) for event in sent) <= 2
 
 
 async def _all_events(bus: Bus) -> list[Msg]:
