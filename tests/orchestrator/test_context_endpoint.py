@@ -19,7 +19,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from tests.orchestrator.launcher_world import Eventually, Spec
+from tests.orchestrator.launcher_world import LauncherWorld, Spec
+from tests.polling import eventually
 from tipoff_launcher.edgegap_compat.arbitrium import Arbitrium, ServerTokens
 from tipoff_launcher.edgegap_compat.bevygap import bevygap_environment, synthetic_ip
 from tipoff_launcher.edgegap_compat.context_endpoint import ContextEndpoint, bind, serve_contexts
@@ -356,7 +357,7 @@ async def test_who_is_slow_is_cut_off(tmp_path: Path) -> None:
         await http.close()
 
 
-async def test_there_are_only_so_many_connections(tmp_path: Path, eventually: Eventually) -> None:
+async def test_there_are_only_so_many_connections(tmp_path: Path) -> None:
     """One more is closed at once, without a word; when one has ended there is room again."""
 
     async def fine(request: Request) -> Answer:
@@ -425,19 +426,19 @@ def test_the_port_stays_the_same(tmp_path: Path) -> None:
 
 
 async def test_a_server_may_still_ask_after_its_launcher_was_restarted(
-    start_launcher: StartLauncher, nats: Bus, spec: Spec, tmp_path: Path, eventually: Eventually
+    launchers: LauncherWorld, nats: Bus, spec: Spec, tmp_path: Path
 ) -> None:
     """Its URL and tokens hold; and its end comes as it asks for it."""
     orchestrator = LauncherOrchestrator(nats)
     wanted = spec("dump")
     dumped = tmp_path / "environment"
-    async with start_launcher(stop_servers_on_exit=False):
+    async with launchers.start(stop_servers_on_exit=False):
         await orchestrator.deploy(wanted)
-        await eventually(lambda: dumped.exists() and dumped.read_text().count("ARBITRIUM_") == 8, 20)
+        await eventually(lambda: dumped.exists() and dumped.read_text().count("ARBITRIUM_") == 8, timeout=20)
     lines = dumped.read_text().splitlines()
     variables = dict(line.split("=", 1) for line in lines if line.startswith("ARBITRIUM_"))
     assert len(variables) == 8
-    async with start_launcher(), httpx.AsyncClient() as client:
+    async with launchers.start(), httpx.AsyncClient() as client:
         url, token = variables["ARBITRIUM_CONTEXT_URL"], variables["ARBITRIUM_CONTEXT_TOKEN"]
         context = (await client.get(url, headers={"authorization": token})).json()
         assert context["request_id"] == wanted.deployment_id
@@ -449,14 +450,14 @@ async def test_a_server_may_still_ask_after_its_launcher_was_restarted(
             found = await orchestrator.get(wanted.deployment_id)
             return found is not None and found.state is RunState.STOPPED
 
-        await eventually(is_stopped, 20)
+        await eventually(is_stopped, timeout=20)
         gone = await client.get(variables["ARBITRIUM_CONTEXT_URL"], headers={"authorization": "x"})
         assert gone.status_code == 401
 
 
 @pytest.mark.parametrize("name", ["ARBITRIUM_CONTEXT_TOKEN", "TIPOFF_EVENT_KEY", "GAME_DB_PASSWORD"])
 async def test_a_secret_in_a_servers_last_words_is_not_told_on(
-    name: str, start_launcher: StartLauncher, nats: Bus, spec: Spec, games: Games, eventually: Eventually
+    launchers: LauncherWorld, name: str, nats: Bus, spec: Spec, games: Games
 ) -> None:
     """bevygap's plugin writes its context's token to its log; the reason of its end goes to players."""
     own = {"GAME_DB_PASSWORD": "swordfish" * 10, "NATS_USER": "of its own"}
@@ -464,7 +465,7 @@ async def test_a_secret_in_a_servers_last_words_is_not_told_on(
     known = {game.key: game for game in [*games.all(), talks]}
     both = Games(known, dict.fromkeys(known, games.private_key(games.all()[0])), games.base)
     orchestrator = LauncherOrchestrator(nats)
-    async with start_launcher(both):
+    async with launchers.start(both):
         wanted = spec("talks", event_key="ab" * 32)
         await orchestrator.deploy(wanted)
 
@@ -478,7 +479,7 @@ async def test_a_secret_in_a_servers_last_words_is_not_told_on(
 
 
 async def test_bevygap_servers_of_one_host_have_keys_of_their_own(
-    start_launcher: StartLauncher, nats: Bus, spec: Spec, games: Games, caplog: pytest.LogCaptureFixture
+    launchers: LauncherWorld, nats: Bus, spec: Spec, games: Games, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Told to the matchmaker, and kept over a restart; other games have none. (That they know no namespace is told.)"""
     sleeper = games.get("sleeper", "1")
@@ -487,12 +488,12 @@ async def test_bevygap_servers_of_one_host_have_keys_of_their_own(
     known = {game.key: game for game in [*games.all(), bevy]}
     both = Games(known, dict.fromkeys(known, games.private_key(sleeper)), games.base)
     orchestrator = LauncherOrchestrator(nats)
-    async with start_launcher(both, stop_servers_on_exit=False):
+    async with launchers.start(both, stop_servers_on_exit=False):
         started = [await orchestrator.deploy(spec(name)) for name in ("bevy", "bevy", "sleeper")]
         keys = [deployment.digest_key for deployment in started]
         assert keys[2] == ""
         assert len({*keys}) == 3
     assert "game 'bevy': bevygap's servers know no namespaces" in caplog.text
-    async with start_launcher(both):
+    async with launchers.start(both):
         found = [await orchestrator.get(deployment.deployment_id) for deployment in started]
         assert [deployment.digest_key for deployment in found if deployment is not None] == keys

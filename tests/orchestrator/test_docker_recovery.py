@@ -13,16 +13,9 @@ from typing import Any
 import pytest
 
 from tests.docker_engine import docker, socket_path
-from tests.orchestrator.launcher_world import (
-    Eventually,
-    MakeGame,
-    RunningContainers,
-    Spec,
-    is_stopped,
-    lease,
-    state_of,
-)
+from tests.orchestrator.launcher_world import KEY, LauncherWorld, Spec, docker_game, lease
 from tests.orchestrator.own_engine import Link, SlowRegistry, link_to, own_engine
+from tests.polling import eventually
 from tipoff_launcher.backends.docker.container_config import owner_labels
 from tipoff_launcher.records import Record, Records
 from tipoff_orchestrator_client.base import (
@@ -36,7 +29,6 @@ from tipoff_shared.errors import ConfigError, Unavailable
 from tipoff_shared.games import Games
 from tipoff_shared.kv.buckets import Buckets
 from tipoff_shared.nats.connection import Bus
-from tipoff_shared.netcode.keys import PrivateKey
 
 pytestmark = [pytest.mark.slow, pytest.mark.docker]
 
@@ -62,84 +54,72 @@ async def link() -> AsyncIterator[Link]:
 
 
 async def test_containers_with_a_lease_are_adopted_and_others_stopped(
-    docker_launcher: Any,
-    client: LauncherOrchestrator,
-    kv: Buckets,
-    spec: Spec,
-    running_containers: RunningContainers,
-    eventually: Eventually,
+    launchers: LauncherWorld, client: LauncherOrchestrator, kv: Buckets, spec: Spec
 ) -> None:
     """The next launcher knows them all; after the grace those that serve nobody are gone."""
     plays, idle, died = spec(), spec(), spec()
-    async with docker_launcher(stop_servers_on_exit=False):
+    async with launchers.start_docker(stop_servers_on_exit=False):
         before = [await client.deploy(each) for each in (plays, idle, died)]
         await kv.gameservers.put(plays.deployment_id, lease(plays), ttl=60)
-    docker("kill", *running_containers(died.deployment_id))
-    async with docker_launcher():
+    docker("kill", *launchers.containers(died.deployment_id))
+    async with launchers.start_docker():
         known = await client.get(plays.deployment_id)
         assert known == before[0]
         assert (await client.deploy(plays)).native_id == before[0].native_id
-        await eventually(is_stopped(client, died), timeout=10)
+        await eventually(lambda: launchers.is_stopped(died), timeout=10)
         gone = await client.get(died.deployment_id)
         assert gone is not None
         assert "SIGKILL" in gone.reason  # the engine still knew how it had ended
-        await eventually(is_stopped(client, idle), timeout=15)
-        assert running_containers(idle.deployment_id, all=True) == []
-        assert await state_of(client, plays) is RunState.RUNNING
+        await eventually(lambda: launchers.is_stopped(idle), timeout=15)
+        assert launchers.containers(idle.deployment_id, all=True) == []
+        assert await launchers.state_of(plays) is RunState.RUNNING
         await client.stop(plays.deployment_id)
-        assert running_containers(plays.deployment_id, all=True) == []
+        assert launchers.containers(plays.deployment_id, all=True) == []
 
 
 async def test_a_launcher_that_lost_its_records_knows_its_servers_by_their_labels(
-    docker_launcher: Any,
+    launchers: LauncherWorld,
     client: LauncherOrchestrator,
     kv: Buckets,
     spec: Spec,
     namespace: str,
-    running_containers: RunningContainers,
-    eventually: Eventually,
     tmp_path: Path,
 ) -> None:
     """As where it is a container without a volume: who plays is adopted; what never ran or serves nobody is removed."""
     plays, idle = spec(), spec()
-    async with docker_launcher(stop_servers_on_exit=False):
+    async with launchers.start_docker(stop_servers_on_exit=False):
         before = await client.deploy(plays)
         await client.deploy(idle)
         await kv.gameservers.put(plays.deployment_id, lease(plays), ttl=60)
     marks = [*own_marks(namespace), "tipoff.deployment=never-ran-1"]
     docker("create", *[part for mark in marks for part in ("--label", mark)], "python:3.13-slim", "true")
-    async with docker_launcher(state_dir=tmp_path / "new"):
-        assert running_containers("never-ran-1", all=True) == []
+    async with launchers.start_docker(state_dir=tmp_path / "new"):
+        assert launchers.containers("never-ran-1", all=True) == []
         assert await client.get(plays.deployment_id) == before
-        await eventually(is_stopped(client, idle), timeout=15)
-        assert await state_of(client, plays) is RunState.RUNNING
+        await eventually(lambda: launchers.is_stopped(idle), timeout=15)
+        assert await launchers.state_of(plays) is RunState.RUNNING
         await client.stop(plays.deployment_id)
-    assert running_containers(plays.deployment_id, all=True) == []
+    assert launchers.containers(plays.deployment_id, all=True) == []
 
 
 async def test_containers_of_another_system_on_the_same_engine_are_left_alone(
-    docker_launcher: Any, namespace: str, running_containers: RunningContainers
+    launchers: LauncherWorld, namespace: str
 ) -> None:
     """The same namespace, the same name of the launcher: their owner tells them apart."""
     for owner in ("theirs", "ours"):
         marks = [*own_marks(namespace, owner), f"tipoff.deployment=of-{owner}-1"]
         docker("create", *[part for mark in marks for part in ("--label", mark)], "python:3.13-slim", "true")
-    async with docker_launcher(docker_owner="ours"):
-        assert running_containers("of-ours-1", all=True) == []
-        assert len(running_containers("of-theirs-1", all=True)) == 1
+    async with launchers.start_docker(docker_owner="ours"):
+        assert launchers.containers("of-ours-1", all=True) == []
+        assert len(launchers.containers("of-theirs-1", all=True)) == 1
 
 
 async def test_a_crash_before_the_container_ran_leaves_the_id_free(
-    docker_launcher: Any,
-    client: LauncherOrchestrator,
-    spec: Spec,
-    namespace: str,
-    launcher_settings: Any,
-    running_containers: RunningContainers,
+    launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec, namespace: str
 ) -> None:
     """Made, but not written down: it is removed, and a repeat of the deploy starts one."""
     wanted = spec()
-    records = Records(launcher_settings.state_dir)
+    records = Records(launchers.settings.state_dir)
     records.save(
         Record(wanted.deployment_id, namespace, "sleeper", "1", RunState.STARTING, "docker", created_at=0)
     )
@@ -148,19 +128,19 @@ async def test_a_crash_before_the_container_ran_leaves_the_id_free(
     left = docker(
         "create", "--name", name, *[p for m in marks for p in ("--label", m)], "python:3.13-slim", "true"
     )
-    async with docker_launcher():
-        assert left not in running_containers(wanted.deployment_id, all=True)
+    async with launchers.start_docker():
+        assert left not in launchers.containers(wanted.deployment_id, all=True)
         await client.deploy(wanted)
-        assert len(running_containers(wanted.deployment_id, all=True)) == 1
+        assert len(launchers.containers(wanted.deployment_id, all=True)) == 1
 
 
-async def test_a_launcher_says_what_its_engine_lacks(docker_launcher: Any, tmp_path: Path) -> None:
+async def test_a_launcher_says_what_its_engine_lacks(launchers: LauncherWorld, tmp_path: Path) -> None:
     """No engine, no such network: at the start, with the setting's name."""
     with pytest.raises(Unavailable, match="TIPOFF_LAUNCHER_DOCKER_HOST"):
-        async with docker_launcher(docker_host=f"unix://{tmp_path}/none.sock", docker_wait=0.1):
+        async with launchers.start_docker(docker_host=f"unix://{tmp_path}/none.sock", docker_wait=0.1):
             pass
     with pytest.raises(ConfigError, match="TIPOFF_LAUNCHER_DOCKER_NETWORK"):
-        async with docker_launcher(docker_network="no-such-network"):
+        async with launchers.start_docker(docker_network="no-such-network"):
             pass
 
 
@@ -168,51 +148,48 @@ async def test_a_launcher_says_what_its_engine_lacks(docker_launcher: Any, tmp_p
 
 
 async def test_while_the_engine_is_away_nobody_is_told_to_have_ended(
-    docker_launcher: Any,
-    client: LauncherOrchestrator,
-    spec: Spec,
-    running_containers: RunningContainers,
-    eventually: Eventually,
-    link: Link,
+    launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec, link: Link
 ) -> None:
     """Starts and stops fail in types; when it is back, what ended meanwhile is told, and the rest plays on."""
     plays, dies, late = spec(), spec(), spec()
-    async with docker_launcher(docker_host=link.host):
+    async with launchers.start_docker(docker_host=link.host):
         for each in (plays, dies):
             await client.deploy(each)
         await link.cut()
         with pytest.raises(OrchestratorError) as caught:
             await client.deploy(late)
         assert caught.value.retryable
-        docker("kill", *running_containers(dies.deployment_id))
+        docker("kill", *launchers.containers(dies.deployment_id))
         with pytest.raises(OrchestratorError) as caught:
             await client.stop(dies.deployment_id)
         assert caught.value.retryable
-        assert await state_of(client, dies) is RunState.RUNNING  # nobody knows better yet
-        assert await state_of(client, plays) is RunState.RUNNING
+        assert await launchers.state_of(dies) is RunState.RUNNING  # nobody knows better yet
+        assert await launchers.state_of(plays) is RunState.RUNNING
         await link.restore()
-        await eventually(is_stopped(client, dies), timeout=15)
-        assert await state_of(client, plays) is RunState.RUNNING
+        await eventually(lambda: launchers.is_stopped(dies), timeout=15)
+        assert await launchers.state_of(plays) is RunState.RUNNING
         assert (await client.deploy(late)).state is RunState.RUNNING
-        assert running_containers(dies.deployment_id, all=True) == []
+        assert launchers.containers(dies.deployment_id, all=True) == []
 
 
 @pytest.fixture
-def tiny_games(make_docker_game: MakeGame, key: PrivateKey, tmp_path: Path) -> Callable[[str], Games]:
+def tiny_games(tmp_path: Path) -> Callable[[str], Games]:
     def make(image: str) -> Games:
-        game = make_docker_game("sleeper", "exec sleep 300", image=image, start_timeout=30)
-        return Games({game.key: game}, {game.key: key}, tmp_path)
+        game = docker_game("sleeper", "exec sleep 300", image=image, start_timeout=30)
+        return Games({game.key: game}, {game.key: KEY}, tmp_path)
 
     return make
 
 
 async def test_an_engine_that_is_restarted_with_live_restore_ends_nobodys_game(
-    docker_launcher: Any, client: LauncherOrchestrator, spec: Spec, tiny_games: Any, eventually: Eventually
+    launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec, tiny_games: Any
 ) -> None:
     """The containers ran on meanwhile; the launcher still knows them and can stop them."""
     with own_engine("--live-restore") as engine:
         games = tiny_games(engine.image)
-        async with docker_launcher(games, docker_host=engine.host, docker_network="host", docker_init=False):
+        async with launchers.start_docker(
+            games, docker_host=engine.host, docker_network="host", docker_init=False
+        ):
             wanted = spec()
             before = await client.deploy(wanted)
             await asyncio.to_thread(engine.stop)
@@ -234,17 +211,17 @@ async def test_an_engine_that_is_restarted_with_live_restore_ends_nobodys_game(
 
 
 async def test_servers_that_ended_with_their_engine_are_told_when_it_is_back(
-    docker_launcher: Any, client: LauncherOrchestrator, spec: Spec, tiny_games: Any, eventually: Eventually
+    launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec, tiny_games: Any
 ) -> None:
     """Without live-restore an engine takes its containers with it; it may tell so before, and nothing of them stays."""
     with own_engine() as engine:
         games = tiny_games(engine.image)
-        async with docker_launcher(games, docker_host=engine.host, docker_network="host"):
+        async with launchers.start_docker(games, docker_host=engine.host, docker_network="host"):
             wanted = spec()
             await client.deploy(wanted)
             await asyncio.to_thread(engine.stop)
             await asyncio.to_thread(engine.start)
-            await eventually(is_stopped(client, wanted), timeout=20)
+            await eventually(lambda: launchers.is_stopped(wanted), timeout=20)
             await eventually(lambda: engine.docker("ps", "-aq").stdout == "")
 
 
@@ -259,12 +236,11 @@ async def registry() -> AsyncIterator[SlowRegistry]:
 
 
 async def test_whoever_waits_for_an_image_is_told_how_far_it_is(
-    docker_launcher: Any,
+    launchers: LauncherWorld,
     client: LauncherOrchestrator,
     spec: Spec,
     tiny_games: Any,
     registry: SlowRegistry,
-    eventually: Eventually,
 ) -> None:
     """Deploy is answered at once, as starting; events tell the progress, then that it runs."""
     heard: list[Deployment] = []
@@ -275,7 +251,9 @@ async def test_whoever_waits_for_an_image_is_told_how_far_it_is(
 
     task = asyncio.create_task(listen())
     games = tiny_games(registry.image)
-    async with docker_launcher(games, docker_pull="missing", docker_pull_at_start=False, docker_init=False):
+    async with launchers.start_docker(
+        games, docker_pull="missing", docker_pull_at_start=False, docker_init=False
+    ):
         wanted = spec()
         first = await client.deploy(wanted)
         assert first.state is RunState.STARTING
@@ -296,16 +274,17 @@ async def test_whoever_waits_for_an_image_is_told_how_far_it_is(
 
 
 async def test_a_server_can_be_stopped_while_its_image_is_on_the_way(
-    docker_launcher: Any,
+    launchers: LauncherWorld,
     client: LauncherOrchestrator,
     spec: Spec,
     tiny_games: Any,
     registry: SlowRegistry,
-    running_containers: RunningContainers,
 ) -> None:
     """It never runs; the image comes all the same, for the next one."""
     games = tiny_games(registry.image)
-    async with docker_launcher(games, docker_pull="missing", docker_pull_at_start=False, docker_init=False):
+    async with launchers.start_docker(
+        games, docker_pull="missing", docker_pull_at_start=False, docker_init=False
+    ):
         wanted = spec()
         assert (await client.deploy(wanted)).state is RunState.STARTING
         await client.stop(wanted.deployment_id)
@@ -315,23 +294,27 @@ async def test_a_server_can_be_stopped_while_its_image_is_on_the_way(
         next_one = spec()
         await client.deploy(next_one)
         async with asyncio.timeout(20):
-            while await state_of(client, next_one) is not RunState.RUNNING:  # noqa: ASYNC110 # a launcher elsewhere
+            while await launchers.state_of(next_one) is not RunState.RUNNING:  # noqa: ASYNC110 # a launcher elsewhere
                 await asyncio.sleep(0.05)
-        assert running_containers(wanted.deployment_id, all=True) == []
+        assert launchers.containers(wanted.deployment_id, all=True) == []
 
 
 async def test_an_image_that_no_registry_has_is_not_configured(
-    docker_launcher: Any, client: LauncherOrchestrator, spec: Spec, tiny_games: Any, registry: SlowRegistry
+    launchers: LauncherWorld,
+    client: LauncherOrchestrator,
+    spec: Spec,
+    tiny_games: Any,
+    registry: SlowRegistry,
 ) -> None:
     """Asking again would not help, and the message names the image."""
     image = registry.image.replace(":1", ":2")
-    async with docker_launcher(tiny_games(image), docker_pull="missing"):
+    async with launchers.start_docker(tiny_games(image), docker_pull="missing"):
         with pytest.raises(NotConfigured, match="game:2"):
             await client.deploy(spec())
 
 
 async def test_a_private_registry_is_entered_with_what_docker_login_wrote(
-    docker_launcher: Any, client: LauncherOrchestrator, spec: Spec, tiny_games: Any, tmp_path: Path
+    launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec, tiny_games: Any, tmp_path: Path
 ) -> None:
     """Without credentials the image is refused, and that is not to be tried again."""
     async with SlowRegistry(padding=1000, pause=0, login="me:secret").serving() as registry:
@@ -341,33 +324,33 @@ async def test_a_private_registry_is_entered_with_what_docker_login_wrote(
         settings = {"docker_pull": "missing", "docker_pull_at_start": False, "docker_init": False}
         games = tiny_games(registry.image)
         try:
-            async with docker_launcher(games, **settings):
+            async with launchers.start_docker(games, **settings):
                 with pytest.raises(NotConfigured, match="game:1"):
                     await client.deploy(spec())
-            async with docker_launcher(games, docker_config=config, **settings):
+            async with launchers.start_docker(games, docker_config=config, **settings):
                 wanted = spec()
                 await client.deploy(wanted)
                 async with asyncio.timeout(20):
-                    while await state_of(client, wanted) is not RunState.RUNNING:  # noqa: ASYNC110 # elsewhere
+                    while await launchers.state_of(wanted) is not RunState.RUNNING:  # noqa: ASYNC110 # elsewhere
                         await asyncio.sleep(0.05)
         finally:
             docker("rmi", "-f", registry.image, check=False)
 
 
 async def test_an_image_may_be_looked_for_at_every_start(
-    docker_launcher: Any, client: LauncherOrchestrator, spec: Spec, tiny_games: Any
+    launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec, tiny_games: Any
 ) -> None:
     """With the policy `always` a newer one of the same tag is found; a registry that is gone fails the start."""
     async with SlowRegistry(padding=1000, pause=0).serving() as registry:
         try:
             settings = {"docker_pull": "always", "docker_pull_at_start": False, "docker_init": False}
-            async with docker_launcher(tiny_games(registry.image), **settings):
+            async with launchers.start_docker(tiny_games(registry.image), **settings):
                 for _ in range(2):
                     registry.asked.clear()
                     wanted = spec()
                     await client.deploy(wanted)
                     async with asyncio.timeout(20):
-                        while await state_of(client, wanted) is not RunState.RUNNING:  # noqa: ASYNC110 # elsewhere
+                        while await launchers.state_of(wanted) is not RunState.RUNNING:  # noqa: ASYNC110 # elsewhere
                             await asyncio.sleep(0.05)
                     assert any("/manifests/" in path for path in registry.asked)
         finally:

@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import json
 import socket
-from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ from typing import Any
 import pytest
 
 from tests.docker_engine import docker
-from tests.orchestrator.launcher_world import Eventually, MakeGame, RunningContainers, Spec
+from tests.orchestrator.launcher_world import KEY, LauncherWorld, Spec, docker_game, docker_games
+from tests.polling import eventually
 from tipoff_launcher.backends.docker.backend import DockerBackend
 from tipoff_launcher.backends.docker.container_config import owner_labels
 from tipoff_launcher.backends.docker.engine import Engine, open_engine
@@ -29,12 +29,8 @@ from tipoff_orchestrator_client.base import (
     RunState,
 )
 from tipoff_orchestrator_client.launcher import LauncherOrchestrator
-from tipoff_shared.games import Game, Games
-from tipoff_shared.netcode.keys import PrivateKey
 
 pytestmark = [pytest.mark.slow, pytest.mark.docker]
-
-MakeGames = Callable[..., Games]
 
 ECHO = (
     "import json, os, socket\n"
@@ -47,25 +43,10 @@ ECHO = (
 )
 
 
-@pytest.fixture
-def games_of(tmp_path: Path, key: PrivateKey, make_docker_game: MakeGame) -> MakeGames:
-    """games.toml with these scripts, or games."""
-
-    def make(*games: Game, **scripts: str) -> Games:
-        known = [*games, *(make_docker_game(name, script) for name, script in scripts.items())]
-        return Games({game.key: game for game in known}, {game.key: key for game in known}, tmp_path)
-
-    return make
-
-
 def volumes(namespace: str, spec: DeploySpec) -> list[str]:
     """What lies beside the container of that server."""
     filters = (f"label=tipoff.namespace={namespace}", f"label=tipoff.deployment={spec.deployment_id}")
     return docker("volume", "ls", "-q", *[part for text in filters for part in ("--filter", text)]).split()
-
-
-def log_of(launcher: Any, id: str) -> str:
-    return str((launcher.settings.state_dir / "deployments" / id / "server.log").read_text())
 
 
 async def ended(client: LauncherOrchestrator, id: str, timeout: float = 15) -> Deployment:
@@ -82,33 +63,30 @@ async def ended(client: LauncherOrchestrator, id: str, timeout: float = 15) -> D
 
 
 async def test_secrets_are_files_that_only_the_server_finds(
-    docker_launcher: Any,
-    games_of: MakeGames,
-    key: PrivateKey,
+    launchers: LauncherWorld,
     tmp_path: Path,
     client: LauncherOrchestrator,
-    running_containers: RunningContainers,
     spec: Spec,
-    eventually: Eventually,
     namespace: str,
 ) -> None:
-    """Neither the key nor the password shows in `docker inspect`; the server has both."""
-    games = games_of(
+    """Neither the KEY nor the password shows in `docker inspect`; the server has both."""
+    games = docker_games(
+        launchers.directory,
         reader='sha256sum < "$TIPOFF_PRIVATE_KEY_FILE"; sha256sum < "$NATS_PASSWORD_FILE"; '
-        "rm -f /run/tipoff/* ; echo x > /run/tipoff/new; ls /run/tipoff; exec sleep 300"
+        "rm -f /run/tipoff/* ; echo x > /run/tipoff/new; ls /run/tipoff; exec sleep 300",
     )
     password = tmp_path / "gs.password"
     password.write_text("canary-password")
-    async with docker_launcher(games, server_nats_user="gs", server_nats_password_file=str(password)):
+    async with launchers.start_docker(games, server_nats_user="gs", server_nats_password_file=str(password)):
         wanted = spec("reader")
         await client.deploy(wanted)
-        (container,) = running_containers(wanted.deployment_id)
+        (container,) = launchers.containers(wanted.deployment_id)
         inspected = docker("inspect", container)
-        assert key.reveal().hex() not in inspected
+        assert KEY.reveal().hex() not in inspected
         assert "canary-password" not in inspected
         await eventually(lambda: "nats_password\nprivate_key" in docker("logs", container))
         said = docker("logs", container)
-        assert hashlib.sha256(key.reveal().hex().encode()).hexdigest() in said
+        assert hashlib.sha256(KEY.reveal().hex().encode()).hexdigest() in said
         assert hashlib.sha256(b"canary-password").hexdigest() in said
         assert len(volumes(namespace, wanted)) == 1
         await client.stop(wanted.deployment_id)
@@ -117,19 +95,20 @@ async def test_secrets_are_files_that_only_the_server_finds(
 
 @pytest.mark.row(59)
 async def test_a_server_cannot_leave_what_it_was_given(
-    docker_launcher: Any, games_of: MakeGames, client: LauncherOrchestrator, spec: Spec
+    launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec
 ) -> None:
     """Seen from inside: no capabilities, none to be had, nothing to write to but /tmp."""
-    games = games_of(
+    games = docker_games(
+        launchers.directory,
         curious="grep -E 'CapEff|CapBnd|NoNewPrivs' /proc/self/status; touch /x /etc/x /run/tipoff/x; "
-        "touch /tmp/x && echo tmp-ok; ls /var/run/docker.sock; exit 5"
+        "touch /tmp/x && echo tmp-ok; ls /var/run/docker.sock; exit 5",
     )
-    async with docker_launcher(games) as launcher:
+    async with launchers.start_docker(games):
         wanted = spec("curious")
         await client.deploy(wanted)
         known = await ended(client, wanted.deployment_id)
         assert "code 5" in known.reason
-        said = log_of(launcher, wanted.deployment_id)
+        said = launchers.log_of(wanted.deployment_id)
     for line in ("CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1", "tmp-ok"):
         assert line in said
     assert said.count("Read-only file system") == 2
@@ -138,15 +117,11 @@ async def test_a_server_cannot_leave_what_it_was_given(
 
 
 async def test_servers_are_reached_at_ports_of_the_range(
-    docker_launcher: Any,
-    games_of: MakeGames,
-    make_docker_game: MakeGame,
-    client: LauncherOrchestrator,
-    spec: Spec,
+    launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec
 ) -> None:
     """Two at once, each at its own, where the launcher says; what a server binds is what is dialled."""
-    games = games_of(make_docker_game("echo", "", command=["python", "-c", ECHO]))
-    async with docker_launcher(games, port_range="31200-31220"):
+    games = docker_games(launchers.directory, docker_game("echo", "", command=["python", "-c", ECHO]))
+    async with launchers.start_docker(games, port_range="31200-31220"):
         deployments = [await client.deploy(spec("echo")) for _ in range(2)]
         ports = [each.ports["udp"] for each in deployments]
         assert all(port.internal == port.external and 31200 <= port.external <= 31220 for port in ports)
@@ -156,19 +131,16 @@ async def test_servers_are_reached_at_ports_of_the_range(
 
 
 async def test_an_image_with_a_port_of_its_own_is_reached_at_one_of_the_range(
-    docker_launcher: Any,
-    games_of: MakeGames,
-    make_docker_game: MakeGame,
-    client: LauncherOrchestrator,
-    spec: Spec,
+    launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec
 ) -> None:
     """`internal` stays what the image listens on."""
     from tipoff_shared.games import DockerPort
 
-    games = games_of(
-        make_docker_game("echo", "", command=["python", "-c", ECHO], ports={"udp": DockerPort(5000)})
+    games = docker_games(
+        launchers.directory,
+        docker_game("echo", "", command=["python", "-c", ECHO], ports={"udp": DockerPort(5000)}),
     )
-    async with docker_launcher(games, port_range="31221-31240"):
+    async with launchers.start_docker(games, port_range="31221-31240"):
         deployment = await client.deploy(spec("echo"))
         port = deployment.ports["udp"]
         assert (port.internal, port.external in range(31221, 31241)) == (5000, True)
@@ -195,12 +167,10 @@ async def ask(host: str, port: int) -> bytes:
 
 
 async def test_a_port_that_somebody_else_has_is_left_to_them(
-    docker_launcher: Any,
-    games_of: MakeGames,
+    launchers: LauncherWorld,
     client: LauncherOrchestrator,
     spec: Spec,
     monkeypatch: pytest.MonkeyPatch,
-    running_containers: RunningContainers,
 ) -> None:
     """That it is taken shows only when the engine tries, as where the launcher is a container: another one is tried."""
     monkeypatch.setattr(DockerBackend, "port_is_free", lambda *_: True)
@@ -211,7 +181,9 @@ async def test_a_port_that_somebody_else_has_is_left_to_them(
                 sock.bind(("127.0.0.1", port))
                 if kind is socket.SOCK_STREAM:
                     sock.listen()
-        async with docker_launcher(games_of(sleeper="exec sleep 300"), port_range="31300-31303"):
+        async with launchers.start_docker(
+            docker_games(launchers.directory, sleeper="exec sleep 300"), port_range="31300-31303"
+        ):
             wanted = spec()
             deployment = await client.deploy(wanted)
             assert {port.external for port in deployment.ports.values()} == {31302, 31303}
@@ -219,24 +191,20 @@ async def test_a_port_that_somebody_else_has_is_left_to_them(
             with pytest.raises(NoCapacity, match="TIPOFF_LAUNCHER_PORT_RANGE") as caught:
                 await client.deploy(full)
             assert caught.value.retryable
-            assert running_containers(full.deployment_id, all=True) == []
-            assert len(running_containers(wanted.deployment_id, all=True)) == 1
+            assert launchers.containers(full.deployment_id, all=True) == []
+            assert len(launchers.containers(wanted.deployment_id, all=True)) == 1
 
 
 async def test_what_cannot_be_started_is_not_configured_and_leaves_nothing(
-    docker_launcher: Any,
-    games_of: MakeGames,
-    make_docker_game: MakeGame,
-    client: LauncherOrchestrator,
-    spec: Spec,
-    running_containers: RunningContainers,
+    launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec
 ) -> None:
     """A missing image, a missing program, an image or a size that is not allowed: each says what to do."""
-    games = games_of(
-        make_docker_game("no-image", "", image="python:never-made"),
-        make_docker_game("no-program", "", command=["/no/such/program"]),
-        make_docker_game("not-allowed", "", image="alpine:3"),
-        make_docker_game("too-big", "", memory=2000),
+    games = docker_games(
+        launchers.directory,
+        docker_game("no-image", "", image="python:never-made"),
+        docker_game("no-program", "", command=["/no/such/program"]),
+        docker_game("not-allowed", "", image="alpine:3"),
+        docker_game("too-big", "", memory=2000),
     )
     words = {
         "no-image": "TIPOFF_LAUNCHER_DOCKER_PULL",
@@ -245,90 +213,79 @@ async def test_what_cannot_be_started_is_not_configured_and_leaves_nothing(
         "too-big": "TIPOFF_LAUNCHER_DOCKER_MAX_MEMORY",
     }
     limits = {"docker_images": "python:*", "docker_max_memory": 1000, "docker_init": False}
-    async with docker_launcher(games, **limits) as launcher:
+    async with launchers.start_docker(games, **limits) as launcher:
         for name, text in words.items():
             wanted = spec(name)
             with pytest.raises(NotConfigured, match=text) as caught:
                 await client.deploy(wanted)
             assert not caught.value.retryable
-            assert running_containers(wanted.deployment_id, all=True) == []
+            assert launchers.containers(wanted.deployment_id, all=True) == []
         assert not list(launcher.settings.state_dir.glob("deployments/*/private_key"))
 
 
 async def test_a_container_that_exits_at_once_leaves_its_log_and_nothing_else(
-    docker_launcher: Any,
-    client: LauncherOrchestrator,
-    spec: Spec,
-    running_containers: RunningContainers,
-    key: PrivateKey,
+    launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec
 ) -> None:
     """Its reason quotes its last words, without the secrets in them."""
-    async with docker_launcher() as launcher:
+    async with launchers.start_docker():
         wanted, blab = spec("crash"), spec("blab")
         await client.deploy(wanted)
         await client.deploy(blab)
         known = await ended(client, wanted.deployment_id)
         assert known.reason.startswith("exited with code 3; its last words: ")
         assert "no map called dust2" in known.reason
-        assert "no map called dust2" in log_of(launcher, wanted.deployment_id)
-        assert key.reveal().hex() not in (await ended(client, blab.deployment_id)).reason
-        assert running_containers(wanted.deployment_id, all=True) == []
+        assert "no map called dust2" in launchers.log_of(wanted.deployment_id)
+        assert KEY.reveal().hex() not in (await ended(client, blab.deployment_id)).reason
+        assert launchers.containers(wanted.deployment_id, all=True) == []
 
 
 async def test_a_server_that_takes_too_much_memory_is_told_so(
-    docker_launcher: Any,
-    games_of: MakeGames,
-    make_docker_game: MakeGame,
-    client: LauncherOrchestrator,
-    spec: Spec,
+    launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec
 ) -> None:
     """Killed by the kernel, explained by the reason."""
-    games = games_of(
-        make_docker_game("hog", "", command=["python", "-c", "x = bytearray(500_000_000)"], memory=32)
+    games = docker_games(
+        launchers.directory,
+        docker_game("hog", "", command=["python", "-c", "x = bytearray(500_000_000)"], memory=32),
     )
-    async with docker_launcher(games):
+    async with launchers.start_docker(games):
         wanted = spec("hog")
         await client.deploy(wanted)
         assert "[game.docker] memory" in (await ended(client, wanted.deployment_id)).reason
 
 
 async def test_a_log_is_bounded_on_the_engines_disk_and_on_ours(
-    docker_launcher: Any, games_of: MakeGames, client: LauncherOrchestrator, spec: Spec
+    launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec
 ) -> None:
     """The newest part is kept."""
-    games = games_of(chatty="seq 1 100000; exit 3")
-    async with docker_launcher(games, max_log_bytes=20_000) as launcher:
+    games = docker_games(launchers.directory, chatty="seq 1 100000; exit 3")
+    async with launchers.start_docker(games, max_log_bytes=20_000):
         wanted = spec("chatty")
         await client.deploy(wanted)
         assert "100000" in (await ended(client, wanted.deployment_id)).reason
-        directory = launcher.settings.state_dir / "deployments" / wanted.deployment_id
+        directory = launchers.server_directory(wanted.deployment_id)
         assert sum(file.stat().st_size for file in directory.glob("server.log*")) <= 60_000
 
 
 async def test_a_container_that_somebody_removed_is_told_as_ended(
-    docker_launcher: Any, client: LauncherOrchestrator, spec: Spec, running_containers: RunningContainers
+    launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec
 ) -> None:
     """`docker rm -f` by hand is a crash like any other."""
-    async with docker_launcher():
+    async with launchers.start_docker():
         wanted = spec()
         await client.deploy(wanted)
-        docker("rm", "-fv", *running_containers(wanted.deployment_id))
+        docker("rm", "-fv", *launchers.containers(wanted.deployment_id))
         assert (await ended(client, wanted.deployment_id)).reason
 
 
 async def test_the_secrets_of_a_container_that_somebody_removed_go_too(
-    docker_launcher: Any,
-    client: LauncherOrchestrator,
-    spec: Spec,
-    namespace: str,
-    running_containers: RunningContainers,
+    launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec, namespace: str
 ) -> None:
     """`docker rm -f` leaves the volume with the key in it: it is removed, and no volume of a server that plays."""
-    async with docker_launcher():
+    async with launchers.start_docker():
         gone, plays = spec(), spec()
         for wanted in (gone, plays):
             await client.deploy(wanted)
-        docker("rm", "-f", *running_containers(gone.deployment_id))
+        docker("rm", "-f", *launchers.containers(gone.deployment_id))
         await ended(client, gone.deployment_id)
         async with open_engine() as engine:  # the launcher's own watch takes its time
             labels = owner_labels(namespace, "local", "")
@@ -338,14 +295,10 @@ async def test_the_secrets_of_a_container_that_somebody_removed_go_too(
 
 
 async def test_what_a_broken_start_left_is_in_nobodys_way(
-    docker_launcher: Any,
-    client: LauncherOrchestrator,
-    spec: Spec,
-    namespace: str,
-    running_containers: RunningContainers,
+    launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec, namespace: str
 ) -> None:
     """A container of ours by that name that nobody knows makes room; a stranger's is left alone, and named."""
-    async with docker_launcher():
+    async with launchers.start_docker():
         ours, theirs = spec(), spec()
         marks = {**owner_labels(namespace, "local", ""), "tipoff.deployment": ours.deployment_id}
         left = [part for name, value in marks.items() for part in ("--label", f"{name}={value}")]
@@ -354,7 +307,7 @@ async def test_what_a_broken_start_left_is_in_nobodys_way(
         stranger = docker("create", "--name", name + theirs.deployment_id, "python:3.13-slim", "true")
         try:
             await client.deploy(ours)
-            assert len(running_containers(ours.deployment_id)) == 1
+            assert len(launchers.containers(ours.deployment_id)) == 1
             with pytest.raises(OrchestratorError, match="remove it"):
                 await client.deploy(theirs)
             assert docker("inspect", "-f", "{{.State.Status}}", stranger) == "created"
@@ -363,10 +316,10 @@ async def test_what_a_broken_start_left_is_in_nobodys_way(
 
 
 async def test_kill_ends_the_container_as_a_crash_would(
-    docker_launcher: Any, client: LauncherOrchestrator, spec: Spec
+    launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec
 ) -> None:
     """In demo mode."""
-    async with docker_launcher(demo=True):
+    async with launchers.start_docker(demo=True):
         wanted = spec()
         await client.deploy(wanted)
         await client.kill(wanted.deployment_id)
@@ -374,13 +327,13 @@ async def test_kill_ends_the_container_as_a_crash_would(
 
 
 async def test_environment_says_who_and_where_the_server_is(
-    docker_launcher: Any, client: LauncherOrchestrator, spec: Spec, running_containers: RunningContainers
+    launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec
 ) -> None:
     """The launcher's own variables stay outside; labels carry what operators look for."""
-    async with docker_launcher(docker_nats_host="host.docker.internal:4222"):
+    async with launchers.start_docker(docker_nats_host="host.docker.internal:4222"):
         wanted = spec()
         await client.deploy(wanted)
-        (found,) = json.loads(docker("inspect", *running_containers(wanted.deployment_id)))
+        (found,) = json.loads(docker("inspect", *launchers.containers(wanted.deployment_id)))
         variables = dict(line.split("=", 1) for line in found["Config"]["Env"])
         assert variables["TIPOFF_DEPLOYMENT_ID"] == wanted.deployment_id
         assert variables["NATS_HOST"] == "host.docker.internal:4222"
@@ -392,7 +345,7 @@ async def test_environment_says_who_and_where_the_server_is(
 
 
 async def test_a_launcher_that_ends_while_it_starts_servers_leaves_none_half_made(
-    docker_launcher: Any,
+    launchers: LauncherWorld,
     client: LauncherOrchestrator,
     spec: Spec,
     namespace: str,
@@ -408,7 +361,7 @@ async def test_a_launcher_that_ends_while_it_starts_servers_leaves_none_half_mad
         return await create(self, name, config)
 
     monkeypatch.setattr(Engine, "create", slowly)
-    async with docker_launcher(stop_servers_on_exit=False) as launcher:
+    async with launchers.start_docker(stop_servers_on_exit=False) as launcher:
         deploying = asyncio.create_task(launcher.supervisor.deploy(spec()))
         await making.wait()
     await asyncio.wait([deploying])

@@ -16,15 +16,14 @@ from typing import Any
 
 import pytest
 
-from tests.orchestrator.launcher_world import Eventually, RunningServers, Spec, is_stopped, lease
+from tests.orchestrator.launcher_world import KEY, LauncherWorld, Spec, lease
+from tests.polling import eventually
 from tipoff_launcher.backends.process.identity import Identity, identify, lives
 from tipoff_launcher.records import Record, Records
-from tipoff_launcher.settings import Settings
 from tipoff_orchestrator_client.base import OrchestratorUnavailable, RunState
 from tipoff_orchestrator_client.launcher import LauncherOrchestrator
 from tipoff_shared.games import Games
 from tipoff_shared.kv.buckets import Buckets
-from tipoff_shared.netcode.keys import PrivateKey
 from tipoff_shared.settings import NatsSettings
 
 StartProcess = Callable[..., Any]
@@ -32,13 +31,7 @@ StartProcess = Callable[..., Any]
 
 @pytest.fixture
 def launcher_process(
-    launcher_settings: Settings,
-    settings: NatsSettings,
-    games: Games,
-    key: PrivateKey,
-    start_launcher: Any,
-    client: LauncherOrchestrator,
-    eventually: Eventually,
+    launchers: LauncherWorld, settings: NatsSettings, games: Games, client: LauncherOrchestrator
 ) -> StartProcess:
     """`python -m tipoff_launcher` with its settings from the environment, on the state directory of the test."""
     toml = games.base / "games.toml"
@@ -60,9 +53,9 @@ def launcher_process(
             env={
                 **os.environ,
                 **settings.to_environment(),
-                "KEY": key.reveal().hex(),
+                "KEY": KEY.reveal().hex(),
                 "TIPOFF_GAMES": str(toml),
-                "TIPOFF_LAUNCHER_STATE_DIR": str(launcher_settings.state_dir),
+                "TIPOFF_LAUNCHER_STATE_DIR": str(launchers.settings.state_dir),
                 "TIPOFF_LAUNCHER_STOP_GRACE": "0.4",
                 "TIPOFF_LAUNCHER_ADOPT_GRACE": "0.5",
                 **more,
@@ -100,13 +93,11 @@ async def kill(process: asyncio.subprocess.Process) -> None:
 
 
 async def test_servers_of_a_killed_launcher_play_on_and_are_adopted(
+    launchers: LauncherWorld,
     launcher_process: StartProcess,
-    start_launcher: Any,
     client: LauncherOrchestrator,
     kv: Buckets,
     spec: Spec,
-    running_servers: RunningServers,
-    eventually: Eventually,
 ) -> None:
     """kill -9: the servers stay; the next launcher knows them, notices their end and can stop them."""
     wanted, doomed = spec(), spec()
@@ -115,70 +106,64 @@ async def test_servers_of_a_killed_launcher_play_on_and_are_adopted(
         for each in (wanted, doomed):
             await kv.gameservers.put(each.deployment_id, lease(each), ttl=60)
         await kill(process)
-    async with start_launcher() as launcher:
+    async with launchers.start() as launcher:
         assert await client.list() == before
         for each in (wanted, doomed):  # in the middle of an exec a process is not seen for a moment
-            await eventually(lambda id=each.deployment_id: len(running_servers(id)) == 1)
+            await eventually(lambda id=each.deployment_id: len(launchers.servers(id)) == 1)
         assert (await client.deploy(wanted)).native_id == before[0].native_id
-        os.kill(running_servers(doomed.deployment_id)[0], signal.SIGKILL)
+        os.kill(launchers.servers(doomed.deployment_id)[0], signal.SIGKILL)
         await eventually(lambda: not launcher.supervisor.runs(doomed.deployment_id), timeout=1)
         await asyncio.sleep(launcher.settings.adopt_grace * 2)
-        assert len(running_servers(wanted.deployment_id)) == 1
+        assert len(launchers.servers(wanted.deployment_id)) == 1
         await client.stop(wanted.deployment_id)
-        assert running_servers(wanted.deployment_id) == []
+        assert launchers.servers(wanted.deployment_id) == []
 
 
 async def test_an_orphan_without_a_lease_is_stopped_after_the_grace(
+    launchers: LauncherWorld,
     launcher_process: StartProcess,
-    start_launcher: Any,
     client: LauncherOrchestrator,
     kv: Buckets,
     spec: Spec,
-    running_servers: RunningServers,
-    eventually: Eventually,
 ) -> None:
     """It runs, but serves nobody: not before NATS was there for the grace and its start has timed out."""
     wanted = spec("family")
     async with launcher_process() as process:
         await client.deploy(wanted)
-        await eventually(lambda: len(running_servers(wanted.deployment_id)) == 3)
+        await eventually(lambda: len(launchers.servers(wanted.deployment_id)) == 3)
         await kill(process)
     begin = time.monotonic()
-    async with start_launcher():
+    async with launchers.start():
         assert len(await client.list()) == 1
-        await eventually(lambda: running_servers(wanted.deployment_id) == [])
+        await eventually(lambda: launchers.servers(wanted.deployment_id) == [])
         assert time.monotonic() - begin > 0.5
-        await eventually(is_stopped(client, wanted))
+        await eventually(lambda: launchers.is_stopped(wanted))
 
 
 async def test_a_server_that_ended_while_no_launcher_ran_is_known_to_have_ended(
-    start_launcher: Any,
-    client: LauncherOrchestrator,
-    spec: Spec,
-    running_servers: RunningServers,
-    eventually: Eventually,
+    launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec
 ) -> None:
     """Its record says so, its key is gone, and what it had started is ended."""
     wanted = spec("family")
-    async with start_launcher(stop_servers_on_exit=False):
+    async with launchers.start(stop_servers_on_exit=False):
         deployment = await client.deploy(wanted)
-        await eventually(lambda: len(running_servers(wanted.deployment_id)) == 3)
+        await eventually(lambda: len(launchers.servers(wanted.deployment_id)) == 3)
     identity = Identity.parse(deployment.native_id)
     assert identity is not None
     os.kill(identity.pid, signal.SIGKILL)
     await asyncio.to_thread(os.waitpid, identity.pid, 0)
-    await eventually(lambda: len(running_servers(wanted.deployment_id)) == 2)
-    async with start_launcher() as launcher:
+    await eventually(lambda: len(launchers.servers(wanted.deployment_id)) == 2)
+    async with launchers.start() as launcher:
         assert await client.list() == []
         known = await client.get(wanted.deployment_id)
         assert known is not None
         assert known.state is RunState.STOPPED
         assert not list(launcher.settings.state_dir.glob("deployments/*/private_key"))
-        await eventually(lambda: running_servers(wanted.deployment_id) == [])
+        await eventually(lambda: launchers.servers(wanted.deployment_id) == [])
 
 
 async def test_a_pid_that_was_used_again_is_left_alone(
-    start_launcher: Any, client: LauncherOrchestrator, launcher_settings: Settings, namespace: str
+    launchers: LauncherWorld, client: LauncherOrchestrator, namespace: str
 ) -> None:
     """Another process under the pid of our record is neither adopted nor killed."""
     with a_stranger() as pid:
@@ -186,8 +171,8 @@ async def test_a_pid_that_was_used_again_is_left_alone(
         assert identity is not None
         earlier = dataclasses.replace(identity, started=identity.started[:-1] + "x")
         record = running_record("reused-1", namespace, native_id=str(earlier))
-        Records(launcher_settings.state_dir).save(record)
-        async with start_launcher():
+        Records(launchers.settings.state_dir).save(record)
+        async with launchers.start():
             assert await client.list() == []
             await client.stop("reused-1")
             known = await client.get("reused-1")
@@ -212,64 +197,52 @@ def running_record(id: str, namespace: str, **more: Any) -> Record:
 
 
 async def test_a_crash_between_the_record_and_the_start_leaves_the_id_free(
-    start_launcher: Any,
-    client: LauncherOrchestrator,
-    launcher_settings: Settings,
-    namespace: str,
-    spec: Spec,
-    running_servers: RunningServers,
-    eventually: Eventually,
+    launchers: LauncherWorld, client: LauncherOrchestrator, namespace: str, spec: Spec
 ) -> None:
     """Nothing had run under it, so a repeat of the deploy starts it, once."""
     wanted = spec()
     record = Record(
         wanted.deployment_id, namespace, "sleeper", "1", RunState.STARTING, "process", created_at=time.time()
     )
-    Records(launcher_settings.state_dir).save(record)
-    async with start_launcher():
+    Records(launchers.settings.state_dir).save(record)
+    async with launchers.start():
         assert await client.get(wanted.deployment_id) is None
         answers = await asyncio.gather(*(client.deploy(wanted) for _ in range(5)))
         assert len({answer.native_id for answer in answers}) == 1
-        await eventually(lambda: len(running_servers(wanted.deployment_id)) == 1)
+        await eventually(lambda: len(launchers.servers(wanted.deployment_id)) == 1)
 
 
 async def test_a_stop_that_a_crash_interrupted_is_carried_through(
-    start_launcher: Any,
-    client: LauncherOrchestrator,
-    launcher_settings: Settings,
-    kv: Buckets,
-    spec: Spec,
-    running_servers: RunningServers,
-    eventually: Eventually,
+    launchers: LauncherWorld, client: LauncherOrchestrator, kv: Buckets, spec: Spec
 ) -> None:
     """It was written down that it must stop; its lease does not save it."""
     wanted = spec()
-    async with start_launcher(stop_servers_on_exit=False) as launcher:
+    async with launchers.start(stop_servers_on_exit=False) as launcher:
         await client.deploy(wanted)
         await kv.gameservers.put(wanted.deployment_id, lease(wanted), ttl=60)
         records = Records(launcher.settings.state_dir)
         (record,), _ = records.load()
     stopping = {f: getattr(record, f) for f in record.__struct_fields__} | {"stopping": True}
     records.save(Record(**stopping))
-    async with start_launcher():
-        await eventually(lambda: running_servers(wanted.deployment_id) == [])
+    async with launchers.start():
+        await eventually(lambda: launchers.servers(wanted.deployment_id) == [])
         known = await client.get(wanted.deployment_id)
         assert known is not None
 
 
 async def test_records_that_are_not_ours_or_cannot_be_read_harm_nobody(
-    start_launcher: Any, client: LauncherOrchestrator, launcher_settings: Settings, namespace: str, spec: Spec
+    launchers: LauncherWorld, client: LauncherOrchestrator, namespace: str, spec: Spec
 ) -> None:
     """Another namespace's server is left alone; damaged files are left for the operator, without the key."""
     with a_stranger() as pid:
-        records = Records(launcher_settings.state_dir)
+        records = Records(launchers.settings.state_dir)
         records.save(running_record("theirs-1", "somebody", native_id=str(identify(pid))))
         for name, content in (("broken-1", b"{"), ("broken-2", b"\xff\x00"), ("Odd Name", b"{}")):
             (records.root / name).mkdir()
             (records.root / name / "record.json").write_bytes(content)
             (records.root / name / "private_key").write_bytes(b"secret")
         (records.root / "a-file").touch()
-        async with start_launcher():
+        async with launchers.start():
             assert await client.list() == []
             await client.deploy(spec())
         identity = identify(pid)
@@ -279,19 +252,15 @@ async def test_records_that_are_not_ours_or_cannot_be_read_harm_nobody(
 
 
 async def test_with_die_with_parent_no_server_outlives_a_killed_launcher(
-    launcher_process: StartProcess,
-    client: LauncherOrchestrator,
-    spec: Spec,
-    running_servers: RunningServers,
-    eventually: Eventually,
+    launchers: LauncherWorld, launcher_process: StartProcess, client: LauncherOrchestrator, spec: Spec
 ) -> None:
     """PDEATHSIG, as `tipoff up` has it: also a server that ignores SIGTERM is gone."""
     async with launcher_process(TIPOFF_LAUNCHER_DIE_WITH_PARENT="1") as process:
         for wanted in (spec(), spec("stubborn")):
             await client.deploy(wanted)
-            await eventually(lambda id=wanted.deployment_id: running_servers(id))
+            await eventually(lambda id=wanted.deployment_id: launchers.servers(id))
         await kill(process)
-        await eventually(lambda: not leaders(running_servers()), timeout=2)
+        await eventually(lambda: not leaders(launchers.servers()), timeout=2)
 
 
 def leaders(pids: list[int]) -> list[int]:
@@ -307,11 +276,7 @@ def leaders(pids: list[int]) -> list[int]:
 
 
 async def test_sigterm_leaves_the_servers_of_a_launcher_that_stands_alone(
-    launcher_process: StartProcess,
-    client: LauncherOrchestrator,
-    spec: Spec,
-    running_servers: RunningServers,
-    eventually: Eventually,
+    launchers: LauncherWorld, launcher_process: StartProcess, client: LauncherOrchestrator, spec: Spec
 ) -> None:
     """An update of the launcher ends no game; its exit code is 0."""
     wanted = spec()
@@ -320,11 +285,11 @@ async def test_sigterm_leaves_the_servers_of_a_launcher_that_stands_alone(
         process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(5):
             assert await process.wait() == 0
-    await eventually(lambda: len(running_servers(wanted.deployment_id)) == 1)
+    await eventually(lambda: len(launchers.servers(wanted.deployment_id)) == 1)
 
 
 async def test_sigterm_stops_the_servers_where_that_is_set(
-    launcher_process: StartProcess, client: LauncherOrchestrator, spec: Spec, running_servers: RunningServers
+    launchers: LauncherWorld, launcher_process: StartProcess, client: LauncherOrchestrator, spec: Spec
 ) -> None:
     """As under `tipoff up`."""
     async with launcher_process(TIPOFF_LAUNCHER_STOP_SERVERS_ON_EXIT="1") as process:
@@ -333,7 +298,7 @@ async def test_sigterm_stops_the_servers_where_that_is_set(
         process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(5):
             assert await process.wait() == 0
-    assert running_servers() == []
+    assert launchers.servers() == []
 
 
 @pytest.mark.parametrize(
@@ -356,15 +321,15 @@ async def test_settings_that_cannot_be_used_are_named(variables: dict[str, str],
 
 
 async def test_a_launcher_survives_its_state_directory_being_cleaned(
-    start_launcher: Any, client: LauncherOrchestrator, spec: Spec, running_servers: RunningServers
+    launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec
 ) -> None:
     """Somebody removes the files of a running server: it can still be stopped."""
-    async with start_launcher() as launcher:
+    async with launchers.start():
         wanted = spec()
         await client.deploy(wanted)
-        remove(launcher.settings.state_dir / "deployments" / wanted.deployment_id)
+        remove(launchers.server_directory(wanted.deployment_id))
         await client.stop(wanted.deployment_id)
-        assert running_servers(wanted.deployment_id) == []
+        assert launchers.servers(wanted.deployment_id) == []
         assert await client.list() == []
 
 

@@ -11,20 +11,18 @@ from typing import Any
 
 import pytest
 
-from tests.orchestrator.launcher_world import Eventually, Spec
+from tests.orchestrator.launcher_world import KEY, LauncherWorld, Spec
+from tests.polling import eventually
 from tipoff_launcher.service import Launcher
 from tipoff_orchestrator_client.base import DeploySpec
 from tipoff_orchestrator_client.launcher import LauncherOrchestrator
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.games import Games
 from tipoff_shared.nats.connection import Bus
-from tipoff_shared.netcode.keys import PrivateKey
 from tipoff_shared.settings import NatsSettings
 
 
-async def dumped(
-    client: LauncherOrchestrator, spec: DeploySpec, tmp_path: Path, eventually: Eventually
-) -> dict[str, str]:
+async def dumped(client: LauncherOrchestrator, spec: DeploySpec, tmp_path: Path) -> dict[str, str]:
     """The environment that a server of the game `dump` found."""
     file = tmp_path / "environment"
     await client.deploy(spec)
@@ -38,13 +36,11 @@ async def test_a_server_learns_everything_from_its_environment(
     spec: Spec,
     games: Games,
     settings: NatsSettings,
-    key: PrivateKey,
     tmp_path: Path,
-    eventually: Eventually,
 ) -> None:
-    """Who it is, where players and NATS are, and the file with its key."""
+    """Who it is, where players and NATS are, and the file with its KEY."""
     wanted = spec("dump", environment={"MATCH_MAP": "dust"})
-    found = await dumped(client, wanted, tmp_path, eventually)
+    found = await dumped(client, wanted, tmp_path)
     game = games.get("dump", "1")
     assert game is not None
     assert found["TIPOFF_DEPLOYMENT_ID"] == wanted.deployment_id
@@ -53,25 +49,24 @@ async def test_a_server_learns_everything_from_its_environment(
     assert found["TIPOFF_PROTOCOL_ID"] == str(game.netcode_protocol_id)
     assert found["TIPOFF_DIALECT"] == "standard"
     assert found["MATCH_MAP"] == "dust"
-    assert contents(found["TIPOFF_PRIVATE_KEY_FILE"]) == key.reveal().hex()
+    assert contents(found["TIPOFF_PRIVATE_KEY_FILE"]) == KEY.reveal().hex()
     again = NatsSettings.from_environment(found)
     assert (again.servers, again.namespace) == (settings.servers, settings.namespace)
     assert again.password.reveal() == settings.password.reveal()
 
 
 async def test_nothing_else_of_the_launchers_environment_is_passed_on(
-    start_launcher: Any,
+    launchers: LauncherWorld,
     client: LauncherOrchestrator,
     spec: Spec,
     tmp_path: Path,
-    eventually: Eventually,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Neither the launcher's secrets nor what would change how the server's Python works."""
     for name in ("TIPOFF_LAUNCHER_SECRET", "EDGEGAP_TOKEN", "PYTHONPATH", "LD_LIBRARY_PATH", "ARENA_KEY"):
         monkeypatch.setenv(name, "canary")
-    async with start_launcher():
-        found = await dumped(client, spec("dump"), tmp_path, eventually)
+    async with launchers.start():
+        found = await dumped(client, spec("dump"), tmp_path)
     assert "canary" not in found.values()
     allowed = {"PATH", "HOME", "USER", "LOGNAME", "LANG", "TZ", "TMPDIR", "VIRTUAL_ENV", "PYTHONUNBUFFERED"}
     by_the_shell = {"PWD", "OLDPWD", "SHLVL", "_"}
@@ -98,11 +93,9 @@ async def test_no_secret_is_seen_anywhere(
     launcher: Launcher,
     client: LauncherOrchestrator,
     spec: Spec,
-    key: PrivateKey,
     settings: NatsSettings,
     nats: Bus,
     caplog: pytest.LogCaptureFixture,
-    eventually: Eventually,
 ) -> None:
     """Not in command lines, logs, records, answers or events; not even when the server itself prints them."""
     caplog.set_level(logging.DEBUG)
@@ -123,7 +116,7 @@ async def test_no_secret_is_seen_anywhere(
     await eventually(lambda: len(messages) >= 3)
     records = [path.read_text() for path in launcher.settings.state_dir.glob("deployments/*/record.json")]
     seen = [*command_lines(), caplog.text, repr(ended), *records, *(data.decode() for data in messages)]
-    for secret in (key.reveal().hex(), settings.password.reveal()):
+    for secret in (KEY.reveal().hex(), settings.password.reveal()):
         assert not [text for text in seen if secret.lower() in text.lower()]
 
 
@@ -142,7 +135,7 @@ def command_lines() -> list[str]:
 
 
 async def test_a_spec_cannot_change_how_the_server_is_started(
-    launcher: Launcher, nats: Bus, spec: Spec, eventually: Eventually
+    launcher: Launcher, nats: Bus, spec: Spec
 ) -> None:
     """LD_PRELOAD and PYTHONPATH are commands too: only GAME_... and MATCH_... are let in."""
     client = LauncherOrchestrator(nats)
@@ -153,7 +146,7 @@ async def test_a_spec_cannot_change_how_the_server_is_started(
 
 
 async def test_a_server_that_outlives_sigterm_has_no_key_left_behind(
-    launcher: Launcher, client: LauncherOrchestrator, spec: Spec, eventually: Eventually
+    launcher: Launcher, client: LauncherOrchestrator, spec: Spec
 ) -> None:
     """Also a server that had to be killed."""
     wanted = spec("stubborn")
@@ -164,12 +157,12 @@ async def test_a_server_that_outlives_sigterm_has_no_key_left_behind(
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"\xff\xfe", None])
 async def test_a_password_for_servers_that_cannot_be_used_is_named(
-    start_launcher: Any, tmp_path: Path, content: bytes | None
+    launchers: LauncherWorld, tmp_path: Path, content: bytes | None
 ) -> None:
     """At the launcher's start, not when no server gets into NATS."""
     file = tmp_path / "gameserver.password"
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(ConfigError, match="SERVER_NATS_PASSWORD_FILE"):
-        async with start_launcher(server_nats_user="gs", server_nats_password_file=str(file)):
+        async with launchers.start(server_nats_user="gs", server_nats_password_file=str(file)):
             raise AssertionError

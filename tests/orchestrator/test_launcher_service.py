@@ -13,7 +13,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.orchestrator.launcher_world import Eventually, RunningServers, Spec
+from tests.orchestrator.launcher_world import LauncherWorld, Spec
+from tests.polling import eventually
 from tipoff_launcher.backends.interface import RunningServer, StartRequest
 from tipoff_launcher.backends.process.backend import ProcessBackend
 from tipoff_launcher.records import Records
@@ -32,11 +33,6 @@ from tipoff_shared.games import Game, Games, ProcessSpec
 from tipoff_shared.nats.connection import Bus
 
 
-def log_of(launcher: Launcher, deployment_id: str) -> str:
-    path = launcher.settings.state_dir / "deployments" / deployment_id / "server.log"
-    return path.read_text() if path.exists() else ""
-
-
 def with_game(games: Games, game: Game) -> Games:
     known = {known.key: known for known in [*games.all(), game]}
     key = games.private_key(games.all()[0])
@@ -44,7 +40,7 @@ def with_game(games: Games, game: Game) -> Games:
 
 
 async def test_the_reason_of_a_crash_quotes_the_servers_last_words(
-    launcher: Launcher, client: LauncherOrchestrator, spec: Spec, eventually: Eventually
+    launcher: Launcher, client: LauncherOrchestrator, spec: Spec
 ) -> None:
     """Whoever reads the reason knows what to repair."""
     wanted = spec("crash")
@@ -56,38 +52,38 @@ async def test_the_reason_of_a_crash_quotes_the_servers_last_words(
 
 
 async def test_the_log_of_a_stopped_server_is_kept(
-    launcher: Launcher, client: LauncherOrchestrator, spec: Spec, eventually: Eventually
+    launchers: LauncherWorld, launcher: Launcher, client: LauncherOrchestrator, spec: Spec
 ) -> None:
     """What it said at the end is still there, also what it said on SIGTERM."""
     wanted = spec("tidy")
     await client.deploy(wanted)
-    await eventually(lambda: "ready" in log_of(launcher, wanted.deployment_id))
+    await eventually(lambda: "ready" in launchers.log_of(wanted.deployment_id))
     await client.stop(wanted.deployment_id)
-    assert log_of(launcher, wanted.deployment_id).endswith("tidied up\n")
+    assert launchers.log_of(wanted.deployment_id).endswith("tidied up\n")
 
 
 async def test_only_the_newest_stopped_servers_are_kept(
-    start_launcher: Any, client: LauncherOrchestrator, spec: Spec
+    launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec
 ) -> None:
     """Old logs go, and an id whose log is gone is not started again all the same."""
-    async with start_launcher(keep_stopped=2) as launcher:
+    async with launchers.start(keep_stopped=2):
         specs = [spec() for _ in range(4)]
         for wanted in specs:
             await client.deploy(wanted)
             await client.stop(wanted.deployment_id)
-        kept = sorted(path.name for path in (launcher.settings.state_dir / "deployments").iterdir())
+        kept = sorted(path.name for path in (launchers.settings.state_dir / "deployments").iterdir())
         assert kept == sorted(wanted.deployment_id for wanted in specs[2:])
         assert (await client.deploy(specs[0])).state is RunState.STOPPED
 
 
 async def test_a_log_cannot_fill_the_disk(
-    start_launcher: Any, client: LauncherOrchestrator, spec: Spec, eventually: Eventually
+    launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec
 ) -> None:
     """A server that never stops talking goes on, but the log is cut to its size; the part before is kept once."""
-    async with start_launcher(max_log_bytes=20_000) as launcher:
+    async with launchers.start(max_log_bytes=20_000) as launcher:
         wanted = spec("chatty")
         await client.deploy(wanted)
-        path = launcher.settings.state_dir / "deployments" / wanted.deployment_id / "server.log"
+        path = launchers.server_directory(wanted.deployment_id) / "server.log"
         for _ in range(2):
             await eventually(lambda: path.exists() and path.stat().st_size > 20_000)
             launcher.supervisor.rotate_logs()
@@ -98,49 +94,41 @@ async def test_a_log_cannot_fill_the_disk(
 
 
 async def test_stop_ends_what_the_server_has_started(
-    launcher: Launcher,
-    client: LauncherOrchestrator,
-    spec: Spec,
-    running_servers: RunningServers,
-    eventually: Eventually,
+    launchers: LauncherWorld, launcher: Launcher, client: LauncherOrchestrator, spec: Spec
 ) -> None:
     """The whole process group goes."""
     wanted = spec("family")
     await client.deploy(wanted)
-    await eventually(lambda: len(running_servers(wanted.deployment_id)) == 3)
+    await eventually(lambda: len(launchers.servers(wanted.deployment_id)) == 3)
     await client.stop(wanted.deployment_id)
-    assert running_servers(wanted.deployment_id) == []
+    assert launchers.servers(wanted.deployment_id) == []
 
 
 async def test_a_crash_takes_along_what_the_server_has_started(
-    start_launcher: Any,
-    client: LauncherOrchestrator,
-    spec: Spec,
-    running_servers: RunningServers,
-    eventually: Eventually,
+    launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec
 ) -> None:
     """No helper process outlives its server."""
-    async with start_launcher(demo=True):
+    async with launchers.start(demo=True):
         wanted = spec("family")
         await client.deploy(wanted)
-        await eventually(lambda: len(running_servers(wanted.deployment_id)) == 3)
+        await eventually(lambda: len(launchers.servers(wanted.deployment_id)) == 3)
         await client.kill(wanted.deployment_id)
-        await eventually(lambda: running_servers(wanted.deployment_id) == [])
+        await eventually(lambda: launchers.servers(wanted.deployment_id) == [])
 
 
 async def test_a_server_behind_a_wrapper_gets_the_grace_too(
-    launcher: Launcher, client: LauncherOrchestrator, spec: Spec, eventually: Eventually
+    launchers: LauncherWorld, launcher: Launcher, client: LauncherOrchestrator, spec: Spec
 ) -> None:
     """A shell that dies at once on SIGTERM does not take the time from the server that it has started."""
     wanted = spec("guardian")
     await client.deploy(wanted)
-    await eventually(lambda: "ready" in log_of(launcher, wanted.deployment_id))
+    await eventually(lambda: "ready" in launchers.log_of(wanted.deployment_id))
     await client.stop(wanted.deployment_id)
-    assert "tidied up" in log_of(launcher, wanted.deployment_id)
+    assert "tidied up" in launchers.log_of(wanted.deployment_id)
 
 
 async def test_no_zombie_and_no_descriptor_stays(
-    launcher: Launcher, client: LauncherOrchestrator, spec: Spec, eventually: Eventually
+    launcher: Launcher, client: LauncherOrchestrator, spec: Spec
 ) -> None:
     """Starting and ending leaves the launcher as it was."""
     await client.deploy(first := spec("crash"))
@@ -169,10 +157,10 @@ def zombies_of(parent: int) -> list[int]:
 
 
 async def test_more_servers_than_the_host_takes_are_refused(
-    start_launcher: Any, client: LauncherOrchestrator, spec: Spec
+    launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec
 ) -> None:
     """`NoCapacity` names the setting; a stopped server makes room."""
-    async with start_launcher(max_servers=2):
+    async with launchers.start(max_servers=2):
         first = spec()
         await client.deploy(first)
         await client.deploy(spec())
@@ -185,14 +173,14 @@ async def test_more_servers_than_the_host_takes_are_refused(
 
 
 async def test_a_game_that_asks_for_ports_gets_free_ones(
-    start_launcher: Any, games: Games, client: LauncherOrchestrator, spec: Spec, tmp_path: Path
+    launchers: LauncherWorld, games: Games, client: LauncherOrchestrator, spec: Spec, tmp_path: Path
 ) -> None:
     """They are known before the server starts, differ between servers, and somebody else's are left out."""
     process = ProcessSpec(["./dump.sh"], env={"HOME": str(tmp_path)}, ports={"game": "udp", "web": "tcp"})
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind(("127.0.0.1", 0))
         first = min(taken.getsockname()[1], 65000)
-        async with start_launcher(
+        async with launchers.start(
             with_game(games, Game("ported", "1", process=process)), port_range=f"{first}-{first + 200}"
         ):
             one = await client.deploy(spec("ported"))
@@ -204,11 +192,11 @@ async def test_a_game_that_asks_for_ports_gets_free_ones(
 
 
 async def test_kill_is_there_in_demo_mode_only(
-    start_launcher: Any, client: LauncherOrchestrator, spec: Spec, eventually: Eventually
+    launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec
 ) -> None:
     """It looks like a crash; outside the demo nobody listens."""
     wanted = spec()
-    async with start_launcher(demo=True) as launcher:
+    async with launchers.start(demo=True) as launcher:
         await client.deploy(wanted)
         await client.kill(wanted.deployment_id)
         await eventually(lambda: not launcher.supervisor.runs(wanted.deployment_id))
@@ -217,41 +205,43 @@ async def test_kill_is_there_in_demo_mode_only(
         assert known.reason == "killed by signal 9 (SIGKILL)"
         with pytest.raises(OrchestratorError, match="does not run"):
             await client.kill(wanted.deployment_id)
-    async with start_launcher():
+    async with launchers.start():
         with pytest.raises(OrchestratorUnavailable, match="nobody listens"):
             await client.kill(wanted.deployment_id)
 
 
 async def test_a_second_launcher_of_the_same_name_is_refused(
-    launcher: Launcher, start_launcher: Any, tmp_path: Path
+    launchers: LauncherWorld, launcher: Launcher, tmp_path: Path
 ) -> None:
     """Two would each start what the other has."""
     with pytest.raises(ConfigError, match="TIPOFF_LAUNCHER_HOST"):
-        async with start_launcher(state_dir=tmp_path / "other"):
+        async with launchers.start(state_dir=tmp_path / "other"):
             pass
 
 
-async def test_a_state_directory_in_use_is_refused(launcher: Launcher, start_launcher: Any) -> None:
+async def test_a_state_directory_in_use_is_refused(launchers: LauncherWorld, launcher: Launcher) -> None:
     """Two would adopt each other's servers."""
     with pytest.raises(ConfigError, match="TIPOFF_LAUNCHER_STATE_DIR"):
-        async with start_launcher(host="another"):
+        async with launchers.start(host="another"):
             pass
 
 
-async def test_a_state_directory_that_cannot_be_used_is_named(start_launcher: Any, tmp_path: Path) -> None:
+async def test_a_state_directory_that_cannot_be_used_is_named(
+    launchers: LauncherWorld, tmp_path: Path
+) -> None:
     """Before anything is started."""
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="TIPOFF_LAUNCHER_STATE_DIR"):
-        async with start_launcher(state_dir=tmp_path / "file"):
+        async with launchers.start(state_dir=tmp_path / "file"):
             pass
 
 
 async def test_a_game_whose_start_fails_oddly_harms_no_other(
-    start_launcher: Any, games: Games, client: LauncherOrchestrator, spec: Spec
+    launchers: LauncherWorld, games: Games, client: LauncherOrchestrator, spec: Spec
 ) -> None:
     """A command no system takes (a zero byte in it) is an error for the one who asked."""
     odd = Game("odd", "1", process=ProcessSpec(["sh", "-c", "a\0b"]))
-    async with start_launcher(with_game(games, odd)) as launcher:
+    async with launchers.start(with_game(games, odd)) as launcher:
         await client.deploy(well := spec())
         with pytest.raises(OrchestratorError, match="its log says why"):
             await client.deploy(spec("odd"))
@@ -260,15 +250,15 @@ async def test_a_game_whose_start_fails_oddly_harms_no_other(
 
 
 async def test_leaving_stops_every_server_at_once(
-    start_launcher: Any, client: LauncherOrchestrator, spec: Spec, running_servers: RunningServers
+    launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec
 ) -> None:
     """Under `tipoff up`: all together within one grace, also those that do not want to."""
-    async with start_launcher() as launcher:
+    async with launchers.start() as launcher:
         for game in ("sleeper", "stubborn", "stubborn", "family"):
             await client.deploy(spec(game))
         begin = time.monotonic()
     assert time.monotonic() - begin < launcher.settings.stop_grace + 2
-    assert running_servers() == []
+    assert launchers.servers() == []
 
 
 async def test_a_deployment_id_of_another_game_is_refused(
@@ -291,7 +281,7 @@ async def test_a_deployment_id_of_another_game_is_refused(
     ],
 )
 async def test_a_game_that_cannot_be_started_here_says_why(
-    start_launcher: Any,
+    launchers: LauncherWorld,
     games: Games,
     client: LauncherOrchestrator,
     spec: Spec,
@@ -299,13 +289,13 @@ async def test_a_game_that_cannot_be_started_here_says_why(
     complaint: str,
 ) -> None:
     """`NotConfigured`, with what is wrong in games.toml."""
-    async with start_launcher(with_game(games, Game("broken", "1", process=process))):
+    async with launchers.start(with_game(games, Game("broken", "1", process=process))):
         with pytest.raises(NotConfigured, match=complaint):
             await client.deploy(spec("broken"))
 
 
 async def test_python_means_this_interpreter_and_an_exec_that_fails_is_told(
-    start_launcher: Any, games: Games, client: LauncherOrchestrator, spec: Spec, eventually: Eventually
+    launchers: LauncherWorld, games: Games, client: LauncherOrchestrator, spec: Spec
 ) -> None:
     """`python` needs no PATH; a script without an interpreter ends with the reason."""
     (games.base / "odd.sh").write_text("#!/no/such/interpreter\n")
@@ -313,7 +303,7 @@ async def test_python_means_this_interpreter_and_an_exec_that_fails_is_told(
     show = ["python", "-c", "import sys; sys.exit(sys.executable)"]
     both = with_game(games, Game("py", "1", process=ProcessSpec(show)))
     both = with_game(both, Game("odd", "1", process=ProcessSpec(["./odd.sh"])))
-    async with start_launcher(both) as launcher:
+    async with launchers.start(both) as launcher:
         for name, words in (("py", sys.executable), ("odd", "cannot start")):
             wanted = spec(name)
             await client.deploy(wanted)
@@ -324,10 +314,10 @@ async def test_python_means_this_interpreter_and_an_exec_that_fails_is_told(
 
 
 async def test_a_server_that_cannot_be_written_down_is_not_started(
+    launchers: LauncherWorld,
     launcher: Launcher,
     client: LauncherOrchestrator,
     spec: Spec,
-    running_servers: RunningServers,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """First the record, then the server: with a full disk nothing runs, and the caller hears it."""
@@ -343,7 +333,7 @@ async def test_a_server_that_cannot_be_written_down_is_not_started(
     with pytest.raises(OrchestratorUnavailable, match="No space left") as caught:
         await client.deploy(wanted)
     assert caught.value.retryable
-    assert running_servers(wanted.deployment_id) == []
+    assert launchers.servers(wanted.deployment_id) == []
     assert not (launcher.settings.state_dir.parent / "environment").exists()
     monkeypatch.undo()
     assert (await client.deploy(wanted)).state is RunState.RUNNING  # the same id may try again
@@ -404,7 +394,7 @@ def tasks_of(spec: DeploySpec) -> list[str]:
 
 
 async def test_a_server_that_asks_for_its_end_again_and_again_is_stopped_once(
-    launcher: Launcher, spec: Spec, eventually: Eventually
+    launcher: Launcher, spec: Spec
 ) -> None:
     """However often it asks, it costs one task."""
     wanted = spec("stubborn")
@@ -418,16 +408,15 @@ async def test_a_server_that_asks_for_its_end_again_and_again_is_stopped_once(
 
 
 async def test_too_many_requests_are_told_to_come_again(
-    start_launcher: Any, client: LauncherOrchestrator, spec: Spec, eventually: Eventually
+    launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec
 ) -> None:
     """The bound on requests in hand is an answer, not a silence."""
-    async with start_launcher(max_requests=1) as launcher:
+    async with launchers.start(max_requests=1):
         wanted = spec("stubborn")
         await client.deploy(wanted)
-        await eventually(lambda: "ready" in log_of(launcher, wanted.deployment_id))
+        await eventually(lambda: "ready" in launchers.log_of(wanted.deployment_id))
         stopping = asyncio.create_task(client.stop(wanted.deployment_id))
-        records = Records(launcher.settings.state_dir)
-        await eventually(lambda: records.load()[0][0].stopping)
+        await eventually(lambda: launchers.records()[wanted.deployment_id].stopping)
         with pytest.raises(OrchestratorUnavailable, match="busy") as caught:
             await client.list()
         assert caught.value.retry_after == 1
@@ -435,20 +424,16 @@ async def test_too_many_requests_are_told_to_come_again(
 
 
 async def test_servers_are_nicer_where_that_is_set(
-    start_launcher: Any,
-    client: LauncherOrchestrator,
-    spec: Spec,
-    running_servers: RunningServers,
-    eventually: Eventually,
+    launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec
 ) -> None:
     """`nice` leaves the processor to the host's own services."""
-    async with start_launcher(nice=5):
+    async with launchers.start(nice=5):
         wanted = spec("tidy")
         await client.deploy(wanted)
         before = os.getpriority(os.PRIO_PROCESS, 0)
 
         def nicer() -> bool:
-            pids = running_servers(
+            pids = launchers.servers(
                 wanted.deployment_id
             )  # its shell, and the sleep that it starts again and again
             try:
@@ -490,7 +475,7 @@ async def test_an_answer_nobody_can_use_is_a_typed_error(nats: Bus, spec: Spec, 
 
 
 async def test_an_event_nobody_can_read_does_not_end_the_listening(
-    launcher: Launcher, client: LauncherOrchestrator, nats: Bus, spec: Spec, eventually: Eventually
+    launcher: Launcher, client: LauncherOrchestrator, nats: Bus, spec: Spec
 ) -> None:
     """Garbage on the subject is passed over."""
     heard: list[str] = []

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from tests.docker_engine import docker
-from tests.orchestrator.launcher_world import Eventually, Spec
+from tests.orchestrator.launcher_world import Eventually, LauncherWorld, Spec
 from tipoff_edgegap_emulator import Options, Rules, running_emulator
 from tipoff_orchestrator_client.base import (
     Deployment,
@@ -103,8 +103,7 @@ async def edgegap(games: Games, settings: NatsSettings, tmp_path: Path) -> Async
 async def world(
     request: pytest.FixtureRequest,
     settings: NatsSettings,
-    start_launcher: Any,
-    running_servers: Callable[..., list[int]],
+    launchers: LauncherWorld,
     tmp_path: Path,
 ) -> AsyncIterator[World]:
     if request.param == "fake":
@@ -119,28 +118,26 @@ async def world(
         await fake.close()
         return
     if request.param == "edgegap":
-        async with edgegap(request.getfixturevalue("games"), settings, tmp_path) as world:
+        async with edgegap(launchers.games, settings, tmp_path) as world:
             yield world
         return
     elsewhere = replace(settings, namespace=f"{settings.namespace}-b")
-    logs = tmp_path / "state" / "deployments"
     if request.param == "docker":
-        start = request.getfixturevalue("docker_launcher")
-        running_containers = request.getfixturevalue("running_containers")
+        start: Callable[..., Any] = launchers.start_docker
 
         def running(id: str) -> int:
-            return len(running_containers(id))
+            return len(launchers.containers(id))
 
         def said(id: str) -> str:
-            return "".join(docker("logs", container) for container in running_containers(id))
+            return "".join(docker("logs", container) for container in launchers.containers(id))
     else:
-        start = start_launcher
+        start = launchers.start
 
         def running(id: str) -> int:
-            return len(running_servers(id))
+            return len(launchers.servers(id))
 
         def said(id: str) -> str:
-            return (logs / id / "server.log").read_text()
+            return launchers.log_of(id)
 
     async with (
         start(),
