@@ -1,7 +1,7 @@
 """Prints requirements for the lowest versions that pyproject.toml allows, for Python 3.11.
 
-What tipoff needs itself is the lowest allowed; the test tools, and what others need, is as in uv.lock where that fits, so
-that the result changes only with this repository.
+What tipoff needs itself is the lowest allowed; the test tools, and what others need, is as in uv.lock where that fits,
+so that the result changes only with this repository.
 """
 
 from __future__ import annotations
