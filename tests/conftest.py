@@ -12,6 +12,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests import blocking
 from tipoff.up.embedded_nats import EmbeddedNats, embedded_nats
 from tipoff_shared.nats.connection import Bus, connect
 from tipoff_shared.settings import NatsSettings
@@ -19,6 +20,20 @@ from tipoff_shared.settings import NatsSettings
 # What one example takes says more of what else the machine does than of the code: no deadline for it.
 hypothesis.settings.register_profile("tipoff", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("tipoff")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _blocking_raises() -> Iterator[None]:
+    with blocking.blocking_raises():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _nothing_blocks() -> Iterator[None]:
+    """Fails a test in which our code blocks an event loop, also where the code catches the exception."""
+    blocking.blocked.clear()
+    yield
+    assert not blocking.blocked, "our code blocks an event loop: " + "\n".join(blocking.blocked)
 
 
 @pytest.fixture(scope="session")
