@@ -65,6 +65,7 @@ FILES = (
     (_modules(tipoff), _Any()),
     # Read once, before the service serves anybody.
     ("tipoff_shared/games/toml.py", {"load_games", "read_games"}),
+    ("tipoff_shared/settings.py", {"from_environment"}),
     ("tipoff_matchmaker_httpd/routes/demo.py", {"__init__", "routes"}),
     # FastAPI looks for the endpoint's source file at each request, for its error texts: one stat of a known path.
     ("fastapi/routing.py", {"_extract_endpoint_context"}),

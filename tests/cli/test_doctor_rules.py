@@ -146,7 +146,7 @@ def test_a_date_header_is_a_clock() -> None:
 @pytest.mark.parametrize(
     ("facts", "expected", "says"),
     [
-        (HttpFacts("u", 200), Status.OK, "can be served"),
+        (HttpFacts("u", 200), Status.OK, "ready for players"),
         (
             HttpFacts("u", 503, b'{"ready":false,"missing":["matchmaker: none"]}'),
             Status.FAIL,
@@ -240,7 +240,7 @@ def test_the_echo_answers_nothing_but_probes_and_never_with_more(data: bytes) ->
         ({"version": "2.10.4"}, Status.FAIL, "2.10.4"),
         ({"version": "a-build"}, Status.OK, "a-build"),
         ({"jetstream": False}, Status.FAIL, "no JetStream"),
-        ({"secure": False}, Status.WARN, "without TLS"),
+        ({"secure": False}, Status.WARN, "no TLS"),
         ({"secure": False, "server": "nats://127.0.0.1:4222"}, Status.OK, "127.0.0.1"),
         ({"rtt": 0.3}, Status.WARN, "300 ms"),
         ({"matchmakers": ()}, Status.FAIL, "no matchmaker"),
@@ -258,11 +258,11 @@ def test_nats(changes: dict[str, object], expected: Status, says: str) -> None:
 @pytest.mark.parametrize(
     ("streams", "cluster", "expected", "says"),
     [
-        ([StreamFacts("sessions", missing=True)], 1, Status.FAIL, "none of the buckets"),
+        ([StreamFacts("sessions", missing=True)], 1, Status.FAIL, "all buckets are missing"),
         ([StreamFacts("sessions"), StreamFacts("fleets", missing=True)], 1, Status.WARN, "fleets"),
         ([StreamFacts("sessions", replicas=3, current=2)], 3, Status.WARN, "2 of 3"),
         ([StreamFacts("sessions", replicas=3, current=3)], 3, Status.OK, "1 buckets"),
-        ([StreamFacts("sessions")], 3, Status.WARN, "one replica only"),
+        ([StreamFacts("sessions")], 3, Status.WARN, "only one replica"),
         ([StreamFacts("cert_digests")], 3, Status.OK, "1 buckets"),  # bevygap's: one replica is right
         ([StreamFacts("sessions", bytes=90, max_bytes=100)], 1, Status.FAIL, "90%"),
         ([StreamFacts("sessions", error="denied")], 1, Status.OK, ""),
@@ -302,10 +302,10 @@ def test_the_disk(facts: MonitorFacts, expected: Status) -> None:
             "may not use it",
         ),
         ({"api": "1.24"}, "missing", Status.FAIL, "too old"),
-        ({"world": True}, "missing", Status.WARN, "anybody"),
+        ({"world": True}, "missing", Status.WARN, "every user"),
         ({"live_restore": False}, "missing", Status.WARN, "a restart of the engine"),
-        ({"images": {"game:1": False}}, "missing", Status.WARN, "not here yet"),
-        ({"images": {"game:1": False}}, "never", Status.FAIL, "never fetched"),
+        ({"images": {"game:1": False}}, "missing", Status.WARN, "missing: game:1"),
+        ({"images": {"game:1": False}}, "never", Status.FAIL, "never pulled"),
         ({"network": "games", "network_there": False}, "missing", Status.FAIL, "no network"),
     ],
 )

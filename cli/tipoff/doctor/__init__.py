@@ -1,5 +1,5 @@
-"""`tipoff doctor`: looks at an installation and says what to fix.
+"""`tipoff doctor`: checks an installation and says what to fix.
 
-`target.py` says what is looked at, `checks.py` runs all checks at once; each check reads facts (network.py, udp.py,
-nats.py, engine.py, games.py: I/O, no opinions) and has them judged by a pure function (rules_*.py: no I/O).
+`target.py` says what it looks at, `checks.py` lists the checks, which run all at once. Each check reads facts
+(`facts/`: I/O, no opinions), and a pure function judges them (`rules/`: no I/O).
 """

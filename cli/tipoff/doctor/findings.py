@@ -1,4 +1,4 @@
-"""What a check found, and all checks at once, each with its own deadline."""
+"""Holds what a check found, and runs all checks at once, each with its own deadline."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 class Status(StrEnum):
-    """`warn`: it works, and something is not as it should be, or cannot be known from here. `skip`: not looked at."""
+    """How a check ended. `warn`: it works, but something is wrong or cannot be known from here. `skip`: not checked."""
 
     OK = "ok"
     WARN = "warn"
@@ -22,7 +22,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """`said` is what was found, `todo` what to do about it ("" where nothing is to be done); both for people."""
+    """One result. `said` is what was found, `todo` what to do about it, "" for nothing; both are for people."""
 
     check: str
     status: Status
@@ -31,18 +31,22 @@ class Finding:
 
 
 def ok(check: str, said: str) -> Finding:
+    """A finding that needs no action."""
     return Finding(check, Status.OK, said)
 
 
 def warn(check: str, said: str, todo: str) -> Finding:
+    """A finding to look at."""
     return Finding(check, Status.WARN, said, todo)
 
 
 def fail(check: str, said: str, todo: str) -> Finding:
+    """A finding that keeps the installation from working."""
     return Finding(check, Status.FAIL, said, todo)
 
 
 def skip(check: str, said: str, todo: str = "") -> Finding:
+    """A check that was not made, and why."""
     return Finding(check, Status.SKIP, said, todo)
 
 
@@ -50,8 +54,8 @@ Check = Callable[[], Awaitable[Sequence[Finding]]]
 
 
 async def run_checks(checks: Mapping[str, Check], deadline: float) -> list[Finding]:
-    """All of them at once; a check that takes longer than `deadline` seconds, or breaks, is a finding, too. In the
-    order of `checks`."""
+    """Run all checks at once; their findings in the order of `checks`. A check that fails, or takes longer than
+    `deadline` seconds, becomes a finding."""
 
     async def one(name: str, check: Check) -> Sequence[Finding]:
         try:
@@ -62,7 +66,7 @@ async def run_checks(checks: Mapping[str, Check], deadline: float) -> list[Findi
                 fail(
                     name,
                     f"no result within {deadline:g} s",
-                    "Look whether the network drops packets; --timeout gives it longer.",
+                    "Check whether the network drops packets; --timeout gives it more time.",
                 )
             ]
         except Exception as exc:
@@ -70,8 +74,8 @@ async def run_checks(checks: Mapping[str, Check], deadline: float) -> list[Findi
             return [
                 fail(
                     name,
-                    f"the check itself broke: {type(exc).__name__}: {exc}",
-                    "Report this: it is a mistake of tipoff's.",
+                    f"the check itself failed: {type(exc).__name__}: {exc}",
+                    "Please report this: it is a bug in tipoff.",
                 )
             ]
 

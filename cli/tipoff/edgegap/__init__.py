@@ -1,1 +1,1 @@
-"""The commands `tipoff edgegap ...`."""
+"""`tipoff edgegap` and `tipoff edgegap-emulator`: game servers at Edgegap, real or emulated."""

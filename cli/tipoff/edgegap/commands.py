@@ -1,8 +1,10 @@
-"""`tipoff edgegap configure-app`, `tipoff edgegap check` and `tipoff edgegap-emulator`."""
+"""The commands `tipoff edgegap configure-app`, `tipoff edgegap check` and `tipoff edgegap-emulator`.
+
+pydantic and the Edgegap client are imported when a command runs, because every other command would wait for them.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 from dataclasses import asdict
@@ -15,39 +17,41 @@ from rich.console import Console
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.games import Game, Games
 from tipoff_shared.games.toml import load_games
+from tipoff_shared.service import exit_code_of, load_settings, run
 from tipoff_shared.settings import NatsSettings
 
 app = typer.Typer(
     name="edgegap",
-    help="Game servers at Edgegap: set the application up, check that everything fits.",
+    help="Game servers at Edgegap: set up the application, check the setup.",
     no_args_is_help=True,
 )
 
 GamesFile = Annotated[
-    Path, typer.Option(help="The games, with \\[game.edgegap].", envvar="TIPOFF_GAMES", show_default=True)
+    Path,
+    typer.Option(help="The games file, with \\[game.edgegap].", envvar="TIPOFF_GAMES", show_default=True),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _GAMES = Path("games.toml")
 
 
 @app.command("configure-app")
 def configure_command(
     game: Annotated[
-        str | None, typer.Argument(help="Which game of games.toml; needed where several are at Edgegap.")
+        str | None, typer.Argument(help="Name of the game; needed where several are at Edgegap.")
     ] = None,
-    version: Annotated[str | None, typer.Option(help="Which version of it, where there are several.")] = None,
+    version: Annotated[str | None, typer.Option(help="Version of the game, where it has several.")] = None,
     games: GamesFile = _GAMES,
     image: Annotated[
         str | None, typer.Option(help="REGISTRY/NAME:TAG; needed for a new version.", show_default=False)
     ] = None,
     create: Annotated[
-        bool, typer.Option("--create", help="Make the application and the version where they are missing.")
+        bool, typer.Option("--create", help="Create the application and the version where they are missing.")
     ] = False,
     cpu: Annotated[
-        float | None, typer.Option(help="vCPUs of a server; 0.5 for a new version.", show_default=False)
+        float | None, typer.Option(help="vCPUs of a server; a new version has 0.5.", show_default=False)
     ] = None,
     memory: Annotated[
-        int | None, typer.Option(help="MB of a server; 1024 for a new version.", show_default=False)
+        int | None, typer.Option(help="Memory of a server in MB; a new version has 1024.", show_default=False)
     ] = None,
     max_duration: Annotated[
         int | None,
@@ -55,20 +59,22 @@ def configure_command(
     ] = None,
     cache: Annotated[
         bool | None,
-        typer.Option("--cache/--no-cache", help="Keep the image at all locations.", show_default=False),
+        typer.Option("--cache/--no-cache", help="Cache the image at all locations.", show_default=False),
     ] = None,
     tls_upgrade: Annotated[
-        bool, typer.Option("--tls/--no-tls", help="Let Edgegap do TLS before the WebSocket port.")
+        bool, typer.Option("--tls/--no-tls", help="Let Edgegap terminate TLS in front of the WebSocket port.")
     ] = True,
     ca: Annotated[
         Path | None,
-        typer.Option(help="PEM file of the authority that signed NATS's certificate.", show_default=False),
+        typer.Option(
+            help="PEM file of the authority that signed the certificate of NATS.", show_default=False
+        ),
     ] = None,
     environment: Annotated[
         bool | None,
         typer.Option(
             "--environment/--no-environment",
-            help="Write what servers need into the version. Default: where deployments do not bring it themselves.",
+            help="Write the environment of servers into the version. Default: where deployments do not carry it.",
             show_default=False,
         ),
     ] = None,
@@ -78,17 +84,19 @@ def configure_command(
     registry_token_file: Annotated[
         Path | None, typer.Option(help="File with the password of that login.", show_default=False)
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make a version at Edgegap what the game needs: ports, environment, arguments, limits.
+    """Set up a version at Edgegap as the game needs it: ports, environment, arguments, limits.
 
-    Run it as often as you like: what is right already is left alone.
+    Repeating the command is safe: it changes only what differs.
     """
     from tipoff_orchestrator_client.edgegap.settings import Settings
     from tipoff_orchestrator_client.edgegap.setup.app_version import Image, Wishes
 
-    settings = _settings(Settings)
+    settings = load_settings(Settings)
     everything = load_games(games)
     chosen = _choose(everything, game, version)
     wishes = Wishes(
@@ -103,7 +111,7 @@ def configure_command(
         ca=_authority(settings, chosen, ca),
         environment=_environment(settings, everything, chosen, environment, ca),
     )
-    done = asyncio.run(_configure(settings, chosen, wishes, create=create, dry_run=dry_run))
+    done = run(_configure(settings, chosen, wishes, create=create, dry_run=dry_run))
     if as_json:
         print(json.dumps(done))
         return
@@ -111,11 +119,11 @@ def configure_command(
     for change in done["changes"]:
         print(f"  {change['member']}: {change['now']} -> {change['wanted']}")
     if not done["changes"]:
-        print(f"{where} is as it should be")
+        print(f"{where} needs no change")
     elif dry_run:
         print(f"{where}: {len(done['changes'])} change(s), nothing was written")
     else:
-        print(f"{where}: {len(done['changes'])} change(s) written; deployments made from now on have them")
+        print(f"{where}: {len(done['changes'])} change(s) written; new deployments have them")
 
 
 async def _configure(
@@ -134,16 +142,16 @@ async def _configure(
 
 @app.command("check")
 def check_command(games: GamesFile = _GAMES, as_json: AsJson = False) -> None:
-    """Look at credentials, application, version, environment and webhooks; say what to mend.
+    """Check credentials, application, version, environment and webhooks, and say what to fix.
 
-    Exit code 1 when there is something. Changes nothing and costs nothing.
+    Exit code 1 when something is wrong. Changes nothing and costs nothing.
     """
     from tipoff_orchestrator_client.edgegap.settings import Settings
     from tipoff_orchestrator_client.edgegap.setup.examination import Verdict, examine
 
-    settings = _settings(Settings)
+    settings = load_settings(Settings)
     nats = NatsSettings.from_environment()
-    findings = asyncio.run(examine(settings, nats, load_games(games)))
+    findings = run(examine(settings, nats, load_games(games)))
     wrong = sum(finding.verdict is Verdict.BAD for finding in findings)
     if as_json:
         print(json.dumps({"ok": not wrong, "findings": [asdict(finding) for finding in findings]}))
@@ -159,7 +167,7 @@ def check_command(games: GamesFile = _GAMES, as_json: AsJson = False) -> None:
             console.print(f"{finding.subject}: {finding.text}", markup=False)
             if finding.fix:
                 console.print(f"       -> {finding.fix}", markup=False)
-        print("all is well" if not wrong else f"{wrong} thing(s) to mend")
+        print("everything is right" if not wrong else f"{wrong} thing(s) to fix")
     if wrong:
         raise typer.Exit(1)
 
@@ -169,28 +177,28 @@ def emulator_command(
     games: GamesFile = _GAMES,
     start_delay: Annotated[
         float | None,
-        typer.Option(help="Seconds from the order to the start of a server.", show_default="1", min=0),
+        typer.Option(help="Seconds between an order and the start of its server.", show_default="1", min=0),
     ] = None,
     capacity: Annotated[
         int | None,
-        typer.Option(help="Deployments at once; 1 is the free plan.", show_default="no limit", min=0),
+        typer.Option(help="Deployments at once; the free plan has 1.", show_default="no limit", min=0),
     ] = None,
     public_host: Annotated[
         str | None, typer.Option(help="IPv4 address that players dial.", show_default="127.0.0.1")
     ] = None,
     backend: Annotated[
-        str | None, typer.Option(help="What runs the servers: process or docker.", show_default="process")
+        str | None, typer.Option(help="How servers run: process or docker.", show_default="process")
     ] = None,
     limits: Annotated[
         bool | None,
-        typer.Option("--limits/--no-limits", help="Keep to Edgegap's rate limits.", show_default="on"),
+        typer.Option("--limits/--no-limits", help="Enforce Edgegap's rate limits.", show_default="on"),
     ] = None,
     empty: Annotated[
-        bool | None, typer.Option("--empty", help="Begin without applications, as a new account.")
+        bool | None, typer.Option("--empty", help="Start without applications, like a new account.")
     ] = None,
     logs: Annotated[Path | None, typer.Option(help="Directory for the servers' output.")] = None,
 ) -> None:
-    """An Edgegap of one's own: its API on this machine, with real game servers behind it. No account needed."""
+    """Run an emulated Edgegap: its API on this machine, with real game servers. Needs no account."""
     from tipoff_edgegap_emulator.emulator import Emulator
     from tipoff_edgegap_emulator.service import serve
     from tipoff_edgegap_emulator.settings import EmulatorSettings
@@ -209,37 +217,27 @@ def emulator_command(
     if listen is not None:
         host, _, port = listen.rpartition(":")
         given |= {"host": host or "127.0.0.1", "port": port}
-    settings = _settings(
-        EmulatorSettings,
-        TIPOFF_GAMES=games,
-        **{name: value for name, value in given.items() if value is not None},
-    )
 
-    def ready(emulator: Emulator) -> None:
+    def ready(emulator: Emulator, show_token: bool) -> None:
         print(f"ready  {emulator.url}", flush=True)
         known = (
             ", ".join(f"{app} {version}" for app, version in emulator.state.catalogue.versions) or "none yet"
         )
         sys.stderr.write(f"applications: {known}\n")
-        if not settings.token.get_secret_value():
+        if show_token:
             sys.stderr.write(
                 f"for the matchmaker: TIPOFF_EDGEGAP_URL={emulator.url} TIPOFF_EDGEGAP_TOKEN={emulator.token}\n"
             )
 
-    asyncio.run(serve(settings, ready))
+    async def work() -> None:
+        settings = load_settings(
+            EmulatorSettings,
+            TIPOFF_GAMES=games,
+            **{name: value for name, value in given.items() if value is not None},
+        )
+        await serve(settings, lambda emulator: ready(emulator, not settings.token.get_secret_value()))
 
-
-def _settings(kind: Any, **given: Any) -> Any:
-    """Settings of `kind` from the environment and `given`; raises `ConfigError` naming what cannot be used."""
-    from pydantic import ValidationError  # every command would wait for it
-
-    try:
-        return kind(**given)
-    except ValidationError as exc:
-        error = exc.errors(include_input=False, include_url=False)[0]
-        where = "_".join(str(part) for part in error["loc"]).upper()
-        prefix = "" if where.startswith("TIPOFF_") else kind.model_config["env_prefix"]
-        raise ConfigError(f"{prefix}{where}: {error['msg']}") from None
+    raise typer.Exit(exit_code_of(work, prefix="tipoff edgegap-emulator: "))
 
 
 def _choose(games: Games, name: str | None, version: str | None) -> Game:
@@ -266,7 +264,8 @@ def _read(path: Path | None, option: str) -> str:
 
 
 def _authority(settings: Any, game: Game, ca: Path | None) -> str:
-    """For bevygap's servers, which take it as an argument; ours find it in their environment."""
+    """The certificate authority for bevygap's servers, which take it as an argument; ours read it from their
+    environment."""
     if not game.bevygap:
         return ""
     if ca is not None:
@@ -287,7 +286,7 @@ def _environment(
     from tipoff_orchestrator_client.edgegap import SESSIONS
     from tipoff_orchestrator_client.edgegap.environment import Environment
 
-    if wanted is None:  # Edgegap's own deployments for sessions bring nothing along
+    if wanted is None:  # deployments that Edgegap makes for sessions carry no environment
         wanted = (
             game.orchestrator == SESSIONS or not settings.pass_nats or (ca is not None and not game.bevygap)
         )
@@ -296,5 +295,5 @@ def _environment(
     changes: dict[str, Any] = {"pass_nats": True}
     if ca is not None:
         changes["nats_ca_file"] = ca
-    told = settings.model_copy(update=changes)
-    return tuple(Environment(told, NatsSettings.from_environment(), games).of_version(game))
+    changed = settings.model_copy(update=changes)
+    return tuple(Environment(changed, NatsSettings.from_environment(), games).of_version(game))

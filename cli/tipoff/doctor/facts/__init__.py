@@ -1,1 +1,1 @@
-"""What the doctor reads, as plain values: I/O, no opinions."""
+"""Reads the facts that the doctor judges: I/O, no opinions."""

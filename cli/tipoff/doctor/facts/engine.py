@@ -1,4 +1,4 @@
-"""What the Docker engine says, by its socket: facts."""
+"""Reads facts from the Docker engine, by its socket."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _TIMEOUT = 4.0
 
 @dataclass(frozen=True, slots=True)
 class EngineFacts:
-    """`error` says why there is no answer; `denied`: it is there, and not for this user. `images`: name -> whether it
-    is here. `world`: anybody on this host may use the socket."""
+    """What the engine reported. `error` says why it did not answer; `denied`: this user may not use the socket.
+    `images`: name -> whether it is on this host. `world`: every user of this host may use the socket."""
 
     socket: Path
     error: str = ""
@@ -35,6 +35,7 @@ class EngineFacts:
 
 
 async def look_at_engine(socket: Path, images: list[str], network: str) -> EngineFacts:
+    """The engine's version and settings, and whether it has `images` and the `network` ("" for none)."""
     import httpx
 
     try:
@@ -42,7 +43,7 @@ async def look_at_engine(socket: Path, images: list[str], network: str) -> Engin
     except OSError as exc:
         return EngineFacts(socket, error=exc.strerror or str(exc))
     if not stat.S_ISSOCK(mode.st_mode):
-        return EngineFacts(socket, error="this is no socket")
+        return EngineFacts(socket, error="not a socket")
     group, world = mode.st_gid, bool(mode.st_mode & stat.S_IWOTH)
     if not os.access(socket, os.R_OK | os.W_OK):
         return EngineFacts(socket, error="permission denied", denied=True, group=group, world=world)
@@ -73,7 +74,7 @@ async def look_at_engine(socket: Path, images: list[str], network: str) -> Engin
 
 
 async def addresses_of(socket: Path, project: str, service: str) -> list[str]:
-    """Where this host reaches the containers of one service of a compose project; none where that is not known."""
+    """The addresses at which this host reaches the containers of a compose project's service; empty when unknown."""
     import httpx
 
     wanted = [f"com.docker.compose.project={project}", f"com.docker.compose.service={service}"]
@@ -89,7 +90,7 @@ async def addresses_of(socket: Path, project: str, service: str) -> list[str]:
 
 
 def read_addresses(containers: Any) -> list[str]:
-    """The containers' own addresses in the engine's listing; raises `ValueError` for anything else."""
+    """The addresses of the containers in the engine's listing. Raises `ValueError` for anything else."""
     try:
         networks = [net for item in containers for net in item["NetworkSettings"]["Networks"].values()]
         return [str(ipaddress.ip_address(net["IPAddress"])) for net in networks if net.get("IPAddress")]
@@ -99,5 +100,5 @@ def read_addresses(containers: Any) -> list[str]:
 
 def _object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError("the engine's answer is no object")
+        raise ValueError("the engine's answer is not an object")
     return value

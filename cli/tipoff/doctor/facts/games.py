@@ -1,4 +1,4 @@
-"""games.toml and the keys, as they lie there: facts. No key is ever shown."""
+"""Reads facts about games.toml and the keys. Shows no key."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tipoff_shared.games.toml import key_file, load_games, parse_games, read_gam
 
 @dataclass(frozen=True, slots=True)
 class GamesFacts:
-    """`error`: games.toml cannot be used; `key_error`: the games can be read, a key cannot. `open_keys`: key files that
-    others on this host can read (`DIRECTORY/FILE`); `shared_keys`: games whose keys are the same."""
+    """The games and their keys. `error`: games.toml cannot be used; `key_error`: the games can be read, a key cannot.
+    `open_keys`: key files that other users of this host can read; `shared_keys`: games with equal keys."""
 
     path: Path
     games: tuple[Game, ...] = ()
@@ -28,6 +28,7 @@ class GamesFacts:
 
 
 def look_at_games(path: Path, keys_dir: Path | None, environ: Mapping[str, str]) -> GamesFacts:
+    """The games of the file `path`, with keys from `keys_dir`, else from `environ`."""
     try:
         games = tuple(parse_games(read_games(path), str(path)))
     except ConfigError as exc:
@@ -58,7 +59,7 @@ def _key_path(path: Path, game: Game, env: Mapping[str, str]) -> Path | None:
 
 
 def _is_open(file: Path) -> bool:
-    """Whether others may read it: the file, and every directory on the way to it."""
+    """Whether other users may read the file and enter every directory on the way to it."""
     try:
         if not os.stat(file).st_mode & stat.S_IROTH:
             return False

@@ -1,4 +1,4 @@
-"""What NATS says of itself and of our buckets: facts. Nothing is written."""
+"""Reads facts about NATS and our buckets. Writes nothing."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ BUCKETS = (
     *("edgegap_orders", "edgegap_sessions"),
     *("active_connections", "unclaimed_sessions", "cert_digests", "sessions_ly2eg", "sessions_eg2ly"),
 )
-"""Those an operator may look into: not `connect_tokens`, which is the matchmaker's alone."""
+"""The buckets that an operator may read: all but `connect_tokens`, which only matchmakers may."""
 
 
 @dataclass(frozen=True, slots=True)
 class StreamFacts:
-    """One bucket. `error`: why nothing is known of it; `missing`: it is not there."""
+    """One bucket. `error`: why it could not be read; `missing`: it does not exist."""
 
     name: str
     missing: bool = False
@@ -47,7 +47,8 @@ class StreamFacts:
 
 @dataclass(frozen=True, slots=True)
 class NatsFacts:
-    """`error` says why there is no connection. Limits of -1 mean none. `matchmakers`: those that answer."""
+    """What NATS reported. `error` says why there is no connection. A limit of -1 means none. `matchmakers`: those that
+    answer."""
 
     server: str
     error: str = ""
@@ -61,15 +62,15 @@ class NatsFacts:
     streams: Mapping[str, StreamFacts] = field(default_factory=dict)
     matchmakers: tuple[str, ...] = ()
     orchestrators: Mapping[str, str] = field(default_factory=dict)
-    """Name -> what fails there, as a matchmaker finds it; "" where it works."""
+    """Name -> what fails there, by a matchmaker's report; "" where it works."""
     clock: ClockFacts | None = None
     rtt: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class MonitorFacts:
-    """What the monitoring port tells. `sync_interval`: seconds between writes to the disk, 0 is always; None: it does
-    not say."""
+    """What the monitoring port reported. `sync_interval`: seconds between writes to disk, 0 for always, None for
+    unknown. `store` and `max_store` are in bytes."""
 
     url: str
     error: str = ""
@@ -79,6 +80,7 @@ class MonitorFacts:
 
 
 async def look_at_nats(settings: NatsSettings, timeout: float) -> NatsFacts:
+    """Connect within `timeout` seconds, and read the state of server, buckets and matchmakers."""
     server = ", ".join(settings.servers)
     secure = not settings.insecure
     try:
@@ -142,7 +144,7 @@ async def _look(bus: Bus, server: str, secure: bool) -> NatsFacts:
 
 
 async def _stream(bus: Bus, bucket: str, stream: str) -> tuple[StreamFacts, float | None]:
-    """Its facts, and the server's time, which the answer carries."""
+    """The facts of one bucket, and the server's time, which the answer holds."""
     try:
         msg = await bus.request(f"$JS.API.STREAM.INFO.{stream}", b"", timeout=3)
     except PermissionDenied as exc:
@@ -153,7 +155,7 @@ async def _stream(bus: Bus, bucket: str, stream: str) -> tuple[StreamFacts, floa
 
 
 def read_stream(bucket: str, data: bytes) -> tuple[StreamFacts, float | None]:
-    """JetStream's answer about a stream; anything else is an error in the facts."""
+    """Decode JetStream's answer about a stream; any other answer becomes an `error` in the facts."""
     try:
         answer: Any = msgspec.json.decode(data)
         if not isinstance(answer, dict):
@@ -178,11 +180,11 @@ def read_stream(bucket: str, data: bytes) -> tuple[StreamFacts, float | None]:
             at,
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
-        return StreamFacts(bucket, error=f"an answer that cannot be read: {exc}"), None
+        return StreamFacts(bucket, error=f"unreadable answer: {exc}"), None
 
 
 def orchestrators_of(matchmakers: Iterable[MatchmakerStatus]) -> dict[str, str]:
-    """What each orchestrator's last failure was, if any matchmaker has had one just now."""
+    """Name of each orchestrator -> its present failures, by any matchmaker's report; "" for none."""
     found: dict[str, str] = {}
     for matchmaker in matchmakers:
         for orchestrator in matchmaker.orchestrators:
@@ -192,7 +194,7 @@ def orchestrators_of(matchmakers: Iterable[MatchmakerStatus]) -> dict[str, str]:
 
 
 async def look_at_monitor(url: str) -> MonitorFacts:
-    """`/varz` of nats-server's monitoring port."""
+    """Read `/varz` of nats-server's monitoring port."""
     import httpx
 
     try:
@@ -204,6 +206,7 @@ async def look_at_monitor(url: str) -> MonitorFacts:
 
 
 def read_varz(url: str, data: bytes) -> MonitorFacts:
+    """Decode the answer of `/varz`; any other answer becomes an `error` in the facts."""
     try:
         jetstream: Any = json.loads(data)["jetstream"]
         config, stats = jetstream.get("config") or {}, jetstream.get("stats") or {}
@@ -216,10 +219,10 @@ def read_varz(url: str, data: bytes) -> MonitorFacts:
             max_store=int(config.get("max_storage", 0)),
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
-        return MonitorFacts(url, error=f"an answer that cannot be read: {exc}")
+        return MonitorFacts(url, error=f"unreadable answer: {exc}")
 
 
 async def look_at_monitors(urls: Sequence[str]) -> MonitorFacts:
-    """The first of them that answers; else what the first one said."""
+    """The facts of the first URL that answers, else those of the first one."""
     found = await asyncio.gather(*map(look_at_monitor, urls))
     return next((facts for facts in found if not facts.error), found[0])

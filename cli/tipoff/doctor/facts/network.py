@@ -1,4 +1,4 @@
-"""DNS, TLS, clocks and readiness as they are: facts, read from the network. No opinions here (rules_network.py)."""
+"""Reads facts about DNS, TLS, clocks and httpd's readiness from the network."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _HEAD_LIMIT = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class DnsFacts:
-    """What a name leads to; `error` says why it leads nowhere."""
+    """The addresses of a name; `error` says why it has none."""
 
     name: str
     ipv4: tuple[str, ...] = ()
@@ -34,8 +34,8 @@ class DnsFacts:
 
 @dataclass(frozen=True, slots=True)
 class TlsFacts:
-    """One TLS server. `connected`: TCP got through; `problem`: why the certificate is not trusted (OpenSSL's words), or
-    why there is no TLS; the rest is the certificate's, where one was shown."""
+    """One TLS server. `connected`: TCP connected; `problem`: why the certificate is not trusted (OpenSSL's text), or
+    why there is no TLS. The other fields are the certificate's, where the server sent one."""
 
     where: str
     connected: bool = False
@@ -48,7 +48,7 @@ class TlsFacts:
 
 @dataclass(frozen=True, slots=True)
 class ClockFacts:
-    """`offset`: seconds that the other clock is ahead of ours; `within`: how exactly that is known."""
+    """`offset`: seconds by which the other clock is ahead of ours; `within`: the uncertainty, in seconds."""
 
     whose: str
     offset: float
@@ -57,7 +57,7 @@ class ClockFacts:
 
 @dataclass(frozen=True, slots=True)
 class HttpFacts:
-    """An answer of httpd's. `status` 0: none came, `error` says why."""
+    """An answer of httpd. `status` 0: no answer, and `error` says why."""
 
     url: str
     status: int = 0
@@ -68,7 +68,7 @@ class HttpFacts:
     error: str = ""
 
     def clock(self) -> ClockFacts | None:
-        """By the Date header, which knows whole seconds alone."""
+        """The server's clock by its Date header, which has a resolution of one second; None without one."""
         parsed = email.utils.parsedate_to_datetime(self.date) if _is_date(self.date) else None
         if parsed is None:
             return None
@@ -77,7 +77,7 @@ class HttpFacts:
         return ClockFacts(self.url, parsed.timestamp() + 0.5 - middle, within)
 
     def missing(self) -> list[str]:
-        """What `/readyz` says is not there."""
+        """What `/readyz` reports as missing."""
         try:
             found: Any = json.loads(self.body)
         except ValueError:
@@ -94,6 +94,7 @@ def _is_date(text: str) -> bool:
 
 
 async def look_up(name: str) -> DnsFacts:
+    """Resolve `name` as this machine's programs do."""
     loop = asyncio.get_running_loop()
     try:
         found = await loop.getaddrinfo(name, None, type=socket.SOCK_STREAM)
@@ -108,7 +109,8 @@ async def look_up(name: str) -> DnsFacts:
 
 
 def trusting(ca: Path | str | None) -> ssl.SSLContext:
-    """The system's authorities, and those of the PEM file `ca`. Raises `OSError` or `ssl.SSLError`."""
+    """A context that trusts the system's authorities and those in the PEM file `ca`. Raises `OSError`, also as
+    `ssl.SSLError`."""
     context = ssl.create_default_context()
     if ca:
         context.load_verify_locations(cafile=str(ca))
@@ -116,12 +118,14 @@ def trusting(ca: Path | str | None) -> ssl.SSLContext:
 
 
 async def look_at_https(host: str, port: int, ca: Path | None) -> TlsFacts:
+    """The certificate of an HTTPS server, checked as a client does that also trusts `ca`."""
     where = f"{host}:{port}"
     return await _look(where, host, trusting(ca), lambda context: _dial(host, port, context, host))
 
 
 async def look_at_nats_tls(host: str, port: int, context: ssl.SSLContext) -> TlsFacts:
-    """nats-server speaks first, in clear, and then TLS on the same connection."""
+    """The certificate of a nats-server, which first sends its INFO in clear and then does TLS on the same
+    connection."""
     return await _look(f"{host}:{port}", host, context, lambda tls: _dial_nats(host, port, tls))
 
 
@@ -135,10 +139,10 @@ async def _dial_nats(host: str, port: int, context: ssl.SSLContext) -> asyncio.S
     try:
         line = await reader.readuntil(b"\n")
         if not line.startswith(b"INFO "):
-            raise ssl.SSLError("this is no nats-server: it does not begin with INFO")
+            raise ssl.SSLError("not a nats-server: it does not begin with INFO")
         info: Any = json.loads(line[5:])
         if not isinstance(info, dict) or not (info.get("tls_required") or info.get("tls_available")):
-            raise ssl.SSLError("this nats-server speaks no TLS")
+            raise ssl.SSLError("this nats-server has no TLS")
         await writer.start_tls(context, server_hostname=host)
     except BaseException:
         writer.close()
@@ -147,7 +151,7 @@ async def _dial_nats(host: str, port: int, context: ssl.SSLContext) -> asyncio.S
 
 
 async def _look(where: str, host: str, context: ssl.SSLContext, dial: Any) -> TlsFacts:
-    """First as a client does; where that fails for the certificate, once more to read it."""
+    """Connect as a client does; where the certificate is not trusted, connect once more to read it."""
     problem = ""
     try:
         writer = await dial(context)
@@ -162,7 +166,9 @@ async def _look(where: str, host: str, context: ssl.SSLContext, dial: Any) -> Tl
     except ssl.SSLError as exc:
         return TlsFacts(where, connected=True, problem=str(getattr(exc, "reason", "") or exc))
     except (asyncio.IncompleteReadError, ValueError, asyncio.LimitOverrunError) as exc:
-        return TlsFacts(where, connected=True, problem=f"the connection ended or made no sense: {exc}")
+        return TlsFacts(
+            where, connected=True, problem=f"the connection ended, or its data was invalid: {exc}"
+        )
     except OSError as exc:
         return TlsFacts(where, problem=exc.strerror or describe(exc))
     try:
@@ -176,6 +182,7 @@ async def _look(where: str, host: str, context: ssl.SSLContext, dial: Any) -> Tl
 
 
 def of_certificate(where: str, der: bytes, problem: str = "") -> TlsFacts:
+    """The facts in a DER certificate."""
     certificate = x509.load_der_x509_certificate(der)
     names: list[str] = []
     with contextlib.suppress(x509.ExtensionNotFound):
@@ -194,12 +201,12 @@ def of_certificate(where: str, der: bytes, problem: str = "") -> TlsFacts:
 
 
 async def ask_http(url: str, path: str) -> HttpFacts:
-    """`GET url + path`. A certificate that is not trusted does not matter here: another check tells of it."""
+    """`GET url + path`. Accepts any certificate, because another check judges it."""
     import httpx
 
     asked = time.time()
     try:
-        # The answer is looked at, nothing is sent that would be worth stealing.
+        # The request holds nothing secret, and the answer is only displayed.
         async with httpx.AsyncClient(verify=False, trust_env=False, timeout=10) as client:
             answer = await client.get(url + path)
     except httpx.HTTPError as exc:
@@ -215,9 +222,11 @@ async def ask_http(url: str, path: str) -> HttpFacts:
 
 
 def host_and_port(url: str) -> tuple[str, int]:
+    """Host and port of a URL, with the scheme's default port."""
     parts = urlsplit(url)
     return parts.hostname or "", parts.port or (443 if parts.scheme in ("https", "wss") else 80)
 
 
 def now_utc() -> datetime:
+    """The present time."""
     return datetime.now(UTC)

@@ -1,9 +1,9 @@
-"""UDP as far as it can be known: from inside by binding and sending to oneself, from outside with a second machine.
+"""Reads facts about UDP: from inside by binding ports and sending to ourselves, from outside with a second machine.
 
     here    tipoff doctor --listen 30000-30199     a small echo on those ports, for ten minutes
     there   tipoff doctor --probe HOST --ports 30000-30199
 
-The echo answers one shape of datagram alone, with as many bytes as came, so it amplifies nothing.
+The echo answers only datagrams of one form, with as many bytes as it received, so that it amplifies nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 @dataclass(frozen=True, slots=True)
 class PortFacts:
-    """The port range on this host: `busy` are bound by somebody (game servers that run, mostly)."""
+    """The port range on this host. `busy` ports are bound, mostly by running game servers."""
 
     ports: range
     busy: tuple[int, ...] = ()
@@ -40,7 +40,8 @@ class PortFacts:
 
 @dataclass(frozen=True, slots=True)
 class LoopFacts:
-    """A datagram from here to the public address `host`. `arrived` None: it could not be sent, `error` says why."""
+    """A datagram from here to the public address `host`. `arrived` is None when it could not be sent; `error` says
+    why."""
 
     host: str
     port: int
@@ -50,7 +51,7 @@ class LoopFacts:
 
 @dataclass(frozen=True, slots=True)
 class ProbeFacts:
-    """What an echo elsewhere answered. `refused`: the host said that nobody listens (ICMP)."""
+    """What an echo on another machine answered. `refused`: the host reported a closed port (ICMP)."""
 
     host: str
     ports: range
@@ -60,7 +61,7 @@ class ProbeFacts:
 
 
 def look_at_ports(ports: range) -> PortFacts:
-    """By binding each one for a moment."""
+    """Which ports are free, found out by binding each one for a moment."""
     busy: list[int] = []
     denied = ""
     for port in ports:
@@ -77,7 +78,7 @@ def look_at_ports(ports: range) -> PortFacts:
 
 
 def ephemeral_ports(path: Path = _EPHEMERAL) -> range:
-    """What the kernel gives to programs that do not ask for a port."""
+    """The ports that the kernel gives to programs that bind port 0."""
     try:
         first, last = path.read_text().split()
         return range(int(first), int(last) + 1)
@@ -91,7 +92,7 @@ class _Echo(asyncio.DatagramProtocol):
         self._transport: asyncio.DatagramTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.DatagramTransport", transport)  # asyncio's own is no subclass of it
+        self._transport = cast("asyncio.DatagramTransport", transport)  # asyncio's class is no subclass of it
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         if (answer := answer_to(data)) is not None and self._transport is not None:
@@ -100,7 +101,7 @@ class _Echo(asyncio.DatagramProtocol):
 
 
 def answer_to(data: bytes) -> bytes | None:
-    """What the echo answers: None to anything that is not a probe of ours."""
+    """What the echo answers to a datagram; None for anything but our probe."""
     if len(data) != SIZE or not data.startswith(REQUEST):
         return None
     return ANSWER + data[len(REQUEST) :]
@@ -108,7 +109,7 @@ def answer_to(data: bytes) -> bytes | None:
 
 @dataclass(slots=True)
 class Echo:
-    """`open` ports answer; `busy` ones could not be had. `heard`: address -> datagrams."""
+    """A running echo. `open` ports answer; `busy` ports could not be bound. `heard`: address -> number of datagrams."""
 
     open: list[int] = field(default_factory=list)
     busy: list[int] = field(default_factory=list)
@@ -117,7 +118,7 @@ class Echo:
 
 @asynccontextmanager
 async def echo(ports: Sequence[int], host: str = "0.0.0.0") -> AsyncIterator[Echo]:  # noqa: S104 # asked for by --listen
-    """Answers probes until the block ends."""
+    """Answer probes until the block ends."""
     loop = asyncio.get_running_loop()
     found = Echo()
     transports: list[asyncio.BaseTransport] = []
@@ -154,11 +155,11 @@ class _Prober(asyncio.DatagramProtocol):
             self.arrived.set()
 
     def error_received(self, exc: Exception) -> None:
-        """ICMP says that nobody listens on one of them; which one it does not say."""
+        """Ignores ICMP's report of a closed port, which does not name the port."""
 
 
 async def probe(host: str, ports: range, timeout: float) -> ProbeFacts:
-    """Send to each port, a few times, until all have answered or `timeout` seconds are over."""
+    """Send to each port up to three times, until all have answered or `timeout` seconds are over."""
     loop = asyncio.get_running_loop()
     try:
         found = await loop.getaddrinfo(host, ports[0], family=socket.AF_INET, type=socket.SOCK_DGRAM)
@@ -173,7 +174,7 @@ async def probe(host: str, ports: range, timeout: float) -> ProbeFacts:
                 if port not in prober.answered:
                     transport.sendto(REQUEST + nonce, (address, port))
                 if port % 50 == 0:
-                    await asyncio.sleep(0)  # not all in one burst: somebody's router drops it
+                    await asyncio.sleep(0)  # not in one burst, which routers drop
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout / TRIES):
                     while len(prober.answered) < len(ports):
@@ -189,13 +190,13 @@ async def probe(host: str, ports: range, timeout: float) -> ProbeFacts:
 
 
 async def send_to_self(host: str, ports: range, busy: Sequence[int], timeout: float) -> LoopFacts:
-    """Open an echo on a free port of the range, and ask it by the public address."""
+    """Open an echo on a free port of the range, and probe it at the public address."""
     port = next((port for port in reversed(ports) if port not in busy), 0)
     if not port:
         return LoopFacts(host, 0, None, "no port of the range is free")
     async with echo([port]) as listening:
         if not listening.open:
-            return LoopFacts(host, port, None, "the port was taken meanwhile")
+            return LoopFacts(host, port, None, "the port has been taken meanwhile")
         facts = await probe(host, range(port, port + 1), timeout)
     if facts.error:
         return LoopFacts(host, port, None, facts.error)

@@ -1,1 +1,1 @@
-"""What the doctor makes of the facts: pure functions from facts to findings."""
+"""Judges the facts: pure functions from facts to findings."""

@@ -1,4 +1,4 @@
-"""What the engine and games.toml mean: pure judgement."""
+"""Judges the facts about Docker engine, games.toml and keys."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ OLDEST_API = (1, 40)
 
 
 def judge_engine(facts: EngineFacts, pull: str) -> list[Finding]:
+    """Findings about the engine and the games' images; `pull` is the launcher's pull policy."""
     check = "engine"
     if facts.denied:
         return [
             fail(
                 check,
-                f"{facts.socket} is there, and this user may not use it",
+                f"{facts.socket} exists, but this user may not use it",
                 f"Run doctor as root or in group {facts.group}. For the launcher: DOCKER_GID={facts.group}.",
             )
         ]
@@ -41,7 +42,7 @@ def judge_engine(facts: EngineFacts, pull: str) -> list[Finding]:
         findings.append(
             warn(
                 check,
-                f"anybody on this host may use {facts.socket}, which is as good as being root",
+                f"every user of this host may use {facts.socket}, which makes them root",
                 f"`chmod o-rw {facts.socket}`; a group is enough.",
             )
         )
@@ -58,7 +59,7 @@ def judge_engine(facts: EngineFacts, pull: str) -> list[Finding]:
         findings.append(
             fail(
                 "images",
-                f"not here, and never fetched: {', '.join(missing)}",
+                f"missing, and never pulled: {', '.join(missing)}",
                 "Build or `docker pull` them, or set TIPOFF_PULL=missing.",
             )
         )
@@ -66,18 +67,18 @@ def judge_engine(facts: EngineFacts, pull: str) -> list[Finding]:
         findings.append(
             warn(
                 "images",
-                f"not here yet: {', '.join(missing)}",
-                "Fetched when the first server starts, while players wait: `docker pull` or build them now.",
+                f"missing: {', '.join(missing)}",
+                "The first server pulls them while players wait: `docker pull` or build them now.",
             )
         )
     elif facts.images:
-        findings.append(ok("images", f"here: {', '.join(sorted(facts.images))}"))
+        findings.append(ok("images", f"present: {', '.join(sorted(facts.images))}"))
     if not facts.network_there:
         findings.append(
             fail(
                 check,
                 f"there is no network {facts.network}",
-                "`docker compose up` makes it; or correct TIPOFF_LAUNCHER_DOCKER_NETWORK.",
+                "`docker compose up` creates it; or correct TIPOFF_LAUNCHER_DOCKER_NETWORK.",
             )
         )
     if not any(finding.check == check for finding in findings):
@@ -86,6 +87,7 @@ def judge_engine(facts: EngineFacts, pull: str) -> list[Finding]:
 
 
 def judge_games(facts: GamesFacts) -> list[Finding]:
+    """Findings about games.toml and the games' keys."""
     check = "games"
     if facts.error:
         return [fail(check, facts.error, "Correct that line; docs/settings.md explains every field.")]
@@ -97,7 +99,7 @@ def judge_games(facts: GamesFacts) -> list[Finding]:
             fail(
                 "keys",
                 facts.key_error,
-                "`tipoff secrets init` makes keys that are missing. Matchmaker and launcher need the same ones.",
+                "`tipoff secrets init` makes missing keys. Matchmaker and launcher need the same keys.",
             )
         )
         return findings
@@ -105,20 +107,20 @@ def judge_games(facts: GamesFacts) -> list[Finding]:
         findings.append(
             warn(
                 "keys",
-                f"everybody on this host can read {', '.join(facts.open_keys)}",
-                "chmod 700 the directory: who has a game's key makes tokens for it.",
+                f"every user of this host can read {', '.join(facts.open_keys)}",
+                "chmod 700 the directory: a game's key is all it takes to make tokens.",
             )
         )
     if facts.shared_keys:
         findings.append(
             warn(
                 "keys",
-                f"the same key for {', '.join(facts.shared_keys)}",
-                "Give each game and version a key of its own: `tipoff secrets rotate`.",
+                f"equal keys: {', '.join(facts.shared_keys)}",
+                "Give each game and version its own key: `tipoff secrets rotate`.",
             )
         )
     if not facts.open_keys and not facts.shared_keys:
-        findings.append(ok("keys", "each game has a key of its own"))
+        findings.append(ok("keys", "each game has its own key"))
     return findings
 
 

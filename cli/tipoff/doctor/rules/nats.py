@@ -1,4 +1,4 @@
-"""What NATS's state means: pure judgement."""
+"""Judges the facts about NATS, buckets and matchmakers."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from tipoff.doctor.target import is_local
 
 NEARLY_FULL = 0.8
 OLDEST = (2, 11)
-"""The first nats-server with a time to live for each key, which leases need."""
+"""The first nats-server with a TTL for each key, which leases need."""
 SLOW = 0.1
-"""Seconds for one round trip, from where `doctor` runs: every play waits for a few."""
-POWER_CUT = "README.md of deploy/nats/ has the setting; after a power cut everything of the last minutes would be lost."
+"""Seconds for one round trip from where `doctor` runs; every play waits for a few."""
+POWER_CUT = "deploy/nats/README.md shows the setting; without it a power cut loses the last minutes."
 
 
 def judge_nats(facts: NatsFacts) -> list[Finding]:
+    """Findings about the connection, the server, its buckets, matchmakers and orchestrators."""
     check = "nats"
     if facts.error:
         return [fail(check, f"{facts.server}: {facts.error}", _why_unreachable(facts.error))]
@@ -33,7 +34,7 @@ def judge_nats(facts: NatsFacts) -> list[Finding]:
         findings.append(
             fail(
                 check,
-                f"nats-server {facts.version} knows no time to live of keys",
+                f"nats-server {facts.version} has no TTL for keys",
                 "Run nats-server 2.11 or later: leases depend on it.",
             )
         )
@@ -51,8 +52,8 @@ def judge_nats(facts: NatsFacts) -> list[Finding]:
         findings.append(
             warn(
                 check,
-                f"{facts.server} is spoken to without TLS: passwords and tokens travel in clear",
-                "Fine within one host's own networks; else use deploy/nats/nats.conf, and NATS_CA.",
+                f"no TLS to {facts.server}: passwords and tokens travel in clear",
+                "Fine within one host; else use deploy/nats/nats.conf and NATS_CA.",
             )
         )
     if facts.rtt > SLOW:
@@ -76,7 +77,7 @@ def judge_nats(facts: NatsFacts) -> list[Finding]:
             fail(
                 "matchmaker",
                 "no matchmaker answers",
-                "Start one; its log says why it does not run. (Or TIPOFF_NAMESPACE is another one.)",
+                "Start one; its log says why it does not run. Or TIPOFF_NAMESPACE is wrong.",
             )
         )
     return findings
@@ -85,11 +86,14 @@ def judge_nats(facts: NatsFacts) -> list[Finding]:
 def _orchestrator(name: str, error: str) -> Finding:
     if not error:
         return ok("orchestrator", f"{name} works")
-    todo = "No game server can be started while this lasts. Is it running? Its log, or the service's page, says more."
+    todo = (
+        "No game server can start while this lasts. Is it running? See its log or the service's status page."
+    )
     return fail("orchestrator", f"{name} fails: {error}", todo)
 
 
 def judge_streams(facts: NatsFacts) -> list[Finding]:
+    """Findings about the buckets: missing, without replicas, nearly full."""
     check = "jetstream"
     findings: list[Finding] = []
     readable = [stream for stream in facts.streams.values() if not stream.error]
@@ -99,16 +103,16 @@ def judge_streams(facts: NatsFacts) -> list[Finding]:
         findings.append(
             warn(
                 check,
-                f"buckets that are not there: {', '.join(missing)}",
-                "A matchmaker makes them at its start: restart one. Is another version running beside?",
+                f"missing buckets: {', '.join(missing)}",
+                "A matchmaker creates them at its start: restart one. Does another version run beside it?",
             )
         )
     elif missing:
         findings.append(
             fail(
                 check,
-                "none of the buckets is there",
-                "No matchmaker has run here yet, or TIPOFF_NAMESPACE is another one.",
+                "all buckets are missing",
+                "No matchmaker has run here yet, or TIPOFF_NAMESPACE is wrong.",
             )
         )
     behind = [stream for stream in there if stream.current < stream.replicas]
@@ -118,15 +122,15 @@ def judge_streams(facts: NatsFacts) -> list[Finding]:
             warn(
                 check,
                 f"replicas are missing or behind: {names}",
-                "A node of the cluster is down or catching up; with one more lost, nothing can be written.",
+                "A node of the cluster is down or catching up; if one more is lost, no write succeeds.",
             )
         )
     if facts.cluster > 1 and (single := [s.name for s in there if s.replicas == 1 and s.name in _OURS]):
         findings.append(
             warn(
                 check,
-                f"a cluster of {facts.cluster}, but one replica only: {', '.join(single)}",
-                "Set TIPOFF_NATS_REPLICAS=3 before the buckets are made, or `nats stream edit KV_NAME --replicas 3`.",
+                f"a cluster of {facts.cluster}, but only one replica of {', '.join(single)}",
+                "Set TIPOFF_NATS_REPLICAS=3 before the first start, or `nats stream edit KV_NAME --replicas 3`.",
             )
         )
     full = [stream for stream in there if _share(stream) > NEARLY_FULL]
@@ -136,7 +140,7 @@ def judge_streams(facts: NatsFacts) -> list[Finding]:
             fail(
                 check,
                 f"nearly full: {names}",
-                "Raise max_bytes (`nats stream edit`): a full bucket lets nobody in.",
+                "Raise max_bytes (`nats stream edit`): with a full bucket no player gets in.",
             )
         )
     if facts.max_storage > 0 and facts.storage > NEARLY_FULL * facts.max_storage:
@@ -157,24 +161,25 @@ def judge_streams(facts: NatsFacts) -> list[Finding]:
 
 
 def judge_monitor(facts: MonitorFacts) -> list[Finding]:
+    """Findings about durability and the size of the server's store."""
     check = "sync_interval"
     if facts.error:
         return [
             skip(
                 check,
-                f"{facts.url} does not tell ({facts.error})",
-                "--monitor names nats-server's monitoring port; on its own host `doctor` finds the compose stack's.",
+                f"{facts.url} does not answer ({facts.error})",
+                "--monitor names nats-server's monitoring port; on the host of a compose stack `doctor` finds it.",
             )
         ]
     if facts.sync_interval == 0:
-        findings = [ok(check, "every acknowledged write is on the disk (sync_interval: always)")]
+        findings = [ok(check, "every acknowledged write is on disk (sync_interval: always)")]
     elif facts.sync_interval is None:
-        findings = [skip(check, "this nats-server does not tell how often it writes to the disk")]
+        findings = [skip(check, "this nats-server does not report how often it writes to disk")]
     else:
         findings = [
             warn(
                 check,
-                f"writes reach the disk every {facts.sync_interval:g} s",
+                f"writes reach the disk only every {facts.sync_interval:g} s",
                 f"Set `sync_interval: always`: {POWER_CUT}",
             )
         ]
@@ -196,13 +201,13 @@ def _why_unreachable(error: str) -> str:
     text = error.lower()
     if any(word in text for word in ("authorization", "authentication", "nats_user")):
         return (
-            "User or password is not right: NATS_USER and NATS_PASSWORD_FILE. After `tipoff secrets rotate` NATS must "
+            "User or password is wrong: NATS_USER and NATS_PASSWORD_FILE. After `tipoff secrets rotate` NATS must "
             "reload."
         )
     if "certificate" in text or "ssl" in text or "tls" in text or "secure" in text:
         return (
-            "TLS does not come about: NATS_CA must name the authority (secrets/nats/ca.pem), its certificate this "
-            "host; NATS_INSECURE=1 where NATS has no TLS."
+            "TLS failed: NATS_CA must name the authority (secrets/nats/ca.pem), and the certificate must name this "
+            "host; set NATS_INSECURE=1 where NATS has no TLS."
         )
     return "Is nats-server running, is NATS_HOST right, is the port published? `docker compose ps nats`, then its log."
 
@@ -212,7 +217,7 @@ def _version(text: str) -> tuple[int, int]:
     try:
         return int(parts[0]), int(parts[1])
     except (ValueError, IndexError):
-        return (99, 0)  # a build of somebody's own
+        return (99, 0)  # a custom build
 
 
 def _share(stream: StreamFacts) -> float:

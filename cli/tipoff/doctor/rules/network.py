@@ -1,4 +1,4 @@
-"""What DNS, TLS, clocks and readiness mean for players: pure judgement."""
+"""Judges the facts about DNS, TLS, clocks and httpd's readiness."""
 
 from __future__ import annotations
 
@@ -13,49 +13,50 @@ from tipoff.doctor.target import is_local
 EXPIRES_SOON = timedelta(days=21)
 EXPIRES_AT_ONCE = timedelta(days=3)
 SHORT_LIVED = timedelta(days=10)
-"""Caddy's own authority signs for twelve hours."""
+"""A certificate with a shorter lifetime is renewed often: Caddy's own authority signs for twelve hours."""
 RENEWED_WITH = 0.3
-"""Renewal that works by itself happens with a third of the lifetime left."""
+"""Automatic renewal happens when a third of the lifetime is left; with less than this share it has failed."""
 CLOCK_WARN = 1.0
 CLOCK_FAIL = 5.0
 """Seconds. Claim deadlines have 2 s of slack, tokens live 15 or 30 s."""
 
 
 def judge_dns(facts: DnsFacts, public_hosts: Sequence[str]) -> Finding:
+    """Whether players reach the name; `public_hosts` are the addresses in their tokens."""
     check = "dns"
     if facts.error:
         return fail(
             check,
-            f"{facts.name} leads nowhere: {facts.error}",
+            f"{facts.name} does not resolve: {facts.error}",
             f"Make an A record for {facts.name} with this host's public IPv4 address.",
         )
     if not facts.ipv4:
         return fail(
             check,
             f"{facts.name} has no IPv4 address, only {', '.join(facts.ipv6)}",
-            "Add an A record: players are told an IPv4 address, as bevygap's clients ask for.",
+            "Add an A record: tokens hold IPv4 addresses, which bevygap's clients need.",
         )
     listed = ", ".join((*facts.ipv4, *facts.ipv6))
     private = [address for address in facts.ipv4 if not ipaddress.ip_address(address).is_global]
     if private and not is_local(facts.name):
         return warn(
             check,
-            f"{facts.name} is {listed}; {', '.join(private)} can be reached from here alone, not from the internet",
-            "Right in a local network. Else give the name this host's public address (look at /etc/hosts, too).",
+            f"{facts.name} is {listed}; {', '.join(private)} can be reached only from here, not from the internet",
+            "Right in a local network. Else give the name this host's public address (see /etc/hosts, too).",
         )
     literal = [host for host in public_hosts if _is_address(host)]
     if literal and not set(literal) & set(facts.ipv4):
         return warn(
             check,
-            f"{facts.name} is {listed}, but game servers tell players {', '.join(literal)}",
-            "Right when game servers are another host. Else correct the A record, or TIPOFF_PUBLIC_HOST.",
+            f"{facts.name} is {listed}, but players are sent to {', '.join(literal)}",
+            "Right when game servers run on another host. Else correct the A record, or TIPOFF_PUBLIC_HOST.",
         )
     return ok(check, f"{facts.name} is {listed}")
 
 
 def judge_tls(check: str, facts: TlsFacts, now: datetime, *, own_authority: str = "") -> Finding:
-    """`own_authority`: what to do where the certificate is of an authority that nobody knows, and where that is meant:
-    on this machine it is then no failure."""
+    """Whether clients trust the certificate at the time `now`. `own_authority`: what to do about a certificate of an
+    authority that only this installation knows; on this machine that is only a warning."""
     where = facts.where
     if not facts.connected:
         return fail(
@@ -67,7 +68,7 @@ def judge_tls(check: str, facts: TlsFacts, now: datetime, *, own_authority: str 
         return fail(
             check,
             f"{where} shows no certificate: {facts.problem}",
-            "TLS is expected there. Look at the log of whatever listens.",
+            "TLS is expected there. See the log of the program that listens.",
         )
     until = f"valid until {facts.not_after:%Y-%m-%d}, for {', '.join(facts.names) or 'no name'}"
     left = facts.not_after - now
@@ -81,7 +82,7 @@ def judge_tls(check: str, facts: TlsFacts, now: datetime, *, own_authority: str 
         return fail(
             check,
             f"{where}: the certificate is not valid before {facts.not_before:%Y-%m-%d %H:%M} UTC",
-            "Look at this machine's clock first, then at the certificate.",
+            "Check this machine's clock first, then the certificate.",
         )
     if facts.problem:
         if "ostname mismatch" in facts.problem or "IP address mismatch" in facts.problem:
@@ -92,7 +93,7 @@ def judge_tls(check: str, facts: TlsFacts, now: datetime, *, own_authority: str 
             )
         todo = (
             own_authority
-            or "Players need a public authority's (a domain in TIPOFF_HOST, an e-mail address in TIPOFF_TLS)."
+            or "Players need one of a public authority (a domain in TIPOFF_HOST, an e-mail address in TIPOFF_TLS)."
         )
         said = f"{where}: not trusted: {facts.problem}; issued by {facts.issuer}"
         return Finding(
@@ -110,15 +111,16 @@ def judge_tls(check: str, facts: TlsFacts, now: datetime, *, own_authority: str 
         return warn(
             check,
             f"{where}: {until}: {left.days} days left",
-            "Renewal should have happened: look at the log of whatever does it.",
+            "Renewal should have happened: see the log of the program that renews it.",
         )
     return ok(check, f"{where}: {until}")
 
 
 def judge_clock(facts: ClockFacts | None, whose: str) -> Finding:
+    """Whether two clocks agree as far as tokens and deadlines need."""
     check = "clocks"
     if facts is None:
-        return skip(check, f"{whose} tells no time")
+        return skip(check, f"{whose} reports no time")
     certain = max(0.0, abs(facts.offset) - facts.within)
     direction = "ahead of" if facts.offset > 0 else "behind"
     said = f"the clock of {facts.whose} is {abs(facts.offset):.1f} s {direction} this machine's (±{facts.within:.1f} s)"
@@ -134,6 +136,7 @@ def judge_clock(facts: ClockFacts | None, whose: str) -> Finding:
 
 
 def judge_ready(facts: HttpFacts) -> Finding:
+    """Whether httpd can serve players."""
     check = "httpd"
     if not facts.status:
         return fail(
@@ -142,14 +145,14 @@ def judge_ready(facts: HttpFacts) -> Finding:
             "Is httpd running, and the proxy in front of it? `docker compose ps`, then their logs.",
         )
     if facts.status == 200:
-        return ok(check, f"{facts.url}/readyz: players can be served")
+        return ok(check, f"{facts.url}/readyz: ready for players")
     missing = facts.missing()
     if missing:
-        return fail(check, f"{facts.url}/readyz: {'; '.join(missing)}", "That part's log says why.")
+        return fail(check, f"{facts.url}/readyz: {'; '.join(missing)}", "The log of that service says why.")
     return fail(
         check,
         f"{facts.url}/readyz answers {facts.status}",
-        "That is not httpd, or a proxy that does not reach it: its log says why.",
+        "This is not httpd, or a proxy that does not reach it: its log says why.",
     )
 
 

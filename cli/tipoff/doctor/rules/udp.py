@@ -1,4 +1,4 @@
-"""What is known of the game servers' ports, and what cannot be: pure judgement."""
+"""Judges the facts about the ports of game servers, and says what cannot be known from here."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from tipoff.doctor.target import is_local
 
 
 def judge_ports(facts: PortFacts) -> list[Finding]:
+    """Findings about the port range on this host."""
     check, ports = "ports", facts.ports
     name = f"{ports[0]}-{ports[-1]}"
     if facts.denied:
@@ -17,7 +18,7 @@ def judge_ports(facts: PortFacts) -> list[Finding]:
             fail(
                 check,
                 f"UDP ports {name} cannot be bound: {facts.denied}",
-                "Ports below 1024 belong to root; choose others by TIPOFF_PORT_RANGE.",
+                "Only root may bind ports below 1024; choose others with TIPOFF_PORT_RANGE.",
             )
         ]
     findings: list[Finding] = []
@@ -28,21 +29,19 @@ def judge_ports(facts: PortFacts) -> list[Finding]:
             fail(
                 check,
                 said,
-                "No game server can start. Name more ports by TIPOFF_PORT_RANGE, or find out who has them: `ss -ulpn`.",
+                "No game server can start. Add ports with TIPOFF_PORT_RANGE, or find out who uses them: `ss -ulpn`.",
             )
         )
     elif free < len(ports) / 5:
-        findings.append(
-            warn(check, said, "Soon no game server can start: name more ports by TIPOFF_PORT_RANGE.")
-        )
+        findings.append(warn(check, said, "Soon no game server can start: add ports with TIPOFF_PORT_RANGE."))
     else:
-        findings.append(ok(check, f"{said} (game servers that run, mostly)" if facts.busy else said))
+        findings.append(ok(check, f"{said} (mostly by running game servers)" if facts.busy else said))
     shared = range(max(ports.start, facts.ephemeral.start), min(ports.stop, facts.ephemeral.stop))
     if len(shared):
         findings.append(
             warn(
                 check,
-                f"ports {shared[0]}-{shared[-1]} are also what the kernel gives to any program (ip_local_port_range)",
+                f"the kernel gives ports {shared[0]}-{shared[-1]} to any program, too (ip_local_port_range)",
                 f"Choose a range below it, or reserve it: `sysctl net.ipv4.ip_local_reserved_ports={name}`.",
             )
         )
@@ -50,57 +49,59 @@ def judge_ports(facts: PortFacts) -> list[Finding]:
 
 
 def judge_loop(facts: LoopFacts) -> Finding:
+    """What a datagram to our own public address shows."""
     check = "udp"
     outside = (
-        f"From another machine it can be known: here `tipoff doctor --listen {facts.port or 'PORTS'}`, "
+        f"Find out from another machine: here `tipoff doctor --listen {facts.port or 'PORTS'}`, "
         f"there `tipoff doctor --probe {facts.host} --ports {facts.port or 'PORTS'}`."
     )
     if facts.arrived is None:
-        return warn(check, f"nothing could be sent to {facts.host}: {facts.error}", outside)
+        return warn(check, f"sending to {facts.host} failed: {facts.error}", outside)
     if facts.arrived and is_local(facts.host):
         return ok(
-            check, f"a datagram to {facts.host}:{facts.port} arrives: players are on this machine alone"
+            check, f"a datagram to {facts.host}:{facts.port} arrives; players can be only on this machine"
         )
     if facts.arrived:
         return Finding(
             check,
             Status.OK,
-            f"a datagram from here to {facts.host}:{facts.port} arrives; whether one from the internet does, a "
-            "firewall in front of this host decides, which cannot be seen from here",
+            f"a datagram from here to {facts.host}:{facts.port} arrives; whether one from the internet "
+            "does depends on firewalls in front of this host, which cannot be seen from here",
             outside,
         )
     return warn(
         check,
-        f"a datagram from here to {facts.host}:{facts.port} does not come back to this host. A router or cloud that "
-        "translates addresses often leaves out just this way; or the port is closed, or the address is not this host's",
+        f"a datagram from here to {facts.host}:{facts.port} does not come back to this host. Routers and clouds that "
+        "translate addresses often do not translate this path; or the port is closed, or it is another host's address",
         outside,
     )
 
 
 def judge_probe(facts: ProbeFacts) -> Finding:
+    """What the answers of an echo on another machine show."""
     check, ports = "udp", facts.ports
     missing = [port for port in ports if port not in facts.answered]
     where = f"{facts.host}, UDP {ports[0]}-{ports[-1]}" if len(ports) > 1 else f"{facts.host}, UDP {ports[0]}"
     if facts.error and not facts.answered:
-        return fail(check, f"{where}: {facts.error}", "Look at the name, and at this machine's own network.")
+        return fail(check, f"{where}: {facts.error}", "Check the name and this machine's network.")
     if not missing:
-        return ok(check, f"{where}: every port answers: players get through")
+        return ok(check, f"{where}: every port answers: players can connect")
     if not facts.answered:
         return fail(
             check,
             f"{where}: no answer from any port",
             f"Is `tipoff doctor --listen {ports[0]}-{ports[-1]}` running there? Then a firewall (of the host, of the "
-            "provider) drops UDP: open these ports. Some networks let no UDP out: try from another one, too.",
+            "provider) drops UDP: open these ports. Some networks block outgoing UDP: try from another one, too.",
         )
     return warn(
         check,
         f"{where}: {len(facts.answered)} answer, {len(missing)} do not: {spans(missing)}",
-        "Ports with a game server on them do not answer the echo. The others: open them in the firewall.",
+        "Ports with a running game server do not answer the probe. Open the others in the firewall.",
     )
 
 
 def spans(ports: Iterable[int], most: int = 8) -> str:
-    """`30000-30009, 30012`."""
+    """Ports as text, like `30000-30009, 30012`; at most `most` spans."""
     parts: list[tuple[int, int]] = []
     for port in sorted(ports):
         if parts and port == parts[-1][1] + 1:
