@@ -8,10 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tipoff_shared.primitives.waiting import gather_then_raise
+
+pytest.importorskip("blockbuster")
 from blockbuster import BlockingError
 
 from tests import blocking
-from tipoff_shared.primitives.waiting import gather_then_raise
 
 
 async def in_our_code(call: Callable[[], object]) -> None:
