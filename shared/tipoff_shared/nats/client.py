@@ -5,8 +5,6 @@
     an unreadable subject or header ends its reader for good       only that message is dropped
     a dead link is closed only after all bytes were taken          closed at once
     sends the password in clear where the server asks no TLS       never
-
-It was written against nats-py 2.16 and uses private parts of it; each place says so.
 """
 
 from __future__ import annotations
@@ -38,6 +36,7 @@ _STATUS = re.compile(rb"\r\n\s*status\s*:", re.IGNORECASE)
 # Words of NATS's protocol end at a space or a tab, but nats-py (2.16) splits at any white space of Python's. A message
 # with a form feed in its subject, which nats-server accepts, would be a protocol error after each reconnect.
 _WORD = rb"([^ \t\r\n]+)[ \t]+"
+# nats.protocol.parser is private to nats-py (2.16).
 nats.protocol.parser.MSG_RE = re.compile(rb"\AMSG[ \t]+" + _WORD + _WORD + rb"(" + _WORD + rb")?(\d+)\r\n")
 nats.protocol.parser.HMSG_RE = re.compile(
     rb"\AHMSG[ \t]+" + _WORD + _WORD + rb"(" + _WORD + rb")?(\d+)[ \t]+(\d+)\r\n"
@@ -49,6 +48,9 @@ _NOT_OPENING = 0.2
 _CLOSE_TRIES = 5
 
 
+# Written against nats-py 2.16: overrides and reads private parts of its client (`_process_msg`, `_process_err`,
+# `_process_pong`, `_process_op_err`, `_connect_command`, `_connect_to_server`, `_resp_map`, `_resp_sub_prefix`,
+# `_pongs`, `_transport`, `_reconnection_task`, `_error_cb`).
 class HardenedClient(NatsClient):
     """nats-py's client with the changes above (nats-py 2.16).
 

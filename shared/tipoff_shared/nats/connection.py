@@ -209,6 +209,7 @@ class Bus:
         if denied.subscription:
             if len(self._deaf_to) < _TOLD_DENIALS:
                 self._deaf_to.append(denied)
+            # `_subs` is private to nats-py (2.16).
             subjects = (sub.subject for sub in self.nc._subs.values())
             denied.subject = next(filter(denied.concerns, subjects), denied.subject)
         said = str(denied)
