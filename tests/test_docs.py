@@ -83,3 +83,10 @@ def test_the_hello_example_is_what_new_writes(source_tree: Path, tmp_path: Path)
         for p in kept.rglob("*")
         if p.is_file() and p.name != "README.md" and "__pycache__" not in p.parts
     }
+
+
+def test_the_files_that_the_architecture_names_exist(source_tree: Path) -> None:
+    """The walk through a play and a departure follows the code."""
+    named = re.findall(r"`([\w/]+\.py)`", (source_tree / "docs/architecture.md").read_text())
+    assert len(named) > 30
+    assert [path for path in named if path != "compose.py" and not (source_tree / path).exists()] == []
