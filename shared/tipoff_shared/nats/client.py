@@ -1,10 +1,10 @@
 """nats-py's client, hardened at the level of bytes and sockets.
 
-    nats-py                                                        here
-    a permission error shows as a time-out                         `PermissionDenied` at once, with subject and user
-    an unreadable subject or header ends its reader for good       only that message is dropped
-    a dead link is closed only after all bytes were taken          closed at once
-    sends the password in clear where the server asks no TLS       never
+nats-py                                                        here
+a permission error shows as a time-out                         `PermissionDenied` at once, with subject and user
+an unreadable subject or header ends its reader for good       only that message is dropped
+a dead link is closed only after all bytes were taken          closed at once
+sends the password in clear where the server asks no TLS       never
 """
 
 from __future__ import annotations
