@@ -10,7 +10,6 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
-import nats.errors
 from nats.aio.msg import Msg
 
 from tipoff_matchmaker.deployments import machine
@@ -63,7 +62,7 @@ class Admin:
         self._subscriptions: list[Subscription] = []
 
     async def open(self) -> None:
-        """Begin to answer."""
+        """Begin to answer. Raises `Unavailable`."""
         for operation, handle, queue in (
             ("kick", self._kick, QUEUE),
             ("drain", self._drain, QUEUE),
@@ -81,11 +80,8 @@ class Admin:
     async def stop(self) -> None:
         """Take no more requests; those in hand are answered. Idempotent."""
         subscriptions, self._subscriptions = self._subscriptions, []
-        for subscription in subscriptions if self._bus.connected else ():
-            try:
-                await subscription.unsubscribe()
-            except nats.errors.Error as exc:
-                log.debug("unsubscribing: %s", exc)
+        for subscription in subscriptions:
+            await subscription.unsubscribe()
         await self._handlers.drain(_DRAIN)
 
     def _answering(

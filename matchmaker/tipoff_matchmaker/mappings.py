@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from tipoff_shared.errors import TipoffError
 from tipoff_shared.kv.buckets import MAPPING_TTL, Buckets
+from tipoff_shared.primitives.waiting import wait_for_event
 
 log = logging.getLogger(__name__)
 
@@ -64,11 +65,7 @@ class Mappings:
             self._changed.clear()
             wait = self._kept[0].due - self._clock() if self._kept else None
             if wait is None or wait > 0:
-                try:
-                    async with asyncio.timeout(wait):
-                        await self._changed.wait()
-                except TimeoutError:
-                    pass
+                await wait_for_event(self._changed, wait)
                 continue
             await self.put_due()
 

@@ -1,4 +1,4 @@
-"""Which matchmakers are alive: everyone says so regularly, and everyone listens."""
+"""Tracks which matchmakers are alive: each publishes heartbeats, and each listens."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tipoff_shared.primitives.tasks import Tasks
 
 
 class Peers:
-    """`is_alive` is a hint: whoever takes over does so by compare-and-set."""
+    """The matchmakers heard of lately. `is_alive` is a hint: a take-over is a compare-and-set."""
 
     def __init__(self, bus: Bus, instance: str, *, silent_after: float) -> None:
         self._bus = bus
@@ -25,8 +25,8 @@ class Peers:
         self._listening_since = time.monotonic()
 
     def is_alive(self, instance: str) -> bool:
-        """Whether `instance` has been heard of lately ("" never has); while we have not listened for long enough
-        to know, yes."""
+        """Whether `instance` has been heard of lately ("" never was); True while we have not listened for long enough
+        to know."""
         if not instance:
             return False
         now = time.monotonic()
@@ -38,7 +38,7 @@ class Peers:
         return not any(self.is_alive(instance) for instance in self._heard if instance != self._instance)
 
     async def falls_silent(self, instance: str) -> bool:
-        """Whether `instance` is silent, or becomes so within one period of silence: waits until that is known."""
+        """Whether `instance` is silent, or becomes so within one period of silence; waits until that is known."""
         end = time.monotonic() + self._silent_after
         while instance:
             silent_at = self._heard.get(instance, self._listening_since) + self._silent_after
@@ -51,7 +51,7 @@ class Peers:
 
     @asynccontextmanager
     async def listening(self, tasks: Tasks) -> AsyncIterator[None]:
-        """Beat and listen for the time of the block."""
+        """Publish heartbeats and listen, for the time of the block. Raises `Unavailable`."""
         prefix = self._bus.subjects.alive("")
 
         async def heard(msg: Msg) -> None:
@@ -60,7 +60,7 @@ class Peers:
             if len(self._heard) > 1000:
                 self._heard = {name: at for name, at in self._heard.items() if now - at < self._silent_after}
 
-        sub = await self._bus.nc.subscribe(self._bus.subjects.alive("*"), cb=heard)
+        subscription = await self._bus.subscribe(self._bus.subjects.alive("*"), heard)
         self._listening_since = time.monotonic()
         self._bus.on_reconnect(self._deaf_until_now)
         beat = tasks.start(self._beat(), "alive")
@@ -68,8 +68,7 @@ class Peers:
             yield
         finally:
             beat.cancel()
-            if self._bus.connected:
-                await sub.unsubscribe()
+            await subscription.unsubscribe()
 
     def _deaf_until_now(self) -> None:
         self._listening_since = time.monotonic()
@@ -77,6 +76,6 @@ class Peers:
 
     async def _beat(self) -> None:
         while True:
-            with suppress(Unavailable):  # nobody can hear anybody now
+            with suppress(Unavailable):  # NATS is away: no heartbeat arrives anywhere
                 await self._bus.publish(self._bus.subjects.alive(self._instance), b"")
             await asyncio.sleep(self._silent_after / 3)

@@ -9,12 +9,10 @@ by nobody to the end, and the reconciler looks after it.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from tipoff_matchmaker.backoff import pause
 from tipoff_matchmaker.fleet.liveness import Liveness
 from tipoff_matchmaker.sessions.machine import Connected, Left
 from tipoff_matchmaker.sessions.store import SessionStore
@@ -22,6 +20,9 @@ from tipoff_shared.errors import Internal, Malformed, TipoffError, Unavailable
 from tipoff_shared.kv.bucket import Bucket
 from tipoff_shared.kv.buckets import Buckets
 from tipoff_shared.kv.changes import Ack, Change
+from tipoff_shared.primitives.retry import Backoff, run_forever
+from tipoff_shared.primitives.text import describe
+from tipoff_shared.primitives.waiting import gather_then_raise
 from tipoff_shared.records import GameserverLease
 
 log = logging.getLogger(__name__)
@@ -71,27 +72,26 @@ class Reaper:
 async def _read(store: Bucket[T], name: str, handle: Callable[[Change[T], Ack], Awaitable[None]]) -> None:
     """Let `handle` handle and acknowledge every change, a batch at a time, until cancelled; a change that cannot be
     handled now comes again."""
-    tries = 0
-    while True:
-        try:
-            async with store.durable(name) as changes:
-                while True:
-                    batch = await changes.fetch()
-                    tries = 0
-                    newest = {change.key: (change, ack) for change, ack in batch}
-                    older = [ack for change, ack in batch if newest[change.key][0] is not change]
-                    outcomes = await asyncio.gather(
-                        *(ack() for ack in older),
-                        *(_handle(store, change, ack, handle) for change, ack in newest.values()),
-                        return_exceptions=True,
-                    )
-                    for outcome in outcomes:
-                        if isinstance(outcome, BaseException):
-                            raise outcome  # after all are done: none goes on behind the next reading
-        except Unavailable as exc:
-            tries += 1
-            log.info("reading %s: %s; again soon", store.bucket, str(exc) or type(exc).__name__)
-            await asyncio.sleep(pause(tries, 0.1))
+
+    async def read(pauses: Backoff) -> None:
+        async with store.durable(name) as changes:
+            while True:
+                batch = await changes.fetch()
+                pauses.reset()
+                newest = {change.key: (change, ack) for change, ack in batch}
+                older = [ack for change, ack in batch if newest[change.key][0] is not change]
+                # All are done before the next reading: none goes on behind it.
+                await gather_then_raise(
+                    *(ack() for ack in older),
+                    *(_handle(store, change, ack, handle) for change, ack in newest.values()),
+                )
+
+    await run_forever(
+        read,
+        first_pause=0.1,
+        retry_on=Unavailable,
+        on_failure=lambda failures, exc: log.info("reading %s: %s; again soon", store.bucket, describe(exc)),
+    )
 
 
 async def _handle(

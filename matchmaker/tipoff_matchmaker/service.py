@@ -51,9 +51,9 @@ class Matchmaker:
         parts = self.parts
         await self.follow()
         self._loops.start(parts.delete_queue.run(), "delete queue")
-        subjects, nc = parts.bus.subjects, parts.bus.nc
-        await nc.subscribe(subjects.contexts, queue=QUEUE, cb=self._context)
-        await nc.subscribe(subjects.ping_matchmaker, queue=QUEUE, cb=self._ping)
+        subjects, subscribe = parts.bus.subjects, parts.bus.subscribe
+        await subscribe(subjects.contexts, self._context, queue=QUEUE)
+        await subscribe(subjects.ping_matchmaker, self._ping, queue=QUEUE)
         await parts.requests.open()
         await parts.gensession.open()
         await parts.admin.open()

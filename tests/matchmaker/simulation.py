@@ -395,7 +395,6 @@ class MemoryBus:
         self.subjects = Subjects("")
         self.connected = True
         self.connected_since = nats.loop.time()
-        self.nc = self
 
     def on_reconnect(self, callback: Callable[[], None]) -> None:
         pass
@@ -405,10 +404,9 @@ class MemoryBus:
         self._nats.publish(subject, payload)
 
     async def subscribe(
-        self, subject: str, queue: str = "", cb: Callable[[Any], Awaitable[None]] | None = None
+        self, subject: str, callback: Callable[[Any], Awaitable[None]], *, queue: str = ""
     ) -> MemoryBus:
-        assert cb is not None
-        self._nats.subscribers.append((subject.rstrip("*>"), self._process, cb))
+        self._nats.subscribers.append((subject.rstrip("*>"), self._process, callback))
         return self
 
     async def unsubscribe(self) -> None:

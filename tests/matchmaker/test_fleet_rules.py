@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.matchmaker.world import ARENA
-from tipoff_matchmaker.backoff import pause
 from tipoff_matchmaker.bevygap.contexts import decode_context
 from tipoff_matchmaker.deployments import machine
 from tipoff_matchmaker.deployments.readiness import ReadyServer, from_orchestrator
@@ -17,6 +16,7 @@ from tipoff_matchmaker.settings import Settings
 from tipoff_orchestrator_client.base import Deployment, Port, RunState
 from tipoff_shared.errors import Malformed
 from tipoff_shared.messages import Transports, UdpAddress
+from tipoff_shared.primitives.retry import backoff
 from tipoff_shared.records import (
     LEASE_TTL,
     DeploymentRecord,
@@ -388,8 +388,8 @@ def test_the_brake_holds_back_all_but_a_few() -> None:
 @given(st.integers(1, 100), st.floats(0.01, 1))
 def test_pauses_grow_and_are_bounded(tries: int, first: float) -> None:
     """Half to all of the doubled pause, five seconds at most; never less than what the other side asked for."""
-    assert first / 2 <= pause(tries, first) <= 5.0
-    assert pause(tries, first, retry_after=7.0) == 7.0
+    assert first / 2 <= backoff(tries, first) <= 5.0
+    assert backoff(tries, first, retry_after=7.0) == 7.0
 
 
 def test_the_settings_suit_the_leases_that_servers_write() -> None:

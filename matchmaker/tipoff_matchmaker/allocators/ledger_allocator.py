@@ -17,7 +17,6 @@ from contextlib import suppress
 from functools import partial
 
 from tipoff_matchmaker.allocators.interface import Progress, Step
-from tipoff_matchmaker.backoff import pause
 from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.errors import NoRecord, NoSeat
 from tipoff_matchmaker.fleet.planner import Planner
@@ -28,6 +27,7 @@ from tipoff_matchmaker.seats.waiting_line import Waiter, WaitingLine, WaitingLin
 from tipoff_matchmaker.settings import Settings
 from tipoff_shared.errors import TipoffError, Unavailable, UnknownGame
 from tipoff_shared.games import GameKey
+from tipoff_shared.primitives.retry import backoff
 from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.records import DeploymentRecord
 
@@ -192,7 +192,7 @@ class LedgerAllocator:
             waiter.failures += 1
             key = waiter.allocation.key
             self._lines[key].put_back(waiter)
-            asyncio.get_running_loop().call_later(pause(waiter.failures, _STORE_PAUSE), self._pump, key)
+            asyncio.get_running_loop().call_later(backoff(waiter.failures, _STORE_PAUSE), self._pump, key)
         elif isinstance(error, Exception):
             waiter.error = error
         if not waiter.staged:

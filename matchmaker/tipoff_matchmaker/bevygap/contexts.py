@@ -12,7 +12,6 @@ from typing import Any
 
 import msgspec
 
-from tipoff_matchmaker.backoff import pause
 from tipoff_matchmaker.deployments.machine import is_coming
 from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.fleet.readiness import Readiness
@@ -27,6 +26,7 @@ from tipoff_orchestrator_client.base import (
 from tipoff_shared.errors import Malformed, TipoffError, Unavailable
 from tipoff_shared.games import Game, Games
 from tipoff_shared.kv.bucket import Bucket
+from tipoff_shared.primitives.retry import backoff
 from tipoff_shared.records import DeploymentRecord
 
 log = logging.getLogger(__name__)
@@ -142,12 +142,12 @@ class BevygapContexts:
                 if found is None or found.ports or found.state is not RunState.STARTING:
                     return found
                 # The server is quicker than its orchestrator, which does not know its ports yet.
-                wait = pause(tries, 0.2)
+                wait = backoff(tries, 0.2)
             except OrchestratorError as exc:
                 log.warning(
                     "%s is ready, but %s does not know where: %s", deployment_id, orchestrator.name, exc
                 )
-                wait = pause(tries, 0.2, retry_after=exc.retry_after)
+                wait = backoff(tries, 0.2, retry_after=exc.retry_after)
             await asyncio.sleep(wait)
         return found
 

@@ -6,17 +6,18 @@ session, it is closing". The record decides.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 
 from nats.aio.msg import Msg
 from nats.js import api
 
-from tipoff_matchmaker.pull_consumer import read_for_ever
 from tipoff_matchmaker.sessions.release import Releaser
 from tipoff_matchmaker.sessions.store import SessionStore
-from tipoff_shared.errors import TipoffError
+from tipoff_shared.errors import TipoffError, Unavailable
 from tipoff_shared.nats.connection import Bus
+from tipoff_shared.nats.jetstream import acknowledge, read_stream
+from tipoff_shared.primitives.retry import run_forever
+from tipoff_shared.primitives.waiting import gather_then_raise
 from tipoff_shared.records import SessionState
 
 log = logging.getLogger(__name__)
@@ -36,20 +37,26 @@ class DeleteQueue:
 
     async def run(self) -> None:
         """Until cancelled; an outage of NATS does not end it."""
+        stream = self._bus.subjects.delete_stream
         config = api.ConsumerConfig(durable_name=DURABLE, ack_policy=api.AckPolicy.EXPLICIT, ack_wait=30)
-        await read_for_ever(
-            self._bus,
-            self._bus.subjects.delete_stream,
-            config,
-            self._all,
-            batch=_BATCH,
-            wait=_WAIT,
+        await run_forever(
+            lambda pauses: read_stream(
+                self._bus,
+                stream,
+                config,
+                self._all,
+                batch=_BATCH,
+                wait=_WAIT,
+                may_differ=True,  # bevygap's own reader may have created it
+                on_progress=pauses.reset,
+            ),
             first_pause=0.2,
-            may_differ=True,  # bevygap's own reader may have made it
+            retry_on=Unavailable,
+            on_failure=lambda failures, exc: log.info("reading %s: %s; again soon", stream, exc),
         )
 
     async def _all(self, messages: list[Msg]) -> None:
-        await asyncio.gather(*map(self._handle, messages))
+        await gather_then_raise(*map(self._handle, messages))
 
     async def _handle(self, msg: Msg) -> None:
         session_id = msg.data.decode(errors="replace")
@@ -64,4 +71,4 @@ class DeleteQueue:
             log.exception(
                 "delete queue, %s could not be handled; the reconciler tries again", session_id[:64]
             )
-        await msg.ack()
+        await acknowledge(msg)

@@ -9,13 +9,10 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from tipoff_shared.errors import Unavailable
 from tipoff_shared.games import Game
-from tipoff_shared.kv.bucket import Bucket, Entry, LostRace
+from tipoff_shared.kv.bucket import Bucket
 from tipoff_shared.names import key_token
 from tipoff_shared.records import FleetRecord
-
-_TRIES = 50
 
 
 def fleet_key(game: str, version: str) -> str:
@@ -73,19 +70,13 @@ class FleetLimit:
     async def _change(
         self, game: str, version: str, change: Callable[[FleetRecord], FleetRecord]
     ) -> FleetRecord:
-        key = fleet_key(game, version)
-        for _ in range(_TRIES):
-            entry: Entry[FleetRecord] | None = await self._store.get(key)
-            before = FleetRecord(game, version) if entry is None else entry.value
+        empty = FleetRecord(game, version)
+
+        def changed(record: FleetRecord | None) -> FleetRecord | None:
+            before = empty if record is None else record
             after = change(before)
-            if after is before:
-                return before
-            try:
-                if entry is None:
-                    await self._store.create(key, after)
-                else:
-                    await self._store.update(key, after, entry.revision)
-            except LostRace:
-                continue
-            return after
-        raise Unavailable(f"the fleet of {game} {version} changes too quickly to be written", retry_after=1)
+            return None if after is before else after
+
+        what = f"the fleet of {game} {version}"
+        entry = (await self._store.change(fleet_key(game, version), changed, what=what)).entry
+        return empty if entry is None else entry.value

@@ -17,11 +17,11 @@ from typing import TypeAlias
 
 import msgspec
 
-from tipoff_matchmaker.backoff import pause
 from tipoff_matchmaker.deployments.machine import in_brief
 from tipoff_matchmaker.errors import NoRecord
 from tipoff_shared.errors import TipoffError, Unavailable
 from tipoff_shared.kv.bucket import Bucket, Entry, Full, LostRace
+from tipoff_shared.primitives.retry import Backoff, run_forever
 from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.records import DeploymentRecord, DeploymentState
 
@@ -101,23 +101,24 @@ class DeploymentStore:
     async def follow(self) -> None:
         """Learn what other matchmakers write, as it happens, until cancelled; begins again after each outage. It is a
         hint that wakes those who wait here: the reconciler finds what was missed."""
-        tries = 0
-        while True:
-            try:
-                async with self._store.watch() as changes:
-                    while True:
-                        batch = await changes.fetch()
-                        tries = 0
-                        for change, ack in batch:
-                            if change.value is not None:
-                                self.observe(Entry(change.key, change.value, change.revision))
-                            elif (known := self.entries.get(change.key)) and known.revision < change.revision:
-                                self.vanished(change.key)
-                            await ack()
-            except Unavailable as exc:
-                tries += 1
-                log.info("watching deployments: %s; again soon", exc)
-                await asyncio.sleep(pause(tries, 0.1))
+        await run_forever(
+            self._watch,
+            first_pause=0.1,
+            retry_on=Unavailable,
+            on_failure=lambda failures, exc: log.info("watching deployments: %s; again soon", exc),
+        )
+
+    async def _watch(self, pauses: Backoff) -> None:
+        async with self._store.watch() as changes:
+            while True:
+                batch = await changes.fetch()
+                pauses.reset()
+                for change, ack in batch:
+                    if change.value is not None:
+                        self.observe(Entry(change.key, change.value, change.revision))
+                    elif (known := self.entries.get(change.key)) and known.revision < change.revision:
+                        self.vanished(change.key)
+                    await ack()
 
     async def fetch(self, deployment_id: str) -> DeploymentRecord | None:
         """Read the current record from the bucket. Raises `Unavailable`."""

@@ -11,12 +11,10 @@ import asyncio
 import logging
 from collections.abc import Mapping
 
-from tipoff_matchmaker.backoff import pause
 from tipoff_matchmaker.deployments import machine
 from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.fleet.readiness import Readiness
 from tipoff_matchmaker.fleet.start import Starter
-from tipoff_matchmaker.fleet.start_backoff import brief
 from tipoff_matchmaker.fleet.stop import Stopper
 from tipoff_matchmaker.fleet.trust import Trust
 from tipoff_orchestrator_client.base import Deployment, Orchestrator, OrchestratorError, RunState
@@ -24,7 +22,9 @@ from tipoff_shared.errors import TipoffError
 from tipoff_shared.games import Games
 from tipoff_shared.kv.bucket import Bucket, Entry
 from tipoff_shared.kv.changes import Change
+from tipoff_shared.primitives.retry import Backoff, run_forever
 from tipoff_shared.primitives.tasks import Tasks
+from tipoff_shared.primitives.text import one_line
 from tipoff_shared.records import DeploymentRecord, DeploymentState, GameserverLease
 
 log = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ class Liveness:
         if found is None and record.state is DeploymentState.PLANNED:
             return  # its orchestrator may not have been called yet
         if found is None or found.state is RunState.STOPPED:
-            reason = brief(found.reason if found is not None else "") or "the server is gone"
+            reason = one_line(found.reason if found is not None else "") or "the server is gone"
             self._trust.remove(deployment_id)
             # While this process starts it, the orchestrator may be about to get our call: then it is told to stop, too.
             gone = not self._starter.is_starting(deployment_id)
@@ -157,16 +157,19 @@ class Liveness:
 
     async def follow(self, orchestrator: Orchestrator) -> None:
         """Read its events until cancelled. They are hints: each is confirmed before anything is taken away."""
-        tries = 0
-        while True:
-            try:
-                async for deployment in orchestrator.events():
-                    tries = 0
-                    self._event(deployment)
-            except (OrchestratorError, TipoffError) as exc:
-                log.info("events of %s: %s", orchestrator.name, exc)
-            tries += 1
-            await asyncio.sleep(pause(tries, 0.5, longest=10))
+
+        async def read(pauses: Backoff) -> None:
+            async for deployment in orchestrator.events():
+                pauses.reset()
+                self._event(deployment)
+
+        await run_forever(
+            read,
+            first_pause=0.5,
+            longest_pause=10,
+            retry_on=(OrchestratorError, TipoffError),
+            on_failure=lambda failures, exc: log.info("events of %s: %s", orchestrator.name, exc),
+        )
 
     def _event(self, deployment: Deployment) -> None:
         record = self._deployments.get(deployment.deployment_id)

@@ -14,13 +14,12 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 
-from tipoff_matchmaker.backoff import pause
 from tipoff_matchmaker.deployments import machine
 from tipoff_matchmaker.deployments.fleet_limit import FleetLimit
 from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.fleet.progress import explain
 from tipoff_matchmaker.fleet.start import Starter
-from tipoff_matchmaker.fleet.start_backoff import StartBackoff, brief
+from tipoff_matchmaker.fleet.start_backoff import StartBackoff
 from tipoff_matchmaker.fleet.stop import Stopper
 from tipoff_matchmaker.orchestrators.resilient import ResilientOrchestrator
 from tipoff_matchmaker.seats.waiting_line import WaitingLines
@@ -29,7 +28,9 @@ from tipoff_orchestrator_client.base import NoCapacity, NotConfigured, Orchestra
 from tipoff_shared.errors import OrchestratorFailed, TipoffError
 from tipoff_shared.games import Game, GameKey
 from tipoff_shared.names import new_deployment_id
+from tipoff_shared.primitives.retry import backoff
 from tipoff_shared.primitives.tasks import Tasks
+from tipoff_shared.primitives.text import describe, one_line
 from tipoff_shared.records import DeploymentRecord, DeploymentState
 
 log = logging.getLogger(__name__)
@@ -109,11 +110,11 @@ class Planner:
             self.want(key)
 
     async def _plan_for_ever(self, game: Game) -> None:
-        backoff, wanted = self._backoffs[game.key], self._wanted[game.key]
+        starts, wanted = self._backoffs[game.key], self._wanted[game.key]
         tries = 0
         while True:
             await wanted.wait()
-            if (early := backoff.not_before - time.monotonic()) > 0:
+            if (early := starts.not_before - time.monotonic()) > 0:
                 await asyncio.sleep(early)
             wanted.clear()
             if self._held_back(game):
@@ -124,7 +125,7 @@ class Planner:
             except TipoffError as exc:
                 tries += 1
                 log.warning("planning servers for %s %s: %s", game.name, game.version, exc)
-                await asyncio.sleep(pause(tries, self._settings.backoff))
+                await asyncio.sleep(backoff(tries, self._settings.backoff))
                 wanted.set()
 
     def _held_back(self, game: Game) -> bool:
@@ -183,19 +184,19 @@ class Planner:
         return known
 
     def _start_failed(self, game: Game, deployment_id: str, exc: OrchestratorError) -> None:
-        backoff = self._backoffs[game.key]
-        reason = brief(str(exc) or type(exc).__name__)
+        starts = self._backoffs[game.key]
+        reason = one_line(describe(exc))
         record = self._deployments.get(deployment_id)
         self._stopper.stop(deployment_id, f"did not start: {reason}")
         if isinstance(exc, NoCapacity):
-            backoff.no_capacity(reason, time.monotonic(), exc.retry_after)
+            starts.no_capacity(reason, time.monotonic(), exc.retry_after)
         else:
             now = self._clock()
             planned_at = now if record is None else record.created_at
-            backoff.failed(planned_at, now, time.monotonic(), self._settings.backoff, exc.retry_after)
+            starts.failed(planned_at, now, time.monotonic(), self._settings.backoff, exc.retry_after)
         log.warning("deployment %s did not start: %s", deployment_id, reason)
         line = self._lines[game.key]
-        hopeless = isinstance(exc, NotConfigured) or backoff.failures >= self._settings.start_failures
+        hopeless = isinstance(exc, NotConfigured) or starts.failures >= self._settings.start_failures
         if not (hopeless and self._give_up(game, reason, retry_after=self._blocked(game))):
             line.announce(reason)
         if line or game.min_ready:

@@ -18,7 +18,6 @@ from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.errors import NoRecord
 from tipoff_matchmaker.event_secret import EventSecret
 from tipoff_matchmaker.fleet.readiness import Readiness
-from tipoff_matchmaker.fleet.start_backoff import brief
 from tipoff_matchmaker.seats.waiting_line import WaitingLines
 from tipoff_matchmaker.settings import Settings
 from tipoff_orchestrator_client.base import (
@@ -32,6 +31,7 @@ from tipoff_orchestrator_client.base import (
 from tipoff_shared.errors import TipoffError, Unavailable
 from tipoff_shared.games import Game, GameKey
 from tipoff_shared.primitives.tasks import Tasks
+from tipoff_shared.primitives.text import one_line
 from tipoff_shared.records import DeploymentRecord, DeploymentState
 
 log = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ class Starter:
         told, and every change renews `start_timeout`. "": that is over."""
         record = self._deployments.get(deployment_id)
         game = None if record is None else self._games.get((record.game, record.version))
-        text = brief("".join(c if c.isprintable() else " " for c in text))
+        text = one_line("".join(c if c.isprintable() else " " for c in text))
         if record is None or game is None or not machine.is_coming(record):
             return
         if not text:

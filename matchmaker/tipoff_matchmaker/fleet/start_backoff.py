@@ -7,20 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tipoff_matchmaker.backoff import pause
+from tipoff_shared.primitives.retry import backoff
 
 _NO_CAPACITY_PAUSE = 3.0
 _LONGEST_PAUSE = 10.0
 _LONGEST_NO_CAPACITY_PAUSE = 30.0
-
-
-_REASON = 200
-
-
-def brief(reason: str) -> str:
-    """A reason that fits a record: one line of at most 200 characters (a server's last output may be long)."""
-    line = " ".join(reason.split())
-    return line if len(line) <= _REASON else line[: _REASON - 1] + "…"
 
 
 @dataclass(slots=True)
@@ -41,7 +32,7 @@ class StartBackoff:
         """The orchestrator has no room now; that does not count as a failure of the game."""
         self.no_room = reason
         first = retry_after or _NO_CAPACITY_PAUSE
-        self._wait(monotonic + pause(1, first, retry_after=retry_after, longest=_LONGEST_NO_CAPACITY_PAUSE))
+        self._wait(monotonic + backoff(1, first, retry_after=retry_after, longest=_LONGEST_NO_CAPACITY_PAUSE))
 
     def failed(
         self, planned_at: float, now: float, monotonic: float, first_pause: float, retry_after: float | None
@@ -50,7 +41,7 @@ class StartBackoff:
         if planned_at > self.failed_at:
             self.failures += 1
             self.failed_at = now
-        delay = pause(self.failures, first_pause, retry_after=retry_after, longest=_LONGEST_PAUSE)
+        delay = backoff(self.failures, first_pause, retry_after=retry_after, longest=_LONGEST_PAUSE)
         self._wait(monotonic + delay)
 
     def _wait(self, until: float) -> None:

@@ -6,7 +6,6 @@ reconciler of any matchmaker begins again. Every step may be repeated.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
@@ -22,7 +21,9 @@ from tipoff_matchmaker.settings import Settings
 from tipoff_orchestrator_client.base import NotConfigured, Orchestrator, OrchestratorError
 from tipoff_shared.errors import TipoffError
 from tipoff_shared.games import GameKey
+from tipoff_shared.primitives.single_flight import SingleFlight
 from tipoff_shared.primitives.tasks import Tasks
+from tipoff_shared.primitives.waiting import gather_then_raise
 from tipoff_shared.records import DeploymentRecord, DeploymentState
 
 log = logging.getLogger(__name__)
@@ -50,10 +51,9 @@ class Stopper:
         self._fleet_limit = fleet_limit
         self._orchestrators = orchestrators
         self._ender = ender
-        self._tasks = tasks
         self._settings = settings
         self._clock = clock
-        self._running: dict[str, asyncio.Task[None]] = {}
+        self._stops = SingleFlight[str, None]("stop", begin=tasks.start)
         self._listeners: list[Listener] = []
 
     def subscribe(self, listener: Listener) -> None:
@@ -63,18 +63,18 @@ class Stopper:
 
     def is_stopping(self, deployment_id: str) -> bool:
         """Whether this process stops it right now."""
-        return deployment_id in self._running
+        return deployment_id in self._stops
 
     def stop(self, deployment_id: str, reason: str, *, confirmed_gone: bool = False) -> None:
         """Stop the server, end its sessions, free its reservation; idempotent. `confirmed_gone`: the orchestrator has
         said that the server no longer runs, so it is not called."""
-        if deployment_id in self._running:
+        if deployment_id in self._stops:
             return
         record = self._deployments.get(deployment_id)
         key = None if record is None else (record.game, record.version)
-        task = self._tasks.start(self._stop(deployment_id, reason, confirmed_gone), f"stop/{deployment_id}")
-        self._running[deployment_id] = task
-        task.add_done_callback(lambda _: self._stopped(deployment_id, key))
+        task = self._stops.start(deployment_id, lambda: self._stop(deployment_id, reason, confirmed_gone))
+        if key is not None:
+            task.add_done_callback(lambda _: self._stopped(key))
 
     async def drain(self, deployment_id: str, reason: str) -> None:
         """No new players there; the server is stopped when its last player has left. Raises `Unavailable`."""
@@ -87,11 +87,9 @@ class Stopper:
         if record.state is DeploymentState.DRAINING and not record.seats:
             self.stop(deployment_id, reason)
 
-    def _stopped(self, deployment_id: str, key: GameKey | None) -> None:
-        self._running.pop(deployment_id, None)
-        if key is not None:
-            for listener in self._listeners:
-                listener(key)
+    def _stopped(self, key: GameKey) -> None:
+        for listener in self._listeners:
+            listener(key)
 
     async def _stop(self, deployment_id: str, reason: str, confirmed_gone: bool) -> None:
         until = self._clock() + STOP_RETRY
@@ -104,9 +102,7 @@ class Stopper:
             works = [self._ender.end_sessions(record, reason)]
             if not confirmed_gone:
                 works.append(self._stop_at_orchestrator(record))
-            for outcome in await asyncio.gather(*works, return_exceptions=True):
-                if outcome is not None:
-                    raise outcome
+            await gather_then_raise(*works)
             failpoints.reach("E3")
             await self._deployments.change(deployment_id, lambda record: machine.gone(record, reason))
             await self._fleet_limit.remove(record.game, record.version, deployment_id)

@@ -1,0 +1,1 @@
+"""Reads the events of untrusted game servers and writes for them."""

@@ -1,8 +1,8 @@
-"""Events of game servers of the isolated profile: read from the stream, unsealed, handed on (writer.py).
+"""Reads the events of untrusted game servers from their stream, unseals them and passes them to writer.py.
 
-Any number of matchmakers read by one durable consumer; an event is acknowledged when what it says stands in the
+Any number of matchmakers read by one durable consumer; an event is acknowledged when what it says is written into the
 buckets. Events of one server are handled one after another, and only so many in a second; those of different servers
-side by side: one who sends much delays itself. Across matchmakers rules.py makes the order not matter.
+side by side: a server that sends much delays only itself. Across matchmakers rules.py makes the order irrelevant.
 """
 
 from __future__ import annotations
@@ -10,40 +10,40 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
 
-import nats.errors
 from nats.aio.msg import Msg
 from nats.js import api
 
 from tipoff_matchmaker.isolated.writer import EventWriter
 from tipoff_matchmaker.metrics import Metrics
-from tipoff_matchmaker.pull_consumer import read_for_ever
-from tipoff_shared.errors import Malformed, NotAllowed, TipoffError
+from tipoff_shared.errors import Malformed, NotAllowed, TipoffError, Unavailable
 from tipoff_shared.event_stream import DURABLE
 from tipoff_shared.nats.connection import Bus
+from tipoff_shared.nats.jetstream import acknowledge, read_stream
+from tipoff_shared.primitives.retry import run_forever
 from tipoff_shared.primitives.tasks import Tasks
+from tipoff_shared.primitives.token_bucket import TokenBuckets
 from tipoff_shared.server_events import EventKey, unseal
 
 log = logging.getLogger(__name__)
 
 _BATCH = 200
 _WAIT = 1.0
-"""Longest wait for events: after an outage of NATS the one that was asked then is never answered."""
+"""Seconds for which each request for events stays open: one made before an outage of NATS is never answered."""
 _ACK_WAIT = 5.0
 _TOO_LATE = 4.0
-"""An event that has waited so long here comes again, to whoever has time."""
+"""An event that has waited so long here is left to come again, perhaps at another matchmaker."""
 _IN_HAND = 2000
 _PER_SECOND = 300.0
-_BURST = 1.0
-"""Seconds' worth of events of one server that are handled at once."""
+"""Events of one server that are handled in a second, and at once after a pause."""
 _PACED = 4096
-_COMPLAIN_EVERY = 10.0
+_LOG_EVERY = 10.0
 
 
 class EventReader:
-    """`key_of(deployment id)` is what its events must be sealed with."""
+    """Keeps a queue for each server. `key_of(deployment id)`: what the server's events must be sealed with."""
 
     def __init__(
         self,
@@ -58,17 +58,16 @@ class EventReader:
         self._metrics = metrics
         self._key_of = key_of
         self._tasks = tasks
-        self._lines: dict[str, deque[tuple[float, Msg]]] = {}
-        """What waits to be handled: deployment id -> when it came, and the event."""
+        self._queues: dict[str, deque[tuple[float, Msg]]] = {}
+        """Deployment id -> events to handle, each with the time of its arrival."""
         self._waiting = 0
         self._room = asyncio.Event()
-        self._paces: OrderedDict[str, float] = OrderedDict()
-        """When each server will have used up what it may: those heard of lately."""
+        self._paces = TokenBuckets[str](_PER_SECOND, _PER_SECOND, max_keys=_PACED)
         self._refused = 0
-        self._complained_at = -_COMPLAIN_EVERY
+        self._logged_at = -_LOG_EVERY
 
     async def run(self) -> None:
-        """For ever; an outage of NATS ends nothing."""
+        """Until cancelled; an outage of NATS does not end it."""
         config = api.ConsumerConfig(
             durable_name=DURABLE,
             ack_policy=api.AckPolicy.EXPLICIT,
@@ -76,52 +75,63 @@ class EventReader:
             max_ack_pending=4 * _IN_HAND,
         )
         stream = self._bus.subjects.events_stream
-        await read_for_ever(
-            self._bus, stream, config, self._line_up_all, batch=_BATCH, wait=_WAIT, first_pause=0.1
+        await run_forever(
+            lambda pauses: read_stream(
+                self._bus,
+                stream,
+                config,
+                self._queue_all,
+                batch=_BATCH,
+                wait=_WAIT,
+                on_progress=pauses.reset,
+            ),
+            first_pause=0.1,
+            retry_on=Unavailable,
+            on_failure=lambda failures, exc: log.info("reading %s: %s; again soon", stream, exc),
         )
 
-    async def _line_up_all(self, messages: list[Msg]) -> None:
-        """Into their lines; returns when there is room for more."""
+    async def _queue_all(self, messages: list[Msg]) -> None:
+        """Add to the servers' queues; returns when there is room for more."""
         for msg in messages:
-            self._line_up(msg)
+            self._enqueue(msg)
         while self._waiting >= _IN_HAND:
             self._room.clear()
             await self._room.wait()
 
-    def _line_up(self, msg: Msg) -> None:
+    def _enqueue(self, msg: Msg) -> None:
         deployment_id = self._bus.subjects.events_from(msg.subject)
         self._waiting += 1
-        line = self._lines.get(deployment_id)
-        if line is not None:
-            line.append((time.monotonic(), msg))
+        queue = self._queues.get(deployment_id)
+        if queue is not None:
+            queue.append((time.monotonic(), msg))
         else:
-            self._lines[deployment_id] = line = deque([(time.monotonic(), msg)])
-            self._tasks.start(self._in_order(deployment_id, line), f"events/{deployment_id}")
+            self._queues[deployment_id] = queue = deque([(time.monotonic(), msg)])
+            self._tasks.start(self._in_order(deployment_id, queue), f"events/{deployment_id}")
 
-    async def _in_order(self, deployment_id: str, line: deque[tuple[float, Msg]]) -> None:
-        """The one who handles this server's events, for as long as there are some."""
+    async def _in_order(self, deployment_id: str, queue: deque[tuple[float, Msg]]) -> None:
+        """Handle this server's events while there are any; the only task that does."""
         try:
-            while line:
-                came_at, msg = line.popleft()
+            while queue:
+                came_at, msg = queue.popleft()
                 self._done(1)
                 if time.monotonic() - came_at < _TOO_LATE and await self._handled(deployment_id, msg):
-                    await msg.ack()
-        except nats.errors.Error as exc:
-            log.info("events of %s: %s; they come again", deployment_id, str(exc) or type(exc).__name__)
+                    await acknowledge(msg)
+        except Unavailable as exc:
+            log.info("events of %s: %s; they come again", deployment_id, exc)
         finally:
-            del self._lines[deployment_id]
-            self._done(len(line))
+            del self._queues[deployment_id]
+            self._done(len(queue))
 
     def _done(self, count: int) -> None:
         self._waiting -= count
         self._room.set()
 
     async def _handled(self, deployment_id: str, msg: Msg) -> bool:
-        """Whether it need not come again."""
+        """Handle one event; returns whether it may be acknowledged."""
         try:
             event = unseal(self._key_of(deployment_id), deployment_id, msg.data, msg.headers)
         except (NotAllowed, Malformed) as exc:
-            self._complain(deployment_id, exc)
+            self._refuse(deployment_id, exc)
             return True
         await self._pace(deployment_id)
         try:
@@ -134,25 +144,20 @@ class EventReader:
         return True
 
     async def _pace(self, deployment_id: str) -> None:
-        """A server that says more than any game needs waits here, and the rest of its events in the stream."""
-        now = time.monotonic()
-        until = max(now, self._paces.pop(deployment_id, now)) + 1 / _PER_SECOND
-        self._paces[deployment_id] = until
-        if len(self._paces) > _PACED:
-            self._paces.popitem(last=False)
-        if (ahead := until - now - _BURST) > 0:
-            await asyncio.sleep(ahead)
+        """A server that sends more than any game needs waits here, and the rest of its events in the stream."""
+        if (wait := self._paces.reserve(deployment_id, time.monotonic())) > 0:
+            await asyncio.sleep(wait)
 
-    def _complain(self, deployment_id: str, exc: TipoffError) -> None:
-        """Whoever sends such events sends many: one line for all of them."""
+    def _refuse(self, deployment_id: str, exc: TipoffError) -> None:
+        """Log refused events in one line for many: a server that sends one sends many."""
         self._metrics.event_refused(exc.code)
         self._refused += 1
         now = time.monotonic()
-        if now - self._complained_at >= _COMPLAIN_EVERY:
+        if now - self._logged_at >= _LOG_EVERY:
             log.warning(
                 "%d event(s) of game servers refused; the last in the name of %r: %s",
                 self._refused,
                 deployment_id[:100],
                 exc,
             )
-            self._complained_at, self._refused = now, 0
+            self._logged_at, self._refused = now, 0

@@ -1,8 +1,8 @@
-"""What a game server nobody trusts may have written down for it. Pure.
+"""Decides what an untrusted game server may have written for it. Pure.
 
-The seal has shown which deployment speaks. It may speak of itself and of sessions that sit on it, and of nothing else.
-Events may come twice, late, and to two matchmakers at once; so each is judged by the records as they stand, and every
-write that follows is a compare-and-set.
+The seal has shown which deployment speaks. It may speak of itself and of sessions on it, and of nothing else. Events
+may come twice, late, and to two matchmakers at once; so each is judged by the current records, and every write that
+follows is a compare-and-set.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SEATED = (SessionState.READY, SessionState.ACTIVE)
 
 
 def check_games(games: Iterable[Game]) -> None:
-    """Raises `ConfigError` for a game whose servers know no events, or are started by somebody who tells no key."""
+    """Raises `ConfigError` for a game whose servers send no events, or whose orchestrator passes them no key."""
     for game in games:
         if game.bevygap or game.orchestrator == SESSIONS:
             why = "is bevygap's" if game.bevygap else f"has the orchestrator {SESSIONS!r}"
@@ -33,25 +33,30 @@ def check_games(games: Iterable[Game]) -> None:
 
 
 class Join(Enum):
+    """What to do when a server says that a player has joined."""
+
     WRITE = "write"
-    """The session sits there: its connection is written down."""
+    """The session has its seat there: write its connection."""
 
     KICK = "kick"
-    """It must not be connected there (any more)."""
+    """It must not be connected there: kick it."""
 
 
 class Leave(Enum):
+    """What to do when a server says that a player has left."""
+
     TELL = "tell"
-    """The session sits there: its connection is deleted, and the deletion seen, also where there was none."""
+    """The session has its seat there: delete its connection; the reaper must see that, also where there was none."""
 
     CLEAN = "clean"
-    """It is over: a connection that was left behind is removed."""
+    """The session is over: remove a connection that was left behind."""
 
     IGNORE = "ignore"
     """Another server's session."""
 
 
 def join(record: SessionRecord | None, deployment_id: str, boot_id: str, client_id: str) -> Join:
+    """Judge that `client_id` has joined on this boot of `deployment_id`; `record`: the session's."""
     if (
         record is None
         or record.deployment_id != deployment_id
@@ -64,6 +69,7 @@ def join(record: SessionRecord | None, deployment_id: str, boot_id: str, client_
 
 
 def leave(record: SessionRecord | None, deployment_id: str) -> Leave:
+    """Judge that the player of `record` has left `deployment_id`."""
     if record is None:
         return Leave.CLEAN
     if record.deployment_id != deployment_id:
@@ -72,15 +78,15 @@ def leave(record: SessionRecord | None, deployment_id: str) -> Leave:
 
 
 def newer(lease: GameserverLease | None, event: ServerEvent) -> bool:
-    """Whether the event is later than what wrote this lease."""
+    """Whether the event is later than the one that wrote this lease."""
     return lease is None or event.order > (lease.started_at, lease.seq)
 
 
 def withdraws(lease: GameserverLease | None, event: ServerEvent) -> bool:
-    """Whether a goodbye is about this lease: it is of the same boot, and was written before."""
+    """Whether a goodbye withdraws this lease: it is of the same boot, and the lease was written before."""
     return lease is not None and lease.boot_id == event.boot_id and newer(lease, event)
 
 
 def ordered(lease: GameserverLease, event: ServerEvent) -> GameserverLease:
-    """The lease as it is written."""
+    """The lease with the event's place in the order, as it is written."""
     return msgspec.structs.replace(lease, started_at=event.started_at, seq=event.seq)

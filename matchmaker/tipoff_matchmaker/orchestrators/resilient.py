@@ -26,6 +26,7 @@ from tipoff_orchestrator_client.base import (
     OrchestratorUnavailable,
 )
 from tipoff_shared.admin import Failing, OrchestratorStatus
+from tipoff_shared.primitives.text import describe, one_line
 
 log = logging.getLogger(__name__)
 
@@ -164,7 +165,7 @@ class ResilientOrchestrator:
         self, operation: str, before: BreakerState, breaker: Breaker, error: OrchestratorError | None
     ) -> None:
         if error is not None and error.retryable and not isinstance(error, _WELL):
-            breaker.failed(time.monotonic(), _one_line(error), error.retry_after)
+            breaker.failed(time.monotonic(), one_line(describe(error)), error.retry_after)
             self._on_error(self.name, operation)
         else:
             breaker.succeeded()
@@ -182,8 +183,3 @@ class ResilientOrchestrator:
         elif breaker.state is BreakerState.CLOSED:
             log.warning("%s of orchestrator %s works again", operation, self.name)
         self._on_change(self.name, operation, breaker.state)
-
-
-def _one_line(error: OrchestratorError) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:199] + "…"

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from tipoff_shared.errors import TipoffError
 from tipoff_shared.kv.bucket import Bucket, LostRace
+from tipoff_shared.primitives.waiting import wait_for_event
 
 log = logging.getLogger(__name__)
 
@@ -29,19 +30,15 @@ class ReconcilerLease:
         self._revision = 0
         self._until = 0.0
         self._given_up = False
-        self._now_please = asyncio.Event()
+        self._at_once = asyncio.Event()
         self.turn = 0
         """Counts up each time the lease becomes ours: a snapshot of an earlier turn must not be acted upon."""
 
     async def run(self, on_turn: Callable[[], None]) -> None:
         """Keep the lease, or wait for it, until cancelled; `on_turn` is called whenever it becomes ours."""
         while True:
-            try:
-                async with asyncio.timeout(self._ttl / 3):
-                    await self._now_please.wait()
-            except TimeoutError:
-                pass
-            self._now_please.clear()
+            await wait_for_event(self._at_once, self._ttl / 3)
+            self._at_once.clear()
             before = self.turn
             try:
                 await self.seek()
@@ -52,7 +49,7 @@ class ReconcilerLease:
 
     def soon(self) -> None:
         """Seek at once (NATS is back)."""
-        self._now_please.set()
+        self._at_once.set()
 
     @property
     def held(self) -> bool:

@@ -25,6 +25,7 @@ from tipoff_matchmaker.reconciler.lease import ReconcilerLease
 from tipoff_matchmaker.reconciler.snapshot import SnapshotReader
 from tipoff_matchmaker.settings import Settings
 from tipoff_shared.errors import TipoffError
+from tipoff_shared.primitives.waiting import wait_for_event
 
 log = logging.getLogger(__name__)
 
@@ -56,22 +57,18 @@ class Reconciler:
         self._grace = rules.Grace(settings.lease_grace, settings.orphan_grace, settings.claim_slack)
         self._memory = rules.Memory()
         self._turn = 0
-        self._now_please = asyncio.Event()
+        self._at_once = asyncio.Event()
 
     def soon(self) -> None:
         """Begin the next cycle at once (NATS is back)."""
         self._reader.list_sessions_next()
-        self._now_please.set()
+        self._at_once.set()
 
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            try:
-                async with asyncio.timeout(self._interval * (0.75 + random.random() / 2)):
-                    await self._now_please.wait()
-            except TimeoutError:
-                pass
-            self._now_please.clear()
+            await wait_for_event(self._at_once, self._interval * (0.75 + random.random() / 2))
+            self._at_once.clear()
             try:
                 await self.once()
             except TipoffError as exc:

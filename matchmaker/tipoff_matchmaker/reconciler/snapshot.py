@@ -24,6 +24,7 @@ from tipoff_orchestrator_client.base import Deployment, Orchestrator, Orchestrat
 from tipoff_shared.games import Game, GameKey
 from tipoff_shared.kv.bucket import Entry
 from tipoff_shared.kv.buckets import Buckets
+from tipoff_shared.primitives.text import describe
 from tipoff_shared.records import DeploymentState, SessionRecord
 
 T = TypeVar("T")
@@ -121,7 +122,7 @@ class SnapshotReader:
             async with asyncio.timeout(_ORCHESTRATOR_TIMEOUT):
                 found = await self._orchestrators[name].list()
         except (OrchestratorError, TimeoutError) as exc:
-            log.info("orchestrator %s does not list its servers: %s", name, str(exc) or type(exc).__name__)
+            log.info("orchestrator %s does not list its servers: %s", name, describe(exc))
             return None
         return {deployment.deployment_id: deployment for deployment in found}
 

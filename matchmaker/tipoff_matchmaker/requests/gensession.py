@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 
 import msgspec
-import nats.errors
 from nats.micro import add_service
 from nats.micro.request import Request
 from nats.micro.service import EndpointConfig, Service
@@ -21,7 +20,9 @@ from tipoff_shared.errors import ConfigError, Internal, Malformed, TipoffError, 
 from tipoff_shared.games import Game, Games
 from tipoff_shared.messages import MAX_MESSAGE
 from tipoff_shared.nats.connection import Bus
+from tipoff_shared.nats.errors import translated
 from tipoff_shared.primitives.tasks import BoundedHandlers
+from tipoff_shared.primitives.text import describe
 from tipoff_shared.subjects import RETRY_AFTER_HEADER, SERVICE_ERROR, SERVICE_ERROR_CODE
 
 log = logging.getLogger(__name__)
@@ -69,26 +70,28 @@ class GenSession:
         self._service: Service | None = None
 
     async def open(self) -> None:
-        """Begin to answer."""
-        self._service = await add_service(
-            self._bus.nc,
-            name=NAME,
-            version=VERSION,
-            description="A session, a connect token and where to connect",
-            queue_group=QUEUE,
-        )
-        await self._service.add_endpoint(
-            EndpointConfig(name=NAME, subject=self._bus.subjects.gensession, handler=self._received)
-        )
+        """Begin to answer. Raises `Unavailable`."""
+        with translated():
+            self._service = await add_service(
+                self._bus.nc,
+                name=NAME,
+                version=VERSION,
+                description="A session, a connect token and where to connect",
+                queue_group=QUEUE,
+            )
+            await self._service.add_endpoint(
+                EndpointConfig(name=NAME, subject=self._bus.subjects.gensession, handler=self._received)
+            )
 
     async def stop(self) -> None:
         """Stop the service, after the requests in hand have been answered; idempotent."""
         service, self._service = self._service, None
         if service is not None and self._bus.connected:
             try:
-                await service.stop()
-            except nats.errors.Error as exc:
-                log.info("stopping %s: %s", NAME, str(exc) or type(exc).__name__)
+                with translated():
+                    await service.stop()
+            except Unavailable as exc:
+                log.info("stopping %s: %s", NAME, exc)
 
     async def _received(self, request: Request) -> None:
         if not self._handlers.submit(lambda: self._handle(request)):
@@ -107,10 +110,7 @@ class GenSession:
             await self._fail(request, Internal("the matchmaker has made a mistake; it is logged"))
             return
         answer = GenSessionAnswer(ready.token, ready.ip, ready.port, ready.cert_digest)
-        try:
-            await request.respond(msgspec.json.encode(answer))
-        except (nats.errors.Error, ValueError) as exc:
-            log.info("an answer could not be sent: %s", str(exc) or type(exc).__name__)
+        await self._respond(request, msgspec.json.encode(answer), None)
 
     def _request(self, request: Request) -> PendingRequest:
         if len(request.data) > MAX_MESSAGE:
@@ -131,10 +131,14 @@ class GenSession:
         headers = {SERVICE_ERROR_CODE: str(error.code), SERVICE_ERROR: " ".join(str(error).split())}
         if error.retry_after is not None:
             headers[RETRY_AFTER_HEADER] = f"{error.retry_after:g}"
+        await self._respond(request, b"", headers)
+
+    async def _respond(self, request: Request, data: bytes, headers: dict[str, str] | None) -> None:
         try:
-            await request.respond(b"", headers=headers)
-        except (nats.errors.Error, ValueError) as exc:  # ValueError: the request had no reply subject
-            log.info("an error could not be sent: %s", str(exc) or type(exc).__name__)
+            with translated():
+                await request.respond(data, headers=headers)
+        except (Unavailable, ValueError) as exc:  # ValueError: the request had no reply subject
+            log.info("an answer could not be sent: %s", describe(exc))
 
 
 async def _no_progress(text: str) -> None:

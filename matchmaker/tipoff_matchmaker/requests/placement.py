@@ -20,7 +20,6 @@ import msgspec
 
 from tipoff_matchmaker import failpoints
 from tipoff_matchmaker.allocators.router import Router
-from tipoff_matchmaker.backoff import pause
 from tipoff_matchmaker.deployments.machine import serves
 from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.errors import AnsweredElsewhere, ShuttingDown
@@ -42,6 +41,7 @@ from tipoff_shared.games import Game
 from tipoff_shared.kv.bucket import LostRace
 from tipoff_shared.kv.buckets import Buckets
 from tipoff_shared.messages import SessionReady
+from tipoff_shared.primitives.retry import backoff
 from tipoff_shared.records import DeploymentRecord, SessionRecord, SessionState
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ class Placement:
                 look_first = True
                 log.warning("session %s has to wait: %s", request.session_id, exc)
                 await request.report("One moment: the matchmaker cannot reach its store")
-                await asyncio.sleep(pause(tries, self._settings.backoff))
+                await asyncio.sleep(backoff(tries, self._settings.backoff))
 
     async def _note(self, request: PendingRequest) -> SessionRecord:
         """Write down that this matchmaker looks for a seat. Raises `LostRace` when another one does already."""

@@ -16,9 +16,7 @@ import ipaddress
 import logging
 import time
 
-import nats.errors
 from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
 
 from tipoff_matchmaker import failpoints
 from tipoff_matchmaker.errors import AnsweredElsewhere, ShuttingDown
@@ -37,8 +35,9 @@ from tipoff_shared.messages import (
     decode_request,
     encode_feedback,
 )
-from tipoff_shared.nats.connection import Bus
+from tipoff_shared.nats.connection import Bus, Subscription
 from tipoff_shared.primitives.tasks import BoundedHandlers
+from tipoff_shared.primitives.waiting import gather_then_raise
 from tipoff_shared.records import Kick, decode_command
 from tipoff_shared.subjects import ASK_AGAIN_HEADER, REQUEST_ID_HEADER, RETRY_AFTER_HEADER, TIMEOUT_HEADER
 
@@ -73,29 +72,22 @@ class RequestSubscription:
         self._metrics = metrics
         self._prefix = len(bus.subjects.all_requests) - 1
         self._retry_prefix = len(bus.subjects.all_retries) - 1
-        self._subs: list[Subscription] = []
+        self._subscriptions: list[Subscription] = []
 
     async def open(self) -> None:
-        """Begin to take requests."""
-        subjects, subscribe = self._bus.subjects, self._bus.nc.subscribe
-        self._subs = [
-            await subscribe(subjects.all_requests, queue=QUEUE, cb=self._received),
-            await subscribe(subjects.all_retries, cb=self._received_again),
-            await subscribe(subjects.left, cb=self._player_left),
-            await subscribe(subjects.over, cb=self._session_over),
+        """Begin to take requests. Raises `Unavailable`."""
+        subjects, subscribe = self._bus.subjects, self._bus.subscribe
+        self._subscriptions = [
+            await subscribe(subjects.all_requests, self._received, queue=QUEUE),
+            await subscribe(subjects.all_retries, self._received_again),
+            await subscribe(subjects.left, self._client_left),
+            await subscribe(subjects.over, self._session_over),
         ]
 
     async def stop_taking(self) -> None:
         """Take no new requests; those in hand go on. Idempotent."""
-        subs, self._subs = self._subs, []
-        if subs and self._bus.connected:
-            # Requests that the server has sent us already are ours to answer: a drain passes them to the callback.
-            try:
-                async with asyncio.timeout(_DRAIN):
-                    for sub in subs:
-                        await sub.drain()  # type: ignore[no-untyped-call] # nats-py has no annotation there
-            except (nats.errors.Error, TimeoutError) as exc:
-                log.info("unsubscribing: %s", str(exc) or type(exc).__name__)
+        # Requests that the server has sent us already are ours to answer: a drain passes them to the callback.
+        await gather_then_raise(*(one.drain(_DRAIN) for one in self._subscriptions))
 
     async def drain(self, timeout: float) -> None:
         """Wait for the requests in hand, at most `timeout` seconds, then cancel the rest."""
@@ -121,7 +113,7 @@ class RequestSubscription:
         if msg.reply and self._again.submit(lambda: self._handle(msg, started, broadcast=True)):
             await self._send(msg.reply, ACKNOWLEDGED)
 
-    async def _player_left(self, msg: Msg) -> None:
+    async def _client_left(self, msg: Msg) -> None:
         """An httpd says that the client behind these inboxes has disconnected."""
         self._pending.reply_unread(msg.data.decode("ascii", "replace"))
 
@@ -200,9 +192,9 @@ class RequestSubscription:
 
     async def _send(self, inbox: str, data: bytes, headers: dict[str, str] | None = None) -> None:
         try:
-            await self._bus.nc.publish(inbox, data, headers=headers)
-        except nats.errors.Error as exc:
-            log.info("an answer could not be sent: %s", str(exc) or type(exc).__name__)
+            await self._bus.publish(inbox, data, headers)
+        except Unavailable as exc:
+            log.info("an answer could not be sent: %s", exc)
 
     async def _end(self, inbox: str, error: TipoffError, headers: dict[str, str] | None = None) -> None:
         if error.retry_after is not None:

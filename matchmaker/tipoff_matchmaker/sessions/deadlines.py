@@ -16,6 +16,7 @@ from tipoff_matchmaker.settings import Settings
 from tipoff_shared.errors import TipoffError
 from tipoff_shared.kv.buckets import Buckets
 from tipoff_shared.nats.connection import Bus
+from tipoff_shared.primitives.waiting import wait_for_event
 from tipoff_shared.records import SessionRecord, SessionState
 
 
@@ -61,11 +62,7 @@ class Deadlines:
             self._earlier.clear()
             wait = None if at is None else at - self._clock()
             if wait is None or wait > 0:
-                try:
-                    async with asyncio.timeout(wait):
-                        await self._earlier.wait()
-                except TimeoutError:
-                    pass
+                await wait_for_event(self._earlier, wait)
                 continue
             _, key = heapq.heappop(self._heap)
             self._at.pop(key, None)

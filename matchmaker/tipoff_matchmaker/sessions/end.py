@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from tipoff_matchmaker.sessions.machine import ServerGone
 from tipoff_matchmaker.sessions.store import SessionStore
 from tipoff_shared.kv.buckets import Buckets
+from tipoff_shared.primitives.waiting import gather_then_raise
 from tipoff_shared.records import DeploymentRecord
 
 _AT_ONCE = 100
@@ -24,19 +23,14 @@ class SessionEnder:
     async def end_sessions(self, record: DeploymentRecord, reason: str, *, living_boot: str = "") -> None:
         """End every session that has a seat on `record`; with `living_boot` only those of an earlier boot. Tries all,
         then raises the first error; may be repeated."""
-        room = asyncio.Semaphore(_AT_ONCE)
         event = ServerGone(record.id, reason, living_boot)
 
         async def end(session_id: str) -> None:
-            async with room:
-                outcome = await self._sessions.apply(session_id, event)
-                if outcome.changed or outcome.record is None:
-                    await self.forget_connection(session_id)
+            outcome = await self._sessions.apply(session_id, event)
+            if outcome.changed or outcome.record is None:
+                await self.forget_connection(session_id)
 
-        outcomes = await asyncio.gather(*map(end, record.seats), return_exceptions=True)
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException):
-                raise outcome  # after all have been tried
+        await gather_then_raise(*map(end, record.seats), at_once=_AT_ONCE)
         if not living_boot:
             await self._buckets.gameservers.forget(record.id, EVERYTHING)
             if record.digest_key:

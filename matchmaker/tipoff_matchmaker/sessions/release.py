@@ -18,6 +18,7 @@ from tipoff_shared.errors import TipoffError
 from tipoff_shared.games import Games
 from tipoff_shared.kv.buckets import Buckets
 from tipoff_shared.nats.connection import Bus
+from tipoff_shared.primitives.single_flight import SingleFlight
 from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.records import SessionRecord
 
@@ -54,25 +55,23 @@ class Releaser:
         self._seats = seats
         self._tasks = tasks
         self._room = asyncio.Semaphore(_AT_ONCE)
-        self._running: dict[str, asyncio.Task[None]] = {}
+        self._releases = SingleFlight[str, None]("release", begin=tasks.start)
         self._done: dict[str, None] = {}
         """The latest sessions finished here, so that our own hints cost no reading."""
 
     def start(self, session_id: str, record: SessionRecord | None) -> None:
         """Begin to release the session; nothing when there is no record, or its release is on its way."""
-        if record is not None and session_id not in self._running:
-            task = self._tasks.start(self._run(record), f"release/{session_id}")
-            self._running[session_id] = task
-            task.add_done_callback(lambda _: self._running.pop(session_id, None))
+        if record is not None:
+            self._releases.start(session_id, lambda: self._run(record))
 
     async def finish(self, record: SessionRecord) -> None:
-        """Release the session and return when that has ended, also by an error. Cancelling is safe."""
-        self.start(record.id, record)
-        await self._running[record.id]
+        """Release the session and return when that has ended, also by an error. Raises `Unavailable` when
+        this process stops. Cancelling is safe."""
+        await self._releases.run(record.id, lambda: self._run(record))
 
     def handles(self, session_id: str) -> bool:
         """Whether this process releases the session, or has done so lately."""
-        return session_id in self._running or session_id in self._done
+        return session_id in self._releases or session_id in self._done
 
     def claimed(self, session_id: str, record: SessionRecord | None) -> None:
         """The player has connected: remove bevygap's entry of the unclaimed session."""

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from tipoff_matchmaker import failpoints
-from tipoff_matchmaker.sessions.machine import Effect, Event, is_open, step
+from tipoff_matchmaker.sessions.machine import Effect, Event, Step, is_open, step
 from tipoff_matchmaker.settings import Settings
 from tipoff_shared.errors import Internal, Unavailable
-from tipoff_shared.kv.bucket import Bucket, Entry, Full, LostRace
+from tipoff_shared.kv.bucket import UNREAD, Bucket, Entry, Removal
 from tipoff_shared.records import SessionRecord, SessionState
 
-_TRIES = 50
 EffectHandler: TypeAlias = Callable[[str, SessionRecord | None], None]
 """Takes the session's id and record (None: there is none). A plain call: what takes time is started as a task."""
 
@@ -81,50 +80,38 @@ class SessionStore:
     async def apply(self, session_id: str, event: Event) -> Outcome:
         """Apply `event` to the session. Raises `Unavailable`: then the outcome is unknown, and the same event may be
         applied again."""
-        entry = self._known.get(session_id)
-        remembered = entry is not None
-        for _ in range(_TRIES):
-            if not remembered:
-                entry = await self._store.get(session_id)
-                self._remember(session_id, entry)
-            record = None if entry is None else entry.value
-            outcome = step(record, event, self._clock())
-            if outcome.record is None:
-                if remembered:
-                    # What we remember asks for no write, and nothing else would tell us that others have changed it:
-                    # read before saying "nothing to do", or before taking a connection for that of a living session.
-                    remembered = False
-                    continue
-                self._publish(session_id, record, outcome.effects)
-                return Outcome(record, changed=False)
-            assert entry is not None  # only an existing record changes
-            ttl = self._gone_ttl if outcome.record.state is SessionState.GONE else None
-            try:
-                revision = await self._store.update(session_id, outcome.record, entry.revision, ttl=ttl)
-            except LostRace:
-                remembered = False
-                continue
-            except Full:
-                self._known.pop(session_id, None)
-                if is_open(outcome.record):
-                    raise
+        decided = Step()
+
+        def decide(record: SessionRecord | None) -> SessionRecord | None:
+            nonlocal decided
+            decided = step(record, event, self._clock())
+            return decided.record
+
+        try:
+            result = await self._store.change(
+                session_id,
+                decide,
+                # What we remember may ask for no write because others have changed it. `change` then reads before it
+                # says so, or a connection of a living session would be taken for one without a session.
+                known=self._known.get(session_id, UNREAD),
+                ttl=lambda record: self._gone_ttl if record.state is SessionState.GONE else None,
                 # The record of an ended session is longer than that of an open one. It must end all the same, or the
                 # bucket stays full: the key is removed, if it is still the one we know.
-                await self._store.forget(session_id, entry.revision)
-                if await self._store.get(session_id) is not None:
-                    remembered = False
-                    continue
-                self._written(outcome.record)
-                self._publish(session_id, outcome.record, outcome.effects)
-                return Outcome(outcome.record, changed=True)
-            except Unavailable:
-                self._known.pop(session_id, None)
-                raise
-            self._remember(session_id, Entry(session_id, outcome.record, revision))
-            self._written(outcome.record)
-            self._publish(session_id, outcome.record, outcome.effects)
-            return Outcome(outcome.record, changed=True)
-        raise Unavailable(f"session {session_id} changes too quickly to be written", retry_after=1)
+                when_full=lambda record: None if is_open(record) else Removal.FORGET,
+                what=f"session {session_id}",
+            )
+        except Unavailable:
+            self._known.pop(session_id, None)
+            raise
+        self._remember(session_id, result.entry)
+        if result.written and decided.record is not None:
+            record: SessionRecord | None = decided.record
+            self._written(decided.record)
+        else:
+            record = None if result.entry is None else result.entry.value
+        for effect in decided.effects:
+            self._handlers[effect](session_id, record)
+        return Outcome(record, result.written)
 
     def listed(self, entries: Mapping[str, Entry[SessionRecord]]) -> None:
         """Learn a listing of all sessions; forget those that other matchmakers have ended."""
@@ -147,7 +134,3 @@ class SessionStore:
             self._known.pop(session_id, None)
         else:
             self._known[session_id] = entry
-
-    def _publish(self, session_id: str, record: SessionRecord | None, effects: tuple[Effect, ...]) -> None:
-        for effect in effects:
-            self._handlers[effect](session_id, record)
