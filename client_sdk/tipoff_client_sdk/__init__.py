@@ -1,4 +1,4 @@
-"""Be a player: `connect` for asyncio, `connect_threaded` for games with a frame loop.
+"""The client SDK: `connect` for asyncio, `connect_threaded` for games with a frame loop.
 
 from tipoff_client_sdk import connect
 
@@ -12,7 +12,7 @@ from tipoff_client_sdk.connect import ConnectOptions, Transport, connect
 from tipoff_client_sdk.connection import MAX_MESSAGE, Player
 from tipoff_client_sdk.errors import Closed, ConnectionFailed, PlayerError, Refused, ServerLost
 from tipoff_client_sdk.inbox import Ending
-from tipoff_client_sdk.progress import Progress, ProgressCallback, Stage
+from tipoff_client_sdk.matchmaking import Progress, ProgressCallback, Stage
 from tipoff_client_sdk.threaded import Ended, Event, Joined, Message, ThreadedPlayer, connect_threaded
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""The one call: ask a matchmaker for a seat, take the token to the game server, be in the game."""
+"""Connects a player: asks a matchmaker for a seat and takes the connect token to the game server."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from typing import Any, Literal, TypeAlias, TypedDict
 from tipoff_client_sdk.connection import Channel, Player
 from tipoff_client_sdk.errors import ConnectionFailed
 from tipoff_client_sdk.inbox import Inbox
-from tipoff_client_sdk.matchmaking import matchmaker_url, request_seat
-from tipoff_client_sdk.progress import Progress, ProgressCallback, Stage
+from tipoff_client_sdk.matchmaking import Progress, ProgressCallback, Stage, matchmaker_url, request_seat
 from tipoff_client_sdk.transports.udp import dial_udp
 from tipoff_client_sdk.transports.websocket import dial_websocket
 from tipoff_shared.errors import Malformed, NoServerInTime
@@ -26,7 +25,7 @@ Transport: TypeAlias = Literal["udp", "websocket"]
 
 
 class ConnectOptions(TypedDict, total=False):
-    """The optional arguments of `connect`, for those who pass them on."""
+    """The optional arguments of `connect`, for callers that pass them on."""
 
     progress: ProgressCallback | None
     transports: Sequence[Transport]
@@ -62,17 +61,17 @@ async def connect(
     * `url`: the matchmaker, http(s) or ws(s); `/matchmaker/ws` is appended where it is missing.
     * `progress`: called with a `Progress` for every step, from the event loop.
     * `transports`: tried in this order, as far as the server offers them. UDP gets `fall_back_after` seconds for its
-      first answer when something else can be tried. The token is good for one completed connection, so what is tried
-      next is only what never got through.
+      first answer when another transport can be tried. The token is good for one completed connection, so the next
+      transport is tried only if the one before never got through.
     * `timeout`: seconds for all of it, until connected.
     * `receive_queue`: messages that may wait for the game (see `Player`).
     * `auth`: for the matchmaker's login hook. `client_ip`: for development, where the operator allows it.
-    * `request_id`: 22 to 64 letters and digits that nobody guesses; the same one always leads to the same session. A
-      fresh one is made when none is given, and used again when the matchmaker's socket breaks before the answer.
+    * `request_id`: 22 to 64 letters and digits that nobody guesses; repeating it returns the same session. A new one
+      is made by default, and repeated when the matchmaker's socket breaks before the answer.
     * `dialect`: "lightyear" for Bevy servers. `ssl`: for a private certificate authority.
 
-    Leaving the block says goodbye to the server, so that the seat is free at once. To play again, call `connect` again.
-    Raises the errors of `tipoff_client_sdk.errors`, which says which.
+    Leaving the block tells the server, so that the seat is free at once. To play again, call `connect` again.
+    `tipoff_client_sdk.errors` says what it raises.
     """
     request = PlayRequest(
         game=check_name(game, "game"),
@@ -81,17 +80,17 @@ async def connect(
         request_id=check_request_id(request_id) if request_id is not None else new_request_id(),
         auth=auth,
     )
-    tell = progress or _tell_nobody
+    report = progress or _ignore
     where = matchmaker_url(url)
     if not transports or not set(transports) <= {"udp", "websocket"}:
         raise Malformed(f"transports {tuple(transports)!r}: one or more of udp, websocket")
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout
-    tell(Progress(Stage.ASKING, f"asking {where} for {game} {version}"))
-    seat = await request_seat(where, request, progress=tell, timeout=timeout, ssl=ssl)
+    report(Progress(Stage.ASKING, f"asking {where} for {game} {version}"))
+    seat = await request_seat(where, request, progress=report, timeout=timeout, ssl=ssl)
     inbox = Inbox(receive_queue)
     channel = await _dial(
-        seat, inbox, tuple(transports), Dialect(dialect), deadline - loop.time(), fall_back_after, tell, ssl
+        seat, inbox, tuple(transports), Dialect(dialect), deadline - loop.time(), fall_back_after, report, ssl
     )
     player = Player(
         channel,
@@ -101,7 +100,7 @@ async def connect(
         deployment_id=seat.deployment_id,
     )
     async with player:
-        tell(Progress(Stage.CONNECTED, f"in the game, by {channel.transport}", seat.session_id))
+        report(Progress(Stage.CONNECTED, f"in the game, by {channel.transport}", seat.session_id))
         yield player
 
 
@@ -112,10 +111,10 @@ async def _dial(
     dialect: Dialect,
     timeout: float,
     fall_back_after: float,
-    tell: ProgressCallback,
+    report: ProgressCallback,
     ssl: tls.SSLContext | None,
 ) -> Channel:
-    """The first wanted transport that works. `Refused` is final: the other transports would hear the same."""
+    """Connect by the first wanted transport that works. `Refused` is final: other transports would get it too."""
     try:
         token = ConnectToken.from_base64(seat.token, dialect)
     except InvalidToken as exc:
@@ -129,7 +128,7 @@ async def _dial(
         if remaining <= 0:
             break
         last = number == len(open_ways) - 1
-        tell(Progress(Stage.DIALLING, f"connecting by {way}", seat.session_id))
+        report(Progress(Stage.DIALLING, f"connecting by {way}", seat.session_id))
         try:
             if way == "udp":
                 give_up = None if last else fall_back_after
@@ -148,7 +147,7 @@ async def _dial(
 
 
 def _offered(seat: SessionReady, way: Transport) -> bool:
-    """Whether the server is open that way. bevygap's matchmaker names none: then the token's addresses are UDP."""
+    """Whether the server offers this transport. bevygap's matchmaker names none: the token's addresses are UDP then."""
     offered = seat.transports
     if way == "websocket":
         return offered.websocket is not None
@@ -157,7 +156,7 @@ def _offered(seat: SessionReady, way: Transport) -> bool:
 
 
 async def _udp_addresses(seat: SessionReady, token: ConnectToken) -> tuple[Address, ...]:
-    """Whom to dial: the token's own list, unless the server's UDP listener is elsewhere (a name, another port)."""
+    """The addresses to dial: the token's own list, unless the UDP listener is elsewhere (a name, another port)."""
     udp = seat.transports.udp
     if udp is None or any(address.port == udp.port for address in token.addresses):
         return token.addresses
@@ -173,5 +172,5 @@ async def _udp_addresses(seat: SessionReady, token: ConnectToken) -> tuple[Addre
     return tuple(unique)[:4]
 
 
-def _tell_nobody(progress: Progress) -> None:
-    """For callers who do not want to know."""
+def _ignore(progress: Progress) -> None:
+    """The progress callback of callers that pass none."""

@@ -1,4 +1,4 @@
-"""A player in a game: what `connect` gives, whatever the transport below."""
+"""Defines `Player`, the connected player that `connect` yields, and `Channel`, the connection below it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_MESSAGE = 1200
 
 
 class Channel(Protocol):
-    """One connection to a gameserver. It fills the inbox and ends it; `UdpChannel` and `WebSocketChannel` are such."""
+    """One connection to a game server: `UdpChannel` or `WebSocketChannel`. It fills the inbox and ends it."""
 
     @property
     def transport(self) -> str:
@@ -41,7 +41,7 @@ class Channel(Protocol):
         ...
 
     async def close(self) -> None:
-        """Say goodbye and give back the socket and tasks; idempotent."""
+        """Tell the server, then close the socket and end the tasks; idempotent."""
         ...
 
 
@@ -63,11 +63,11 @@ class Player:
         self._channel = channel
         self._inbox = inbox
         self.session_id = session_id
-        """Public name of this session, as operators see it; "" from a matchmaker that does not tell."""
+        """Public name of this session, as operators see it; "" if the matchmaker does not say."""
         self.client_id = client_id
-        """netcode's client id, decimal text; "" from a matchmaker that does not tell."""
+        """netcode's client id, decimal text; "" if the matchmaker does not say."""
         self.deployment_id = deployment_id
-        """Which deployment this player has a seat on; "" from a matchmaker that does not tell."""
+        """Which deployment this player has a seat on; "" if the matchmaker does not say."""
 
     async def send(self, message: bytes) -> None:
         """Send 1 to 1200 bytes.
@@ -102,7 +102,7 @@ class Player:
         return message
 
     def take_all(self) -> list[bytes]:
-        """Everything that waits now, oldest first; never waits. For loops that draw frames, from any thread."""
+        """Take all waiting messages, oldest first; never waits. For loops that draw frames, from any thread."""
         return self._inbox.take_all()
 
     async def ended(self) -> Ending:
@@ -110,7 +110,7 @@ class Player:
         return await self._inbox.ended()
 
     async def close(self) -> None:
-        """Leave the game. The server hears it at once; idempotent. Messages that already arrived stay readable."""
+        """Leave the game; the server hears of it at once. Idempotent. Messages that already arrived stay readable."""
         self._inbox.end(Ending("closed by this side"))
         await self._channel.close()
 
@@ -124,6 +124,7 @@ class Player:
 
     @property
     def connected(self) -> bool:
+        """Whether the connection is up."""
         return self._inbox.ending is None
 
     @property
@@ -138,12 +139,12 @@ class Player:
 
     @property
     def server(self) -> str:
-        """Where the gameserver is: `host:port` or a URL."""
+        """Where the game server is: `host:port` or a URL."""
         return self._channel.server
 
     @property
     def client_index(self) -> int | None:
-        """The gameserver's number for this connection, from 0."""
+        """The game server's number for this connection, from 0."""
         return self._channel.client_index
 
     @property
@@ -165,5 +166,5 @@ class Player:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        # Shielded: even a cancelled game says goodbye, or its seat would stay taken until a timeout.
+        # Shielded: a cancelled game must leave too, or its seat would stay taken until a timeout.
         await asyncio.shield(self.close())

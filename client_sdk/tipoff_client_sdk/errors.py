@@ -1,11 +1,11 @@
-"""What can go wrong for a player, as types. All of them are `tipoff_shared.errors.TipoffError`.
+"""Defines the errors of a player. All of them are `tipoff_shared.errors.TipoffError`.
 
     TipoffError                 what the matchmaker answered: Malformed, NotAllowed, UnknownGame, NoServerInTime,
     │                           SlowDown, Unavailable ... (see tipoff_shared.errors; `code`, `retry_after`)
-    └── PlayerError         what the client met on its own
+    └── PlayerError             what the client found by itself
         ├── ConnectionFailed    no way to the matchmaker, or to the game server by any transport
         ├── Refused             the game server did not let this player in; `server_code` is its answer
-        ├── ServerLost          the game server vanished: crashed, killed, unreachable. Ask for a new game
+        ├── ServerLost          the game server vanished: crashed, killed, unreachable. Connect again for a new game
         └── Closed              used after its end: closed by this side, or the match is over
 
 `connect` raises every kind but ServerLost and Closed. Receiving ends quietly when the match is over or the player was
@@ -18,17 +18,17 @@ from tipoff_shared.errors import TipoffError
 
 
 class PlayerError(TipoffError):
-    """Base of what the client met on its own."""
+    """Base of the errors that the client finds by itself."""
 
     code = 503
 
 
 class ConnectionFailed(PlayerError):
-    """Nobody there, or nothing gets through. The text names every way that was tried and how it ended."""
+    """Nothing listens there, or nothing gets through. The text names every way that was tried and how it ended."""
 
 
 class Refused(PlayerError):
-    """The game server's no. `server_code` is its number (403 where the transport carries none)."""
+    """The game server refused this player. `server_code` is its number (403 where the transport carries none)."""
 
     code = 403
 
@@ -38,10 +38,10 @@ class Refused(PlayerError):
 
 
 class ServerLost(PlayerError):
-    """The connection was up and ended without a word. What was sent last may or may not have arrived."""
+    """The connection was up and ended without a close. What was sent last may or may not have arrived."""
 
 
 class Closed(PlayerError):
-    """The player was closed, or the server ended the connection in an orderly way; the text says which."""
+    """The player was closed, or the server closed the connection in an orderly way; the text says which."""
 
     code = 409

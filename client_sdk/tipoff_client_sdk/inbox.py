@@ -1,7 +1,7 @@
-"""Messages that arrived and wait for the game: bounded, with an end that is told once everything before it is read.
+"""Holds messages that arrived and wait for the game: bounded, with an end that is reported after everything before it.
 
-Filled by one transport on the event loop; emptied on the loop (`get`) or by the thread of a frame loop (`take_all`).
-`deque.append` and `popleft` are atomic in CPython, which is all that the two threads share.
+One transport fills it on the event loop; the game empties it on the loop (`get`) or from the thread of a frame loop
+(`take_all`). The two threads share only a deque, whose `append` and `popleft` are atomic in CPython.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Ending:
 
 
 class Inbox:
-    """At most `limit` messages wait.
+    """A queue of at most `limit` messages, with an end.
 
     `put` on a full inbox drops the oldest and counts it in `dropped`: right for datagrams, of which the newest matters.
     A transport that must not lose anything awaits `room` first, and so makes the server wait.
@@ -43,7 +43,7 @@ class Inbox:
         self.ending: Ending | None = None
 
     def put(self, message: bytes) -> None:
-        """From the loop. Nothing is taken in after the end."""
+        """Add a message; from the loop. Ignored after the end."""
         if self.ending is not None:
             return
         if len(self._messages) >= self._limit:
@@ -55,7 +55,7 @@ class Inbox:
         self._changed.set()
 
     def end(self, ending: Ending) -> None:
-        """From the loop; only the first one counts."""
+        """Report the end; from the loop. Only the first call counts."""
         if self.ending is None:
             self.ending = ending
             self._changed.set()
@@ -92,7 +92,7 @@ class Inbox:
         return self.ending
 
     def take_all(self) -> list[bytes]:
-        """Everything that waits now; from any thread, never blocks."""
+        """Take everything that waits now; from any thread, never blocks."""
         taken: list[bytes] = []
         for _ in range(self._limit):
             try:
@@ -100,8 +100,7 @@ class Inbox:
             except IndexError:
                 break
         if taken and not self._room.is_set() and not self._loop.is_closed():
-            with contextlib.suppress(
-                RuntimeError
-            ):  # the loop closed in between: nobody waits for room any more
+            # The loop may close in between: then no transport waits for room.
+            with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._room.set)
         return taken

@@ -1,8 +1,8 @@
-"""Asking a matchmaker for a seat: `SeatRequest` decides, `request_seat` does the I/O.
+"""Asks a matchmaker for a seat: `SeatRequest` decides, `request_seat` does the I/O.
 
-The request id is made here, and the same one is asked again when the WebSocket breaks before the answer, or says
-nothing (a process that is stopped keeps its sockets open): the matchmaker then finds the request it already has, so a
-player never takes two seats.
+The client makes the request id, and repeats it when the WebSocket breaks before the answer, or stays silent (a process
+that is stopped keeps its sockets open): the matchmaker then finds the request it already has, so a player never takes
+two seats.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-import random
 import re
 import ssl as tls
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeAlias
 from urllib.parse import urlsplit, urlunsplit
 
 from websockets.asyncio.client import ClientConnection
-from websockets.asyncio.client import connect as open_websocket
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 from websockets.frames import CloseCode
 
 from tipoff_client_sdk.errors import ConnectionFailed
-from tipoff_client_sdk.frames_log import frames_log
-from tipoff_client_sdk.progress import Progress, ProgressCallback, Stage
+from tipoff_client_sdk.transports.websocket import open_websocket
 from tipoff_shared.errors import (
     BY_CODE,
     Malformed,
@@ -44,33 +44,64 @@ from tipoff_shared.messages import (
     decode_feedback,
     encode_request,
 )
+from tipoff_shared.primitives.retry import backoff
+from tipoff_shared.primitives.text import describe
 
 PATH = "/matchmaker/ws"
 MAX_ATTEMPTS = 8
 UNREACHED_ATTEMPTS = 3
-"""Of those, how many may end before anybody was asked."""
+"""Of those, how many may fail before the request was sent."""
+FIRST_PAUSE = 0.1
+LONGEST_PAUSE = 3.2
+"""Seconds between two attempts; they double."""
 OPEN_WITHIN = 4.0
 """Seconds for a connection and the handshake."""
-FIRST_WORD = 3.0
-"""Seconds until `Acknowledged` at the first attempt; twice as many at each further one, up to `LONGEST_WORD`: one that
-lives says within ten that no matchmaker answers."""
-LONGEST_WORD = 12.0
+FIRST_ANSWER = 3.0
+"""Seconds until `Acknowledged` at the first attempt; twice as many at each further one, up to `LONGEST_FIRST_ANSWER`:
+httpd says within ten seconds that no matchmaker answers."""
+LONGEST_FIRST_ANSWER = 12.0
 SILENCE = 8.0
-"""Seconds between two words to a player who waits; he is told something every two."""
+"""Seconds between two messages to a player who waits; a live matchmaker sends one every two."""
 PING = 2.0
 """Seconds between two pings, and for the answer to one."""
-_GOODBYE = 1.0
+_CLOSE = 1.0
+"""Seconds for the close that follows an error."""
 _RETRY_AFTER = re.compile(r"retry after (\d{1,4}) s")
 _SCHEMES = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
 
 log = logging.getLogger(__name__)
 
 
-def matchmaker_url(url: str) -> str:
-    """The WebSocket URL for what people write: http, https, ws or wss, with or without the path.
+class Stage(StrEnum):
+    """The stages of one request, in order; `WAITING` and `DIALLING` may come several times."""
 
-    Raises `Malformed`.
-    """
+    ASKING = "asking"
+    ACKNOWLEDGED = "acknowledged"
+    ACCEPTED = "accepted"
+    WAITING = "waiting"
+    READY = "ready"
+    DIALLING = "dialling"
+    CONNECTED = "connected"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One step of a request that waits. `text` is for people; `session_id` is known from `ACCEPTED` on."""
+
+    stage: Stage
+    text: str
+    session_id: str = ""
+
+    def __str__(self) -> str:
+        return self.text
+
+
+ProgressCallback: TypeAlias = Callable[[Progress], None]
+"""Called from the event loop: do not block in it."""
+
+
+def matchmaker_url(url: str) -> str:
+    """The matchmaker's WebSocket URL, from http, https, ws or wss, with or without the path. Raises `Malformed`."""
     try:
         parts = urlsplit(url.strip())
         port = parts.port
@@ -85,18 +116,13 @@ def matchmaker_url(url: str) -> str:
     return urlunsplit((scheme, parts.netloc, path, parts.query, ""))
 
 
-def first_word_within(attempt: int) -> float:
-    """Seconds to wait for the first word at attempt 1, 2, ..."""
-    return float(min(FIRST_WORD * 2 ** (attempt - 1), LONGEST_WORD))
-
-
-def back_off(attempt: int, jitter: float) -> float:
-    """Seconds before attempt 1, 2, ...: up to 0.1, 0.2, 0.4 ... 3.2; `jitter` is 0 to 1 and takes up to half away."""
-    return float(min(0.1 * 2 ** (attempt - 1), 3.2) * (1 - jitter / 2))
+def first_answer_within(attempt: int) -> float:
+    """Seconds to wait for the first message at attempt 1, 2, ..."""
+    return float(min(FIRST_ANSWER * 2 ** (attempt - 1), LONGEST_FIRST_ANSWER))
 
 
 class SeatRequest:
-    """What one request has been told so far, over however many sockets. Pure: messages in, progress out."""
+    """What one request was answered so far, over any number of sockets. Pure: messages in, progress out."""
 
     def __init__(self) -> None:
         self.ready: SessionReady | None = None
@@ -104,9 +130,9 @@ class SeatRequest:
         self._acknowledged = False
 
     def receive(self, message: str | bytes) -> Progress | None:
-        """Take in one message; the progress worth telling, or None for what is known already.
+        """Take in one message; returns the progress to report, or None for what is known already.
 
-        Raises the typed error that the matchmaker sent, or `Malformed` for anything that is no message of its.
+        Raises the typed error that the matchmaker sent, or `Malformed` for anything that is not a message of its own.
         """
         feedback = decode_feedback(message)
         match feedback:
@@ -129,12 +155,12 @@ class SeatRequest:
 
 
 class _Broken(Exception):
-    """The socket ended before the answer. `asked`: the request may have arrived; `late`: nobody said no, it only
-    took too long."""
+    """The socket ended before the answer; never leaves this module. `sent`: the request may have arrived; `late`:
+    nothing refused it, it took too long."""
 
-    def __init__(self, reason: str, *, asked: bool, late: bool = False) -> None:
+    def __init__(self, reason: str, *, sent: bool, late: bool = False) -> None:
         super().__init__(reason)
-        self.asked = asked
+        self.sent = sent
         self.late = late
 
 
@@ -146,31 +172,31 @@ async def request_seat(
     timeout: float,
     ssl: tls.SSLContext | None = None,
 ) -> SessionReady:
-    """Ask the matchmaker at `url` (see `matchmaker_url`) for a seat, at most `timeout` seconds.
+    """Ask the matchmaker at `url` (see `matchmaker_url`) for a seat, for at most `timeout` seconds.
 
     Raises what the matchmaker answers, `NoServerInTime` at the deadline, `ConnectionFailed` when it cannot be
-    reached or breaks off again and again. Cancelling is safe: a seat given meanwhile is taken back, unclaimed.
+    reached or breaks off again and again. Cancelling is safe: a seat given meanwhile is unclaimed, and freed.
     """
-    state = SeatRequest()
     try:
         async with asyncio.timeout(timeout):
-            return await _ask_until_answered(url, request, state, progress, ssl)
+            return await _request_until_answered(url, request, progress, ssl)
     except TimeoutError:
         raise NoServerInTime(f"no server became ready within {timeout:g} s; try again") from None
 
 
-async def _ask_until_answered(
-    url: str, request: PlayRequest, state: SeatRequest, progress: ProgressCallback, ssl: tls.SSLContext | None
+async def _request_until_answered(
+    url: str, request: PlayRequest, progress: ProgressCallback, ssl: tls.SSLContext | None
 ) -> SessionReady:
-    asked = False
+    state = SeatRequest()
+    sent = False
     attempt = 0
     while True:
         try:
-            return await _ask_once(url, request, state, progress, ssl, first_word_within(attempt + 1))
+            return await _request_once(url, request, state, progress, ssl, first_answer_within(attempt + 1))
         except _Broken as exc:
-            asked = asked or exc.asked
+            sent = sent or exc.sent
             attempt += 1
-            if not asked and not (exc.late and attempt < UNREACHED_ATTEMPTS):
+            if not sent and not (exc.late and attempt < UNREACHED_ATTEMPTS):
                 raise ConnectionFailed(
                     f"no matchmaker at {url}: {exc}; is it running, and is the address right?"
                 ) from exc.__cause__
@@ -178,72 +204,71 @@ async def _ask_until_answered(
                 raise ConnectionFailed(f"the matchmaker at {url} broke off {attempt} times: {exc}") from exc
             log.info("the matchmaker's socket broke (%s); asking again with the same request id", exc)
             progress(Progress(Stage.WAITING, "the connection broke, asking again", state.session_id))
-            await asyncio.sleep(back_off(attempt, random.random()))
+            await asyncio.sleep(backoff(attempt, FIRST_PAUSE, longest=LONGEST_PAUSE))
 
 
-async def _ask_once(
+async def _request_once(
     url: str,
     request: PlayRequest,
     state: SeatRequest,
     progress: ProgressCallback,
     ssl: tls.SSLContext | None,
-    patience: float,
+    first_answer: float,
 ) -> SessionReady:
-    asked = False
-    options: dict[str, Any] = {"ssl": ssl} if ssl is not None and url.startswith("wss:") else {}
+    """One attempt over one socket. Raises `_Broken` when another attempt may help."""
+    sent = False
     try:
         async with open_websocket(
             url,
-            compression=None,
+            ssl,
             proxy=None if _is_this_machine(url) else True,  # the system's proxy, as a browser would
             open_timeout=OPEN_WITHIN,
-            close_timeout=1,
             ping_interval=PING,
             ping_timeout=PING,
             max_size=65536,
-            logger=frames_log,
-            **options,
         ) as socket:
-            asked = True
+            sent = True
             await socket.send(encode_request(request).decode())
+            timeout = first_answer
             while state.ready is None:
-                message = await _next_word(socket, patience)
-                patience = SILENCE
+                message = await _next_message(socket, timeout)
+                timeout = SILENCE
                 try:
-                    told = state.receive(message)
+                    step = state.receive(message)
                 except (Unavailable, SlowDown) as exc:
-                    raise await _turned_away(socket, exc) from None
-                if told is not None:
-                    progress(told)
+                    raise await _with_close(socket, exc) from None
+                if step is not None:
+                    progress(step)
             return state.ready
     except InvalidStatus as exc:
-        raise _refused(url, exc) from exc
+        raise _from_status(url, exc) from exc
     except InvalidURI as exc:
         raise Malformed(f"url {url!r}: {exc}") from exc
     except ConnectionClosed as exc:
-        raise _Broken(str(exc), asked=asked) from exc
+        raise _Broken(str(exc), sent=sent) from exc
     except (OSError, InvalidHandshake) as exc:
-        late = isinstance(exc, TimeoutError)
-        raise _Broken(str(exc) or type(exc).__name__, asked=asked, late=late) from exc
+        raise _Broken(describe(exc), sent=sent, late=isinstance(exc, TimeoutError)) from exc
 
 
-async def _next_word(socket: ClientConnection, within: float) -> str | bytes:
-    """What comes next; raises `_Broken` when nothing does for `within` seconds."""
+async def _next_message(socket: ClientConnection, timeout: float) -> str | bytes:
+    """The next message; raises `_Broken` when none comes within `timeout` seconds."""
     try:
-        async with asyncio.timeout(within):
+        async with asyncio.timeout(timeout):
             return await socket.recv()
     except TimeoutError:
-        socket.transport.abort()  # nobody there would answer a goodbye
-        raise _Broken(f"silent for {within:g} s", asked=True, late=True) from None
+        # A silent peer would not answer a close frame. `transport` is no documented part of websockets (written
+        # against 17.4, pinned below 18).
+        socket.transport.abort()
+        raise _Broken(f"silent for {timeout:g} s", sent=True, late=True) from None
 
 
-async def _turned_away(socket: ClientConnection, error: TipoffError) -> Exception:
-    """What the close that follows the error says more: that another one takes over, or when to ask again."""
+async def _with_close(socket: ClientConnection, error: TipoffError) -> Exception:
+    """The error, with what the following close adds: that another process takes over, or when to ask again."""
     with suppress(TimeoutError):
-        async with asyncio.timeout(_GOODBYE):
+        async with asyncio.timeout(_CLOSE):
             await socket.wait_closed()
     if socket.close_code == CloseCode.SERVICE_RESTART:
-        return _Broken(error.message, asked=True)
+        return _Broken(error.message, sent=True)
     if error.retry_after is None and (when := _RETRY_AFTER.search(socket.close_reason or "")):
         error.retry_after = float(when[1])
     return error
@@ -257,7 +282,7 @@ def _is_this_machine(url: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
-def _refused(url: str, exc: InvalidStatus) -> TipoffError:
+def _from_status(url: str, exc: InvalidStatus) -> TipoffError:
     """An HTTP answer in place of a WebSocket, as a typed error."""
     status = exc.response.status_code
     after = exc.response.headers.get("Retry-After", "")

@@ -1,4 +1,4 @@
-"""For games with a frame loop (pygame, cocos, arcade): a thread does the network, `poll` never waits.
+"""Runs `connect` in a thread, for games with a frame loop (pygame, cocos, arcade): `poll` never waits.
 
     with connect_threaded("http://localhost:3000", game="arena", version="1") as game:
         while running:                                  # sixty times a second
@@ -27,13 +27,13 @@ from typing import Any, TypeAlias, Unpack
 
 from tipoff_client_sdk.connect import ConnectOptions, connect
 from tipoff_client_sdk.connection import MAX_MESSAGE, Player
-from tipoff_client_sdk.progress import Progress
+from tipoff_client_sdk.matchmaking import Progress
 from tipoff_shared.errors import Internal, Malformed, TipoffError, TooLarge
 
 OUTGOING = 256
-"""Messages that may wait to be sent; `send` says False beyond."""
+"""Messages that may wait to be sent; beyond that `send` returns False."""
 LAST_WORDS = 0.25
-"""Seconds that `close` gives messages handed over before it."""
+"""Seconds that `close` waits for messages passed to `send` before it."""
 _EVENTS = 256
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ Event: TypeAlias = Progress | Joined | Message | Ended
 def connect_threaded(
     url: str, *, game: str, version: str, **options: Unpack[ConnectOptions]
 ) -> ThreadedPlayer:
-    """Start connecting in the background and return at once. Takes the options of `connect`, which see.
+    """Start connecting in the background and return at once. Takes the options of `connect`.
 
     `options["progress"]` is called in the other thread; most games read the `Progress` events of `poll` instead.
     Failures do not raise here: they come as the `Ended` event.
@@ -89,14 +89,16 @@ class ThreadedPlayer:
         self._events: deque[Event] = deque(maxlen=_EVENTS)
         self._outgoing: deque[bytes] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._close_asked: asyncio.Event
-        self._send_asked: asyncio.Event
-        self._sent: asyncio.Event
+        """The thread's, None until it runs."""
+        self._close_wanted = asyncio.Event()
+        self._send_wanted = asyncio.Event()
+        self._sent = asyncio.Event()
         self._player: Player | None = None
+        """None until connected."""
         self._closing = False
         self._ended: Ended | None = None
-        self._told_end = False
-        # A daemon: a game that is killed while it connects must not be kept alive by us.
+        self._end_reported = False
+        # A daemon: it must not keep a game alive that ends while it connects.
         self._thread = threading.Thread(target=self._run, name="tipoff", daemon=True)
         self._thread.start()
 
@@ -110,8 +112,8 @@ class ThreadedPlayer:
             self._events.clear()
         if (player := self._player) is not None:
             events += [Message(data) for data in player.take_all()]
-        if ended is not None and not self._told_end:
-            self._told_end = True
+        if ended is not None and not self._end_reported:
+            self._end_reported = True
             events.append(ended)
         return events
 
@@ -128,15 +130,15 @@ class ThreadedPlayer:
             if not self.connected or len(self._outgoing) >= OUTGOING:
                 return False
             self._outgoing.append(bytes(message))
-        self._notify(self._send_asked)
+        self._notify(self._send_wanted)
         return True
 
     def close(self, timeout: float = 3.0) -> None:
-        """Leave the game and end the thread; idempotent. Waits at most `timeout` seconds for the goodbye to be sent
+        """Leave the game and end the thread; idempotent. Waits at most `timeout` seconds until the server was told
         (usually milliseconds); 0 does not wait."""
         self._closing = True
         if self._loop is not None:
-            self._notify(self._close_asked)
+            self._notify(self._close_wanted)
         if timeout > 0 and self._thread is not threading.current_thread():
             self._thread.join(timeout)
             if self._thread.is_alive():
@@ -144,11 +146,13 @@ class ThreadedPlayer:
 
     @property
     def connected(self) -> bool:
+        """Whether the player is in the game and `close` was not called."""
         player = self._player
         return player is not None and player.connected and not self._closing
 
     @property
     def ended(self) -> Ended | None:
+        """How it ended, None while it has not."""
         return self._ended
 
     @property
@@ -158,6 +162,7 @@ class ThreadedPlayer:
 
     @property
     def session_id(self) -> str:
+        """Public name of the session; "" before the player is connected."""
         return self._player.session_id if self._player is not None else ""
 
     @property
@@ -173,7 +178,7 @@ class ThreadedPlayer:
 
     def _notify(self, event: asyncio.Event) -> None:
         if self._loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nothing is left to be told
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the thread has ended
                 self._loop.call_soon_threadsafe(event.set)
 
     # --- the network thread -------------------------------------------------------------------------------------------
@@ -185,20 +190,19 @@ class ThreadedPlayer:
             ended = Ended(str(exc), exc)
         except (
             Exception
-        ) as exc:  # a bug of ours or of a callback must reach the game, not vanish with the thread
+        ) as exc:  # a fault here or in a callback must reach the game, not vanish with the thread
             log.exception("the connection's thread failed")
             ended = Ended(f"internal: {exc}", Internal(f"the client failed: {exc}"))
         with self._lock:
             self._ended = ended
 
     async def _play(self) -> Ended:
-        """Connect and stay until the end or `close`, which also cancels a connecting that is still under way."""
-        self._close_asked, self._send_asked, self._sent = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        """Connect and stay until the end or `close`, which also cancels connecting."""
         self._loop = asyncio.get_running_loop()  # last: from now on the other thread notifies
         if self._closing:  # it was closed before it could notify
             return Ended("closed by this side")
         playing = asyncio.create_task(self._connected(), name="tipoff/threaded player")
-        closing = asyncio.create_task(self._close_asked.wait(), name="tipoff/threaded close")
+        closing = asyncio.create_task(self._close_wanted.wait(), name="tipoff/threaded close")
         try:
             await asyncio.wait({playing, closing}, return_when=asyncio.FIRST_COMPLETED)
             if playing.done():
@@ -214,31 +218,31 @@ class ThreadedPlayer:
             await asyncio.gather(playing, closing, return_exceptions=True)
 
     async def _send_all(self, player: Player) -> None:
-        """What the frame loop hands over, in order; ends with the connection."""
+        """Send what the frame loop passed to `send`, in order; ends with the connection."""
         while True:
-            self._send_asked.clear()
+            self._send_wanted.clear()
             with self._lock:
                 message = self._outgoing.popleft() if self._outgoing else None
             if message is None:
                 self._sent.set()
-                await self._send_asked.wait()
+                await self._send_wanted.wait()
                 continue
             self._sent.clear()
             try:
                 await player.send(message)
             except TipoffError:
-                return  # the connection is over: `poll` tells why
+                return  # the connection is over: `poll` returns why
 
     async def _connected(self) -> Ended:
         callback = self._arguments.pop("progress", None)
 
-        def tell(progress: Progress) -> None:
+        def report(progress: Progress) -> None:
             with self._lock:
                 self._events.append(progress)
             if callback is not None:
                 callback(progress)
 
-        async with connect(self._url, progress=tell, **self._arguments) as player:
+        async with connect(self._url, progress=report, **self._arguments) as player:
             with self._lock:
                 self._player = player
                 self._events.append(

@@ -18,7 +18,7 @@ from websockets.utils import accept_key
 
 from tests.client_sdk.client_sdk_support import scripted_matchmaker
 from tipoff_client_sdk import ConnectionFailed, Progress, Stage, matchmaking
-from tipoff_client_sdk.matchmaking import SeatRequest, back_off, matchmaker_url, request_seat
+from tipoff_client_sdk.matchmaking import SeatRequest, first_answer_within, matchmaker_url, request_seat
 from tipoff_shared.errors import BY_CODE, Malformed, NoServerInTime, SlowDown, TipoffError, Unavailable
 from tipoff_shared.messages import PlayRequest
 
@@ -61,11 +61,6 @@ def test_a_url_that_names_no_matchmaker_is_refused_at_once(written: str) -> None
 def test_hostile_answers_only_raise_typed_errors(answer: bytes) -> None:
     with contextlib.suppress(TipoffError):
         SeatRequest().receive(answer)
-
-
-def test_back_off_grows_and_is_bounded() -> None:
-    assert [back_off(n, 0.0) for n in (1, 2, 3, 20)] == [0.1, 0.2, 0.4, 3.2]
-    assert back_off(20, 1.0) == 1.6
 
 
 async def test_progress_is_told_in_order() -> None:
@@ -245,7 +240,7 @@ async def test_a_crowded_one_says_when_to_come_back() -> None:
 
 def test_more_patience_at_each_attempt() -> None:
     """Until one that lives can say that nobody answers behind it."""
-    assert [matchmaking.first_word_within(n) for n in (1, 2, 3, 9)] == [3.0, 6.0, 12.0, 12.0]
+    assert [first_answer_within(n) for n in (1, 2, 3, 9)] == [3.0, 6.0, 12.0, 12.0]
 
 
 async def test_nobody_there_is_said_at_once() -> None:

@@ -1,1 +1,1 @@
-"""How a token becomes a connection: UDP (netcode) and WebSocket."""
+"""Turns a connect token into a connection: over UDP (netcode) or WebSocket."""

@@ -1,7 +1,7 @@
-"""netcode over UDP, driven by asyncio: the state machine is `tipoff_shared.netcode.Client`.
+"""Connects to a game server by netcode over UDP; the state machine is `tipoff_shared.netcode.Client`.
 
-One connected socket for each address of the token: the kernel then reports "nobody listens there" (ICMP), which tells a
-closed port, or a killed server, long before a timeout would.
+Each address of the token gets a connected socket, so the kernel reports ICMP "port unreachable": a closed port or a
+killed server is noticed long before a timeout.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tipoff_shared.netcode import Address, Client, ClientState, ConnectToken, Pa
 REFUSALS_WHILE_DIALLING = 3
 """ICMP "port unreachable" answers after which an address counts as closed; one might be a server about to start."""
 REFUSED_FOR = 1.0
-"""Seconds of nothing but such answers after which a connected server counts as gone."""
+"""Seconds with only such answers after which a connected server counts as lost."""
 
 
 async def dial_udp(
@@ -63,7 +63,7 @@ async def dial_udp(
 
 
 class UdpChannel(asyncio.DatagramProtocol):
-    """One netcode connection to one address. `open` once, then `send` until `close`; a timer of the loop drives it."""
+    """One netcode connection to one address. `open` once, then `send` until `close`; a timer drives it."""
 
     transport = "udp"
 
@@ -137,12 +137,12 @@ class UdpChannel(asyncio.DatagramProtocol):
         self._pump()
 
     async def close(self) -> None:
-        """Ten disconnect packets, then the socket; idempotent."""
+        """Send ten disconnect packets and close the socket; idempotent."""
         self._client.disconnect(self._loop.time())
         self._pump()
         self._cancel_timer()
         if self._settled.done() and not self._settled.cancelled():
-            self._settled.exception()  # seen: nobody may be waiting for it any more
+            self._settled.exception()  # marked as seen: `open` may no longer wait for it
         socket, self._socket = self._socket, None
         if socket is not None:
             socket.close()
@@ -159,13 +159,13 @@ class UdpChannel(asyncio.DatagramProtocol):
     def datagram_received(self, data: bytes, addr: object) -> None:
         self._refusals = 0
         self._refused_since = None
-        # The socket is connected: the kernel lets nobody else's datagrams through.
+        # The socket is connected: the kernel drops datagrams from other addresses.
         self._client.receive_datagram(data, self._address, self._loop.time())
         self._pump()
 
     def error_received(self, exc: Exception) -> None:
         if not isinstance(exc, ConnectionRefusedError | ConnectionResetError):
-            return  # a full buffer or no route just now: the state machine's timeouts judge it
+            return  # a full buffer, or no route now: the state machine's timeouts decide
         now = self._loop.time()
         self._refusals += 1
         if self._refused_since is None:
@@ -186,13 +186,13 @@ class UdpChannel(asyncio.DatagramProtocol):
             self._lost.set_result(None)
 
     def pause_writing(self) -> None:
-        self._full = True  # 64 KiB are unsent: what follows is dropped, as a network would
+        self._full = True  # 64 KiB are unsent: further datagrams are dropped, as a network would
 
     def resume_writing(self) -> None:
         self._full = False
 
     def _pump(self) -> None:
-        """After every input: tell what happened, send what is due, set the timer."""
+        """After every input: report what happened, send what is due, set the timer."""
         client = self._client
         for event in client.events():
             if isinstance(event, Payload):

@@ -1,4 +1,4 @@
-"""The game's messages over a WebSocket: the token first, the server's answer, then one binary message each.
+"""Connects to a game server over a WebSocket: the token first, the server's answer, then one binary message each.
 
 TLS (wss) protects it; without, it is for loopback and the local network.
 """
@@ -6,30 +6,41 @@ TLS (wss) protects it; without, it is for loopback and the local network.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ipaddress
 import logging
 import ssl as tls
 from typing import Any
 from urllib.parse import urlsplit
 
-from websockets.asyncio.client import ClientConnection
-from websockets.asyncio.client import connect as open_websocket
+from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
 
 from tipoff_client_sdk.errors import Closed, ConnectionFailed, Refused, ServerLost
-from tipoff_client_sdk.frames_log import frames_log
 from tipoff_client_sdk.inbox import Ending, Inbox
 from tipoff_shared.errors import Malformed
 from tipoff_shared.messages import Failed, decode_admission
+from tipoff_shared.primitives.text import describe
+from tipoff_shared.primitives.waiting import cancel_all
 
 ORDERLY = frozenset({1000, 1001, 1008, 1012, 1013, *range(4000, 5000)})
-"""Close codes by which a server says goodbye: its end, a kick, or whatever the game means by 4000 to 4999. Anything
-else, or no close frame, is a lost server."""
+"""Close codes of an orderly end: the server ends, a kick, or whatever the game means by 4000 to 4999. Anything else, or
+no close frame, is a lost server."""
 PING_EVERY = 2.0
 PONG_WITHIN = 10.0
 
 log = logging.getLogger(__name__)
+_frames_log = logging.getLogger("tipoff_client_sdk.frames")
+_frames_log.setLevel(logging.INFO)  # the websockets library writes frames at DEBUG, and they hold tokens
+
+
+def open_websocket(url: str, ssl: tls.SSLContext | None, **options: Any) -> connect:
+    """A WebSocket to `url`, to be awaited or entered; `ssl` is for wss only. No frame of it reaches a log.
+
+    Opening it raises what `websockets.connect` raises.
+    """
+    if ssl is not None and url.startswith("wss:"):
+        options["ssl"] = ssl
+    return connect(url, compression=None, close_timeout=1, logger=_frames_log, **options)
 
 
 async def dial_websocket(
@@ -40,30 +51,26 @@ async def dial_websocket(
     Raises `ConnectionFailed` or `Refused`.
     """
     _warn_of_plain_text(url)
-    options: dict[str, Any] = {"ssl": ssl} if ssl is not None and url.startswith("wss:") else {}
     loop = asyncio.get_running_loop()
     socket: ClientConnection | None = None
     try:
         async with asyncio.timeout(timeout):
             socket = await open_websocket(
                 url,
+                ssl,
                 proxy=None,
-                compression=None,
                 open_timeout=None,
-                close_timeout=1,
                 ping_interval=PING_EVERY,
                 ping_timeout=PONG_WITHIN,
                 max_size=16384,
                 max_queue=64,
-                logger=frames_log,
-                **options,
             )
-            asked = loop.time()
+            sent_at = loop.time()
             await socket.send(token)
             answer = decode_admission(await socket.recv())
             if isinstance(answer, Failed):
                 raise Refused(f"the server at {url} refused: {answer.message}", server_code=answer.code)
-            return WebSocketChannel(url, socket, inbox, answer.client_index, loop.time() - asked)
+            return WebSocketChannel(url, socket, inbox, answer.client_index, loop.time() - sent_at)
     except TimeoutError:
         failure: Exception = ConnectionFailed(f"websocket {url}: no answer within {timeout:.1f} s")
     except Malformed as exc:
@@ -71,7 +78,7 @@ async def dial_websocket(
     except ConnectionClosed as exc:
         failure = ConnectionFailed(f"websocket {url}: closed before the answer to the token ({exc})")
     except (OSError, InvalidHandshake, InvalidURI) as exc:
-        failure = ConnectionFailed(f"websocket {url}: {str(exc) or type(exc).__name__}")
+        failure = ConnectionFailed(f"websocket {url}: {describe(exc)}")
     except BaseException:
         await _drop(socket)
         raise
@@ -85,7 +92,7 @@ async def _drop(socket: ClientConnection | None) -> None:
 
 
 class WebSocketChannel:
-    """An admitted connection. A task of its own moves messages to the inbox until `close` or the end."""
+    """An admitted connection. Its task moves messages to the inbox until `close` or the end."""
 
     transport = "websocket"
 
@@ -122,18 +129,16 @@ class WebSocketChannel:
             raise (ending.error or Closed(ending.reason)) from exc
 
     async def close(self) -> None:
-        """A close frame, at most a second for the answer, then the reader; idempotent."""
+        """Send a close frame, wait at most a second for the answer, then end the reader; idempotent."""
         await self._socket.close()
-        self._reader.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._reader
+        await cancel_all([self._reader], timeout=1)
 
     async def _read(self) -> None:
         try:
             while True:
                 message = await self._socket.recv()
                 if isinstance(message, str):
-                    continue  # text is the transport's own, and admission is over
+                    continue  # text belongs to the transport, and admission is over
                 await self._inbox.room()
                 self._inbox.put(message)
         except ConnectionClosed as exc:
@@ -141,6 +146,7 @@ class WebSocketChannel:
 
 
 def _ending(exc: ConnectionClosed) -> Ending:
+    """How the connection ended, from its close frames."""
     if exc.rcvd is not None and exc.rcvd.code in ORDERLY:
         return Ending(exc.rcvd.reason or "the server closed the connection")
     reason = "the server's connection broke off"
