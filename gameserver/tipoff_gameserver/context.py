@@ -62,13 +62,13 @@ class Port(msgspec.Struct, frozen=True):
     protocol: str = ""
     name: str = ""
     tls_upgrade: bool = False
-    """Edgegap speaks TLS before it; the server does not."""
+    """Edgegap terminates TLS in front of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """One deployment of one game. `ports` holds `udp` and `websocket` where they are prescribed; where one is
-    missing, any free port is taken. `nats` is None for a stand-alone server."""
+    """One deployment of one game. `ports` holds the prescribed ports of `udp` and `websocket`; where one is missing,
+    any free port is taken. `nats` is None for a stand-alone server."""
 
     deployment_id: str
     game: str
@@ -93,7 +93,7 @@ class Context:
     event_key: EventKey | None = None
     """Isolated profile: the key that seals this deployment's events; None in the trusted profile."""
     context_url: str = ""
-    """Edgegap: a GET here, with `context_token` in the authorization header, says by what name we are reached."""
+    """Edgegap: a GET here, with `context_token` in the authorization header, returns the name under which players reach this server."""
     context_token: Secret = field(default_factory=lambda: Secret(""))
     delete_url: str = ""
     """Edgegap: a DELETE here ends this deployment, with `delete_token` in the authorization header."""
@@ -102,10 +102,11 @@ class Context:
 
     @property
     def stand_alone(self) -> bool:
+        """Whether the server runs without NATS."""
         return self.nats is None
 
     def announcement(self, boot_id: str) -> dict[str, object]:
-        """What `gameserver.contexts` is told once: bevygap's members and ours."""
+        """The message for `gameserver.contexts`, sent once: bevygap's members and ours."""
         return {
             "request_id": self.deployment_id,
             "deployment_id": self.deployment_id,
@@ -119,13 +120,13 @@ class Context:
 
     @property
     def websocket_paths(self) -> frozenset[str]:
-        """Where the game is on the WebSocket listener: proxies pass on the path that players dialled."""
+        """The paths of the game on the WebSocket listener: proxies pass on the path that players dialled."""
         return frozenset({"/", f"/gs/{self.deployment_id}", urlsplit(self.websocket_url).path or "/"})
 
     @property
     def plain_websocket_allowed(self) -> bool:
-        """Whether a token may travel to us over a WebSocket without TLS: on loopback and local networks, behind
-        a proxy that does TLS, or where the operator says so."""
+        """Whether a token may travel over a WebSocket without TLS: on loopback and local networks, behind a proxy that
+        does TLS, or where the operator says so."""
         return self.plain_websocket or bool(self.websocket_url) or all(map(_is_local, self.public_hosts))
 
 
@@ -157,7 +158,7 @@ _LOCAL = tuple(
 
 
 def _is_local(host: str) -> bool:
-    """Nobody outside this machine or its network is on the way to `host`."""
+    """Whether `host` is on this machine or its local network."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -175,7 +176,7 @@ def find_context(
     dialect: Dialect,
     ca_contents: str,
 ) -> Context:
-    """What `GameServer` runs as: a deployment where the environment says so, else a server that stands alone.
+    """The context `GameServer` runs in: a deployment if the environment says so, else stand-alone.
 
     Raises `ConfigError`.
     """
@@ -187,14 +188,14 @@ def find_context(
     if deployed and not stand_alone:
         return deployed_context(environ, ca_contents=ca_contents)
     if stand_alone is None:
-        log.warning("no TIPOFF_DEPLOYMENT_ID in the environment: this server stands alone")
+        log.warning("no TIPOFF_DEPLOYMENT_ID in the environment: this is a stand-alone server")
     return stand_alone_context(
         environ, listen=listen, private_key=private_key, protocol_id=protocol_id, dialect=dialect
     )
 
 
 def is_deployed(environ: Mapping[str, str]) -> bool:
-    """Whether something started us as a deployment."""
+    """Whether a launcher or Edgegap started this process as a deployment."""
     return bool(environ.get("TIPOFF_DEPLOYMENT_ID") or environ.get("ARBITRIUM_REQUEST_ID"))
 
 
@@ -250,7 +251,7 @@ def stand_alone_context(
     protocol_id: int | None = None,
     dialect: Dialect = Dialect.STANDARD,
 ) -> Context:
-    """A server that needs nothing else: its own key (random unless given), UDP and WebSocket on one port number.
+    """The context of a stand-alone server: its own key (random unless given), UDP and WebSocket on one port number.
 
     Raises `ConfigError` when `listen` is not `host:port`.
     """
@@ -410,8 +411,8 @@ def _drain_grace(env: Mapping[str, str]) -> float:
 
 
 def _edgegaps(env: Mapping[str, str], variable: str) -> str:
-    """Not where our launcher has set it for others' servers: who we are is told otherwise there, and the lease tells
-    the matchmaker of the end; asking for a signal in the middle of it would only cut it short."""
+    """An URL of Edgegap's; "" where our launcher has set it for servers without our SDK. There our own variables name
+    the deployment and the lease reports the end; calling the URL would only send a signal into the shutdown."""
     ours = env.get("TIPOFF_DEPLOYMENT_ID") == env.get("ARBITRIUM_REQUEST_ID")
     return "" if ours else env.get(variable, "")
 
@@ -421,7 +422,7 @@ class _Mapping(msgspec.Struct):
 
 
 def _ports(env: Mapping[str, str]) -> dict[str, Port]:
-    """Our two listeners' ports, from our variable or Edgegap's: by name, else by protocol."""
+    """The ports of the two listeners, from our variable or Edgegap's: by name, else by protocol."""
     variable = "TIPOFF_PORTS" if env.get("TIPOFF_PORTS") else "ARBITRIUM_PORTS_MAPPING"
     text = env.get(variable, "")
     if not text:
@@ -449,7 +450,7 @@ def _ports(env: Mapping[str, str]) -> dict[str, Port]:
 
 
 def _location(env: Mapping[str, str]) -> dict[str, str]:
-    """Edgegap's description of where we run; information only, so a text nobody can read is no error."""
+    """Edgegap's description of where the server runs. Information only, so an unreadable text is no error."""
     try:
         data = msgspec.json.decode(env.get("ARBITRIUM_DEPLOYMENT_LOCATION") or "{}", type=dict[str, object])
     except msgspec.DecodeError:

@@ -2,9 +2,8 @@
 
     Exception
     ├── GameFailed          the game cannot go on; exit code 1
-    └── TipoffError         (tipoff_shared.errors)
-        ├── ConfigError     settings that cannot be used; exit code 2
-        └── ...             what NATS or a peer did wrong: logged, and the game goes on
+    ├── ConfigError         (tipoff_shared.errors) settings that cannot be used; exit code 2
+    └── TipoffError         (tipoff_shared.errors) what NATS or a peer did wrong: logged, and the game goes on
 
 A callback that raises is logged. A player whose `on_join` raised is kicked. A failing `on_start`, or too many failing
 ticks in a row, end the server.

@@ -47,7 +47,7 @@ class Shutdown:
 
     async def _announce_end(self) -> None:
         if not await self._presence.announce(ANNOUNCE_TIMEOUT):
-            log.warning("nobody could be told that this server ends; its lease will expire")
+            log.warning("the matchmaker could not be told that this server ends; its lease will expire")
         self.due.set()
 
     def drain(self, reason: str, grace: float | None) -> None:

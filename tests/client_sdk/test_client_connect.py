@@ -204,7 +204,7 @@ async def test_a_silent_udp_port_leads_to_the_websocket(echo: GameServer) -> Non
 
 
 async def test_a_closed_udp_port_leads_to_the_websocket_without_the_wait(echo: GameServer) -> None:
-    """The kernel says that nobody listens there."""
+    """The kernel reports that nothing listens there."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

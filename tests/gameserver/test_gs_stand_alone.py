@@ -106,7 +106,7 @@ async def test_without_an_environment_it_stands_alone_and_says_so(
     async with GameServer(object(), listen="127.0.0.1:0") as server:
         assert server.context.stand_alone
         assert server.url.startswith("ws://127.0.0.1:")
-    assert "this server stands alone" in caplog.text
+    assert "this is a stand-alone server" in caplog.text
 
 
 async def test_a_game_of_ones_own_name_is_held_to_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -173,7 +173,7 @@ class UdpChannel(asyncio.DatagramProtocol):
         if self._refusals < REFUSALS_WHILE_DIALLING:
             return
         if not self._was_connected:
-            self._fail(ConnectionFailed(f"udp {self._address}: nobody listens there"))
+            self._fail(ConnectionFailed(f"udp {self._address}: nothing listens there"))
         elif now - self._refused_since >= REFUSED_FOR:
             self._end(
                 Ending(
@@ -230,10 +230,10 @@ class UdpChannel(asyncio.DatagramProtocol):
                 self._settled.set_result(None)
         elif state is ClientState.CONNECTION_DENIED:
             self._fail(
-                Refused(f"the server at {self._address} let nobody in: {client.denial or 'it is full'}")
+                Refused(f"the server at {self._address} refused this player: {client.denial or 'it is full'}")
             )
         elif state is ClientState.CONNECTION_TIMED_OUT:
-            reason = client.failure or "nothing came any more"
+            reason = client.failure or "the server stopped responding"
             self._end(Ending(reason, ServerLost(reason)))
         elif state is ClientState.DISCONNECTED and self._was_connected:
             self._end(Ending(client.failure or "closed by this side"))

@@ -149,11 +149,11 @@ def _ending(exc: ConnectionClosed) -> Ending:
     """How the connection ended, from its close frames."""
     if exc.rcvd is not None and exc.rcvd.code in ORDERLY:
         return Ending(exc.rcvd.reason or "the server closed the connection")
-    reason = "the server's connection broke off"
+    reason = "the connection to the server broke"
     if exc.rcvd is not None:
         reason = f"the server failed: {exc.rcvd.code} {exc.rcvd.reason}".strip()
     elif exc.sent is not None and exc.sent.reason:
-        reason = f"the server does not react any more ({exc.sent.reason})"
+        reason = f"the server stopped responding ({exc.sent.reason})"
     return Ending(reason, ServerLost(reason))
 
 

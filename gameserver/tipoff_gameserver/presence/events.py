@@ -24,6 +24,7 @@ from tipoff_shared.errors import ConfigError, Unavailable
 from tipoff_shared.nats.connection import Bus
 from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.primitives.text import describe
+from tipoff_shared.primitives.waiting import wait_for_event
 from tipoff_shared.server_events import MAX_CHANGES, Goodbye, Lease, Players, ServerEvent, What, seal
 from tipoff_shared.server_events import Context as ContextEvent
 
@@ -151,7 +152,7 @@ class EventPresence(Reporter):
         await self._goodbye_sent.wait()
 
     async def _serve(self, bus: Bus, describe: DescribeLease) -> None:
-        """Answers come to subjects that nobody can guess: a sender that knew one could answer in the stream's place."""
+        """Answers come to unguessable subjects: a sender that knew one could answer in the stream's place."""
         inbox = f"{bus.settings.inbox_prefix}.{secrets.token_hex(16)}"
 
         async def answered(msg: Msg) -> None:
@@ -191,11 +192,7 @@ class EventPresence(Reporter):
                 self._goodbye_sent.set()
             else:
                 timeout = None if self._closing else max(0.0, next_lease - loop.time())
-                try:
-                    async with asyncio.timeout(timeout):
-                        await self._changed.wait()
-                except TimeoutError:
-                    pass
+                await wait_for_event(self._changed, timeout)
 
     async def _publish_lease(self, bus: Bus, inbox: str, describe: DescribeLease) -> None:
         self._lease_due.clear()
@@ -218,15 +215,15 @@ class EventPresence(Reporter):
             error = await self._send(bus, inbox, body, headers)
             if not error:
                 if failing:
-                    log.info("events are taken again")
+                    log.info("events are stored again")
                 return
             if not failing:
-                log.warning("an event is not taken: %s; the game goes on", error)
+                log.warning("an event is not stored: %s; the game goes on", error)
             failing = True
             await self._pause()
 
     async def _send(self, bus: Bus, inbox: str, body: bytes, headers: dict[str, str]) -> str:
-        """Why the stream has not taken it; "" if it has."""
+        """Why the stream has not stored it; "" if it has."""
         token = secrets.token_hex(16)
         answer = self._answers[token] = asyncio.get_running_loop().create_future()
         try:
@@ -253,13 +250,13 @@ class _Answer(msgspec.Struct):
 
 
 def refusal(data: bytes) -> str:
-    """Why the stream did not take what was published, from its answer; "" if it did."""
+    """Why the stream did not store what was published, from its answer; "" if it did."""
     if not data:
         return "no matchmaker has made the stream yet"
     try:
         answer = msgspec.json.decode(data, type=_Answer)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
-        return "an answer that cannot be read"
+        return "an unreadable answer"
     if answer.error is not None:
         return answer.error.description or "refused"
-    return "" if answer.stream else "an answer that cannot be read"
+    return "" if answer.stream else "an unreadable answer"

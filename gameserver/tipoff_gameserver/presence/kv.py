@@ -21,6 +21,7 @@ from tipoff_shared.kv.bucket import LostRace
 from tipoff_shared.kv.buckets import Buckets, buckets
 from tipoff_shared.nats.connection import Bus
 from tipoff_shared.primitives.tasks import Tasks
+from tipoff_shared.primitives.waiting import wait_for_event
 
 log = logging.getLogger(__name__)
 
@@ -130,11 +131,7 @@ class KvPresence(Reporter):
                 log.info("the lease is written again")
             failing = False
             self._lease_reported(waiters)
-            try:
-                async with asyncio.timeout(self._lease_ttl / 3):
-                    await self._lease_due.wait()
-            except TimeoutError:
-                pass
+            await wait_for_event(self._lease_due, self._lease_ttl / 3)
 
     # --- the connections --------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from tipoff_shared.errors import ConfigError, Malformed, TipoffError, Unavailabl
 from tipoff_shared.nats.connection import Bus, connect
 from tipoff_shared.primitives.retry import Backoff
 from tipoff_shared.primitives.tasks import BoundedHandlers, Tasks
+from tipoff_shared.primitives.waiting import wait_for_event
 from tipoff_shared.records import decode_command
 
 log = logging.getLogger(__name__)
@@ -148,7 +149,7 @@ class Reporter(ABC):
             try:
                 on_command(decode_command(msg.data))
             except Malformed as exc:
-                log.warning("a command that cannot be read: %s", exc)
+                log.warning("ignored an unreadable command: %s", exc)
 
         await bus.serve(
             bus.subjects.commands(self._deployment_id), command, handlers=BoundedHandlers("command", 64)
@@ -163,11 +164,7 @@ class Reporter(ABC):
     async def _pause(self) -> None:
         """Wait before the next try: `RETRY` seconds, or until NATS is back."""
         self._back.clear()
-        try:
-            async with asyncio.timeout(RETRY):
-                await self._back.wait()
-        except TimeoutError:
-            pass
+        await wait_for_event(self._back, RETRY)
 
     def _lease_reported(self, waiters: list[asyncio.Future[None]]) -> None:
         for waiter in waiters:
