@@ -201,7 +201,9 @@ async def _request_until_answered(
                     f"no matchmaker at {url}: {exc}; is it running, and is the address right?"
                 ) from exc.__cause__
             if attempt >= MAX_ATTEMPTS:
-                raise ConnectionFailed(f"the connection to the matchmaker at {url} broke {attempt} times: {exc}") from exc
+                raise ConnectionFailed(
+                    f"the connection to the matchmaker at {url} broke {attempt} times: {exc}"
+                ) from exc
             log.info("the matchmaker's socket broke (%s); asking again with the same request id", exc)
             progress(Progress(Stage.WAITING, "the connection broke, asking again", state.session_id))
             await asyncio.sleep(backoff(attempt, FIRST_PAUSE, longest=LONGEST_PAUSE))

@@ -14,8 +14,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.bevygap.bevygap_players import playing
-from tests.bevygap.bevygap_stand_in import PROTOCOL_ID
+from tests.bevygap.players import playing
+from tests.bevygap.stand_in import PROTOCOL_ID
 from tests.matchmaker.world import KEY, World
 from tipoff.up.embedded_nats import EmbeddedNats
 from tipoff_launcher.compose import run_launcher
@@ -26,7 +26,7 @@ from tipoff_shared.games import Game, Games, ProcessSpec
 from tipoff_shared.nats.connection import connect
 from tipoff_shared.records import DeploymentState, SessionState
 
-STAND_IN = Path(__file__).with_name("bevygap_stand_in.py")
+STAND_IN = Path(__file__).with_name("stand_in.py")
 SDK_SERVER = Path(__file__).with_name("sdk_server.py")
 SPACESHIPS = Game(
     "spaceships",

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.bevygap.bevygap_stand_in import ARBITRIUM, PROTOCOL_ID, STREAMS
 from tests.bevygap.games_of_the_page import PORT, games_of_the_page
+from tests.bevygap.stand_in import ARBITRIUM, PROTOCOL_ID, STREAMS
 from tests.matchmaker.world import KEY
 from tipoff.up.embedded_nats import EmbeddedNats
 from tipoff_launcher.edgegap_compat.arbitrium import Arbitrium, ServerTokens

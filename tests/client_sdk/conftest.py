@@ -12,7 +12,7 @@ from tipoff_gameserver import GameServer
 @pytest.fixture
 async def echo() -> AsyncIterator[GameServer]:
     """A real gameserver on loopback; `echo.game` is the Echo."""
-    from tests.client_sdk.client_sdk_support import Echo  # found by the line above
+    from tests.client_sdk.stubs import Echo  # found by the line above
 
     async with GameServer(Echo(), stand_alone=True, listen="127.0.0.1:0", capacity=4) as server:
         yield server

@@ -14,7 +14,7 @@ import pytest
 from websockets.asyncio.server import ServerConnection
 
 from tests.arena_servers import arena_process
-from tests.client_sdk.client_sdk_support import (
+from tests.client_sdk.stubs import (
     Echo,
     ask_upstream,
     scripted_matchmaker,

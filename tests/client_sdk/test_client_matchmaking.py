@@ -16,7 +16,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.http11 import Request, Response
 from websockets.utils import accept_key
 
-from tests.client_sdk.client_sdk_support import scripted_matchmaker
+from tests.client_sdk.stubs import scripted_matchmaker
 from tipoff_client_sdk import ConnectionFailed, Progress, Stage, matchmaking
 from tipoff_client_sdk.matchmaking import SeatRequest, first_answer_within, matchmaker_url, request_seat
 from tipoff_shared.errors import BY_CODE, Malformed, NoServerInTime, SlowDown, TipoffError, Unavailable

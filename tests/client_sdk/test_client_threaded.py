@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.client_sdk.client_sdk_support import Echo
+from tests.client_sdk.stubs import Echo
 from tests.polling import eventually
 from tipoff_client_sdk import (
     Ended,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.compat.mixed_releases import MixedSystem, mixed_system
-from tests.isolated.isolated_support import IsolatedNats
+from tests.isolated.world import IsolatedNats
 from tipoff_shared.nats.connection import Bus, connect
 from tipoff_shared.settings import NatsSettings
 

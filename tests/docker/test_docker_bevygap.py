@@ -16,8 +16,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.bevygap.bevygap_players import playing
 from tests.bevygap.games_of_the_page import PORT, games_of_the_page
+from tests.bevygap.players import playing
 from tests.docker_engine import docker, labels, remove_containers, socket_path
 from tests.matchmaker.world import World
 from tipoff_launcher.compose import run_launcher
@@ -33,12 +33,12 @@ from tipoff_shared.settings import NatsSettings
 
 pytestmark = [pytest.mark.slow, pytest.mark.docker]
 
-STAND_IN = Path(__file__).parent.parent / "bevygap" / "bevygap_stand_in.py"
+STAND_IN = Path(__file__).parent.parent / "bevygap" / "stand_in.py"
 IMAGE = "tipoff-test/bevygap-stand-in:test"
 DOCKERFILE = """\
 FROM {base}
-COPY bevygap_stand_in.py ./
-CMD ["python", "bevygap_stand_in.py", "--port", "{port}"]
+COPY stand_in.py ./
+CMD ["python", "stand_in.py", "--port", "{port}"]
 """
 
 

@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import nats.errors
 
 from tests.faults.tcp_link import link_to
-from tests.gameserver.gameserver_players import Recorder, UdpPlayer, by_udp
+from tests.gameserver.players import Recorder, UdpPlayer, by_udp
 from tests.matchmaker.world import ARENA, KEY, World
 from tipoff_gameserver import Context, GameServer
 from tipoff_matchmaker.service import Matchmaker

@@ -14,7 +14,7 @@ import pytest
 
 from tests.faults.echo_processes import echo_games, pid_of, quick_settings
 from tests.faults.real_servers import active, echoes, real_world
-from tests.gameserver.gameserver_players import by_websocket, token_of
+from tests.gameserver.players import by_websocket, token_of
 from tests.matchmaker.world import ARENA, World, failed
 from tipoff_gameserver import GameServer
 from tipoff_launcher.compose import run_launcher

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.gameserver.gameserver_players import Recorder
+from tests.gameserver.players import Recorder
 from tests.isolated.conftest import eyes, isolated_nats
 from tipoff_gameserver import Context, GameServer, PrivateKey
 from tipoff_shared.kv.buckets import Buckets, create_buckets

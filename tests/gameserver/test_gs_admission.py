@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.gameserver.gameserver_players import (
+from tests.gameserver.players import (
     Recorder,
     by_udp,
     by_websocket,

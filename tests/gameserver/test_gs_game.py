@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.gameserver.gameserver_players import Recorder, by_udp, by_websocket, ready, token_of
+from tests.gameserver.players import Recorder, by_udp, by_websocket, ready, token_of
 from tests.polling import eventually
 from tipoff_gameserver import GameFailed, GameServer, LeaveReason, Player
 

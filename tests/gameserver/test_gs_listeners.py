@@ -16,7 +16,7 @@ import pytest
 from websockets.asyncio.client import connect
 
 from tests.certificates import self_signed
-from tests.gameserver.gameserver_players import (
+from tests.gameserver.players import (
     TIMEOUT,
     Recorder,
     by_udp,

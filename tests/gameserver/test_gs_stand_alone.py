@@ -12,7 +12,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.gameserver.gameserver_players import Recorder, ask, by_udp, by_websocket, ready, token_of
+from tests.gameserver.players import Recorder, ask, by_udp, by_websocket, ready, token_of
 from tipoff_gameserver import ConfigError, GameServer, LeaveReason
 from tipoff_shared.messages import Acknowledged, Admitted, Failed, SessionReady, SessionRequestAccepted
 

@@ -12,7 +12,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.gameserver.gameserver_players import Recorder, by_udp, by_websocket, ready, token_for, token_of
+from tests.gameserver.players import Recorder, by_udp, by_websocket, ready, token_for, token_of
 from tests.polling import eventually
 from tipoff_gameserver import Context, GameServer, LeaveReason, Player
 from tipoff_gameserver.transports import websocket

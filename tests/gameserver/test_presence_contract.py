@@ -14,8 +14,8 @@ import msgspec
 import pytest
 from nats.aio.msg import Msg
 
-from tests.gameserver.gameserver_players import Recorder, by_udp, by_websocket, token_for
-from tests.isolated.isolated_support import IsolatedNats
+from tests.gameserver.players import Recorder, by_udp, by_websocket, token_for
+from tests.isolated.world import IsolatedNats
 from tests.polling import eventually
 from tipoff_gameserver import Context, GameServer, LeaveReason, PrivateKey
 from tipoff_gameserver.presence.interface import NoPresence, Presence

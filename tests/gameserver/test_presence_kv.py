@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tests.gameserver.gameserver_players import Recorder, by_udp, by_websocket, token_for
-from tests.isolated.isolated_support import IsolatedNats
+from tests.gameserver.players import Recorder, by_udp, by_websocket, token_for
+from tests.isolated.world import IsolatedNats
 from tests.polling import eventually
 from tipoff_gameserver import Context, GameServer
 from tipoff_gameserver.presence.kv import KvPresence

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.real_servers import RealServers
-from tests.isolated.isolated_support import IsolatedNats, IsolatedWorld
+from tests.isolated.world import IsolatedNats, IsolatedWorld
 from tests.matchmaker.world import World
 from tipoff_shared.nats.connection import Bus, connect
 

@@ -16,7 +16,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from tests.faults.real_servers import active, echoes
-from tests.isolated.isolated_support import IsolatedNats, IsolatedWorld
+from tests.isolated.world import IsolatedNats, IsolatedWorld
 from tests.matchmaker.world import ARENA
 from tipoff.nats_roles.isolated import isolated_permissions
 from tipoff_matchmaker.service import Matchmaker

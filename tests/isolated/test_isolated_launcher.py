@@ -15,7 +15,7 @@ import pytest
 
 from tests.faults.echo_processes import echo_games, pid_of, quick_settings
 from tests.faults.real_servers import active, echoes
-from tests.isolated.isolated_support import IsolatedNats
+from tests.isolated.world import IsolatedNats
 from tests.matchmaker.world import World
 from tipoff_launcher.compose import run_launcher
 from tipoff_launcher.service import Launcher

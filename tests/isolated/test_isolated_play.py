@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from tests.faults.real_servers import active, connected, echoes, playing, settled_sweeps
-from tests.isolated.isolated_support import IsolatedNats, IsolatedWorld
+from tests.isolated.world import IsolatedNats, IsolatedWorld
 from tests.matchmaker.world import ARENA
 from tipoff_shared.nats.connection import connect
 from tipoff_shared.records import DeploymentState, LeaseState, SessionState

@@ -10,7 +10,7 @@ import pytest
 
 from tests.faults.matchmaker_processes import GAME, matchmaker_processes
 from tests.faults.real_servers import playing
-from tests.isolated.isolated_support import IsolatedWorld
+from tests.isolated.world import IsolatedWorld
 from tests.matchmaker.world import World
 from tipoff_shared.messages import SessionReady
 from tipoff_shared.records import SessionState

@@ -8,7 +8,7 @@ import pytest
 from nats.aio.client import Client
 
 from tests.faults.real_servers import active
-from tests.isolated.isolated_support import IsolatedNats, IsolatedWorld
+from tests.isolated.world import IsolatedNats, IsolatedWorld
 from tipoff_shared.records import SessionState
 
 _ODD = {

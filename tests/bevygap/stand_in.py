@@ -1,7 +1,7 @@
 """A game server in the place of one with bevygap's server plugin (0.2): it demands what that demands, in that order,
 and like that it ends as soon as anything is missing. It knows nothing of ours but the netcode library.
 
-    python bevygap_stand_in.py [--port N] [--ca_contents PEM]
+    python stand_in.py [--port N] [--ca_contents PEM]
 
 `--port` is the port of a game that always listens on the same; without it the one of ARBITRIUM_PORTS_MAPPING named
 `webtransport`. It echoes payloads, except `who` (its request id and digest) and `end` (it asks for its own end by
