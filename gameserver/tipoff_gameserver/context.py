@@ -93,7 +93,7 @@ class Context:
     event_key: EventKey | None = None
     """Isolated profile: the key that seals this deployment's events; None in the trusted profile."""
     context_url: str = ""
-    """Edgegap: a GET here, with `context_token` in the authorization header, returns the name under which players reach this server."""
+    """Edgegap: a GET here, with `context_token` in the authorization header, returns the server's public name."""
     context_token: Secret = field(default_factory=lambda: Secret(""))
     delete_url: str = ""
     """Edgegap: a DELETE here ends this deployment, with `delete_token` in the authorization header."""
