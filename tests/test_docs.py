@@ -13,6 +13,7 @@ from tipoff.new.commands import write_game
 
 HEADINGS = [
     "tipoff",
+    "Features",
     "Play in 60 seconds",
     "Your own game in ten minutes",
     "How a player gets in",

@@ -1,1 +1,1 @@
-"""Who may do what on NATS: `permissions.py` is the table, `users.py` and `isolated.py` write it for nats-server."""
+"""Who may do what on NATS: the table of roles, and nats-server's configuration made from it."""

@@ -1,12 +1,12 @@
-"""nats-server's users file for the isolated profile: game servers nobody trusts, in an account of their own.
+"""Makes nats-server's users file for the isolated profile: untrusted game servers, in an account of their own.
 
-It takes the place of `users.conf`. All other roles share the account TIPOFF, with the permissions they have in the
-trusted profile. The account GAMESERVERS has no JetStream, no bucket, no subject of TIPOFF's but two, imported:
+It replaces `users.conf`. All other roles share the account TIPOFF, with their permissions of the trusted profile. The
+account GAMESERVERS has no JetStream and no bucket, and imports two subjects from TIPOFF:
 
     gs.*.ev    a service: an event goes to the stream in TIPOFF, the stream's answer comes back
     gs.*.cmd   a stream: the matchmakers' commands come in, nothing goes out
 
-So there is nothing for a header or a reply subject to reach: an answer is delivered in the account that asked.
+So a header or a reply subject reaches nothing else: an answer is delivered in the account that sent the request.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SERVER_ROLE = "gameserver"
 
 
 def isolated_permissions(role: str, subjects: Subjects) -> Permissions:
-    """Everything `role` may do within its account. Raises `KeyError` for an unknown role."""
+    """The permissions of `role` within its account. Raises `KeyError` for an unknown role."""
     if role == SERVER_ROLE:
         return Permissions((subjects.events("*"),), (subjects.commands("*"), inboxes(role)))
     allowed = permissions(role, subjects)
@@ -35,12 +35,11 @@ def isolated_permissions(role: str, subjects: Subjects) -> Permissions:
         more = (
             *on_stream(subjects.events_stream, "", Access.MAKE | Access.CONSUMERS | Access.DURABLE),
             *on_stream(f"KV_{secret}", f"$KV.{secret}", Access.MAKE | Access.GET | Access.WRITE),
-            inboxes("launcher"),  # which asks whether a matchmaker lives
+            inboxes("launcher"),  # the answers to its ping
         )
     elif role == "launcher":
-        more = (
-            subjects.ping_matchmaker,
-        )  # without one nobody writes leases: whether their absence means anything
+        # A missing lease means something only while a matchmaker writes leases, so the launcher asks for one.
+        more = (subjects.ping_matchmaker,)
     else:
         return allowed
     return Permissions(
@@ -49,8 +48,8 @@ def isolated_permissions(role: str, subjects: Subjects) -> Permissions:
 
 
 def accounts(hashes: Mapping[str, str], subjects: Subjects, *, more_users: str = "") -> str:
-    """The `accounts` block. `hashes`: role -> bcrypt hash, for every role; `more_users` are added to TIPOFF as they
-    are."""
+    """The `accounts` block. `hashes`: role -> bcrypt hash, for every role. `more_users` is added to TIPOFF
+    unchanged."""
     users = "".join(_user(role, hashes[role], subjects) for role in ROLES if role != SERVER_ROLE)
     events, commands = json.dumps(subjects.events("*")), json.dumps(subjects.commands("*"))
     return (

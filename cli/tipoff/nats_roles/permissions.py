@@ -1,20 +1,20 @@
-"""Who may do what on NATS: one table, from which nats-server's users file is made. The trusted profile: game servers
-write their KV keys themselves.
+"""Says who may do what on NATS: the table from which nats-server's users file is made. This is the trusted profile, in
+which game servers write their KV keys themselves.
 
-Every name comes from `tipoff_shared` (subjects, buckets), so that a renamed subject is renamed here, too. What a role
-asks of JetStream follows from what `tipoff_shared.kv.bucket` (and bevygap's programs) do on a bucket:
+Every name comes from `tipoff_shared` (subjects, buckets), so that a renamed subject is renamed here, too. The requests
+of a role to JetStream follow from what `tipoff_shared.kv.bucket` (and bevygap's programs) do on a bucket:
 
 | access | publishes |
 |---|---|
 | make | `$JS.API.STREAM.CREATE.KV_B` |
 | get | `$JS.API.STREAM.INFO.KV_B`, `$JS.API.STREAM.MSG.GET.KV_B`, `$JS.API.DIRECT.GET.KV_B` (`.$KV.B.>`) |
-| follow | get, and consumers that go with their reader: listings and watches |
+| follow | get, and consumers that end with their reader: listings and watches |
 | write | `$KV.B.>`: puts, deletes, compare-and-set |
 | purge | `$JS.API.STREAM.PURGE.KV_B` |
-| durable | consumers that stay, shared by all who use their name |
+| durable | consumers that stay, shared by all readers that use their name |
 
-Roles within one account are no isolation: whoever may create a consumer or ask JetStream a question chooses where the
-answer goes. The isolated profile is for game servers that are not trusted.
+Roles within one account are no isolation: a client that may create a consumer or send a request to JetStream chooses
+where the answer goes. The isolated profile is for game servers that are not trusted.
 """
 
 from __future__ import annotations
@@ -35,22 +35,24 @@ from tipoff_turn_relay import store as turn_store
 BUCKETS = tuple(field.name for field in dataclasses.fields(Buckets))
 TURN_BUCKETS = turn_store.BUCKETS
 SECRET_BUCKET = "connect_tokens"  # noqa: S105 # a bucket's name
-"""Tokens as issued: for the matchmaker's role alone."""
+"""Tokens as issued: only for the role `matchmaker`."""
 
 DURABLES = (
     ("KV_", "active_connections", reaper.CONNECTIONS),
     ("KV_", "gameservers", reaper.LEASES),
     ("", "DELETE_SESSION_STREAM", delete_queue.DURABLE),
 )
-"""The matchmakers' own consumers: prefix of the stream, bucket or stream, name. Whoever else read or changed one would
-take messages away from them."""
+"""The matchmakers' own consumers: prefix of the stream, bucket or stream, name. Another reader would take messages away
+from them."""
 
 LAUNCHER_OPERATIONS = ("deploy", "get", "stop", "list")
 KILL = "kill"
-"""The demo's: a launcher answers it in demo mode alone."""
+"""For the demo: a launcher answers it only in demo mode."""
 
 
 class Access(enum.Flag):
+    """What a role may do with a bucket; the table above says what each one publishes."""
+
     MAKE = enum.auto()
     GET = enum.auto()
     CONSUMERS = enum.auto()
@@ -58,14 +60,14 @@ class Access(enum.Flag):
     PURGE = enum.auto()
     DURABLE = enum.auto()
     SUBSCRIBE = enum.auto()
-    """Hear writes as they are made, by a plain subscription."""
+    """Receive writes by a plain subscription."""
     FOLLOW = GET | CONSUMERS
     OWN = MAKE | FOLLOW | WRITE | PURGE | DURABLE
 
 
 @dataclass(frozen=True, slots=True)
 class Permissions:
-    """What one user may publish and subscribe; all else is denied, and `deny_publish` in any case."""
+    """The subjects that a user may publish and subscribe to. Everything else is denied, and `deny_publish` always."""
 
     publish: tuple[str, ...]
     subscribe: tuple[str, ...]
@@ -77,13 +79,13 @@ _READABLE = tuple(bucket for bucket in (*BUCKETS, *TURN_BUCKETS) if bucket != SE
 BUCKET_ACCESS: dict[str, dict[str, Access]] = {
     "matchmaker": dict.fromkeys(BUCKETS, Access.OWN),
     "httpd": {
-        # What the page's live strip shows, and where the proxy of game servers looks.
+        # For the page's live strip, and for the proxy of game servers.
         **dict.fromkeys(("deployments", "sessions", "gameservers"), Access.FOLLOW),
         **dict.fromkeys(TURN_BUCKETS, Access.MAKE | Access.GET | Access.WRITE | Access.SUBSCRIBE),
     },
-    "launcher": {"gameservers": Access.GET},  # whether a server that it finds running has its lease
+    "launcher": {"gameservers": Access.GET},  # whether a running server has its lease
     "gameserver": {
-        # bevygap's programs make all five at their start, and stop when they may not.
+        # bevygap's programs create all five at their start, and end when they may not.
         **dict.fromkeys(BEVYGAP_BUCKETS, Access.MAKE),
         "sessions_ly2eg": Access.MAKE | Access.GET,
         "active_connections": Access.MAKE | Access.GET | Access.WRITE,
@@ -96,7 +98,7 @@ BUCKET_ACCESS: dict[str, dict[str, Access]] = {
 
 
 def permissions(role: str, subjects: Subjects) -> Permissions:
-    """Everything `role` may do within the namespace of `subjects`. Raises `KeyError` for an unknown role."""
+    """The permissions of `role` within the namespace of `subjects`. Raises `KeyError` for an unknown role."""
     publish: list[str] = []
     subscribe = [inboxes(role)]
     for bucket, access in BUCKET_ACCESS[role].items():
@@ -112,11 +114,12 @@ def permissions(role: str, subjects: Subjects) -> Permissions:
 
 
 def inboxes(role: str) -> str:
+    """The subjects on which `role` receives answers."""
     return f"{inbox_prefix_of(role)}.>"
 
 
 def on_stream(stream: str, keys: str, access: Access) -> Iterable[str]:
-    """What is published for `access` to a stream whose subjects begin with `keys`."""
+    """The subjects that `access` to `stream`, whose own subjects begin with `keys`, publishes to."""
     api = "$JS.API"
     if access & (Access.MAKE | Access.GET):
         yield f"{api}.STREAM.INFO.{stream}"
@@ -152,7 +155,7 @@ def _durables(subjects: Subjects) -> Iterable[str]:
 
 
 def _core(role: str, subjects: Subjects) -> tuple[list[str], list[str]]:
-    """Subjects beside the buckets: published, subscribed."""
+    """The subjects outside buckets that `role` publishes to, and those that it subscribes to."""
     match role:
         case "matchmaker":
             publish = [
@@ -203,7 +206,7 @@ def _core(role: str, subjects: Subjects) -> tuple[list[str], list[str]]:
                 *on_stream(subjects.delete_stream, "", Access.MAKE),
                 "$JS.API.INFO",
             ]
-            # bevygap's programs know no other inboxes; nobody else of ours uses these.
+            # bevygap's programs use these inboxes; our own services use others.
             subscribe = [subjects.commands("*"), "_INBOX.>"]
         case "operator" | "admin":
             operations = ("status",) if role == "operator" else OPERATIONS
@@ -213,7 +216,7 @@ def _core(role: str, subjects: Subjects) -> tuple[list[str], list[str]]:
                 "$SRV.PING",
                 "$SRV.INFO",
                 "$SRV.STATS",
-                # What the `nats` program asks before it shows a bucket.
+                # The `nats` program sends these before it shows a bucket.
                 "$JS.API.INFO",
                 "$JS.API.STREAM.LIST",
                 "$JS.API.STREAM.NAMES",

@@ -1,7 +1,7 @@
-"""nats-server's users file: a user for each role, with the hash of its password and its permissions.
+"""Makes nats-server's users file: a user for each role, with the hash of its password and its permissions.
 
-The passwords are 256 random bits, so the hash need not be slow to be safe: bcrypt's lowest cost. At cost 10 each
-connect would take nats-server 60 ms of a core, and after a restart everybody connects at once.
+Passwords are 256 random bits, so that a fast hash is safe: bcrypt with its lowest cost. At cost 10 each connect would
+take nats-server 60 ms of a core, and after a restart all clients connect at once.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ _HASH = re.compile(r'user: "([a-z]+)"\s+password: "(\$2a\$\d\d\$[./A-Za-z0-9]{53
 
 
 def hashed(password: Secret) -> str:
+    """The bcrypt hash of a password, with a new salt."""
     return bcrypt.hashpw(password.reveal().encode(), bcrypt.gensalt(COST, prefix=b"2a")).decode()
 
 
 def is_hash_of(password: Secret, known: str) -> bool:
+    """Whether `known` is a hash of the password."""
     return bcrypt.checkpw(password.reveal().encode(), known.encode())
 
 
@@ -44,7 +46,7 @@ def users_file(hashes: Mapping[str, str], subjects: Subjects) -> str:
 
 
 def with_head(body: str, subjects: Subjects) -> str:
-    """`body` below what tells later who made it and whether it was edited."""
+    """`body` below a comment that holds its namespace and its digest, by which `was_edited` recognises edits."""
     return _HEAD.format(namespace=subjects.namespace or "(none)") + _digest(body) + "\n" + body
 
 
@@ -55,13 +57,13 @@ def namespace_of(text: str) -> str:
 
 
 def was_edited(text: str) -> bool:
-    """Whether somebody changed a users file since it was made."""
+    """Whether a users file has been changed since it was made."""
     found = re.search(r"^# sha256 of what follows: ([0-9a-f]{64})\n", text, re.MULTILINE)
     return found is None or _digest(text[found.end() :]) != found[1]
 
 
 def hashes_in(text: str) -> dict[str, str]:
-    """Role -> hash, as they stand in a users file."""
+    """Role -> hash, read from a users file."""
     return {found[1]: found[2] for found in _HASH.finditer(text)}
 
 
@@ -80,7 +82,7 @@ def _user(role: str, password_hash: str, allowed: Permissions) -> str:
 
 
 def permissions_block(allowed: Permissions, indent: str) -> str:
-    """`permissions: {...}` as nats-server's configuration has it."""
+    """The block `permissions: {...}` of nats-server's configuration."""
     deny = _subjects("deny", allowed.deny_publish, indent + "    ") if allowed.deny_publish else ""
     return (
         f"{indent}permissions: {{\n"

@@ -1,5 +1,5 @@
-"""The secrets of an installation, in one directory: made once, kept, replaced one at a time.
+"""`tipoff secrets`: the secrets of an installation in one directory, made once and replaced one at a time.
 
-`layout.py` says which files there are, `directory.py` makes and replaces them: the files for nats-server by
-`nats_files.py`, its certificates by `nats_tls.py` and `certificates.py`. `files.py` alone writes.
+`layout.py` lists the files, `directory.py` makes and replaces them: nats-server's users files with `nats_files.py`, its
+certificates with `nats_tls.py` and `certificates.py`. Only `files.py` writes.
 """

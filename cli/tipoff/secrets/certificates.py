@@ -1,7 +1,7 @@
-"""A certificate authority of one's own for NATS, and the server certificate it signs.
+"""Makes and reads X.509 certificates for NATS: our own authority, and the server certificate that it signs.
 
-Clients are given the authority's certificate (`NATS_CA`) and nothing else, so nobody has to be trusted for it. Elliptic
-keys (P-256) keep the files small: an orchestrator may pass the authority's certificate on in a variable.
+Clients trust only this authority (`NATS_CA`), no public one. Elliptic keys (P-256) keep the files small: an
+orchestrator may pass the authority's certificate on in a variable.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ALWAYS = ("nats", "localhost", "127.0.0.1", "::1")
 AUTHORITY_DAYS = 3650
 SERVER_DAYS = 730
 RENEW_DAYS = 30
-"""So many days before a certificate ends, it is time for a new one."""
+"""Days before its end from which on a certificate should be renewed."""
 
 _NAME = re.compile(r"(\*\.)?[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?(\.[a-zA-Z0-9-]{1,63})*", re.ASCII)
 _EARLIER = datetime.timedelta(hours=1)  # for machines whose clocks are behind
@@ -34,7 +34,7 @@ _EARLIER = datetime.timedelta(hours=1)  # for machines whose clocks are behind
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """PEM texts; `key` is a secret."""
+    """A certificate and its key as PEM texts; `key` is a secret."""
 
     certificate: str
     key: Secret
@@ -42,17 +42,18 @@ class Issued:
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """What a certificate says. `names`: host names and addresses it is for."""
+    """The content of a certificate. `names`: its host names and addresses."""
 
     names: tuple[str, ...]
     expires: datetime.datetime
 
     def days_left(self, now: datetime.datetime) -> int:
+        """Whole days until it expires; negative afterwards."""
         return (self.expires - now).days
 
 
 def check_host(name: str) -> str:
-    """A host name or address, as it will stand in a certificate; raises `ConfigError`."""
+    """The form of a host name or address for a certificate. Raises `ConfigError`."""
     try:
         return str(ipaddress.ip_address(name))
     except ValueError:
@@ -62,6 +63,7 @@ def check_host(name: str) -> str:
 
 
 def new_authority(now: datetime.datetime) -> Issued:
+    """A new certificate authority, valid for ten years."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"tipoff NATS authority {now:%Y-%m-%d}")])
     certificate = (
@@ -74,7 +76,8 @@ def new_authority(now: datetime.datetime) -> Issued:
 
 
 def new_server(authority: Issued, names: Iterable[str], now: datetime.datetime) -> Issued:
-    """A server certificate for `names`. Raises `ConfigError` when the authority's files cannot be used."""
+    """A server certificate for `names`, valid for two years. Raises `ConfigError` when the authority's files are
+    unusable."""
     try:
         parent = x509.load_pem_x509_certificate(authority.certificate.encode())
         parent_key = serialization.load_pem_private_key(authority.key.reveal().encode(), password=None)
@@ -102,7 +105,7 @@ def new_server(authority: Issued, names: Iterable[str], now: datetime.datetime) 
 
 
 def describe(certificate: str) -> Described:
-    """Raises `ConfigError` when it is no certificate."""
+    """Read a PEM certificate. Raises `ConfigError` for any other text."""
     try:
         read = x509.load_pem_x509_certificate(certificate.encode())
     except ValueError as exc:
@@ -115,7 +118,7 @@ def describe(certificate: str) -> Described:
 
 
 def is_signed_by(certificate: str, authority: str) -> bool:
-    """Whether the one certificate is signed by the other."""
+    """Whether `authority` signed `certificate`."""
     try:
         x509.load_pem_x509_certificate(certificate.encode()).verify_directly_issued_by(
             x509.load_pem_x509_certificate(authority.encode())

@@ -1,6 +1,6 @@
-"""`tipoff secrets init | show-paths | rotate`: an installation's passwords, keys and certificates.
+"""The commands `tipoff secrets init`, `show-paths` and `rotate`.
 
-What is printed are places, states and dates; never what a file holds.
+They print places, states and dates, never the content of a file.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from tipoff_shared.settings import ROLES
 
 app = typer.Typer(
     name="secrets",
-    help="Passwords, keys and certificates of an installation: made once, shown, replaced.",
+    help="Passwords, keys and certificates of an installation.",
     no_args_is_help=True,
 )
 
-Directory = Annotated[Path, typer.Argument(help="The directory of the secrets.", metavar="DIR")]
+Directory = Annotated[Path, typer.Argument(help="Directory of the secrets.", metavar="DIR")]
 Hosts = Annotated[
     list[str] | None,
     typer.Option(
         "--host",
-        help="A name or address by which clients elsewhere reach NATS, for its certificate; may be repeated.",
+        help="Name or address at which clients on other hosts reach NATS, for its certificate; repeatable.",
         show_default=False,
     ),
 ]
 GamesFile = Annotated[
     Path | None,
     typer.Option(
-        help="The games whose netcode keys are made. Default: ./games.toml if there is one.",
+        help="The games that need netcode keys. Default: ./games.toml where it exists.",
         envvar="TIPOFF_GAMES",
         show_default=False,
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _DEFAULT = Path("secrets")
 
 
@@ -52,26 +52,26 @@ def init_command(
     namespace: Annotated[
         str | None,
         typer.Option(
-            help="Prefix of every NATS subject and bucket. Default: the one DIR is for, if any.",
+            help="Prefix of every NATS subject and bucket. Default: the namespace that DIR was made for.",
             envvar="TIPOFF_NAMESPACE",
             show_default=False,
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make what is missing; what is there stays. Run it again after each upgrade: permissions may be new."""
+    """Make missing secrets and keep existing ones. Run it after each upgrade, because permissions may change."""
     from tipoff.secrets.directory import SecretsDirectory
 
     found = _games(games)
     report = SecretsDirectory(directory, found).initialise(host or (), namespace)
     if not found and not any(item.path.parent.name == "netcode" for item in report.items):
-        report.next.append("no netcode keys were made: --games FILE says for which games")
+        report.next.append("no netcode keys were made: name the games with --games FILE")
     _print(report, as_json=as_json)
 
 
 @app.command("show-paths")
 def show_command(directory: Directory = _DEFAULT, games: GamesFile = None, as_json: AsJson = False) -> None:
-    """What lies where, who needs it, what to back up, and until when certificates hold."""
+    """Show where each secret is, who needs it, whether to back it up, and when certificates expire."""
     from tipoff.secrets.directory import SecretsDirectory
 
     _print(SecretsDirectory(directory, _games(games)).show(), as_json=as_json)
@@ -83,15 +83,15 @@ def rotate_command(
         str,
         typer.Argument(
             help=f"A role (its password: {', '.join(ROLES)}), `nats-tls` (the server's certificate), "
-            "`nats-ca` (with its authority), "
-            "`users` (nats-server's files anew), `hook` (of webhooks' addresses), or GAME.VERSION (a netcode key)."
+            "`nats-ca` (its authority, too), "
+            "`users` (nats-server's users files), `hook` (the key of webhook URLs), or GAME.VERSION (a netcode key)."
         ),
     ],
     directory: Directory = _DEFAULT,
     host: Hosts = None,
     as_json: AsJson = False,
 ) -> None:
-    """Replace one secret, and say what must be reloaded or restarted."""
+    """Replace one secret, and say what to reload or restart."""
     from tipoff.secrets.directory import SecretsDirectory
 
     _print(SecretsDirectory(directory).rotate(name, host or ()), as_json=as_json)
@@ -145,7 +145,7 @@ def _print(report: Any, *, as_json: bool) -> None:
     console = Console()
     console.print(table)
     console.print(
-        "back up what says yes, ca.key (it signs new certificates) apart from the rest; "
+        "back up the files marked yes, and ca.key, which signs new certificates, in another place; "
         "init and rotate make the others again",
         soft_wrap=True,
         highlight=False,

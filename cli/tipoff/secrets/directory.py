@@ -1,11 +1,10 @@
-"""What is done with a secrets directory: made, shown, replaced one secret at a time.
+"""Makes a secrets directory, shows it, and replaces one secret at a time.
 
-Files inside are 0444, since containers read them by single-file mounts under other user ids; the authority's key is
-0400. A file that is replaced keeps its inode, because such a mount shows the old file for ever otherwise.
+Files have mode 0444, because containers read them by single-file mounts under other user ids; the authority's key has
+0400. A replaced file keeps its inode, because such a mount would otherwise show the old file for ever.
 
-`initialise` and `rotate` are idempotent up to what was asked: any line may be the last one, and `initialise` again
-completes what is missing. A file that is there is never overwritten, except what only follows from others and was not
-edited by hand.
+The process may die at any line: `initialise` then completes what is missing. It never overwrites an existing file,
+except users files that nobody has edited, which follow from the passwords.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ _OURS = {*DIRECTORIES, ".gitignore"}
 
 _RELOAD = "let nats-server reload (SIGHUP)"
 _AFTER_PASSWORD = {
-    "gameserver": f"at a quiet hour {_RELOAD} and restart the launcher at once: game servers that run know the old "
-    "password alone, cannot renew their leases, and are ended with their players",
+    "gameserver": f"at a quiet hour {_RELOAD} and restart the launcher at once: running game servers know only the old "
+    "password, cannot renew their leases, and end with their players",
     "operator": _RELOAD,
     "admin": _RELOAD,
 }
@@ -42,7 +41,7 @@ def _now() -> datetime.datetime:
 
 
 class SecretsDirectory:
-    """`games`: those whose netcode keys belong here; games that name their own keys are left out."""
+    """The secrets in `directory`, with netcode keys for those of `games` that configure no key of their own."""
 
     def __init__(
         self, directory: Path, games: Sequence[Game] = (), *, now: Callable[[], datetime.datetime] = _now
@@ -52,8 +51,8 @@ class SecretsDirectory:
         self._now = now
 
     def initialise(self, hosts: Iterable[str] = (), namespace: str | None = None) -> Report:
-        """Make what is missing. `hosts`: names by which clients reach NATS from elsewhere. `namespace` None is the
-        one there is. Raises `ConfigError`."""
+        """Make missing secrets. `hosts` are names at which clients on other hosts reach NATS. `namespace` None keeps
+        the present one. Raises `ConfigError`."""
         asked = [check_host(host) for host in hosts]
         self._prepare()
         layout = self._layout
@@ -67,13 +66,13 @@ class SecretsDirectory:
             report.make_missing(layout.key_of(game), _new_netcode_key)
         made = {item.path for item in report.items}
         report.items += [item for item in layout.netcode_keys() if item.path not in made]
-        for item in report.items:  # also where a write broke off before its last step
+        for item in report.items:  # also after a write that broke off before its last step
             set_mode(item.path)
         nats_tls.notice_expiry(report, self._now())
         return report
 
     def show(self) -> Report:
-        """What is there, nothing made or changed. Raises `ConfigError` when it was never initialised."""
+        """Report the existing files and change nothing. Raises `ConfigError` for a directory without secrets."""
         if not is_there(self._layout.nats / "users.conf"):
             raise ConfigError(
                 f"{self.directory} holds no secrets; `tipoff secrets init {self.directory}` makes them"
@@ -88,8 +87,8 @@ class SecretsDirectory:
         return report
 
     def rotate(self, name: str, hosts: Iterable[str] = ()) -> Report:
-        """Replace one secret: a role's password, `nats-tls`, `nats-ca`, `users`, or a game's key by `GAME.VERSION`.
-        Raises `ConfigError` naming what there is."""
+        """Replace one secret: a role's password, `nats-tls`, `nats-ca`, `users`, `hook`, or a game's key by
+        `GAME.VERSION`. Raises `ConfigError`, which lists the known names."""
         asked = [check_host(host) for host in hosts]
         if asked and name not in (TLS, AUTHORITY):
             raise ConfigError(f"--host is for {TLS} and {AUTHORITY}")
@@ -99,12 +98,14 @@ class SecretsDirectory:
             report.replace([layout.password(name)], [_new_password()])
             nats_files.derive(layout, report, Subjects(report.namespace), again=True)
             report.next.append(
-                _AFTER_PASSWORD.get(name, f"{_RELOAD}, then restart every {name}: it is out until then")
+                _AFTER_PASSWORD.get(
+                    name, f"{_RELOAD}, then restart every {name}, which cannot connect until then"
+                )
             )
         elif name == HOOK:
             report.replace([layout.hook()], [_new_hook_key()])
             report.next.append(
-                "restart every httpd and matchmaker: webhooks of servers that run are not heard until then"
+                "restart every httpd and matchmaker: webhooks of running servers are refused until then"
             )
         elif name == USERS:
             nats_files.derive(layout, report, Subjects(report.namespace), again=True)
@@ -115,13 +116,13 @@ class SecretsDirectory:
         elif name == AUTHORITY:
             nats_tls.replace_authority(layout, report, asked, self._now())
             report.next.append(
-                "restart nats-server and every part: all need the new ca.pem (NATS_CA), at Edgegap in the app version"
+                "restart nats-server and every service: all need the new ca.pem (NATS_CA), also the app version at Edgegap"
             )
         elif key := layout.key_named(name):
             report.replace([key], [_new_netcode_key()])
             report.next.append(
-                f"restart the matchmakers and the launcher and drain the game servers of {name}: those that run "
-                "know the old key alone, and nobody new gets in there"
+                f"restart the matchmakers and the launcher and drain the game servers of {name}: running servers know "
+                "only the old key, and no new player gets in there"
             )
         else:
             known = [*ROLES, USERS, TLS, AUTHORITY, HOOK, *layout.key_names()]
@@ -130,12 +131,13 @@ class SecretsDirectory:
         return report
 
     def _report(self, namespace: str | None) -> Report:
-        """An empty one; None: the namespace the directory is for."""
+        """An empty report; with None, for the namespace that the directory was made for."""
         known = nats_files.namespace_in(self._layout) if namespace is None else Subjects(namespace).namespace
         return Report(self.directory.absolute(), known)
 
     def _prepare(self) -> None:
-        """The directories, for their owner alone. One that holds something else is left alone."""
+        """Make the directories, which only their owner can enter. Raises `ConfigError` for a directory with other
+        content."""
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             if {entry.name for entry in self.directory.iterdir()} - _OURS and not self._layout.nats.is_dir():
@@ -146,7 +148,7 @@ class SecretsDirectory:
             for name in DIRECTORIES:
                 inner = self.directory / name
                 inner.mkdir(exist_ok=True)
-                inner.chmod(0o755)  # for containers that mount it; nobody else comes this far
+                inner.chmod(0o755)  # for containers that mount it; the directory above keeps other users out
             ignore = self.directory / ".gitignore"
             if not ignore.exists():
                 write(ignore, "*\n", 0o644)

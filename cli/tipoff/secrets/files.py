@@ -1,4 +1,4 @@
-"""The files of a secrets directory: read, written in place, with the rights each needs."""
+"""Reads and writes the files of a secrets directory: in place, with the mode that each needs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ READABLE, PRIVATE = 0o444, 0o400
 
 
 def mode_of(path: Path) -> int:
+    """The mode of a secret's file."""
     return PRIVATE if path.name == "ca.key" else READABLE
 
 
 def set_mode(path: Path) -> None:
-    """The mode a secret has. Raises `ConfigError`."""
+    """Give the file the mode of a secret. Raises `ConfigError`."""
     try:
         if path.stat().st_mode & 0o777 != mode_of(path):
             path.chmod(mode_of(path))
@@ -25,12 +26,12 @@ def set_mode(path: Path) -> None:
 
 
 def is_there(path: Path) -> bool:
-    """A file with something in it: an empty one is of a try that broke off."""
+    """Whether the file exists and is not empty; an empty one is left over from a write that broke off."""
     return path.is_file() and path.stat().st_size > 0
 
 
 def read(path: Path) -> str:
-    """Raises `ConfigError`."""
+    """The text of a file. Raises `ConfigError`."""
     try:
         return path.read_text()
     except OSError as exc:
@@ -40,9 +41,10 @@ def read(path: Path) -> str:
 
 
 def write(path: Path, text: str, mode: int) -> None:
-    """Into the file that is there, else a new one that nobody reads before it is whole. Raises `ConfigError`."""
+    """Write into the existing file, which keeps its inode, else into a new one that appears when it is complete.
+    Raises `ConfigError`."""
     try:
-        if path.is_dir():  # Docker makes one where a file to mount is missing
+        if path.is_dir():  # Docker creates one in place of a missing file to mount
             path.rmdir()
         if path.exists():
             path.chmod(0o600)

@@ -1,4 +1,4 @@
-"""One file of a secrets directory, the report on all of them, and the two ways in which a file is written."""
+"""Holds what a report says of each secret file, and the two ways in which one is written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MADE, KEPT, RENEWED, EDITED = "made", "kept", "renewed", "edited by hand: kept"
 
 @dataclass(slots=True)
 class Item:
-    """One file. `name` is what `rotate` calls it, `readers` who needs it, `back_up` whether a copy is worth keeping."""
+    """One file. `name` is its name for `rotate`, `readers` who needs it, `back_up` whether to keep a copy."""
 
     name: str
     path: Path
@@ -26,7 +26,7 @@ class Item:
 
 @dataclass(slots=True)
 class Report:
-    """What lies where, and what is to do now: sentences for people."""
+    """The files of a directory, and in `next` what to do now, in sentences for people."""
 
     directory: Path
     namespace: str
@@ -34,18 +34,18 @@ class Report:
     next: list[str] = field(default_factory=list)
 
     def find(self, name: str, file: str = "") -> Item | None:
-        """The first item of that name; `file`: the one of that file name."""
+        """The first item with that name, and with that file name where `file` is given; None without one."""
         return next((i for i in self.items if i.name == name and file in ("", i.path.name)), None)
 
     def make_missing(self, item: Item, make: Callable[[], str]) -> None:
-        """Its file, unless it is there. Raises `ConfigError`."""
+        """Add the item, and make its file unless it exists. Raises `ConfigError`."""
         if not is_there(item.path):
             write(item.path, make(), mode_of(item.path))
             item.state = MADE
         self.items.append(item)
 
     def replace(self, items: Sequence[Item], texts: Sequence[str]) -> None:
-        """The files of one name, in the order of `texts`, whether they are there or not. Raises `ConfigError`."""
+        """Write `texts` into the files of `items`, whether they exist or not. Raises `ConfigError`."""
         for item, text in zip(items, texts, strict=True):
             known = self.find(item.name, item.path.name)
             if known is None:  # it was missing

@@ -1,15 +1,15 @@
-"""Which files a secrets directory holds, what each is called and who needs it.
+"""Lists the files of a secrets directory: where each is, its name and who needs it.
 
-DIR/                      0700: nobody else gets further than this
-DIR/.gitignore            so that none of it is ever committed
+DIR/                      0700: other users stop here
+DIR/.gitignore            keeps all of it out of git
 DIR/nats/ROLE.password    one line
 DIR/nats/users.conf       for nats-server: users, hashes, permissions; follows from the passwords
 DIR/nats/isolated.conf    the same for the isolated profile: game servers in an account of their own
-DIR/nats/ca.pem, ca.key   the certificate authority; its key signs new server certificates, nobody else needs it
+DIR/nats/ca.pem, ca.key   the certificate authority; only `tipoff secrets` needs its key, to sign new certificates
 DIR/nats/server.pem, server.key
 DIR/netcode/GAME.VERSION.key    64 hex digits; the directory is a TIPOFF_KEYS_DIR
-DIR/edgegap/hook.key      what makes the addresses of webhooks unguessable (TIPOFF_HOOK_KEY_FILE)
-DIR/edgegap, DIR/https    room for an API token, and for certificates of the operator's own
+DIR/edgegap/hook.key      makes the URLs of webhooks unguessable (TIPOFF_HOOK_KEY_FILE)
+DIR/edgegap, DIR/https    room for an API token, and for the operator's own certificates
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tipoff_shared.settings import ROLES
 USERS, TLS, AUTHORITY, HOOK = "users", "nats-tls", "nats-ca", "hook"
 DIRECTORIES = ("nats", "netcode", "edgegap", "https")
 NATS_FILES = ("users.conf", "isolated.conf")
-"""What nats-server reads of users and permissions."""
+"""The files from which nats-server reads users and permissions."""
 
 _YES, _NO, _APART = "yes", "no", "yes, apart"
 _PASSWORD_READERS = {
@@ -36,7 +36,7 @@ _PASSWORD_READERS = {
 
 
 class Layout:
-    """`games`: those whose netcode keys belong here; games that name their own keys are left out."""
+    """The files in `directory`, with netcode keys for those of `games` that configure no key of their own."""
 
     def __init__(self, directory: Path, games: Sequence[Game] = ()) -> None:
         self.directory = directory
@@ -45,6 +45,7 @@ class Layout:
         self.games = [game for game in games if not (game.private_key_file or game.private_key_env)]
 
     def all(self) -> list[Item]:
+        """Every file."""
         return [
             *(self.password(role) for role in ROLES),
             *(self.nats_file(name) for name in NATS_FILES),
@@ -55,10 +56,12 @@ class Layout:
         ]
 
     def password(self, role: str) -> Item:
+        """The password of a role on NATS."""
         readers = _PASSWORD_READERS.get(role, role)
         return Item(role, self.nats / f"{role}.password", readers, _YES)
 
     def nats_file(self, name: str) -> Item:
+        """One of `NATS_FILES`."""
         return Item(USERS, self.nats / name, "nats-server", _NO)
 
     def authority(self) -> tuple[Item, Item]:
@@ -76,23 +79,26 @@ class Layout:
         )
 
     def hook(self) -> Item:
+        """The key of webhook URLs."""
         return Item(HOOK, self.directory / "edgegap" / "hook.key", "httpd, matchmaker", _YES)
 
     def netcode_keys(self) -> list[Item]:
-        """Keys that are there, and those of the games."""
+        """The existing keys, and those of the games."""
         paths = {*self.netcode.glob("*.key"), *(key_file(self.netcode, game) for game in self.games)}
         return [self._netcode_key(path) for path in sorted(paths)]
 
     def key_of(self, game: Game) -> Item:
+        """The key of a game."""
         return self._netcode_key(key_file(self.netcode, game))
 
     def key_named(self, name: str) -> Item | None:
-        """The key that is there for GAME.VERSION."""
+        """The existing key for GAME.VERSION, None without one."""
         return next(
             (self._netcode_key(path) for path in self.netcode.glob("*.key") if path.stem == name), None
         )
 
     def key_names(self) -> list[str]:
+        """GAME.VERSION of every existing key."""
         return [path.stem for path in sorted(self.netcode.glob("*.key"))]
 
     def _netcode_key(self, path: Path) -> Item:

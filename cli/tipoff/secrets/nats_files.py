@@ -1,4 +1,4 @@
-"""What nats-server reads of users and permissions: made from the passwords, and left alone once edited by hand."""
+"""Makes nats-server's users files from the passwords; leaves a file that was edited by hand unchanged."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _MAKERS: dict[str, Callable[[Mapping[str, str], Subjects], str]] = {
     "users.conf": users_file,
     "isolated.conf": _isolated,
 }
-"""File name -> what makes its text of role -> hash."""
+"""File name -> function that makes its text from the hashes."""
 
 
 def derive(layout: Layout, report: Report, subjects: Subjects, *, again: bool = False) -> None:
-    """Bring the files up to date with the passwords. `again`: whatever they are now."""
+    """Update the files to the present passwords; with `again`, edited ones, too."""
     hashes = _hashes(layout)
     for name in NATS_FILES:
         item = report.find(USERS, name) or layout.nats_file(name)
@@ -47,7 +47,7 @@ def derive(layout: Layout, report: Report, subjects: Subjects, *, again: bool = 
         if old is not None and was_edited(old) and not again:
             item.state = EDITED
             report.next.append(
-                f"{item.path} was edited and is left as it is; `tipoff secrets rotate users` makes it anew"
+                f"{item.path} was edited and stays unchanged; `tipoff secrets rotate users` replaces it"
             )
             continue
         write(item.path, text, READABLE)
@@ -59,13 +59,13 @@ def derive(layout: Layout, report: Report, subjects: Subjects, *, again: bool = 
 
 
 def namespace_in(layout: Layout) -> str:
-    """The namespace that the users file was made for; "" without one."""
+    """The namespace that users.conf was made for, "" without one."""
     path = layout.nats / "users.conf"
     return namespace_of(read(path)) if is_there(path) else ""
 
 
 def _hashes(layout: Layout) -> dict[str, str]:
-    """Role -> hash of its password; the one that stands in a file already where it fits, as every hash is another."""
+    """Role -> hash of its password. A hash that a file already holds is kept, because every new hash differs."""
     known = _known_hashes(layout)
     hashes: dict[str, str] = {}
     for role in ROLES:

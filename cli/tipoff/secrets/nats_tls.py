@@ -1,4 +1,4 @@
-"""The certificates in a secrets directory: an authority of the installation's own, and nats-server's certificate."""
+"""Makes and replaces the certificates in a secrets directory: the authority's, and nats-server's."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from tipoff_shared.secret import Secret
 
 
 def make_missing(layout: Layout, report: Report, hosts: list[str], now: datetime.datetime) -> None:
-    """Both certificates, where they are missing; says what is wrong with those that are there."""
+    """Make the certificates that are missing, and report what is wrong with existing ones. Raises `ConfigError`."""
     certificate, key = layout.authority()
-    if not is_there(certificate.path):  # a key alone is of a try that broke off
+    if not is_there(certificate.path):  # a key without its certificate is left over from a run that broke off
         authority = new_authority(now)
         write(key.path, authority.key.reveal(), PRIVATE)
         write(certificate.path, authority.certificate, READABLE)
@@ -41,24 +41,23 @@ def make_missing(layout: Layout, report: Report, hosts: list[str], now: datetime
     text = read(server.path)
     if not is_signed_by(text, read(certificate.path)) or not fits_key(text, Secret(read(server_key.path))):
         report.next.append(
-            f"server.pem is not signed by ca.pem, or not for server.key; `tipoff secrets rotate {TLS}` makes one "
-            "that is"
+            f"server.pem is not signed by ca.pem, or does not fit server.key; `tipoff secrets rotate {TLS}` replaces it"
         )
         return
     if missing := [host for host in hosts if host not in describe(text).names]:
         options = " ".join(f"--host {host}" for host in missing)
         report.next.append(
-            f"server.pem is not for {', '.join(missing)}; `tipoff secrets rotate {TLS} {options}` adds that"
+            f"server.pem does not name {', '.join(missing)}; `tipoff secrets rotate {TLS} {options}` adds that"
         )
 
 
 def replace_server(layout: Layout, report: Report, hosts: Iterable[str], now: datetime.datetime) -> None:
-    """A new server certificate, for all the names of the one before, too."""
+    """Make a new server certificate for the names of the previous one and `hosts`. Raises `ConfigError`."""
     _issue(layout, report, [*_server_names(layout), *hosts], now)
 
 
 def replace_authority(layout: Layout, report: Report, hosts: Iterable[str], now: datetime.datetime) -> None:
-    """A new authority, and a new server certificate that it has signed."""
+    """Make a new authority, and a server certificate that it signs."""
     names = _server_names(layout)
     authority = new_authority(now)
     report.replace(layout.authority(), (authority.certificate, authority.key.reveal()))
@@ -66,7 +65,7 @@ def replace_authority(layout: Layout, report: Report, hosts: Iterable[str], now:
 
 
 def notice_expiry(report: Report, now: datetime.datetime) -> None:
-    """Until when each certificate holds, and what to do about those that soon do not."""
+    """Note when each certificate expires, and what to do about those that expire soon."""
     for item in report.items:
         if item.path.suffix != ".pem":
             continue
@@ -87,14 +86,14 @@ def _server_names(layout: Layout) -> tuple[str, ...]:
     path = layout.nats / "server.pem"
     with contextlib.suppress(ConfigError):
         return describe(read(path)).names if is_there(path) else ()
-    return ()  # it cannot be read: what a new one is for
+    return ()  # unreadable: a new certificate replaces it
 
 
 def _issue(layout: Layout, report: Report, names: Iterable[str], now: datetime.datetime) -> None:
     ca_key = layout.nats / "ca.key"
     if not is_there(ca_key):
         raise ConfigError(
-            f"{ca_key} is missing: bring it back from the back-up, or `tipoff secrets rotate {AUTHORITY}`"
+            f"{ca_key} is missing: restore it from the back-up, or `tipoff secrets rotate {AUTHORITY}`"
         )
     authority = Issued(read(layout.nats / "ca.pem"), Secret(read(ca_key)))
     issued = new_server(authority, dict.fromkeys([*ALWAYS, *names]), now)
