@@ -1,7 +1,7 @@
-"""The front door: `import tipoff`, then `tipoff.GameServer`, `tipoff.connect`, `tipoff.connect_threaded`.
+"""The public names for games: `tipoff.GameServer`, `tipoff.connect`, `tipoff.connect_threaded`.
 
-Each is loaded when it is first used, so that a game client needs no server parts installed and the other way round;
-where a part is missing, the error says which extra brings it.
+Each is loaded when it is first used, so that a game client runs without the packages of a game server, and the other
+way round. When a package is missing, the error names the extra that installs it.
 """
 
 from __future__ import annotations

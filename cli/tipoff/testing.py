@@ -1,4 +1,4 @@
-"""The whole system for a test or a benchmark: `tipoff up` as a process, on a free port, in a directory of its own.
+"""Runs the whole system for a test or a benchmark: `tipoff up` as a process, on a free port, in its own directory.
 
 async with running_up(tmp_path, games=Path("games.toml")) as up:
     async with tipoff.connect(up.url, game="hello", version="1") as player:
@@ -26,7 +26,7 @@ from tipoff_shared.settings import NatsSettings
 
 @dataclass(slots=True)
 class RunningUp:
-    """`url` is where players go; `process` is `tipoff up` itself; its output so far is in `output`."""
+    """A running `tipoff up`. `url` is for players, `process` is `tipoff up` itself, `output` its output so far."""
 
     url: str
     state_dir: Path
@@ -35,17 +35,18 @@ class RunningUp:
 
     @property
     def nats_settings(self) -> NatsSettings:
+        """How to connect to its NATS."""
         return read_up_info(self.state_dir).nats_settings()
 
     async def status(self) -> dict[str, list[dict[str, Any]]]:
-        """As `tipoff status --json`."""
+        """The output of `tipoff status --json`."""
         from tipoff.operate.status import read_status
 
         async with connect(self.nats_settings, name="test status") as bus:
             return await read_status(bus)
 
     async def stop(self, timeout: float = 12.0) -> int:
-        """One Ctrl-C; the exit code. Raises `TimeoutError` when it does not end."""
+        """Send Ctrl-C once and return the exit code. Raises `TimeoutError` after `timeout` seconds."""
         if self.process.returncode is None:
             self.process.send_signal(signal.SIGINT)
             async with asyncio.timeout(timeout):
@@ -63,7 +64,7 @@ async def running_up(
     environ: Mapping[str, str] | None = None,
     timeout: float = 40.0,
 ) -> AsyncIterator[RunningUp]:
-    """`tipoff up`, ready; stopped at the end. Raises `Unavailable` with its output when it does not get ready."""
+    """A `tipoff up` that is ready, stopped at the end. Raises `Unavailable` with its output after `timeout` seconds."""
     command = [sys.executable, "-m", "tipoff", "up", "--port", str(port), "--state-dir", str(state_dir)]
     if games is not None:
         command += ["--games", str(games)]
@@ -110,4 +111,4 @@ async def _ready_url(process: asyncio.subprocess.Process, output: list[str]) -> 
                 return line.split()[1].rstrip("/")
         if process.returncode is not None:
             raise Unavailable("`tipoff up` ended: " + " | ".join(output[-5:]))
-        await asyncio.sleep(0.01)  # its output arrives in a list that a task of its own fills
+        await asyncio.sleep(0.01)  # another task fills the list

@@ -292,7 +292,7 @@ def test_sigterm_ends_the_server_cleanly(echo_server: EchoServer) -> None:
 def test_gameserver_command_is_the_echo_server_only() -> None:
     """Without both flags it says what to do instead."""
     result = tipoff("gameserver", "--protocol-id", 1, "--key", KEY.reveal().hex())
-    assert (result.exit_code, "this command is the echo server" in result.output) == (2, True)
+    assert (result.exit_code, "this command runs only an echo server" in result.output) == (2, True)
 
 
 def test_address_that_cannot_be_had_is_reported() -> None:

@@ -1,4 +1,4 @@
-"""All checks of a target: which facts are read, and who judges them."""
+"""Lists the checks of a target: each reads facts and has them judged."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tipoff_shared.settings import NatsSettings
 
 _CADDYS_OWN = (
     "Right for localhost: name Caddy's own authority with --ca (docker compose exec -T caddy cat /data/caddy/pki/"
-    "authorities/local/root.crt). For players, TIPOFF_HOST and TIPOFF_TLS get a certificate that browsers know."
+    "authorities/local/root.crt). For players, TIPOFF_HOST and TIPOFF_TLS get a certificate that browsers trust."
 )
 
 
 def checks_of(target: Target, timeout: float) -> Mapping[str, Check]:
-    """Name -> check, in the order in which they are shown."""
+    """Name -> check, in the order of the output. `timeout` is what each may take, in seconds."""
     return {
         "dns": lambda: _dns(target),
         "https": lambda: _https(target),
@@ -39,14 +39,14 @@ def checks_of(target: Target, timeout: float) -> Mapping[str, Check]:
 
 async def _dns(target: Target) -> Sequence[Finding]:
     if not target.host:
-        return [skip("dns", "no public name is known", "--host NAME, or --env-file .env.local, tells it.")]
+        return [skip("dns", "no public name is known", "Give --host NAME, or --env-file .env.local.")]
     return [network_rules.judge_dns(await network.look_up(target.host), target.public_hosts)]
 
 
 async def _https(target: Target) -> Sequence[Finding]:
     if not target.url.startswith("https:"):
         said = f"{target.url} has no TLS" if target.url else "no https is known"
-        return [skip("https", said, "--url https://NAME tells where players go.")]
+        return [skip("https", said, "Give the URL for players: --url https://NAME.")]
     host, port = network.host_and_port(target.url)
     facts = await network.look_at_https(host, port, target.ca)
     own = _CADDYS_OWN if "Caddy Local" in facts.issuer else ""
@@ -55,7 +55,7 @@ async def _https(target: Target) -> Sequence[Finding]:
 
 async def _httpd(target: Target) -> Sequence[Finding]:
     if not target.url:
-        return [skip("httpd", "no address of httpd is known", "--url tells it.")]
+        return [skip("httpd", "no address of httpd is known", "Give it with --url.")]
     facts = await network.ask_http(target.url, "/readyz")
     findings = [network_rules.judge_ready(facts)]
     if facts.status:
@@ -70,7 +70,7 @@ async def _nats_tls(target: Target) -> Sequence[Finding]:
     if context is None:
         return []
     own = (
-        "NATS_CA must name the authority that signed it (secrets/nats/ca.pem); where the name is missing in it, "
+        "NATS_CA must name the authority that signed it (secrets/nats/ca.pem). Where it lacks the host's name, run "
         "`tipoff secrets init --host NAME` and `tipoff secrets rotate nats-tls`."
     )
     found = await asyncio.gather(*(_one_nats_tls(server, context, own) for server in target.nats.servers))
@@ -86,7 +86,7 @@ async def _one_nats_tls(server: str, context: ssl.SSLContext, own: str) -> Findi
 async def _nats(target: Target, timeout: float) -> Sequence[Finding]:
     if target.nats is None:
         why = target.nats_problem or "no NATS is known"
-        return [skip("nats", why, "--nats, --env-file or NATS_HOST tell where it is.")]
+        return [skip("nats", why, "Give --nats or --env-file, or set NATS_HOST.")]
     settings: NatsSettings = target.nats
     facts, monitor = await asyncio.gather(nats.look_at_nats(settings, 0.6 * timeout), _monitor(target))
     findings = nats_rules.judge_nats(facts)
@@ -97,7 +97,7 @@ async def _nats(target: Target, timeout: float) -> Sequence[Finding]:
 
 
 async def _monitor(target: Target) -> nats.MonitorFacts:
-    """By its usual port; in the compose stack that is open to the host's own networks alone."""
+    """The monitoring port's facts, from its usual port; a compose stack opens that only to the host's own networks."""
     urls = [target.monitor]
     if target.project and target.engine is not None:
         there = await engine.addresses_of(target.engine, target.project, "nats")
@@ -109,7 +109,7 @@ async def _monitor(target: Target) -> nats.MonitorFacts:
 
 async def _games(target: Target) -> Sequence[Finding]:
     if target.games is None:
-        return [skip("games", "no games.toml is known", "--games, or TIPOFF_GAMES, tells it.")]
+        return [skip("games", "no games.toml is known", "Give --games, or set TIPOFF_GAMES.")]
     return host_rules.judge_games(games.look_at_games(target.games, target.keys_dir, os.environ))
 
 
@@ -135,7 +135,7 @@ async def _ports(target: Target, timeout: float) -> Sequence[Finding]:
     if not host:
         return [
             *findings,
-            skip("udp", "no public address is known", "--host or TIPOFF_PUBLIC_HOST tells it."),
+            skip("udp", "no public address is known", "Give --host, or set TIPOFF_PUBLIC_HOST."),
         ]
     loop = await udp.send_to_self(host, target.ports, facts.busy, min(2.0, timeout / 2))
     return [*findings, udp_rules.judge_loop(loop)]

@@ -31,38 +31,39 @@ LISTEN_FOR = 600.0
 def doctor_command(
     env_file: Annotated[
         Path | None,
-        typer.Option(help="The compose stack's variables, like deploy/.env.local.", dir_okay=False),
+        typer.Option(help="File with the compose stack's variables, like deploy/.env.local.", dir_okay=False),
     ] = None,
-    host: Annotated[str | None, typer.Option(help="The name players dial.")] = None,
+    host: Annotated[str | None, typer.Option(help="Name that players dial.")] = None,
     url: Annotated[
-        str | None, typer.Option(help="Where the page and the API are, like https://play.example.org.")
+        str | None, typer.Option(help="URL of page and API, like https://play.example.org.")
     ] = None,
     ports: Annotated[
         str | None, typer.Option(help=f"Ports of game servers, like {DEFAULT_PORTS}.", show_default=False)
     ] = None,
-    games: Annotated[Path | None, typer.Option(help="games.toml.", dir_okay=False)] = None,
+    games: Annotated[Path | None, typer.Option(help="The games file.", dir_okay=False)] = None,
     ca: Annotated[
-        Path | None, typer.Option(help="An authority (PEM) that --url is trusted by.", exists=True)
+        Path | None, typer.Option(help="PEM file of an authority to trust for --url.", exists=True)
     ] = None,
     nats: NatsUrl = None,
     monitor: Annotated[
-        str | None, typer.Option(help="nats-server's monitoring port; default: port 8222 of the same host.")
+        str | None,
+        typer.Option(help="URL of nats-server's monitoring port. Default: port 8222 of the same host."),
     ] = None,
     state_dir: StateDir = None,
     namespace: Namespace = None,
     listen: Annotated[
         str | None,
-        typer.Option(metavar="PORTS", help="Answer `--probe` on these UDP ports instead, for ten minutes."),
+        typer.Option(metavar="PORTS", help="Only answer `--probe` on these UDP ports, for ten minutes."),
     ] = None,
     probe: Annotated[
-        str | None, typer.Option(metavar="HOST", help="Ask a `--listen` elsewhere instead, on --ports.")
+        str | None, typer.Option(metavar="HOST", help="Only probe a `--listen` on HOST, on --ports.")
     ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds each check may take.", min=0.5, max=60)] = 8.0,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Look at an installation and say what to fix. Changes nothing. Exit code 1 when something fails.
+    """Check an installation and say what to fix. Changes nothing. Exit code 1 when a check fails.
 
-    Without options: the `tipoff up` that runs here, else what the services' variables say.
+    Without options it checks the `tipoff up` that runs here, else the installation that the services' variables name.
     """
     if listen is not None:
         asyncio.run(_listen(parse_ports(listen)))
@@ -70,11 +71,11 @@ def doctor_command(
     if probe is not None:
         wanted = parse_ports(ports or DEFAULT_PORTS)
         if len(wanted) > udp.MAX_PORTS:
-            raise ConfigError(f"--ports: at most {udp.MAX_PORTS} are asked")
+            raise ConfigError(f"--ports: at most {udp.MAX_PORTS} are probed")
         facts = asyncio.run(udp.probe(probe, wanted, timeout))
         show([judge_probe(facts)], as_json)
         return
-    from tipoff.doctor.checks import checks_of  # late: it reads certificates, and other commands do not
+    from tipoff.doctor.checks import checks_of  # a heavy import that only this command needs
 
     target = find_target(env_file, state_dir, nats, namespace)
     target = dataclasses.replace(
@@ -94,7 +95,7 @@ def doctor_command(
 def find_target(
     env_file: Path | None, state_dir: Path | None, nats_url: str | None, namespace: str | None
 ) -> Target:
-    """From the .env file, else a `tipoff up` that runs, else the environment. Raises `ConfigError`."""
+    """The target in the .env file, else a running `tipoff up`, else the environment's. Raises `ConfigError`."""
     if env_file is not None:
         return of_env_file(env_file)
     settings: NatsSettings | None = None
@@ -118,7 +119,7 @@ def find_target(
 
 
 def show(findings: Sequence[Finding], as_json: bool) -> None:
-    """Print, and leave with 1 when something fails."""
+    """Print the findings. Raises `typer.Exit(1)` when a check failed."""
     counted = Counter(finding.status for finding in findings)
     if as_json:
         report = {
@@ -146,14 +147,14 @@ def show(findings: Sequence[Finding], as_json: bool) -> None:
 
 
 async def _listen(ports: range) -> None:
-    """Until Ctrl-C or ten minutes are over, telling who asks."""
+    """Answer probes until Ctrl-C, for at most ten minutes, and print who sends them."""
     if len(ports) > udp.MAX_PORTS:
         raise ConfigError(f"--listen: at most {udp.MAX_PORTS} ports are opened")
     console = Console(stderr=True)
     seen: set[str] = set()
     async with udp.echo(list(ports)) as echo:
         if not echo.open:
-            raise ConfigError(f"none of the ports {spans(ports)} can be had: all are in use")
+            raise ConfigError(f"all ports of {spans(ports)} are in use")
         console.print(
             f"answering on UDP {spans(echo.open)} for {LISTEN_FOR / 60:.0f} minutes; Ctrl-C ends it"
         )
@@ -162,7 +163,7 @@ async def _listen(ports: range) -> None:
         loop = asyncio.get_running_loop()
         until = loop.time() + LISTEN_FOR
         while loop.time() < until:
-            await asyncio.sleep(0.5)  # for the eye alone
+            await asyncio.sleep(0.5)  # refreshes the display
             for address in echo.heard.keys() - seen:
                 seen.add(address)
-                console.print(f"asked by {address}")
+                console.print(f"probed by {address}")

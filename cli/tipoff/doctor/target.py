@@ -1,6 +1,6 @@
-"""What `tipoff doctor` looks at: options first, then the compose stack's .env file, then the environment.
+"""Finds what `tipoff doctor` checks: by options, else the compose stack's .env file, else the environment.
 
-From the .env file of deploy/ it knows the whole stack: its host, ports, secrets, games and engine.
+The .env file of deploy/ names the whole stack: host, ports, secrets, games and engine.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _LINE = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*)", re.ASCI
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """`host`: the name players dial ("" where none is known); `url`: the page and API; `public_hosts`: what game
-    servers tell players. `nats` is None where no NATS is known, `nats_problem` why. `ca`: PEM of an authority that
-    `url` is trusted by, besides the system's."""
+    """What to check. `host` is the name that players dial ("" for unknown), `url` the page and API, `public_hosts` the
+    addresses of game servers in tokens. `nats` is None where no NATS is known; `nats_problem` says why. `ca` is the PEM
+    file of an authority that `url` is checked against, besides the system's."""
 
     host: str = ""
     url: str = ""
@@ -38,15 +38,15 @@ class Target:
     engine: Path | None = None
     network: str = ""
     project: str = ""
-    """Of compose, whose NATS tells of itself to this host alone."""
+    """The compose project; only this host reaches the monitoring port of its NATS."""
     pull: str = "missing"
     ca: Path | None = None
     servers_here: bool = True
-    """Game servers run on this host: its ports matter."""
+    """Whether game servers run on this host, so that its ports matter."""
 
 
 def parse_ports(text: str) -> range:
-    """`30000-30199` or `30000`; raises `ConfigError`."""
+    """Parse `30000-30199` or `30000`. Raises `ConfigError`."""
     found = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", text.strip())
     first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
     if not 1 <= first <= last <= 65535:
@@ -55,7 +55,7 @@ def parse_ports(text: str) -> range:
 
 
 def read_env_file(path: Path) -> dict[str, str]:
-    """`NAME=value` lines as docker compose reads them: comments, quotes, no substitution. Raises `ConfigError`."""
+    """Read `NAME=value` lines like docker compose: comments, quotes, no substitution. Raises `ConfigError`."""
     try:
         text = path.read_text()
     except (OSError, UnicodeError) as exc:
@@ -78,7 +78,7 @@ def read_env_file(path: Path) -> dict[str, str]:
 
 
 def of_env_file(path: Path) -> Target:
-    """The stack of deploy/compose.yaml that this file sets up. Raises `ConfigError`."""
+    """The stack of deploy/compose.yaml with this .env file. Raises `ConfigError`."""
     env = read_env_file(path)
     base = path.resolve().parent
     secrets = base / env.get("TIPOFF_SECRETS", "secrets")
@@ -108,7 +108,7 @@ def of_env_file(path: Path) -> Target:
 
 
 def of_environment(env: Mapping[str, str], *, nats: NatsSettings | None, problem: str) -> Target:
-    """What the services themselves would read."""
+    """The installation that the services' own variables describe."""
     games = env.get("TIPOFF_GAMES") or ("games.toml" if Path("games.toml").exists() else "")
     keys = env.get("TIPOFF_KEYS_DIR", "")
     docker = env.get("TIPOFF_LAUNCHER_BACKEND") == "docker"
@@ -128,20 +128,20 @@ def of_environment(env: Mapping[str, str], *, nats: NatsSettings | None, problem
 
 
 def engine_socket(env: Mapping[str, str]) -> Path:
-    """The engine's Unix socket, by the variables that the launcher and `docker` know."""
+    """The engine's Unix socket, by the variables of the launcher and of `docker`."""
     host = env.get("TIPOFF_LAUNCHER_DOCKER_HOST") or env.get("DOCKER_HOST") or ""
     return Path(host.removeprefix("unix://")) if host.startswith("unix://") else DEFAULT_SOCKET
 
 
 def monitor_of(nats: NatsSettings) -> str:
-    """Where nats-server usually tells of itself (port 8222 of the first server)."""
+    """The usual URL of nats-server's monitoring port: port 8222 of the first server."""
     first = nats.servers[0].partition("://")[2].rpartition("@")[2]
     host = first.rpartition(":")[0] or first
     return f"http://{host}:8222"
 
 
 def is_local(host: str) -> bool:
-    """Loopback, by name or address."""
+    """Whether a name or address is loopback."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -157,7 +157,7 @@ def _hosts(text: str) -> tuple[str, ...]:
 
 
 def _operator(env: Mapping[str, str], secrets: Path, dev: bool) -> tuple[NatsSettings | None, str]:
-    """NATS as the role `operator` reaches it from this host."""
+    """How the role `operator` connects to NATS from this host; None and the reason when that is unknown."""
     published = env.get("TIPOFF_NATS_PUBLISH") or "127.0.0.1:4222"
     host, _, port = published.rpartition(":")
     host = "127.0.0.1" if host in ("", "0.0.0.0", "[::]") else host  # noqa: S104 # compared
@@ -167,7 +167,7 @@ def _operator(env: Mapping[str, str], secrets: Path, dev: bool) -> tuple[NatsSet
     except OSError as exc:
         return None, f"{password}: {exc.strerror}; `tipoff secrets init {secrets}` makes it"
     if not dev and not ca.is_file():
-        return None, f"{ca} is not there; `tipoff secrets init {secrets}` makes it"
+        return None, f"{ca} is missing; `tipoff secrets init {secrets}` makes it"
     settings = NatsSettings(
         servers=(f"{'nats' if dev else 'tls'}://{host}:{port}",),
         user="operator",

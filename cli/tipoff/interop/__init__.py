@@ -1,2 +1,4 @@
-"""Netcode by itself, to try other implementations, networks and firewalls against: connect tokens (`tipoff token`), and
-two ends that echo (`tipoff gameserver`, `tipoff connect`). Neither needs NATS or a matchmaker."""
+"""`tipoff token`, `tipoff gameserver`, `tipoff connect`: bare netcode, to test other implementations and networks.
+
+`echo_client.py` measures a connection, `udp_driver.py` moves the datagrams. Nothing here needs NATS or a matchmaker.
+"""

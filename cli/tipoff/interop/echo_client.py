@@ -1,4 +1,4 @@
-"""A bare netcode client that has payloads echoed, and what it measures; `tipoff connect` around it prints that."""
+"""Connects by bare netcode, has payloads echoed, and measures that; `tipoff connect` prints the report."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from tipoff_shared.netcode import (
 
 TRIES = 5
 ECHO_PATIENCE = 0.5
-"""Seconds after which an echo counts as lost; the payload is sent TRIES times at most."""
+"""Seconds after which an echo counts as lost; a payload is sent at most TRIES times."""
 
 
 class ConnectFailed(NetcodeError):
-    """Not connected, disconnected too early, or an echo that did not come."""
+    """There was no connection, it ended too early, or an echo did not arrive."""
 
 
 @dataclass
 class Report:
-    """What happened so far; times in seconds."""
+    """The measurements so far, in seconds."""
 
     server: Address | None = None
     connected_after: float | None = None
@@ -42,6 +42,8 @@ class Report:
     round_trips: list[float] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
+        """The report as JSON values, with times in milliseconds."""
+
         def milliseconds(seconds: float | None) -> float | None:
             return None if seconds is None else round(1000 * seconds, 3)
 
@@ -59,6 +61,7 @@ class Report:
         }
 
     def text(self) -> str:
+        """The report for people, of a client that was connected."""
         values = self.as_dict()
         lines = [f"connected to {values['server']} in {values['connected_ms']} ms"]
         if self.client_index is not None:
@@ -76,7 +79,7 @@ async def connect_and_echo(
 ) -> None:
     """Connect, have `count` payloads of `size` bytes echoed one after the other, disconnect.
 
-    `report` is filled as far as it goes. Raises ConnectFailed.
+    Fills `report` on the way. Raises `ConnectFailed`.
     """
     loop = asyncio.get_running_loop()
     started = loop.time()
@@ -113,7 +116,7 @@ async def _echo_one(payload: bytes, ends: EchoEnd, driver: UdpDriver, report: Re
             async with asyncio.timeout(ECHO_PATIENCE):
                 await echoed
             report.echoes += 1
-            if attempt == 0:  # of a repeated one nobody knows which sending was answered
+            if attempt == 0:  # for a repeated payload the answered sending is unknown
                 report.round_trips.append(loop.time() - sent)
             return
         report.repeated += 1
@@ -121,12 +124,12 @@ async def _echo_one(payload: bytes, ends: EchoEnd, driver: UdpDriver, report: Re
 
 
 def _local_hosts(addresses: tuple[Address, ...]) -> list[str]:
-    """One wildcard for each family that is to be dialled."""
+    """A wildcard address for each address family to dial."""
     return sorted({"::" if ":" in address.host else "0.0.0.0" for address in addresses})  # noqa: S104 # to dial from
 
 
 class EchoEnd:
-    """What a client's events mean to somebody who waits: connected, echoed, or failed with ConnectFailed."""
+    """Turns a client's events into futures: connected, echoed, or failed with `ConnectFailed`."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -136,7 +139,7 @@ class EchoEnd:
         self._expected = b""
 
     def send(self, payload: bytes) -> asyncio.Future[None]:
-        """Send it, and wait for its echo in what is returned."""
+        """Send a payload; the future is done when its echo arrives."""
         self._expected = payload
         self._echoed = self._loop.create_future()
         if not self._client.send(payload, self._loop.time()):
@@ -144,6 +147,7 @@ class EchoEnd:
         return self._echoed
 
     def handle(self, event: Any) -> None:
+        """Take an event of the client."""
         if isinstance(event, Payload):
             if event.data == self._expected and not self._echoed.done():
                 self._echoed.set_result(None)
@@ -158,4 +162,4 @@ class EchoEnd:
     def _fail(self, waiting: asyncio.Future[None]) -> None:
         if not waiting.done():
             waiting.set_exception(ConnectFailed(self._client.failure or "the connection is closed"))
-            waiting.exception()  # seen: nobody may be waiting for it just now
+            waiting.exception()  # marks it as retrieved: there may be no waiter

@@ -1,23 +1,29 @@
-"""Two ends of bare netcode, to try other implementations, networks and firewalls against.
+"""The commands `tipoff gameserver` and `tipoff connect`: the two ends of a bare netcode connection.
 
-`tipoff gameserver --stand-alone --echo` sends every payload back; `tipoff connect` counts what comes back and
-how soon. Neither needs NATS or a matchmaker: a token from `tipoff token issue` is enough.
+`tipoff gameserver --stand-alone --echo` sends every payload back; `tipoff connect` counts the echoes and measures
+round trips. Neither needs NATS or a matchmaker, only a token from `tipoff token issue`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import signal
 from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
 from tipoff.interop.echo_client import ConnectFailed, Report, connect_and_echo
-from tipoff.interop.private_key import AllowZeroKeyOption, KeyFileOption, KeyOption, require_private_key
-from tipoff.interop.token_commands import DialectOption, ProtocolId, fail, parse_address
+from tipoff.interop.options import (
+    AllowZeroKeyOption,
+    DialectOption,
+    KeyFileOption,
+    KeyOption,
+    ProtocolId,
+    fail,
+    parse_address,
+    require_private_key,
+)
 from tipoff.interop.token_files import read_token
 from tipoff.interop.udp_driver import UdpDriver, bind_udp
 from tipoff_shared.netcode import (
@@ -31,19 +37,19 @@ from tipoff_shared.netcode import (
     Payload,
     Server,
 )
-
-# --- tipoff gameserver
-# -----------------------------------------------------------------------------------------------
+from tipoff_shared.service import signals
 
 
 def gameserver_command(
     protocol_id: ProtocolId,
-    stand_alone: Annotated[bool, typer.Option("--stand-alone", help="Without NATS and matchmaker.")] = False,
+    stand_alone: Annotated[
+        bool, typer.Option("--stand-alone", help="Run without NATS and matchmaker.")
+    ] = False,
     echo: Annotated[bool, typer.Option("--echo", help="Send every payload back.")] = False,
     listen: Annotated[
         Address,
         typer.Option(
-            parser=parse_address, metavar="IP:PORT", help="Where to listen; port 0 is any free one."
+            parser=parse_address, metavar="IP:PORT", help="Address to listen on; port 0 is any free one."
         ),
     ] = "127.0.0.1:40000",  # type: ignore[assignment]  # the parser makes an Address of it
     address: Annotated[
@@ -51,32 +57,33 @@ def gameserver_command(
         typer.Option(
             parser=parse_address,
             metavar="IP:PORT",
-            help="What tokens call this server, where that is not --listen; again for more.",
+            help="Address of this server in tokens, where it differs from --listen; repeatable.",
         ),
     ] = None,
     key: KeyOption = None,
     key_file: KeyFileOption = None,
     allow_zero_key: AllowZeroKeyOption = False,
     dialect: DialectOption = Dialect.STANDARD,
-    max_clients: Annotated[int, typer.Option(help="Slots.", min=1, max=65536)] = 64,
+    max_clients: Annotated[int, typer.Option(help="Number of slots.", min=1, max=65536)] = 64,
 ) -> None:
-    """A bare netcode server that echoes, to try clients and networks against. Ctrl-C stops it.
+    """Run a bare netcode server that echoes, to test clients and networks. Ctrl-C stops it.
 
-    A game server of your own is a program of yours: `tipoff new` writes one.
+    For a game server of your own, see `tipoff new`.
     """
     if not (stand_alone and echo):
         raise typer.BadParameter(
-            "this command is the echo server, so it wants --stand-alone --echo;"
-            " a game server is a program of yours: see `tipoff new`"
+            "this command runs only an echo server: give it --stand-alone --echo;"
+            " for a game server of your own see `tipoff new`"
         )
     private_key = require_private_key(key, key_file, allow_zero=allow_zero_key)
     named = tuple(address or ())
 
     def server_at(bound: Address) -> Server:
-        """A wildcard address is nobody's name: without --address, tokens are then not compared."""
+        """The server at the bound address. Tokens never name a wildcard address, so without --address the server
+        then accepts tokens for any address."""
         own = named or (() if bound.ip.is_unspecified else (bound,))
         if not own:
-            typer.echo("tokens for any address are taken; --address says which ones are ours", err=True)
+            typer.echo("accepting tokens for any address; --address names ours", err=True)
         return Server(
             private_key=private_key,
             protocol_id=protocol_id,
@@ -89,8 +96,8 @@ def gameserver_command(
 
     async def work() -> None:
         stop = asyncio.Event()
-        stop_on_signals(stop)
-        await serve_echo(server_at, listen, stop)
+        with signals(lambda _: stop.set()):
+            await serve_echo(server_at, listen, stop)
 
     try:
         asyncio.run(work())
@@ -98,18 +105,10 @@ def gameserver_command(
         fail(f"cannot listen on {listen}: {exc.strerror or exc}")
 
 
-def stop_on_signals(stop: asyncio.Event) -> None:
-    """SIGINT and SIGTERM set `stop`; where the loop cannot (Windows), Ctrl-C stays a KeyboardInterrupt."""
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(NotImplementedError):
-            loop.add_signal_handler(number, stop.set)
-
-
 async def serve_echo(server_at: Callable[[Address], Server], listen: Address, stop: asyncio.Event) -> None:
-    """Echo until `stop` is set. `server_at` makes the server, told what address was bound. Raises OSError.
+    """Echo until `stop` is set. `server_at` makes the server for the address that was bound. Raises `OSError`.
 
-    Shutdown: every client is told (ten disconnect packets), those packets leave, the socket closes.
+    Shutdown: send every client ten disconnect packets, then close the socket.
     """
     loop = asyncio.get_running_loop()
     sock = bind_udp(listen)
@@ -138,22 +137,20 @@ async def serve_echo(server_at: Callable[[Address], Server], listen: Address, st
             why = ", ".join(
                 f"{count} {reason.replace('_', ' ')}" for reason, count in server.ignored.most_common()
             )
-            typer.echo(f"requests that were not answered: {why}", err=True)
-
-
-# --- tipoff connect
-# --------------------------------------------------------------------------------------------------
+            typer.echo(f"requests without an answer: {why}", err=True)
 
 
 def connect_command(
-    token: Annotated[str, typer.Option(metavar="FILE|-", help="The token: raw, hex or base64.")],
-    count: Annotated[int, typer.Option(help="How many payloads to send.", min=0)] = 10,
-    size: Annotated[int, typer.Option(help="Bytes of each.", min=8, max=MAX_PAYLOAD_BYTES)] = 100,
-    timeout: Annotated[float, typer.Option(help="Seconds to get in.", min=0.1)] = 15.0,
+    token: Annotated[str, typer.Option(metavar="FILE|-", help="File with the token: raw, hex or base64.")],
+    count: Annotated[int, typer.Option(help="Number of payloads to send.", min=0)] = 10,
+    size: Annotated[
+        int, typer.Option(help="Size of a payload in bytes.", min=8, max=MAX_PAYLOAD_BYTES)
+    ] = 100,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the connection.", min=0.1)] = 15.0,
     dialect: DialectOption = Dialect.STANDARD,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Connect with a token by bare netcode, send payloads and see whether they come back.
+    """Connect with a token by bare netcode, send payloads and check that they come back.
 
     Exit code 0 when connected and every payload was echoed, else 1 with the reason.
     """

@@ -1,7 +1,7 @@
-"""`tipoff token`: issue a connect token, look into one.
+"""The commands `tipoff token issue` and `tipoff token inspect`.
 
-A token is a secret: whoever has it can connect in its player's place. So files are made for their owner only,
-and what is shown of session keys are fingerprints.
+A token is a secret: its holder can connect in the player's place. So only the owner can read the files, and session
+keys are shown as fingerprints.
 """
 
 from __future__ import annotations
@@ -11,16 +11,21 @@ import json
 import sys
 import time
 from datetime import UTC, datetime
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from tipoff.interop.private_key import (
+from tipoff.interop.options import (
     AllowZeroKeyOption,
+    DialectOption,
     KeyFileOption,
     KeyOption,
+    ProtocolId,
+    fail,
+    parse_address,
+    parse_number,
     read_private_key,
     require_private_key,
 )
@@ -29,7 +34,6 @@ from tipoff_shared.netcode import (
     Address,
     ConnectToken,
     Dialect,
-    InvalidAddress,
     InvalidToken,
     NetcodeError,
     PrivateKey,
@@ -41,41 +45,7 @@ from tipoff_shared.netcode import (
 from tipoff_shared.netcode.constants import NEVER_EXPIRES
 from tipoff_shared.user_data import decode_user_data
 
-app = typer.Typer(no_args_is_help=True, help="Connect tokens: issue one, look into one.")
-
-
-def parse_number(text: str) -> int:
-    """A u64 in decimal, or in hex after 0x."""
-    try:
-        number = int(text, 0)
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a number") from None
-    if not 0 <= number < 2**64:
-        raise typer.BadParameter(f"{text} is outside 0..2^64-1")
-    return number
-
-
-def parse_address(text: str) -> Address:
-    """``1.2.3.4:5`` or ``[::1]:5``."""
-    try:
-        return Address.parse(text)
-    except InvalidAddress as exc:
-        raise typer.BadParameter(str(exc)) from None
-
-
-ProtocolId = Annotated[
-    int,
-    typer.Option("--protocol-id", parser=parse_number, metavar="N", help="Game and version, as one number."),
-]
-DialectOption = Annotated[
-    Dialect, typer.Option(help="standard, or lightyear up to 0.19 (bevygap).", case_sensitive=False)
-]
-
-
-def fail(reason: object) -> NoReturn:
-    """End the command with exit code 1."""
-    typer.echo(f"tipoff: {reason}", err=True)
-    raise typer.Exit(1)
+app = typer.Typer(no_args_is_help=True, help="Issue and inspect connect tokens.")
 
 
 @app.command("issue")
@@ -83,14 +53,12 @@ def issue_command(
     protocol_id: ProtocolId,
     client_id: Annotated[
         int,
-        typer.Option(
-            parser=parse_number, metavar="N", help="Whom the token is for; two players never share one."
-        ),
+        typer.Option(parser=parse_number, metavar="N", help="Id of the player; two players never share one."),
     ],
     address: Annotated[
         list[Address],
         typer.Option(
-            parser=parse_address, metavar="IP:PORT", help="Server the client dials; again for the next."
+            parser=parse_address, metavar="IP:PORT", help="Address that the client dials; repeatable."
         ),
     ],
     key: KeyOption = None,
@@ -101,13 +69,15 @@ def issue_command(
         typer.Option(
             parser=parse_address,
             metavar="IP:PORT",
-            help="What the server calls itself, where that differs (NAT).",
+            help="Address that the server knows itself by, where that differs (NAT).",
             show_default="as --address",
         ),
     ] = None,
-    lifetime: Annotated[int, typer.Option(help="Seconds to connect in; -1 is for ever.", min=-1)] = 30,
+    lifetime: Annotated[
+        int, typer.Option(help="Seconds within which to connect; -1 is for ever.", min=-1)
+    ] = 30,
     timeout: Annotated[
-        int, typer.Option(help="Seconds of silence until a connection ends; -1 is never.")
+        int, typer.Option(help="Seconds of silence after which a connection ends; -1 is never.")
     ] = 15,
     user_data: Annotated[
         str,
@@ -116,10 +86,12 @@ def issue_command(
         ),
     ] = "",
     dialect: DialectOption = Dialect.STANDARD,
-    out: Annotated[str, typer.Option(metavar="FILE|-", help="Where to write it.")] = "-",
-    form: Annotated[TokenFormat, typer.Option("--format", help="How to write it.")] = TokenFormat.BASE64,
+    out: Annotated[str, typer.Option(metavar="FILE|-", help="Output file, - for standard output.")] = "-",
+    form: Annotated[
+        TokenFormat, typer.Option("--format", help="Encoding of the output.")
+    ] = TokenFormat.BASE64,
 ) -> None:
-    """Make a connect token, as the matchmaker does."""
+    """Issue a connect token like the matchmaker's."""
     private_key = require_private_key(key, key_file, allow_zero=allow_zero_key)
     try:
         data = bytes.fromhex(user_data)
@@ -127,7 +99,7 @@ def issue_command(
         raise typer.BadParameter("--user-data: an even number of hex digits is expected") from None
     if out == "-" and form is TokenFormat.RAW and sys.stdout.isatty():
         raise typer.BadParameter(
-            "2048 raw bytes would spoil the terminal: give --out FILE, or another --format"
+            "2048 raw bytes would garble the terminal: use --out FILE, or another --format"
         )
     try:
         token = issue_token(
@@ -149,19 +121,24 @@ def issue_command(
 
 @app.command("inspect")
 def inspect_command(
-    file: Annotated[str, typer.Argument(metavar="FILE|-", help="Raw, hex or base64.")],
+    file: Annotated[str, typer.Argument(metavar="FILE|-", help="File with the token: raw, hex or base64.")],
     key: KeyOption = None,
     key_file: KeyFileOption = None,
     protocol_id: Annotated[
         int | None,
-        typer.Option(parser=parse_number, metavar="N", help="Demand this one.", show_default="the token's"),
+        typer.Option(
+            parser=parse_number,
+            metavar="N",
+            help="Number that the token must have.",
+            show_default="the token's",
+        ),
     ] = None,
     dialect: DialectOption = Dialect.STANDARD,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what is in a connect token; with the private key also what only the server sees.
+    """Show the content of a connect token; with the private key, the part for the server, too.
 
-    Exit code 1, with the reason, when the token cannot be used (any more).
+    Exit code 1, with the reason, when the token is invalid or has expired.
     """
     private_key = read_private_key(key, key_file, allow_zero=True)
     found: dict[str, Any] = {}
@@ -187,9 +164,9 @@ def examine(
     unix_now: float,
     found: dict[str, Any],
 ) -> None:
-    """Put what can be learnt into `found`, as far as it goes; then raise InvalidToken if the token cannot be used.
+    """Put the readable fields of a token into `found`. Raises `InvalidToken` afterwards when it is unusable.
 
-    Numbers of 64 bits are decimal strings, as in our other JSON: JavaScript cannot hold them.
+    64-bit numbers become decimal strings, as in our other JSON, because JavaScript cannot hold them.
     """
     token = ConnectToken.decode(data, dialect)
     found |= {
@@ -214,7 +191,7 @@ def examine(
 
 
 def private_part(private: PrivateToken) -> dict[str, Any]:
-    """What the server learns, with our own user data spelt out."""
+    """The fields of the private part, with our own user data decoded."""
     try:
         ours = decode_user_data(private.user_data)
     except ValueError:
@@ -232,7 +209,7 @@ def private_part(private: PrivateToken) -> dict[str, Any]:
 
 
 def show(found: dict[str, Any]) -> None:
-    """The same for people."""
+    """Print the fields for people."""
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in found.items():
         if name in ("valid", "reason", "private"):
@@ -247,13 +224,14 @@ def show(found: dict[str, Any]) -> None:
 
 
 def text(value: object) -> str:
+    """A field for people; None is "never"."""
     if isinstance(value, list):
         return ", ".join(map(str, value))
     return "never" if value is None else str(value) or "empty"
 
 
 def moment(timestamp: int) -> str | None:
-    """ISO 8601, UTC; the plain number where no calendar reaches. None is never."""
+    """A time in ISO 8601, UTC; the number where it is out of the calendar's range; None for never."""
     if timestamp == NEVER_EXPIRES:
         return None
     try:
@@ -263,9 +241,10 @@ def moment(timestamp: int) -> str | None:
 
 
 def seconds_left(expire: int, unix_now: float) -> int | None:
+    """Seconds until the time `expire`, None for never."""
     return None if expire == NEVER_EXPIRES else int(expire - unix_now)
 
 
 def fingerprint(secret: bytes) -> str:
-    """Enough to tell two session keys apart, of no use for anything else."""
+    """Twelve hex digits that tell two session keys apart and reveal neither."""
     return hashlib.sha256(secret).hexdigest()[:12]

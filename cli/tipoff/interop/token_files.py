@@ -1,4 +1,4 @@
-"""Connect tokens in files and pipes: 2048 raw bytes, hex, or base64 as matchmakers hand them out."""
+"""Reads and writes connect tokens in files and pipes: 2048 raw bytes, hex, or base64 like the matchmaker's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tipoff_shared.netcode.constants import CONNECT_TOKEN_BYTES
 
 
 class TokenFormat(StrEnum):
-    """How the 2048 bytes are written."""
+    """The encoding of the 2048 bytes."""
 
     RAW = "raw"
     HEX = "hex"
@@ -24,9 +24,9 @@ class TokenFormat(StrEnum):
 
 
 def read_token(file: str) -> bytes:
-    """The bytes of a token in whichever form the file (or standard input) holds it.
+    """The bytes of the token in a file, `-` for standard input, whatever its encoding.
 
-    Raises InvalidToken; a file that cannot be read is a usage error.
+    Raises `InvalidToken`; an unreadable file is a usage error.
     """
     limit = 4 * CONNECT_TOKEN_BYTES  # more than any form takes
     try:
@@ -51,7 +51,7 @@ def read_token(file: str) -> bytes:
 
 
 def write_token(data: bytes, out: str, form: TokenFormat) -> None:
-    """Write it where and how it is wanted; a new file can be read by its owner only."""
+    """Write a token to `out`, `-` for standard output. Only the owner can read a new file."""
     if form is TokenFormat.HEX:
         data = data.hex().encode() + b"\n"
     elif form is TokenFormat.BASE64:

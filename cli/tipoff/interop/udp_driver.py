@@ -1,4 +1,4 @@
-"""The smallest driver of a netcode state machine: sockets and a timer of the event loop, nothing else."""
+"""Drives a netcode state machine with UDP sockets and one timer of the event loop."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _CLOSE_SECONDS = 1.0
 
 
 def bind_udp(local: Address) -> socket.socket:
-    """A bound socket of that address's family alone. Raises OSError."""
+    """A socket bound to `local`, for its address family only. Raises `OSError`."""
     sock = socket.socket(local.family, socket.SOCK_DGRAM)
     try:
         if local.family == socket.AF_INET6:
@@ -27,7 +27,7 @@ def bind_udp(local: Address) -> socket.socket:
 
 
 class UdpDriver:
-    """Carries datagrams and time between sockets and `machine`; `handle` is told every event and may make it send."""
+    """Carries datagrams and time between sockets and `machine`. `handle` gets every event and may send."""
 
     def __init__(self, machine: Client | Server, handle: Callable[[Any], None]) -> None:
         self._machine = machine
@@ -37,7 +37,7 @@ class UdpDriver:
         self._timer: asyncio.TimerHandle | None = None
 
     async def open(self, sockets: Iterable[socket.socket]) -> None:
-        """Take over bound sockets, at most one of each family, and begin."""
+        """Take over bound sockets, at most one of each address family, and start."""
         for sock in sockets:
             family = sock.family
             _, self._sockets[family] = await self._loop.create_datagram_endpoint(
@@ -46,7 +46,7 @@ class UdpDriver:
         self.pump()
 
     def pump(self) -> None:
-        """After every input: tell what happened, send what is due, set the timer."""
+        """Handle events, send what is due, set the timer. Call it after every input to the machine."""
         while events := self._machine.events():
             for event in cast("list[Any]", events):
                 self._handle(event)
@@ -62,6 +62,7 @@ class UdpDriver:
             self._timer = self._loop.call_at(due, self._tick)
 
     def received(self, data: bytes, sockaddr: tuple[Any, ...]) -> None:
+        """Take a datagram from a socket."""
         self._machine.receive_datagram(data, Address.from_socket(sockaddr), self._loop.time())
         self.pump()
 
@@ -71,7 +72,7 @@ class UdpDriver:
         self.pump()
 
     async def close(self) -> None:
-        """Send what the machine has left to say, then close the sockets."""
+        """Send the machine's last datagrams, then close the sockets. Takes at most one second."""
         self.pump()
         if self._timer is not None:
             self._timer.cancel()
@@ -83,7 +84,7 @@ class UdpDriver:
 
 
 class _Socket(asyncio.DatagramProtocol):
-    """One of a driver's sockets. Errors (nobody there, no route) are losses: the machine's timeouts judge them."""
+    """A socket of a driver. Errors (closed port, no route) count as lost datagrams, which the machine times out."""
 
     def __init__(self, driver: UdpDriver) -> None:
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -92,7 +93,7 @@ class _Socket(asyncio.DatagramProtocol):
         self._full = False
 
     def send(self, data: bytes, address: Address) -> None:
-        # A datagram may always be lost; better here than in a buffer that grows.
+        # Datagrams may be lost anywhere; here that keeps the buffer from growing.
         if self._transport is not None and not self._full:
             self._transport.sendto(data, address)
 

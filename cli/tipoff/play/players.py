@@ -1,7 +1,7 @@
-"""`tipoff play`: players without a screen, one or a crowd, of the arena or of any other game.
+"""Plays without a screen, as one player or many, the arena or any other game.
 
-In the arena they walk about and read the snapshots. Of another game nothing is known but that it sends bytes: they
-connect, count what comes, and leave when the time is up.
+In the arena players walk about and read the snapshots. In another game, whose messages are unknown, they connect, count
+messages, and leave when the time is up.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Transports = tuple[Literal["udp", "websocket"], ...]
 
 @dataclass(frozen=True, slots=True)
 class PlayOptions:
-    """`seconds` count from being connected; `timeout` is for getting there."""
+    """What to play. `seconds` count from the connection; `timeout` is the longest wait for it, in seconds."""
 
     url: str
     game: str
@@ -38,7 +38,7 @@ class PlayOptions:
 
 
 def parse_transports(text: str) -> Transports:
-    """`udp`, `websocket` or both, separated by commas; raises `ConfigError`."""
+    """Parse `udp`, `websocket`, or both separated by commas. Raises `ConfigError`."""
     parts = tuple(part.strip() for part in text.split(",") if part.strip())
     if not parts or any(part not in ("udp", "websocket") for part in parts):
         raise ConfigError(f"--transport {text}: udp, websocket, or udp,websocket is expected")
@@ -46,7 +46,7 @@ def parse_transports(text: str) -> Transports:
 
 
 async def play_many(options: PlayOptions, *, bots: int, as_json: bool) -> None:
-    """Let `bots` play at once and tell how it went; exits with 1 when one of them was not connected."""
+    """Let `bots` players play at once and print the result. Raises `typer.Exit(1)` when one was not connected."""
     console = Console(stderr=True)
     alone = bots == 1
     tell: Callable[[object], None] = _teller(console) if alone and not as_json else _silent

@@ -116,7 +116,7 @@ class SecretsDirectory:
         elif name == AUTHORITY:
             nats_tls.replace_authority(layout, report, asked, self._now())
             report.next.append(
-                "restart nats-server and every service: all need the new ca.pem (NATS_CA), also the app version at Edgegap"
+                "restart nats-server and every service: all need the new ca.pem (NATS_CA), Edgegap in the app version"
             )
         elif key := layout.key_named(name):
             report.replace([key], [_new_netcode_key()])
