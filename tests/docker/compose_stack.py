@@ -1,4 +1,4 @@
-"""A stack of deploy/compose.yaml, for a test: a project name and ports of its own, gone without a trace afterwards."""
+"""Runs deploy/compose.yaml for a test, with its own project name and ports, and removes everything afterwards."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def compose_command() -> list[str]:
 
 
 class Stack:
-    """One project. `url` is where players go, `tls` trusts its certificate (profile dev has none)."""
+    """One project. Players use `url`; `tls` trusts its certificate (profile dev has none)."""
 
     def __init__(
         self, tree: Path, directory: Path, games: str, tag: str, profile: str, extra: Mapping[str, str]
@@ -108,7 +108,7 @@ class Stack:
         return f"https://localhost:{self.https_port}"
 
     async def compose(self, *arguments: str, timeout: float = 120.0) -> str:
-        """`docker compose ...` for this project; its standard output."""
+        """Run `docker compose ...` for this project and return its standard output."""
         process = await asyncio.create_subprocess_exec(
             *self._compose,
             *arguments,
@@ -130,7 +130,7 @@ class Stack:
         return out.decode()
 
     async def up(self) -> None:
-        """Returns when players can be served; at most 60 s after the containers were started."""
+        """Wait until players can be served, at most 60 s after the containers were started."""
         await self.compose("up", "-d")
         if self.profile != "dev":
             root = self.directory / "root.crt"
@@ -145,7 +145,7 @@ class Stack:
         await eventually(self.ready, "a stack that is ready", 60, unready=(Exception,))
 
     async def ready(self) -> bool:
-        """/readyz says so, and a game that is kept ready has a server."""
+        """Whether /readyz says so and a game with `min_ready` has a server."""
         status, _ = await self.get("/readyz")
         if status != 200:
             return False
@@ -154,7 +154,7 @@ class Stack:
         return any(server["state"] == "ready" for server in (await self.status())["deployments"])
 
     async def get(self, path: str, headers: dict[str, str] | None = None) -> tuple[int, bytes]:
-        """One request by http(s); status 0 where nobody answers."""
+        """Make one HTTP request; status 0 means no answer."""
         import httpx
 
         try:
@@ -165,14 +165,14 @@ class Stack:
         return answer.status_code, answer.content
 
     async def post(self, path: str) -> int:
-        """The status of one POST with an empty JSON object."""
+        """POST an empty JSON object and return the status."""
         import httpx
 
         async with httpx.AsyncClient(verify=self.tls or True, timeout=10) as client:
             return (await client.post(self.url + path, json={})).status_code
 
     def container(self, service: str) -> str:
-        """Id of the service's container."""
+        """The id of a service's container."""
         found = docker(
             *("ps", "-aq", "--no-trunc", "--filter", f"label=com.docker.compose.project={self.project}"),
             *("--filter", f"label=com.docker.compose.service={service}"),
@@ -181,13 +181,13 @@ class Stack:
         return found[0]
 
     def containers(self) -> list[str]:
-        """Ids of all of the project's own containers."""
+        """The ids of the project's own containers."""
         mark = f"label=com.docker.compose.project={self.project}"
         return docker("ps", "-aq", "--no-trunc", "--filter", mark).split()
 
     async def crash(self, service: str) -> None:
-        """Its process dies at once, by SIGKILL from within, as a crash would: `docker kill` counts as the operator's
-        wish, after which nothing is started again. Returns when the engine has started it again."""
+        """Kill a container's process by SIGKILL from within, as a crash would, and wait until the engine has restarted
+        it. After `docker kill`, an operator's wish, the engine would not restart it."""
         container = self.container(service)
         restarts = int(docker("inspect", "-f", "{{.RestartCount}}", container))
         docker("exec", container, "sh", "-c", "kill -9 -1", check=False)
@@ -199,14 +199,14 @@ class Stack:
         await eventually(back, f"{service} started again", 20, unready=(Exception,))
 
     def game_containers(self, deployment: str = "") -> list[str]:
-        """Ids of the game servers' containers, running or not: all, or that of one deployment."""
+        """The ids of the game servers' containers, running or not: all, or one deployment's."""
         one = ["--filter", f"label=tipoff.deployment={deployment}"] if deployment else []
         mark = f"label=tipoff.namespace={self.project}"
         return docker("ps", "-aq", "--no-trunc", "--filter", mark, *one).split()
 
     @asynccontextmanager
     async def nats(self) -> AsyncIterator[Bus]:
-        """NATS, as the operator's read-only user."""
+        """Connect to NATS as the read-only user `operator`."""
         settings = NatsSettings(
             servers=(f"{'nats' if self.profile == 'dev' else 'tls'}://127.0.0.1:{self.nats_port}",),
             user="operator",
@@ -220,7 +220,7 @@ class Stack:
             yield bus
 
     async def status(self) -> dict[str, Any]:
-        """As `tipoff status --json`."""
+        """The document of `tipoff status --json`."""
         async with self.nats() as bus:
             return await read_status(bus)
 
@@ -228,7 +228,7 @@ class Stack:
         await self.compose("down", "-v", timeout=120)
 
     def logs(self) -> str:
-        """The last lines of every container, for a test that failed."""
+        """The last lines of every container's log, for a test that failed."""
         parts = []
         for container in [*self.containers(), *self.game_containers()]:
             name = docker("inspect", "-f", "{{.Name}} {{.State.Status}}", container, check=False)
@@ -239,7 +239,7 @@ class Stack:
         return "\n".join(parts)
 
     def leftovers(self) -> list[str]:
-        """Containers, networks and volumes that bear the project's name."""
+        """The containers, networks and volumes of the project."""
         name = f"name={self.project}"
         return [
             *docker("ps", "-aq", "--filter", name).split(),
@@ -250,10 +250,10 @@ class Stack:
         ]
 
     def wipe(self) -> None:
-        """Whatever a failed test left."""
+        """Remove what a failed test left."""
         remove_containers(
             f"label=com.docker.compose.project={self.project}"
-        )  # the launcher starts nothing more
+        )  # so that it starts nothing more
         remove_containers(f"label=tipoff.namespace={self.project}")
         for kind in ("network", "volume"):
             if found := docker(kind, "ls", "-q", "--filter", f"name={self.project}").split():
@@ -264,8 +264,8 @@ class Stack:
 def stack_in(
     tree: Path, directory: Path, tag: str, *, profile: str, games: str = "", **extra: str
 ) -> Iterator[Stack]:
-    """A stack that is not up yet; whatever is left of it at the end of the block is removed. `extra`: further
-    variables of its env file, where `{stack.nats_port}` may stand."""
+    """A stack that is not up yet; what is left of it at the end of the block is removed. `extra` has more variables
+    of its env file, which may contain `{stack.nats_port}`."""
     stack = Stack(
         tree, directory, games or GAMES.format(image=f"tipoff/gameserver:{tag}"), tag, profile, extra
     )
@@ -279,7 +279,7 @@ def stack_in(
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody has just now, for TCP."""
+    """TCP ports that are free now."""
     probes = [socket.socket() for _ in range(count)]
     try:
         for probe in probes:
@@ -291,7 +291,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def free_range(length: int) -> int:
-    """First of `length` consecutive ports that nobody has just now, outside what the kernel hands out by itself."""
+    """The first of `length` consecutive ports that are free now, outside the kernel's ephemeral range."""
     for _ in range(50):
         first = random.randrange(20000, 30000, length)
         try:

@@ -1,4 +1,4 @@
-"""The images of this source tree, built when they are missing or older than it."""
+"""Builds the images of this source tree when they are missing or outdated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.docker_engine import require_engine
 
 @pytest.fixture(scope="session")
 def sources(source_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A copy of what goes into the images, and its digest: all images and tests of a run are of one state."""
+    """A copy of what goes into the images, and its digest, so that all images of a run have one state."""
     require_engine()
     target = tmp_path_factory.mktemp("sources")
     return target, snapshot(source_tree, target)
@@ -21,5 +21,5 @@ def sources(source_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
 
 @pytest.fixture(scope="session")
 def images(sources: tuple[Path, str]) -> Mapping[str, str]:
-    """role -> image, `tipoff/ROLE:test`, of this source tree. They are kept: the next run needs no build."""
+    """role -> image, `tipoff/ROLE:test`, of this source tree. They are kept for the next run."""
     return built_images(*sources)

@@ -1,4 +1,4 @@
-"""Building the images of a source tree for the tests."""
+"""Builds the images of a source tree for the tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.docker_engine import docker
 
 ROLES = ("matchmaker", "httpd", "launcher", "gameserver", "cli")
 SOURCE = "org.tipoff.source"
-"""Label of an image: the digest of all it was built from."""
+"""An image's label with the digest of everything it was built from."""
 
 INPUTS = (
     "pyproject.toml",
@@ -32,12 +32,12 @@ INPUTS = (
     "cli",
     "examples/arena",
 )
-"""All that goes into the images."""
+"""Everything that goes into the images."""
 
 
 def snapshot(tree: Path, target: Path) -> str:
-    """Copy the inputs to `target`, so that all images are of one state; the digest of what was copied, and of the
-    image they stand on."""
+    """Copy the inputs to `target`, so that all images have one state; return the digest of the copy and of the base
+    image."""
     for name in INPUTS:
         source, copy = tree / name, target / name
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -55,10 +55,10 @@ def snapshot(tree: Path, target: Path) -> str:
 
 
 def built_images(snapshot_of_source: Path, digest: str) -> Mapping[str, str]:
-    """role -> image, `tipoff/ROLE:test`; builds those that are missing or of another state."""
+    """role -> image, `tipoff/ROLE:test`; builds those that are missing or outdated."""
     tags = {role: f"tipoff/{role}:test" for role in ROLES}
     with (Path(tempfile.gettempdir()) / "tipoff-images.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # test processes build one after the other
+        fcntl.flock(lock, fcntl.LOCK_EX)  # test processes build one at a time
         inspect = f'{{{{.Id}}}} {{{{index .Config.Labels "{SOURCE}"}}}}'
         for role, tag in tags.items():
             before = docker("image", "inspect", "-f", inspect, tag, check=False)
@@ -71,8 +71,8 @@ def built_images(snapshot_of_source: Path, digest: str) -> Mapping[str, str]:
 
 
 def build(tree: Path, role: str, tag: str, *options: str) -> None:
-    """`docker build` of one target, with the network of this machine, where pip has its way out. Raises
-    `CommandFailed` with the last of what the build wrote."""
+    """Build one target with `docker build`, on this machine's network, which pip needs. Raises `CommandFailed` with
+    the end of the build's output."""
     docker(
         *("build", "--force-rm", "--network", "host", "--file", "deploy/Dockerfile"),
         *("--target", role, "--tag", tag, *options, "."),

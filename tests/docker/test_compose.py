@@ -1,6 +1,6 @@
-"""deploy/compose.yaml for real: players by https, servers as containers, parts that die, nothing left at the end.
+"""deploy/compose.yaml for real: players over https, servers as containers, parts that die, nothing left at the end.
 
-The tests stand in the order in which they run, on one stack: each leaves it whole.
+The tests run in this order on one stack, and each leaves it whole.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ pytestmark = [
 async def stack(
     source_tree: Path, images: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Stack]:
-    """Profile local, up and ready. The images are those of the fixture, not built again."""
+    """Profile local, up and ready, with the fixture's images."""
     with stack_in(source_tree, tmp_path_factory.mktemp("stack"), "test", profile="local") as stack:
         began = time.monotonic()
         await stack.up()
@@ -45,7 +45,7 @@ async def stack(
 
 
 async def all_given_back(stack: Stack) -> None:
-    """No session, no seat, no connection is left."""
+    """Wait until no session, seat or connection is left."""
 
     status: dict[str, Any] = {}
 
@@ -66,7 +66,7 @@ async def a_tick(player: Player) -> bytes:
 
 
 async def plays_on(player: Player, messages: int = 30) -> None:
-    """The game goes on: so many more messages come, none of which waited before."""
+    """The game goes on: that many new messages arrive."""
     player.take_all()
     for _ in range(messages):
         await a_tick(player)
@@ -74,7 +74,7 @@ async def plays_on(player: Player, messages: int = 30) -> None:
 
 @pytest.mark.parametrize("transport", ["udp", "websocket"])
 async def test_a_player_gets_in_by_https(stack: Stack, transport: str) -> None:
-    """The Python SDK asks by wss, and plays by UDP on a published port, or by wss through the proxy."""
+    """The Python SDK asks over wss, and plays over UDP on a published port or over wss through the proxy."""
     async with tipoff.connect(
         stack.url, game="arena", version="1", transports=[transport], ssl=stack.tls
     ) as player:
@@ -94,7 +94,7 @@ def docker_logs(container: str) -> str:
 
 
 async def session_ready(stack: Stack) -> dict[str, object]:
-    """One seat, as the HTTP endpoint answers it; nobody claims it."""
+    """Ask for a seat over HTTP, and do not claim it."""
     import httpx
 
     assert stack.tls is not None
@@ -106,8 +106,8 @@ async def session_ready(stack: Stack) -> dict[str, object]:
 
 @pytest.mark.row(59)
 async def test_every_container_is_locked_up(stack: Stack) -> None:
-    """Game servers, too: read-only, no capabilities (Caddy: its ports), no new privileges, limits, and the engine's
-    socket for the launcher alone."""
+    """Game servers too: read-only, no capabilities (Caddy: for its ports), no new privileges, limits. Only the launcher
+    has the engine's socket."""
     for container in [*stack.containers(), *stack.game_containers()]:
         found = json.loads(docker("inspect", container))[0]
         name, host = found["Name"], found["HostConfig"]
@@ -128,7 +128,7 @@ async def test_every_container_is_locked_up(stack: Stack) -> None:
 
 @pytest.mark.row(58, 59)
 async def test_no_secret_shows_in_what_the_engine_tells(stack: Stack) -> None:
-    """Neither in an environment or a command line (`docker inspect`) nor in a log, of any container."""
+    """In no container's environment, command line (`docker inspect`) or log."""
     secrets = [
         line
         for path in stack.secrets.rglob("*")
@@ -143,19 +143,19 @@ async def test_no_secret_shows_in_what_the_engine_tells(stack: Stack) -> None:
 
 
 async def test_what_is_inside_is_closed_to_the_outside(stack: Stack) -> None:
-    """Neither questions between the parts nor figures, and no upstream of the player's choosing."""
+    """Requests between the parts and metrics are closed, and a player cannot choose the upstream."""
     for path in ("/internal/gs/x", "/metrics", "/gs/no-such-server", "/gs/../internal/gs/x"):
         assert (await stack.get(path))[0] == 404, path
     live = [server["id"] for server in (await stack.status())["deployments"]]
     assert live
-    for id in live:  # a WebSocket it has, a page of a game server's is not for this site
+    for id in live:  # only its WebSocket is proxied, not its pages
         assert (await stack.get(f"/gs/{id}"))[0] == 404, id
     upstream = {"X-Tipoff-Upstream": "nats:8222"}
     assert (await stack.get("/gs/no-such-server", upstream))[0] == 404
 
 
 async def test_a_game_server_learns_nothing_from_nats_but_as_its_user(stack: Stack) -> None:
-    """The port that tells everything without a password is not there for its network."""
+    """NATS's monitoring port, which needs no password, is not reachable on its network."""
     (container, *_) = stack.game_containers()
     for host, refusal in (("nats", "ConnectionRefusedError"), ("nats-monitor", "gaierror")):
         attempt = f"import socket; socket.create_connection(('{host}', 8222), 5)"
@@ -164,7 +164,7 @@ async def test_a_game_server_learns_nothing_from_nats_but_as_its_user(stack: Sta
 
 
 async def test_a_cold_start_takes_less_than_three_seconds(stack: Stack) -> None:
-    """No server of this version runs: from asking to being connected, the image being there. The best of three."""
+    """From the request to the connection, with no server of the version and the image present; best of three."""
     took = []
     for _ in range(3):
         began = time.monotonic()
@@ -184,7 +184,7 @@ async def test_a_cold_start_takes_less_than_three_seconds(stack: Stack) -> None:
 
 @pytest.mark.browser
 async def test_chromium_plays_on_https(stack: Stack, tmp_path: Path) -> None:
-    """The page at / plays: nothing on it is refused as mixed content, and the ticks go up."""
+    """The page at / plays: nothing is blocked as mixed content, and ticks arrive."""
     path = chromium()
     async with async_playwright() as playwright:
         context = await playwright.chromium.launch_persistent_context(
@@ -208,7 +208,7 @@ async def test_chromium_plays_on_https(stack: Stack, tmp_path: Path) -> None:
 
 
 async def test_a_killed_game_container_is_given_back(stack: Stack) -> None:
-    """Its player hears the end, its seats are free, its container is removed, and the next player gets in."""
+    """Its player is told, its seats are freed, its container is removed, and the next player gets in."""
     async with tipoff.connect(stack.url, game="arena", version="1", ssl=stack.tls) as player:
         await a_tick(player)
         deployment = player.deployment_id
@@ -227,7 +227,7 @@ async def test_a_killed_game_container_is_given_back(stack: Stack) -> None:
 
 
 async def test_a_matchmaker_that_crashes_is_not_missed(stack: Stack) -> None:
-    """Everybody gets in meanwhile, and it comes back by itself."""
+    """Players get in meanwhile, and it restarts by itself."""
 
     async def play() -> None:
         async with tipoff.connect(stack.url, game="arena", version="1", ssl=stack.tls) as player:
@@ -238,7 +238,7 @@ async def test_a_matchmaker_that_crashes_is_not_missed(stack: Stack) -> None:
 
 
 async def test_an_httpd_can_be_replaced_without_anybody_noticing(stack: Stack) -> None:
-    """One of the two is stopped: Caddy asks the other."""
+    """When one of the two is stopped, Caddy uses the other."""
     await stack.compose("stop", "httpd-a")
     for _ in range(10):
         status, _ = await stack.get("/readyz")
@@ -247,7 +247,7 @@ async def test_an_httpd_can_be_replaced_without_anybody_noticing(stack: Stack) -
 
 
 async def test_games_go_on_while_nats_crashes(stack: Stack) -> None:
-    """Who plays, plays on; new players get in when it is back; all is given back."""
+    """Players play on; new players get in when NATS is back; everything is released."""
     async with tipoff.connect(stack.url, game="arena", version="1", ssl=stack.tls) as player:
         await a_tick(player)
         await stack.crash("nats")
@@ -260,7 +260,7 @@ async def test_games_go_on_while_nats_crashes(stack: Stack) -> None:
 
 
 async def test_games_go_on_while_the_launcher_is_replaced(stack: Stack) -> None:
-    """As at an upgrade: `kill launcher`, `up -d launcher`. The next one adopts the servers."""
+    """As in an upgrade: `kill launcher`, `up -d launcher`. The next launcher adopts the servers."""
     async with tipoff.connect(stack.url, game="arena", version="1", ssl=stack.tls) as player:
         await a_tick(player)
         before = stack.game_containers(player.deployment_id)
@@ -273,7 +273,7 @@ async def test_games_go_on_while_the_launcher_is_replaced(stack: Stack) -> None:
 
 
 async def test_down_leaves_nothing(stack: Stack) -> None:
-    """Neither containers (game servers included) nor networks nor volumes."""
+    """No containers (game servers included), no networks, no volumes."""
     assert len(stack.game_containers()) > 0
     await stack.down()
     assert stack.leftovers() == []
@@ -282,7 +282,7 @@ async def test_down_leaves_nothing(stack: Stack) -> None:
 async def test_profile_dev_plays_without_tls(
     source_tree: Path, images: Mapping[str, str], tmp_path: Path
 ) -> None:
-    """One of each, by http and ws, with the demo's button; it goes down without a trace, too."""
+    """One of each part, over http and ws, with the demo button; `down` leaves nothing here either."""
     with stack_in(source_tree, tmp_path, "test", profile="dev") as stack:
         await stack.up()
         assert (await stack.get("/"))[0] == 200

@@ -1,4 +1,4 @@
-"""Profile edgegap: no launcher, no engine's socket; servers that are elsewhere come to NATS by TLS."""
+"""Profile edgegap: no launcher and no engine's socket; servers elsewhere reach NATS over TLS."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ env = { ARENA_BOTS = "0" }
 
 @asynccontextmanager
 async def emulator(stack: Stack, address: str) -> AsyncIterator[None]:
-    """Edgegap's API on `address`, which the containers reach; its servers are processes of this host."""
+    """Edgegap's emulator on `address`, which the containers reach; its servers are processes of this host."""
     log = stack.directory / "emulator.log"
     with log.open("wb") as out:
         process = await asyncio.create_subprocess_exec(
@@ -66,12 +66,12 @@ async def emulator(stack: Stack, address: str) -> AsyncIterator[None]:
 async def test_players_get_in_without_a_launcher(
     source_tree: Path, images: Mapping[str, str], tmp_path: Path
 ) -> None:
-    """The matchmaker orders at Edgegap (the emulator) and gives it back; webhooks come in through Caddy, with the right
-    token alone. (The emulator's own fail here: it trusts public certificates only, as Edgegap does.)"""
+    """The matchmaker deploys at Edgegap (the emulator) and stops the deployment; webhooks pass Caddy only with the
+    right token. (The emulator's own fail here: like Edgegap it trusts only public certificates.)"""
     subnet = ipaddress.ip_network(
         docker("network", "inspect", "bridge", "-f", "{{(index .IPAM.Config 0).Subnet}}"), strict=False
     )
-    address = f"{subnet[1]}:{free_ports(1)[0]}"  # this host, as every container reaches it
+    address = f"{subnet[1]}:{free_ports(1)[0]}"  # this host's address for every container
     variables = {
         "TIPOFF_EDGEGAP_URL": f"http://{address}",
         "TIPOFF_EDGEGAP_NATS_HOST": "localhost:{stack.nats_port}",

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.docker, pytest.mark.timeout(240)]
 async def test_players_play_where_game_servers_are_not_trusted(
     source_tree: Path, images: Mapping[str, str], tmp_path: Path
 ) -> None:
-    """By UDP and by wss; they leave, and all is given back; a killed server's player is let go of."""
+    """Players play over UDP and wss; everything is released when they leave and when their server is killed."""
     with stack_in(source_tree, tmp_path, "test", profile="local") as stack:
         with (tmp_path / "env").open("a") as env:
             env.write("TIPOFF_PROFILE=isolated\nTIPOFF_NATS_USERS=isolated.conf\n")

@@ -1,5 +1,5 @@
-"""The public NATS image and our launcher's image, by testcontainers: what the tests promise of a nats-server holds for
-the one in a container, and a launcher that is a container itself starts its neighbours."""
+"""The public NATS image and the launcher's image, with testcontainers: the key-value tests hold for a nats-server in a
+container, and a launcher in a container starts servers beside it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")  # it would need an image and power of its own
+os.environ.setdefault(
+    "TESTCONTAINERS_RYUK_DISABLED", "true"
+)  # ryuk would need another image and more privileges
 
 import pytest
 from testcontainers.core.container import DockerContainer
@@ -16,7 +18,7 @@ from testcontainers.core.network import Network
 from tests.docker.compose_stack import free_range
 from tests.docker_engine import LABEL, docker, remove_containers, require_engine, socket_path
 from tests.polling import eventually
-from tests.shared.test_kv import *  # noqa: F403 # the same promises once more, with `settings` of this file
+from tests.shared.test_kv import *  # noqa: F403 # the same tests with this file's `settings`
 from tipoff_orchestrator_client.base import DeploySpec, RunState
 from tipoff_orchestrator_client.launcher import LauncherOrchestrator
 from tipoff_shared.nats.connection import connect
@@ -44,7 +46,7 @@ def network() -> Iterator[Network]:
 
 @pytest.fixture(scope="module")
 def nats_url(network: Network) -> Iterator[str]:
-    """`host:port` of nats-server in a container, from here; `nats:4222` on the network."""
+    """nats-server in a container: `host:port` for this process, `nats:4222` on the network."""
     container = DockerContainer("nats:2.12-alpine").with_command("-js").with_exposed_ports(4222)
     container.with_network(network).with_network_aliases("nats").with_kwargs(labels={LABEL: "1"})
     with container:
@@ -68,7 +70,7 @@ async def settings(nats_url: str, namespace: str) -> NatsSettings:
 async def test_a_launcher_in_a_container_starts_and_stops_its_neighbours(
     images: Mapping[str, str], network: Network, settings: NatsSettings, tmp_path: Path
 ) -> None:
-    """As in the compose stack, without the stack: nothing but NATS, the engine's socket and two files."""
+    """It needs only NATS, the engine's socket and two files."""
     (tmp_path / "games.toml").write_text(GAMES.format(image=images["gameserver"]))
     (tmp_path / "arena.1.key").write_text("5a" * 32)
     os.chmod(tmp_path, 0o755)

@@ -44,7 +44,7 @@ CMD ["python", "stand_in.py", "--port", "{port}"]
 
 @dataclass(frozen=True)
 class Stack:
-    """A network with a nats-server on it, and what the roles need to get in. `gateway` is this host's address there."""
+    """A network with a nats-server, and the roles' credentials. `gateway` is this host's address on it."""
 
     network: str
     gateway: str
@@ -63,7 +63,7 @@ class Stack:
 
 @pytest.fixture
 def image(images: Mapping[str, str], tmp_path: Path) -> Iterator[str]:
-    """A game server that always listens on one port, has its key and NATS from the environment, and ends where
+    """A game server that always listens on one port, reads its key and NATS from the environment, and exits when
     anything is missing."""
     build = tmp_path / "image"
     build.mkdir()
@@ -102,7 +102,7 @@ def stack(source_tree: Path, tmp_path: Path) -> Iterator[Stack]:
 
 @pytest.fixture
 async def roles(stack: Stack) -> AsyncIterator[tuple[World, World]]:
-    """What the matchmaker's role sees and what httpd's may ask, as soon as NATS is up."""
+    """One world with the matchmaker's role and one with httpd's, when NATS is up."""
     async with AsyncExitStack() as to_close:
         async with asyncio.timeout(20):
             while True:
@@ -122,7 +122,7 @@ async def roles(stack: Stack) -> AsyncIterator[tuple[World, World]]:
 async def launcher_on_the_host(
     stack: Stack, images: Mapping[str, str], games: Games, tmp_path: Path
 ) -> AsyncIterator[None]:
-    """Its servers reach it by the gateway of their network."""
+    """A launcher that its servers reach at their network's gateway."""
     settings = Settings(
         backend="docker",
         state_dir=tmp_path / "launcher",
@@ -143,7 +143,7 @@ async def launcher_on_the_host(
 async def launcher_in_a_container(
     stack: Stack, images: Mapping[str, str], games: Games, tmp_path: Path
 ) -> AsyncIterator[None]:
-    """Its servers reach it by its name, as in deploy/compose.yaml."""
+    """A launcher that its servers reach by its container's name, as in deploy/compose.yaml."""
     name = f"{stack.network}-launcher"
     variables = {
         "NATS_HOST": "nats:4222",
@@ -192,8 +192,8 @@ async def test_two_containers_with_bevygaps_plugin_play_on_one_host(
     source_tree: Path,
     tmp_path: Path,
 ) -> None:
-    """By the games.toml of docs/from-bevygap.md. Both listen on 6420 inside; each player is told the port and digest of
-    the server that takes the token. One then asks for its own end."""
+    """With the games.toml of docs/from-bevygap.md. Both listen on 6420 inside; each player gets the port and digest of
+    the server that accepts the token. Then one asks to be stopped."""
     world, players = roles
     (tmp_path / "games").mkdir()
     games = games_of_the_page(source_tree, tmp_path / "games", image=image)

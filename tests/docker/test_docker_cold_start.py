@@ -1,4 +1,4 @@
-"""From nothing to playing: a server that is a container is started for the player who asks."""
+"""Cold start: a container is started for the player who asks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ env = {{ ARENA_BOTS = "0" }}
 async def test_a_player_is_connected_to_a_container_within_three_seconds(
     images: Mapping[str, str], tmp_path: Path, namespace: str
 ) -> None:
-    """No server runs, the image is there: the median of three such players. Nothing is left afterwards."""
+    """The median of three players, with no server running and the image present. Nothing is left afterwards."""
     games = tmp_path / "games.toml"
     games.write_text(GAMES.format(image=images["gameserver"]))
     environ = {"TIPOFF_LAUNCHER_BACKEND": "docker", "TIPOFF_LAUNCHER_DOCKER_NETWORK": "host"}
@@ -50,7 +50,7 @@ async def test_a_player_is_connected_to_a_container_within_three_seconds(
             async with tipoff.connect(up.url, game="arena", version="1"):
                 took.append(time.perf_counter() - began)
             async with asyncio.timeout(20):
-                while await asyncio.to_thread(containers):  # noqa: ASYNC110 # it ends in the engine
+                while await asyncio.to_thread(containers):  # noqa: ASYNC110 # the engine announces nothing to this test
                     await asyncio.sleep(0.1)
     print(f"cold starts: {', '.join(f'{seconds:.2f} s' for seconds in took)}")
     assert statistics.median(took) < 3

@@ -1,4 +1,4 @@
-"""A player who has to wait for an image hears how far it is, and then gets a server."""
+"""A player who waits for an image gets progress texts, and then a server."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ command = ["sh", "-c", "exec sleep 300"]
 
 
 async def test_a_player_who_waits_for_an_image_hears_how_far_it_is(tmp_path: Path, namespace: str) -> None:
-    """It takes longer than a start may; as long as it comes on, nobody gives up."""
+    """The fetch takes longer than `start_timeout`; while it makes progress, the start continues."""
     require_engine()
     async with SlowRegistry(padding=3_000_000, pause=0.13).serving() as registry:
         games = tmp_path / "games.toml"

@@ -1,4 +1,4 @@
-"""The engine is restarted while people play, with live-restore: they play on."""
+"""With live-restore, players play on while the engine is restarted."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ async def sessions(up: RunningUp) -> list[tuple[str, str]]:
 async def test_who_plays_while_the_engine_is_restarted_plays_on(
     images: Mapping[str, str], tmp_path: Path, namespace: str
 ) -> None:
-    """Packets come all the time; session and server are the same afterwards, a new player joins them, and at the end
-    everything is given back."""
+    """Packets keep arriving; session and server are the same afterwards, a new player joins them, and at the end
+    everything is released."""
     image = images["gameserver"]
     games = tmp_path / "games.toml"
     games.write_text(GAMES.format(image=image))
@@ -61,7 +61,7 @@ async def test_who_plays_while_the_engine_is_restarted_plays_on(
                 async def more_packets() -> None:
                     before = packets
                     async with asyncio.timeout(10):
-                        while packets < before + 10:  # noqa: ASYNC110 # another task counts
+                        while packets < before + 10:  # noqa: ASYNC110 # another task counts them
                             await asyncio.sleep(0.02)
 
                 listening = asyncio.create_task(listen())

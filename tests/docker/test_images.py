@@ -1,4 +1,4 @@
-"""What the images are: each with what its role needs, without power, without secrets, from locked sources."""
+"""The images: each has what its role needs, runs without privileges and secrets, and is built from locked sources."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def config(image: str) -> dict[str, Any]:
 
 @pytest.fixture
 def container() -> Iterator[list[str]]:
-    """Put ids here: they are removed at the end."""
+    """A list of container ids that are removed at the end."""
     ids: list[str] = []
     yield ids
     if ids:
@@ -49,7 +49,7 @@ def container() -> Iterator[list[str]]:
 
 @pytest.mark.parametrize("role", ROLES)
 def test_an_image_is_made_for_one_role(images: Mapping[str, str], role: str) -> None:
-    """Never root; a health check where it serves; labels that say what it is; little beside Python itself."""
+    """It does not run as root, has a health check if it serves, has labels, and holds little beside Python."""
     found = config(images[role])
     assert found["User"] == "10001:10001"
     assert (found["Healthcheck"]["Test"][0] == "NONE") is (role == "cli")
@@ -63,7 +63,7 @@ def test_an_image_is_made_for_one_role(images: Mapping[str, str], role: str) -> 
 
 @pytest.mark.parametrize("role", ROLES)
 def test_an_image_runs_without_power(images: Mapping[str, str], role: str) -> None:
-    """Read-only, no capabilities, no new privileges: what it stands on can be imported, and nothing can be written."""
+    """Read-only, without capabilities and new privileges: its dependencies can be imported, nothing can be written."""
     program = (
         "import os, sys, tipoff_shared.health, msgspec, nacl.bindings\n"
         "status = dict(line.split(':\\t', 1) for line in open('/proc/self/status') if ':\\t' in line)\n"
@@ -92,14 +92,14 @@ def test_an_image_runs_without_power(images: Mapping[str, str], role: str) -> No
 def test_an_image_has_what_its_role_imports(
     images: Mapping[str, str], role: str, packages: list[str]
 ) -> None:
-    """Every module of its parts, also those that are imported late, from bytecode made at build time: a read-only
-    container could not keep any. The emulator of Edgegap is no part of a matchmaker."""
+    """Every module of its packages, those imported late included, from bytecode made at build time, because a read-only
+    container cannot write any."""
     program = f"""
 import importlib, os, pkgutil
 for name in {packages!r}:
     modules = [importlib.import_module(name)]
     for found in pkgutil.walk_packages(getattr(modules[0], "__path__", []), name + "."):
-        if "__main__" not in found.name and ".emulator" not in found.name and ".template" not in found.name:
+        if "__main__" not in found.name and ".template" not in found.name:
             modules.append(importlib.import_module(found.name))
     for module in modules:
         assert os.path.exists(module.__cached__), module
@@ -112,7 +112,7 @@ print("all")
 
 
 async def test_a_game_server_locked_up_is_healthy(images: Mapping[str, str], container: list[str]) -> None:
-    """The arena, stand-alone, without power and without a network: its health check says that it ticks."""
+    """The arena in stand-alone mode, without privileges and network: its health check says that it ticks."""
     container.append(
         docker(
             *("run", "-d", *labels(), *LOCKED_UP, "--health-interval", "500ms", "--env", "ARENA_BOTS=0"),
@@ -129,14 +129,14 @@ async def test_a_game_server_locked_up_is_healthy(images: Mapping[str, str], con
 
 
 def test_the_command_says_which_version_it_is(images: Mapping[str, str]) -> None:
-    """`docker run tipoff/cli --version`, locked up."""
+    """`docker run tipoff/cli --version`, without privileges."""
     assert docker("run", "--rm", *labels(), *LOCKED_UP, images["cli"], "--version") == "tipoff 0.1.0"
 
 
 def test_secrets_beside_the_sources_do_not_get_into_an_image(
     images: Mapping[str, str], sources: tuple[Path, str], tmp_path: Path
 ) -> None:
-    """Not into a layer (also one that a later one hides), not into history or environment."""
+    """Not into a layer (even one that a later layer hides), the history or the environment."""
     tree = tmp_path / "tree"
     shutil.copytree(sources[0], tree)
     for place in (
@@ -165,7 +165,7 @@ def test_secrets_beside_the_sources_do_not_get_into_an_image(
 
 
 def layers_hold(image: str, *wanted: bytes) -> list[bool]:
-    """Whether each of these stands anywhere in the layers of `docker save`."""
+    """Whether each of these occurs anywhere in the layers of `docker save`."""
     found, tail = [False] * len(wanted), b""
     with subprocess.Popen(["docker", "save", image], stdout=subprocess.PIPE) as saving:
         assert saving.stdout is not None
@@ -180,7 +180,7 @@ def layers_hold(image: str, *wanted: bytes) -> list[bool]:
 def test_a_dependency_that_is_not_the_locked_one_is_refused(
     sources: tuple[Path, str], tmp_path: Path
 ) -> None:
-    """A hash of uv.lock changed: the build fails, and says why."""
+    """If a hash of uv.lock is changed, the build fails and says why."""
     tree = tmp_path / "tree"
     shutil.copytree(sources[0], tree)
     lock = (tree / "uv.lock").read_text()
@@ -193,8 +193,8 @@ def test_a_dependency_that_is_not_the_locked_one_is_refused(
 
 
 def test_everything_installed_is_locked_by_hash(source_tree: Path) -> None:
-    """Each package of uv.lock and of the build's own requirements names its files by SHA-256, and no install goes
-    without."""
+    """Each package of uv.lock and of the build requirements has the SHA-256 of its files, and every install checks
+    them."""
     for package in tomllib.loads((source_tree / "uv.lock").read_text())["package"]:
         if "registry" not in package["source"]:
             continue

@@ -1,4 +1,4 @@
-"""Engines and images that a test has for itself: a dockerd to restart, a link to cut, a registry that is slow."""
+"""Engines and images for one test: a dockerd to restart, a link to cut, a slow registry."""
 
 from __future__ import annotations
 
@@ -53,15 +53,15 @@ def tiny_root(*, padding: int = 0) -> bytes:
 
 
 class OwnEngine:
-    """A dockerd of the test's own; `image` is in it. Its containers use the network `host`: that of this machine when
-    there is a `bridge` for it, which it needs and nobody uses, else one that leads nowhere."""
+    """A dockerd for one test, with `image` in it. Its containers use the network `host`: this machine's when `bridge`
+    names a bridge (dockerd needs one, though nothing uses it), else a network that leads nowhere."""
 
     image = "tiny:1"
 
     def __init__(self, directory: Path, *options: str, bridge: str = "") -> None:
         self._directory = directory
-        # With --bridge=none a dockerd removes the bridge docker0, which would be that of the engine that everybody
-        # else uses: then it gets a network namespace of its own.
+        # With --bridge=none a dockerd removes the bridge docker0, which belongs to the machine's engine: so it gets
+        # its own network namespace.
         alone = ["unshare", "--net", "dockerd", "--bridge=none"]
         self._command = ["dockerd", f"--bridge={bridge}"] if bridge else alone
         self._options = options
@@ -102,7 +102,7 @@ class OwnEngine:
             self._process = None
 
     def load(self, image: str) -> None:
-        """An image of the engine that everybody uses."""
+        """Copy an image from the machine's engine."""
         saving = ["docker", "save", image]
         with subprocess.Popen(saving, stdout=subprocess.PIPE) as saved:
             loading = ["docker", "-H", self.host, "load"]
@@ -124,7 +124,7 @@ class OwnEngine:
 
 @contextmanager
 def a_bridge() -> Iterator[str]:
-    """A bridge of this machine that nobody uses, for `own_engine`; skips where this user may not make one."""
+    """An unused bridge of this machine, for `own_engine`; skips where this user may not create one."""
     if os.geteuid() or shutil.which("ip") is None:
         pytest.skip("a bridge of the test's own needs root and the program ip")
     name = f"tipoff{os.getpid() % 100_000}"
@@ -139,7 +139,7 @@ def a_bridge() -> Iterator[str]:
 
 @contextmanager
 def own_engine(*options: str, bridge: str = "") -> Iterator[OwnEngine]:
-    """Skips where this user may not run one."""
+    """A running `OwnEngine`; skips where this user may not run one."""
     if os.geteuid() or shutil.which("dockerd") is None or shutil.which("unshare") is None:
         pytest.skip("a dockerd of the test's own needs root and the programs dockerd and unshare")
     directory = Path(tempfile.mkdtemp(prefix="tipoff-engine-"))  # its sockets need a short path
@@ -159,7 +159,7 @@ def own_engine(*options: str, bridge: str = "") -> Iterator[OwnEngine]:
 
 
 class Link:
-    """Stands between a launcher and the engine's socket; can be cut."""
+    """A connection between a launcher and the engine's socket that can be cut."""
 
     def __init__(self, path: Path, target: str) -> None:
         self._path = path
@@ -209,8 +209,8 @@ async def link_to(target: str, directory: Path) -> AsyncIterator[Link]:
 
 
 class SlowRegistry:
-    """A registry with one image, whose layer comes in small pieces. Only what the engine asks of one is there.
-    `login`: USER:PASSWORD that it wants."""
+    """A registry with one image, whose layer it sends in small pieces; it implements only what the engine uses.
+    `login`: the USER:PASSWORD that it demands."""
 
     def __init__(self, padding: int, pause: float, *, login: str = "") -> None:
         self._login = base64.b64encode(login.encode()).decode()
@@ -235,7 +235,7 @@ class SlowRegistry:
         ).encode()
         self.image = ""
         self.asked: list[str] = []
-        """Paths, in order."""
+        """The requested paths, in order."""
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[SlowRegistry]:

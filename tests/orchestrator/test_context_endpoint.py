@@ -1,4 +1,4 @@
-"""What servers may ask their launcher over HTTP, who may ask it, and that nothing else comes of whatever is sent."""
+"""The context endpoint: what servers may ask over HTTP, with which tokens, and that any other bytes do no harm."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def stopped() -> list[str]:
 
 @pytest.fixture
 def endpoint(stopped: list[str]) -> ContextEndpoint:
-    """One server, `a-1`, runs."""
+    """An endpoint with one running server, `a-1`."""
     return ContextEndpoint(
         TOKENS, context=lambda id: {"request_id": id} if id == "a-1" else None, stop=stopped.append
     )
@@ -112,7 +112,7 @@ def test_no_path_or_token_raises(method: str, path: str, token: str) -> None:
 
 
 def test_tokens_are_each_servers_own_and_follow_from_the_kept_secret(tmp_path: Path) -> None:
-    """Two per server, unguessable, the same after a restart; none shows in a repr."""
+    """Each server has two tokens, unguessable and the same after a restart; no repr shows them."""
     tokens = ServerTokens.load(tmp_path)
     again = ServerTokens.load(tmp_path)
     mine = {tokens.context_token("a"), tokens.delete_token("a"), tokens.context_token("b")}
@@ -135,7 +135,7 @@ def test_a_key_is_nobodys_address_and_nobody_elses_key() -> None:
 
 
 def test_the_variables_are_eight_and_short() -> None:
-    """Edgegap once cut them at 255 bytes; the last part of the URLs is an i32, as bevygap reads it."""
+    """Edgegap once cut them at 255 bytes; the last part of the URLs is the i32 that bevygap parses."""
     variables = Arbitrium(PLACE, TOKENS).variables("d" * 63, PORTS)
     assert len(variables) == 8
     assert all(len(value) < 255 for value in variables.values())
@@ -151,7 +151,7 @@ def test_the_variables_are_eight_and_short() -> None:
 
 
 def test_the_context_of_a_bevygap_server_names_its_key() -> None:
-    """All that bevygap reads; players of other games are told the address itself."""
+    """It has all that bevygap reads; the context of other games has the address itself."""
     arbitrium = Arbitrium(PLACE, TOKENS)
     context = arbitrium.context("d-1", Game("g", "1", seats=7), PORTS, digest_key="240.1.2.3")
     assert (context["request_id"], context["public_ip"], context["sockets"]) == ("d-1", "240.1.2.3", 7)
@@ -161,7 +161,7 @@ def test_the_context_of_a_bevygap_server_names_its_key() -> None:
 
 
 def test_what_bevygaps_plugin_needs_of_nats(tmp_path: Path) -> None:
-    """One server of a cluster, a user and a password in any case, the key in decimal; what is configured stays."""
+    """One NATS server, always a user and a password, the key in decimal; configured values stay."""
     changed = bevygap_environment({"NATS_HOST": "nats://a:1,nats://b:2"}, bytes(range(32)))
     assert changed["NATS_HOST"] == "nats://a:1"
     assert (changed["NATS_USER"], changed["NATS_PASSWORD"]) == ("gameserver", "")
@@ -175,7 +175,7 @@ def test_what_bevygaps_plugin_needs_of_nats(tmp_path: Path) -> None:
 
 
 async def test_a_name_is_told_as_an_address() -> None:
-    """The first IPv4 literal, else what the name means, else loopback with a warning."""
+    """The first IPv4 literal, else the resolved name, else loopback with a warning."""
     here = ("127.0.0.1", 8070)
     assert (
         await find_host_info(Settings(public_host="fd00::1,198.51.100.4"), here)
@@ -199,7 +199,7 @@ async def test_a_name_is_told_as_an_address() -> None:
 async def test_servers_are_told_a_url_that_they_reach(
     changes: dict[str, Any], listens: str, url: str
 ) -> None:
-    """Processes by loopback, containers by their host; the world is listened to only for containers that will ask."""
+    """Processes use loopback, containers their host; the endpoint is on every interface only for such containers."""
     settings = Settings(**changes)
     image = DockerSpec("spaceships:1")
     bevy = Game("bevy", "1", ready="context", bevygap=True, docker=image)
@@ -229,7 +229,7 @@ def test_settings_of_the_endpoint_are_checked(wrong: dict[str, str]) -> None:
 
 
 async def exchange(port: int, data: bytes, *, timeout: float = 8, host: str = "127.0.0.1") -> bytes:
-    """What the endpoint answers until it closes."""
+    """Send `data` and return all bytes until the endpoint closes."""
     async with asyncio.timeout(timeout):
         reader, writer = await asyncio.open_connection(host, port)
         try:
@@ -247,7 +247,7 @@ def request(method: str, path: str, *headers: str) -> bytes:
 
 
 async def test_http_is_spoken(endpoint: ContextEndpoint, tmp_path: Path) -> None:
-    """By a client of good standing; the connection is closed after one answer."""
+    """A regular client gets its answer, and the connection is closed after it."""
     sock = bind(("127.0.0.1", 0), tmp_path)
     async with serve_contexts(endpoint, sock), httpx.AsyncClient() as client:
         answer = await client.get(
@@ -281,7 +281,7 @@ async def test_http_is_spoken(endpoint: ContextEndpoint, tmp_path: Path) -> None
 async def test_what_is_no_request_is_refused(
     endpoint: ContextEndpoint, tmp_path: Path, data: bytes, status: bytes
 ) -> None:
-    """With a status where there is one to give, and always with a close; one answer at most."""
+    """At most one answer with a status, and the connection is always closed."""
     sock = bind(("127.0.0.1", 0), tmp_path)
     async with serve_contexts(endpoint, sock):
         answer = await exchange(sock.getsockname()[1], data)
@@ -296,7 +296,7 @@ async def test_what_is_no_request_is_refused(
 async def test_a_head_that_breaks_off_is_answered_without_a_body(
     endpoint: ContextEndpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture, broken: list[str]
 ) -> None:
-    """Refused like any other, and nothing of ours fails."""
+    """It is refused like any other, and nothing fails."""
     sock = bind(("127.0.0.1", 0), tmp_path)
     async with serve_contexts(endpoint, sock):
         answer = await exchange(sock.getsockname()[1], request("HEAD", "/", *broken) + b"z" * 9000)
@@ -306,7 +306,7 @@ async def test_a_head_that_breaks_off_is_answered_without_a_body(
 
 
 async def test_one_peer_cannot_hold_all_connections(tmp_path: Path) -> None:
-    """A container that opens all it can keeps no other from asking; processes of this host share one address."""
+    """A container that opens many connections keeps no other from asking; processes of this host share one address."""
 
     async def fine(request: Request) -> Answer:
         return Answer(200, b"{}")
@@ -329,7 +329,7 @@ async def test_one_peer_cannot_hold_all_connections(tmp_path: Path) -> None:
 
 
 def _own_address() -> str:
-    """One of this machine's that is not loopback."""
+    """An address of this machine that is not loopback."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))  # nothing is sent
@@ -339,7 +339,7 @@ def _own_address() -> str:
 
 
 async def test_who_is_slow_is_cut_off(tmp_path: Path) -> None:
-    """Silence, and a request that drips: closed at the deadline, whatever has come by then."""
+    """A silent client and a slow request are closed at the deadline."""
 
     async def never(request: Request) -> Answer:
         raise AssertionError("no whole request came")
@@ -358,7 +358,7 @@ async def test_who_is_slow_is_cut_off(tmp_path: Path) -> None:
 
 
 async def test_there_are_only_so_many_connections(tmp_path: Path) -> None:
-    """One more is closed at once, without a word; when one has ended there is room again."""
+    """A connection over the limit is closed at once; when one has ended there is room again."""
 
     async def fine(request: Request) -> Answer:
         return Answer(200, b"{}")
@@ -384,7 +384,7 @@ async def test_there_are_only_so_many_connections(tmp_path: Path) -> None:
 @hypothesis_settings(max_examples=20, deadline=None)
 @given(st.lists(st.binary(max_size=300), max_size=3))
 def test_bytes_of_any_kind_do_no_harm(chunks: list[bytes]) -> None:
-    """Answered or closed, in any case in time."""
+    """Any bytes are answered, or the connection is closed, in time."""
 
     async def fine(request: Request) -> Answer:
         return Answer(200, b"{}")
@@ -403,7 +403,7 @@ def test_bytes_of_any_kind_do_no_harm(chunks: list[bytes]) -> None:
 
 
 def test_the_port_stays_the_same(tmp_path: Path) -> None:
-    """Servers that outlive their launcher know its URL; where another program has the port, a new one is kept."""
+    """Servers that outlive their launcher know its URL; if another program has the port, a new one is used."""
     first = bind(("127.0.0.1", 0), tmp_path)
     port = first.getsockname()[1]
     first.close()
@@ -428,7 +428,7 @@ def test_the_port_stays_the_same(tmp_path: Path) -> None:
 async def test_a_server_may_still_ask_after_its_launcher_was_restarted(
     launchers: LauncherWorld, nats: Bus, spec: Spec, tmp_path: Path
 ) -> None:
-    """Its URL and tokens hold; and its end comes as it asks for it."""
+    """Its URL and tokens stay valid, and it is stopped when it asks for that."""
     orchestrator = LauncherOrchestrator(nats)
     wanted = spec("dump")
     dumped = tmp_path / "environment"
@@ -459,7 +459,7 @@ async def test_a_server_may_still_ask_after_its_launcher_was_restarted(
 async def test_a_secret_in_a_servers_last_words_is_not_told_on(
     launchers: LauncherWorld, name: str, nats: Bus, spec: Spec, games: Games
 ) -> None:
-    """bevygap's plugin writes its context's token to its log; the reason of its end goes to players."""
+    """bevygap's plugin logs its context token, and the exit reason goes to players."""
     own = {"GAME_DB_PASSWORD": "swordfish" * 10, "NATS_USER": "of its own"}
     talks = Game("talks", "1", process=ProcessSpec(["sh", "-c", f"echo token: ${name}; exit 1"], env=own))
     known = {game.key: game for game in [*games.all(), talks]}
@@ -481,7 +481,7 @@ async def test_a_secret_in_a_servers_last_words_is_not_told_on(
 async def test_bevygap_servers_of_one_host_have_keys_of_their_own(
     launchers: LauncherWorld, nats: Bus, spec: Spec, games: Games, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Told to the matchmaker, and kept over a restart; other games have none. (That they know no namespace is told.)"""
+    """The matchmaker gets them, and they survive a restart; other games have none. A namespace is a warning."""
     sleeper = games.get("sleeper", "1")
     assert sleeper is not None
     bevy = msgspec.structs.replace(sleeper, name="bevy", bevygap=True, ready="context")

@@ -1,4 +1,4 @@
-"""The docker back end's rules without an engine: what goes into a container, what may run, what players are told."""
+"""The docker back end without an engine: what goes into a container, which images may run, what is removed."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ FILES = {"/state/key": b"00ff", "/secrets/ca.pem": b"PEM"}
 
 
 def test_secrets_and_named_files_become_files_of_the_container() -> None:
-    """No variable holds a secret, and every path is one of the container's."""
+    """No variable holds a secret, and every path exists in the container."""
     variables, files = container_environment(
         HOST, own=(), secrets="file", nats_host="", read=FILES.__getitem__
     )
@@ -68,7 +68,7 @@ def test_secrets_and_named_files_become_files_of_the_container() -> None:
 
 
 def test_images_that_know_variables_alone_get_variables() -> None:
-    """As bevygap's: the key and the password stand in the environment, because games.toml says so."""
+    """For images like bevygap's: with `secrets = "environment"` the key and the password are variables."""
     variables, files = container_environment(
         HOST, own=(), secrets="environment", nats_host="nats:4222", read=FILES.__getitem__
     )
@@ -79,7 +79,7 @@ def test_images_that_know_variables_alone_get_variables() -> None:
 
 
 def test_a_path_that_games_toml_names_is_the_images_own() -> None:
-    """It is not looked for on this host; the key's file is, whatever games.toml says."""
+    """Such a file is not read on this host; the key's file is, whatever games.toml says."""
     variables, files = container_environment(
         HOST, own=("NATS_CA", "TIPOFF_PRIVATE_KEY_FILE"), secrets="file", nats_host="", read=FILES.__getitem__
     )
@@ -117,7 +117,7 @@ def config(spec: DockerSpec, **changes: Any) -> dict[str, Any]:
 
 
 def test_a_container_may_do_nothing_that_a_game_server_does_not_need() -> None:
-    """Read-only but for /tmp, no capabilities, no way to get any, bounded in everything it can use up."""
+    """Its root is read-only except /tmp, it has no capabilities, and every resource is limited."""
     host = config(DockerSpec("image", cpus=0.5, memory=100, pids=20, writable=["/var/game"]))["HostConfig"]
     assert host["ReadonlyRootfs"] is True
     assert host["CapDrop"] == ["ALL"]
@@ -128,12 +128,12 @@ def test_a_container_may_do_nothing_that_a_game_server_does_not_need() -> None:
     assert set(host["Tmpfs"]) == {"/tmp", "/var/game"}
     assert host["RestartPolicy"] == {"Name": "no"}
     assert host["LogConfig"]["Config"] == {"max-size": "1000", "max-file": "2"}
-    assert "Binds" not in host  # nothing of the host's: no docker.sock above all
+    assert "Binds" not in host  # nothing of the host, above all no docker.sock
     assert {mount["Type"] for mount in host["Mounts"]} == {"volume"}
 
 
 def test_ports_are_published_on_the_hosts_addresses_unless_it_is_on_the_hosts_network() -> None:
-    """What is dialled from outside, and where it listens inside."""
+    """The port that players dial, and the port that the server listens on."""
     found = config(DockerSpec("image"), publish_on="127.0.0.1,10.0.0.1")
     assert found["HostConfig"]["PortBindings"] == {
         "30000/udp": [
@@ -150,14 +150,14 @@ def test_ports_are_published_on_the_hosts_addresses_unless_it_is_on_the_hosts_ne
 
 
 def test_the_engines_host_has_a_name_only_for_those_who_are_told_it() -> None:
-    """Where NATS or the context endpoint is on the host itself."""
+    """It is needed where NATS or the context endpoint is on the host itself."""
     assert "ExtraHosts" not in config(DockerSpec("image"))["HostConfig"]
     found = config(DockerSpec("image"), variables={"NATS_HOST": "nats://host.docker.internal:4222"})
     assert found["HostConfig"]["ExtraHosts"] == ["host.docker.internal:host-gateway"]
 
 
 def test_the_images_own_command_and_user_stay_unless_games_toml_names_others() -> None:
-    """Nothing is written over with nothing."""
+    """An unset value does not override the image's."""
     plain = config(DockerSpec("image"))
     assert "Cmd" not in plain
     assert "User" not in plain
@@ -166,7 +166,7 @@ def test_the_images_own_command_and_user_stay_unless_games_toml_names_others() -
 
 
 def test_a_record_can_be_read_from_the_labels() -> None:
-    """The container itself is enough to know a server again; labels that do not fit together are nobody's."""
+    """A container is enough to restore a server's record; labels that contradict each other are ignored."""
     found = container_labels(RECORD, owner_labels(RECORD.namespace, "local", "games"))
     running = msgspec.structs.replace(RECORD, state=RunState.RUNNING, native_id="abc", reason="")
     assert record_of("abc", found) == running
@@ -178,14 +178,14 @@ def test_a_record_can_be_read_from_the_labels() -> None:
 
 
 def test_containers_are_named_after_their_deployment() -> None:
-    """With the namespace, where there is one."""
+    """The name includes the namespace, if there is one."""
     assert container_name("", "arena-1") == "tipoff-arena-1"
     assert container_name("blue team", "arena-1") == "tipoff-blue-team-arena-1"
     assert container_name("Blue", "arena-1") == "tipoff-blue-arena-1"
 
 
 def test_a_containers_name_is_a_label_in_dns_whatever_its_deployment_is_called() -> None:
-    """A reverse proxy looks it up, and none is longer than 63 characters; they stay different from each other."""
+    """A reverse proxy resolves it, so it has at most 63 characters; names of different servers differ."""
     ids = ["a" * 63, "a" * 62 + "b", "a" * 24 + "-" * 38 + "b", "a" * 32]
     names = {container_name("N" * 24, id) for id in ids}
     assert len(names) == len(ids)
@@ -196,14 +196,14 @@ def test_a_containers_name_is_a_label_in_dns_whatever_its_deployment_is_called()
 
 
 def test_an_allow_list_holds_patterns() -> None:
-    """None: games.toml itself is the list."""
+    """Without patterns, games.toml itself is the list."""
     assert is_allowed("anything:1", "")
     assert is_allowed("tipoff/gameserver:1", "other, tipoff/*")
     assert not is_allowed("evil/tipoff/gameserver", "tipoff/*")
 
 
 def test_players_are_told_how_far_the_image_is() -> None:
-    """In megabytes, over all layers; whatever else the engine says."""
+    """Progress is in megabytes over all layers, whatever else the engine sends."""
     progress = PullProgress()
     assert progress.feed({"status": "Pulling from game", "id": "1"}) == "Fetching the game server's image"
     down = {"status": "Downloading", "id": "a", "progressDetail": {"current": 1_000_000, "total": 4_000_000}}
@@ -218,7 +218,7 @@ def test_players_are_told_how_far_the_image_is() -> None:
 
 
 def test_credentials_come_from_what_docker_login_wrote(tmp_path: Path) -> None:
-    """By registry; a file that cannot be read is named, without its content."""
+    """They are found by registry; the error for an unreadable file names it without quoting its content."""
     config = tmp_path / "config.json"
     auth = base64.b64encode(b"me:pass:word").decode()
     config.write_text(json.dumps({"auths": {"registry.example.org": {"auth": auth}}}))
@@ -239,17 +239,17 @@ def test_credentials_come_from_what_docker_login_wrote(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("host", ["nonsense", "ftp://somewhere", "ssh://me@engine"])
 async def test_an_address_that_no_engine_has_is_named(host: str) -> None:
-    """In words for the operator, who set it."""
+    """The error names the setting."""
     with pytest.raises(ConfigError, match=f"TIPOFF_LAUNCHER_DOCKER_HOST.*{host}"):
         async with open_engine(host):
             raise AssertionError
 
 
-# What is nobody's.
+# Orphans.
 
 
 class ListedContainers:
-    """In place of an engine: what it lists, and what is removed."""
+    """A fake engine: lists containers and volumes, and removes them."""
 
     def __init__(self, *ids: str, volumes: tuple[str, ...] = (), stuck: tuple[str, ...] = ()) -> None:
         self.ids = list(ids)
@@ -286,14 +286,14 @@ class ListedContainers:
 
 
 def recovered() -> KnownContainers:
-    """Of a launcher that knows what an earlier one has left, and starts nothing."""
+    """The containers of a launcher that has recovered and starts nothing."""
     known = KnownContainers()
     known.recovered = True
     return known
 
 
 async def test_an_orphaned_container_is_removed_at_the_second_look(tmp_path: Path) -> None:
-    """Not at first sight: it may be in the making. Those that are known, or in the making, stay."""
+    """Not at the first, since its creation may be under way. Known containers and those being created stay."""
     engine: Any = ListedContainers("known", "making", "orphan")
     known = recovered()
     known.add(DockerServer(engine, "known", tmp_path / "log", 1000, known))
@@ -305,11 +305,13 @@ async def test_an_orphaned_container_is_removed_at_the_second_look(tmp_path: Pat
         await watch.look()
         assert engine.ids == ["known", "making"]
     assert known.is_orphan("making")
-    assert not KnownContainers().is_orphan("making")  # what an earlier launcher has left is not known yet
+    assert not KnownContainers().is_orphan(
+        "making"
+    )  # before recovery, an earlier launcher's containers are unknown
 
 
 async def test_a_container_that_cannot_be_removed_is_in_nobodys_way() -> None:
-    """The engine fails at one: the others go all the same, and whoever looks goes on."""
+    """If the engine fails to remove one, the others are still removed and the watch continues."""
     engine: Any = ListedContainers("stuck", "orphan", stuck=("stuck",))
     watch = ContainerWatch(engine, {}, recovered(), interval=0)
     await watch.look()
@@ -318,7 +320,7 @@ async def test_a_container_that_cannot_be_removed_is_in_nobodys_way() -> None:
 
 
 async def test_a_launcher_starts_although_a_dead_container_cannot_be_removed(tmp_path: Path) -> None:
-    """It is left for later; without a launcher nobody would play here at all."""
+    """It is removed later; without a launcher no one could play here."""
     engine: Any = ListedContainers("ended", "orphan", stuck=("ended", "orphan"))
     unused: Any = None
     backend = DockerBackend(
@@ -337,7 +339,7 @@ async def test_a_launcher_starts_although_a_dead_container_cannot_be_removed(tmp
 
 
 async def test_a_volume_that_a_container_left_behind_is_removed() -> None:
-    """Who removes a container by hand leaves its volume, which holds the game's key. Not at first sight, either."""
+    """Removing a container by hand leaves its volume, which holds the game's key. It is removed at the second look."""
     engine: Any = ListedContainers(volumes=("left",))
     watch = ContainerWatch(engine, {}, recovered(), interval=0.01)
     await watch.look()
@@ -350,7 +352,7 @@ async def test_a_volume_that_a_container_left_behind_is_removed() -> None:
 async def test_an_engine_that_tells_of_no_volumes_is_listened_to_all_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Behind a proxy that lets through what a launcher needs, and no more."""
+    """So it is behind a proxy that forwards only what a launcher needs."""
 
     async def forbidden(self: ListedContainers, labels: dict[str, str]) -> set[str]:
         raise EngineError(403, "forbidden")
@@ -362,7 +364,7 @@ async def test_an_engine_that_tells_of_no_volumes_is_listened_to_all_the_same(
 
 
 async def test_a_server_is_killed_although_its_engine_refused_the_first_signal(tmp_path: Path) -> None:
-    """Whatever its image calls the signal that ends it: after the grace comes SIGKILL."""
+    """Whatever stop signal its image names, SIGKILL follows after the grace."""
     engine: Any = ListedContainers("stubborn")
     server = DockerServer(engine, "stubborn", tmp_path / "log", 1000, KnownContainers())
     server.terminate(0.05)
@@ -372,7 +374,7 @@ async def test_a_server_is_killed_although_its_engine_refused_the_first_signal(t
 
 
 async def test_a_look_wakes_the_servers_whose_containers_have_ended(tmp_path: Path) -> None:
-    """And those that are not there any more; for all whose end nobody has told."""
+    """Servers whose container was removed are woken too: no event may have reported their end."""
     engine: Any = ListedContainers("ended", "lives")
     woken: list[str] = []
 

@@ -1,4 +1,4 @@
-"""Launchers and engines that go and come back: who plays on, who is told to have ended, what is left (nothing)."""
+"""Launchers and engines that stop and return: which servers run on, which are reported as ended; nothing is left."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tipoff_shared.nats.connection import Bus
 pytestmark = [pytest.mark.slow, pytest.mark.docker]
 
 
-def own_marks(namespace: str, owner: str = "") -> list[str]:
+def launcher_labels(namespace: str, owner: str = "") -> list[str]:
     return [f"{name}={value}" for name, value in owner_labels(namespace, "local", owner).items()]
 
 
@@ -44,19 +44,19 @@ def client(nats: Bus) -> LauncherOrchestrator:
 
 @pytest.fixture
 async def link() -> AsyncIterator[Link]:
-    """The engine, by a way that can be cut."""
+    """A connection to the engine that can be cut."""
     with tempfile.TemporaryDirectory(prefix="tipoff-link-") as directory:
         async with link_to(socket_path(), Path(directory)) as link:
             yield link
 
 
-# The launcher goes.
+# The launcher restarts.
 
 
 async def test_containers_with_a_lease_are_adopted_and_others_stopped(
     launchers: LauncherWorld, client: LauncherOrchestrator, kv: Buckets, spec: Spec
 ) -> None:
-    """The next launcher knows them all; after the grace those that serve nobody are gone."""
+    """The next launcher knows all servers, and stops those without a lease after the grace."""
     plays, idle, died = spec(), spec(), spec()
     async with launchers.start_docker(stop_servers_on_exit=False):
         before = [await client.deploy(each) for each in (plays, idle, died)]
@@ -85,13 +85,13 @@ async def test_a_launcher_that_lost_its_records_knows_its_servers_by_their_label
     namespace: str,
     tmp_path: Path,
 ) -> None:
-    """As where it is a container without a volume: who plays is adopted; what never ran or serves nobody is removed."""
+    """As for a launcher in a container without a volume: servers are adopted; orphans that never ran are removed."""
     plays, idle = spec(), spec()
     async with launchers.start_docker(stop_servers_on_exit=False):
         before = await client.deploy(plays)
         await client.deploy(idle)
         await kv.gameservers.put(plays.deployment_id, lease(plays), ttl=60)
-    marks = [*own_marks(namespace), "tipoff.deployment=never-ran-1"]
+    marks = [*launcher_labels(namespace), "tipoff.deployment=never-ran-1"]
     docker("create", *[part for mark in marks for part in ("--label", mark)], "python:3.13-slim", "true")
     async with launchers.start_docker(state_dir=tmp_path / "new"):
         assert launchers.containers("never-ran-1", all=True) == []
@@ -105,9 +105,9 @@ async def test_a_launcher_that_lost_its_records_knows_its_servers_by_their_label
 async def test_containers_of_another_system_on_the_same_engine_are_left_alone(
     launchers: LauncherWorld, namespace: str
 ) -> None:
-    """The same namespace, the same name of the launcher: their owner tells them apart."""
+    """Namespace and launcher name are the same: only the owner differs."""
     for owner in ("theirs", "ours"):
-        marks = [*own_marks(namespace, owner), f"tipoff.deployment=of-{owner}-1"]
+        marks = [*launcher_labels(namespace, owner), f"tipoff.deployment=of-{owner}-1"]
         docker("create", *[part for mark in marks for part in ("--label", mark)], "python:3.13-slim", "true")
     async with launchers.start_docker(docker_owner="ours"):
         assert launchers.containers("of-ours-1", all=True) == []
@@ -117,14 +117,14 @@ async def test_containers_of_another_system_on_the_same_engine_are_left_alone(
 async def test_a_crash_before_the_container_ran_leaves_the_id_free(
     launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec, namespace: str
 ) -> None:
-    """Made, but not written down: it is removed, and a repeat of the deploy starts one."""
+    """A container that was created but not recorded is removed, and repeating the deploy starts another."""
     wanted = spec()
     records = Records(launchers.settings.state_dir)
     records.save(
         Record(wanted.deployment_id, namespace, "sleeper", "1", RunState.STARTING, "docker", created_at=0)
     )
     name = f"tipoff-{namespace}-{wanted.deployment_id}"
-    marks = [*own_marks(namespace), f"tipoff.deployment={wanted.deployment_id}"]
+    marks = [*launcher_labels(namespace), f"tipoff.deployment={wanted.deployment_id}"]
     left = docker(
         "create", "--name", name, *[p for m in marks for p in ("--label", m)], "python:3.13-slim", "true"
     )
@@ -135,7 +135,7 @@ async def test_a_crash_before_the_container_ran_leaves_the_id_free(
 
 
 async def test_a_launcher_says_what_its_engine_lacks(launchers: LauncherWorld, tmp_path: Path) -> None:
-    """No engine, no such network: at the start, with the setting's name."""
+    """A missing engine or network is an error at the start that names the setting."""
     with pytest.raises(Unavailable, match="TIPOFF_LAUNCHER_DOCKER_HOST"):
         async with launchers.start_docker(docker_host=f"unix://{tmp_path}/none.sock", docker_wait=0.1):
             pass
@@ -144,13 +144,13 @@ async def test_a_launcher_says_what_its_engine_lacks(launchers: LauncherWorld, t
             pass
 
 
-# The engine goes.
+# The engine is away.
 
 
 async def test_while_the_engine_is_away_nobody_is_told_to_have_ended(
     launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec, link: Link
 ) -> None:
-    """Starts and stops fail in types; when it is back, what ended meanwhile is told, and the rest plays on."""
+    """Starts and stops raise typed errors; afterwards ends are reported, and the other servers run on."""
     plays, dies, late = spec(), spec(), spec()
     async with launchers.start_docker(docker_host=link.host):
         for each in (plays, dies):
@@ -163,7 +163,7 @@ async def test_while_the_engine_is_away_nobody_is_told_to_have_ended(
         with pytest.raises(OrchestratorError) as caught:
             await client.stop(dies.deployment_id)
         assert caught.value.retryable
-        assert await launchers.state_of(dies) is RunState.RUNNING  # nobody knows better yet
+        assert await launchers.state_of(dies) is RunState.RUNNING  # its end is not known yet
         assert await launchers.state_of(plays) is RunState.RUNNING
         await link.restore()
         await eventually(lambda: launchers.is_stopped(dies), timeout=15)
@@ -184,7 +184,7 @@ def tiny_games(tmp_path: Path) -> Callable[[str], Games]:
 async def test_an_engine_that_is_restarted_with_live_restore_ends_nobodys_game(
     launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec, tiny_games: Any
 ) -> None:
-    """The containers ran on meanwhile; the launcher still knows them and can stop them."""
+    """The containers run on; the launcher still knows them and can stop them."""
     with own_engine("--live-restore") as engine:
         games = tiny_games(engine.image)
         async with launchers.start_docker(
@@ -213,7 +213,7 @@ async def test_an_engine_that_is_restarted_with_live_restore_ends_nobodys_game(
 async def test_servers_that_ended_with_their_engine_are_told_when_it_is_back(
     launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec, tiny_games: Any
 ) -> None:
-    """Without live-restore an engine takes its containers with it; it may tell so before, and nothing of them stays."""
+    """Without live-restore an engine stops its containers; it may report that before it ends. Nothing is left."""
     with own_engine() as engine:
         games = tiny_games(engine.image)
         async with launchers.start_docker(games, docker_host=engine.host, docker_network="host"):
@@ -242,7 +242,7 @@ async def test_whoever_waits_for_an_image_is_told_how_far_it_is(
     tiny_games: Any,
     registry: SlowRegistry,
 ) -> None:
-    """Deploy is answered at once, as starting; events tell the progress, then that it runs."""
+    """`deploy` returns `STARTING` at once; events report the progress, then that the server runs."""
     heard: list[Deployment] = []
 
     async def listen() -> None:
@@ -268,7 +268,7 @@ async def test_whoever_waits_for_an_image_is_told_how_far_it_is(
         known = await client.get(wanted.deployment_id)
         assert known is not None
         assert (known.state, known.reason) == (RunState.RUNNING, "")
-        assert (await client.deploy(spec())).state is RunState.RUNNING  # the image is there now
+        assert (await client.deploy(spec())).state is RunState.RUNNING  # the image is present now
     task.cancel()
     await asyncio.wait([task])
 
@@ -280,7 +280,7 @@ async def test_a_server_can_be_stopped_while_its_image_is_on_the_way(
     tiny_games: Any,
     registry: SlowRegistry,
 ) -> None:
-    """It never runs; the image comes all the same, for the next one."""
+    """It never runs; the image is still fetched, for the next server."""
     games = tiny_games(registry.image)
     async with launchers.start_docker(
         games, docker_pull="missing", docker_pull_at_start=False, docker_init=False
@@ -306,7 +306,7 @@ async def test_an_image_that_no_registry_has_is_not_configured(
     tiny_games: Any,
     registry: SlowRegistry,
 ) -> None:
-    """Asking again would not help, and the message names the image."""
+    """Retrying would not help, and the error names the image."""
     image = registry.image.replace(":1", ":2")
     async with launchers.start_docker(tiny_games(image), docker_pull="missing"):
         with pytest.raises(NotConfigured, match="game:2"):
@@ -316,7 +316,7 @@ async def test_an_image_that_no_registry_has_is_not_configured(
 async def test_a_private_registry_is_entered_with_what_docker_login_wrote(
     launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec, tiny_games: Any, tmp_path: Path
 ) -> None:
-    """Without credentials the image is refused, and that is not to be tried again."""
+    """Without credentials the image is refused, and retrying would not help."""
     async with SlowRegistry(padding=1000, pause=0, login="me:secret").serving() as registry:
         config = tmp_path / "config.json"
         host = registry.image.partition("/")[0]
@@ -340,7 +340,7 @@ async def test_a_private_registry_is_entered_with_what_docker_login_wrote(
 async def test_an_image_may_be_looked_for_at_every_start(
     launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec, tiny_games: Any
 ) -> None:
-    """With the policy `always` a newer one of the same tag is found; a registry that is gone fails the start."""
+    """The policy `always` finds a newer image of the same tag; a registry that does not answer fails the start."""
     async with SlowRegistry(padding=1000, pause=0).serving() as registry:
         try:
             settings = {"docker_pull": "always", "docker_pull_at_start": False, "docker_init": False}

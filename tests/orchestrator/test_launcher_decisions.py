@@ -1,4 +1,4 @@
-"""The launcher's rules without the launcher: what a pid means, whom to adopt, which port, what to say."""
+"""The launcher's pure rules: process identity, adoption, ports, exit reasons, settings and the server's environment."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from tipoff_shared.settings import NatsSettings
 
 GATE = Path(exec_gate.__file__)
 
-# Who is meant.
+# Process identity.
 
 
 def test_a_process_is_known_again_by_pid_and_start() -> None:
-    """The same process is equal to itself, also through the record."""
+    """A process equals itself, also after parsing its recorded identity."""
     me = identify(os.getpid())
     assert me is not None
     assert lives(me)
@@ -43,14 +43,14 @@ def test_a_process_is_known_again_by_pid_and_start() -> None:
 
 
 def test_the_same_pid_with_another_start_is_another_process() -> None:
-    """A pid that was used again does not live."""
+    """A reused pid does not count as alive."""
     me = identify(os.getpid())
     assert me is not None
     assert not lives(dataclasses.replace(me, started="0.0"))
 
 
 def test_a_zombie_does_not_live() -> None:
-    """It still has its pid, but it is over."""
+    """It still has its pid, but it has ended."""
     process = subprocess.Popen(["true"])
     identity = identify(process.pid)
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
@@ -60,7 +60,7 @@ def test_a_zombie_does_not_live() -> None:
 
 
 def test_without_proc_ps_tells_processes_apart() -> None:
-    """The way of systems other than Linux gives the same answers."""
+    """`ps`, used on systems other than Linux, gives the same answers."""
     me = identify_by_ps(os.getpid())
     assert me is not None
     assert me == identify_by_ps(os.getpid())
@@ -69,11 +69,11 @@ def test_without_proc_ps_tells_processes_apart() -> None:
 
 @pytest.mark.parametrize("text", ["", "5", "@", "x@y", "99999999999@a", "5@", "a@5", "5@" + "x" * 100])
 def test_what_is_no_identity_is_none(text: str) -> None:
-    """A damaged record names nobody."""
+    """A damaged record names no process."""
     assert Identity.parse(text) is None
 
 
-# The gate.
+# exec_gate.py.
 
 
 def through_the_gate(word: bytes, *arguments: str) -> subprocess.CompletedProcess[bytes]:
@@ -82,13 +82,13 @@ def through_the_gate(word: bytes, *arguments: str) -> subprocess.CompletedProces
 
 
 def test_the_gate_lets_nothing_through_without_the_word() -> None:
-    """A launcher that dies before it wrote down which process it is leaves no server."""
+    """A launcher that dies before it recorded the process leaves no server."""
     done = through_the_gate(b"", "0", "0", "echo", "through")
     assert (done.returncode, done.stdout) == (125, b"")
 
 
 def test_the_gate_becomes_the_server() -> None:
-    """With its arguments as they are, nothing to read, and a broken pipe ending it as it ends any program."""
+    """Its arguments are unchanged, its input is empty, and a broken pipe ends it as it ends any program."""
     script = 'echo "$1"; cat; grep SigIgn /proc/$$/status'
     done = through_the_gate(b"\nmore", "0", "0", "sh", "-c", script, "sh", "a b*")
     words, ignored = done.stdout.splitlines()
@@ -97,14 +97,14 @@ def test_the_gate_becomes_the_server() -> None:
 
 
 def test_the_gate_says_what_cannot_be_started() -> None:
-    """For the log of the server."""
+    """The message goes to the server's log."""
     done = through_the_gate(b"\n", "0", "0", "/no/such/program")
     assert done.returncode == 127
     assert done.stderr == b"cannot start /no/such/program: No such file or directory\n"
 
 
 def test_the_gate_goes_home_when_its_parent_is_another_already() -> None:
-    """It died between the fork and our asking to die with it."""
+    """The launcher died between the fork and the call of prctl."""
     done = through_the_gate(b"\n", str(os.getpid() + 1), "0", "echo", "through")
     assert (done.returncode, done.stdout) == (125, b"")
 
@@ -115,7 +115,7 @@ def a_request(game: Game, tmp_path: Path) -> StartRequest:
 
 
 async def test_a_start_that_is_not_written_down_runs_nothing(tmp_path: Path) -> None:
-    """Whatever goes wrong while the record is written: the command never runs, and no child stays."""
+    """If writing the record fails, the command never runs and no child process remains."""
     backend = ProcessBackend(tmp_path)
     game = Game("g", "1", process=ProcessSpec(["touch", "started"]))
     request = a_request(game, tmp_path)
@@ -137,7 +137,7 @@ async def test_a_start_that_is_not_written_down_runs_nothing(tmp_path: Path) -> 
     assert not (tmp_path / "started").exists()
 
 
-# Whom to adopt.
+# Adoption.
 
 RECORD = Record("g-1", "", "g", "1", RunState.RUNNING, "process", created_at=1000.0)
 GAME = Game("g", "1", start_timeout=30)
@@ -155,11 +155,11 @@ GAME = Game("g", "1", start_timeout=30)
         pytest.param({"has_lease": None}, Decision.WAIT, id="the store does not answer"),
         pytest.param({"now": 1029}, Decision.WAIT, id="it may still be starting"),
         pytest.param({"game": Game("g", "1", ready="running")}, Decision.ADOPT, id="it never writes a lease"),
-        pytest.param({"game": None, "now": 1001}, Decision.STOP, id="a game nobody knows any more"),
+        pytest.param({"game": None, "now": 1001}, Decision.STOP, id="its game was removed from games.toml"),
     ],
 )
 def test_whom_a_restarted_launcher_adopts(changes: dict[str, object], decision: Decision) -> None:
-    """A lease decides; its absence only after the grace."""
+    """A lease decides at once, a missing lease only after the grace."""
     asked: dict[str, object] = {
         "game": GAME,
         "has_lease": False,
@@ -172,7 +172,7 @@ def test_whom_a_restarted_launcher_adopts(changes: dict[str, object], decision: 
     assert decide(RECORD, **asked) is decision  # type: ignore[arg-type] # a table of any of them
 
 
-# What to say.
+# Exit reasons and logs.
 
 
 @pytest.mark.parametrize(
@@ -190,12 +190,12 @@ def test_whom_a_restarted_launcher_adopts(changes: dict[str, object], decision: 
     ],
 )
 def test_the_reason_of_an_end_is_for_people(code: int | None, stopped: bool, said: str, reason: str) -> None:
-    """How it ended, and what it said where that explains it."""
+    """The reason says how the server ended, and quotes its log where that explains it."""
     assert exit_reason(ExitStatus(code), stopped=stopped, last_lines=said) == reason
 
 
 def test_last_words_are_few_plain_and_without_secrets(tmp_path: Path) -> None:
-    """The last lines in one, no control characters, secrets struck out."""
+    """The last lines are joined into one, without control characters and secrets."""
     log = tmp_path / "log"
     log.write_bytes(b"old\n" * 10 + b"\x1b[31mred\x1b[0m\a\n\nkey ABCDEF\n\xff\nend\n")
     assert last_lines(log, ["abcdef", ""]) == "old | red | key *** | \ufffd | end"
@@ -207,7 +207,7 @@ def test_last_words_are_few_plain_and_without_secrets(tmp_path: Path) -> None:
 
 
 def test_a_log_over_its_size_is_moved_aside_with_its_newest_part(tmp_path: Path) -> None:
-    """Whoever writes goes on in the emptied file."""
+    """The server keeps writing to the emptied file."""
     log = tmp_path / "server.log"
     log.write_text("old" + "n" * 100)
     assert not rotate(log, 200)
@@ -217,11 +217,11 @@ def test_a_log_over_its_size_is_moved_aside_with_its_newest_part(tmp_path: Path)
     assert not rotate(tmp_path / "missing", 100)
 
 
-# Which port.
+# Ports.
 
 
 def test_ports_go_round_the_range_and_leave_out_what_is_in_use() -> None:
-    """Not held by our servers, not used by others, and a freed one comes last."""
+    """A port held by a server or used by another program is skipped, and a freed port comes last."""
     picker = PortPicker(range(10, 15), lambda port, protocol: port != 11)
     first = picker.pick({"game": PortSpec("udp"), "web": PortSpec("tcp")}, held=set())
     assert [port.external for port in first.values()] == [10, 12]
@@ -250,7 +250,7 @@ def test_no_port_left_is_no_capacity() -> None:
     ],
 )
 def test_servers_listen_where_players_can_reach_them(public: str, bind: str, listen_on: str) -> None:
-    """Loopback alone when only this host plays."""
+    """Only loopback when all players are on this host."""
     assert Settings(public_host=public, bind_host=bind).listen_on == listen_on
 
 
@@ -267,13 +267,13 @@ def test_servers_listen_where_players_can_reach_them(public: str, bind: str, lis
     ],
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, object]) -> None:
-    """At the start, not at the first server."""
+    """They are refused at the start, not at the first server."""
     with pytest.raises(ValidationError):
         Settings(**wrong)  # type: ignore[arg-type] # wrong by intention
 
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """TIPOFF_LAUNCHER_..., and TIPOFF_GAMES as for every service."""
+    """From TIPOFF_LAUNCHER_..., and from TIPOFF_GAMES as in every service."""
     monkeypatch.setenv("TIPOFF_LAUNCHER_MAX_SERVERS", "7")
     monkeypatch.setenv("TIPOFF_GAMES", str(tmp_path / "games.toml"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
@@ -297,7 +297,7 @@ def variables(settings: Settings, nats: NatsSettings, **env: str) -> dict[str, s
 
 
 def test_a_game_may_say_how_its_servers_listen_but_not_who_they_are() -> None:
-    """What games.toml sets wins over what the launcher passes on, and loses against the identity."""
+    """games.toml overrides what the launcher passes on, but not the server's identity."""
     settings = Settings(tls_cert="/cert.pem", tls_key="/key.pem")
     nats = NatsSettings(user="launcher", password=Secret("mine"))
     found = variables(settings, nats)
@@ -308,13 +308,13 @@ def test_a_game_may_say_how_its_servers_listen_but_not_who_they_are() -> None:
     found = variables(settings, nats, **own)
     assert (found["TIPOFF_BIND_HOST"], found["TIPOFF_GAME"]) == ("10.0.0.1", "g")
     assert found["NATS_USER"] == "gameserver"
-    assert "NATS_PASSWORD" not in found  # the launcher's own goes to nobody who has another
+    assert "NATS_PASSWORD" not in found  # servers with their own credentials do not get the launcher's
 
 
 async def test_without_pidfd_an_end_is_noticed_by_looking(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Old kernels, and systems that are not Linux."""
+    """So it is on old kernels and on systems other than Linux."""
 
     def missing(pid: int, flags: int = 0) -> int:
         raise OSError(38, "Function not implemented")

@@ -1,4 +1,4 @@
-"""The docker back end with a real engine: how containers start, what they may, how they end, what is left (nothing)."""
+"""The docker back end with a real engine: how containers start and end, what they may do, and that nothing is left."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ ECHO = (
 
 
 def volumes(namespace: str, spec: DeploySpec) -> list[str]:
-    """What lies beside the container of that server."""
+    """The volumes of a server's container."""
     filters = (f"label=tipoff.namespace={namespace}", f"label=tipoff.deployment={spec.deployment_id}")
     return docker("volume", "ls", "-q", *[part for text in filters for part in ("--filter", text)]).split()
 
 
 async def ended(client: LauncherOrchestrator, id: str, timeout: float = 15) -> Deployment:
-    """The deployment, when it has ended."""
+    """Wait for a deployment to end, and return it."""
     async with asyncio.timeout(timeout):
         while True:
             known = await client.get(id)
@@ -59,7 +59,7 @@ async def ended(client: LauncherOrchestrator, id: str, timeout: float = 15) -> D
             await asyncio.sleep(0.05)
 
 
-# What it may, and what it is told.
+# What a container may do, and what it gets.
 
 
 async def test_secrets_are_files_that_only_the_server_finds(
@@ -69,7 +69,7 @@ async def test_secrets_are_files_that_only_the_server_finds(
     spec: Spec,
     namespace: str,
 ) -> None:
-    """Neither the KEY nor the password shows in `docker inspect`; the server has both."""
+    """Neither the key nor the password shows in `docker inspect`; the server has both."""
     games = docker_games(
         launchers.directory,
         reader='sha256sum < "$TIPOFF_PRIVATE_KEY_FILE"; sha256sum < "$NATS_PASSWORD_FILE"; '
@@ -97,7 +97,7 @@ async def test_secrets_are_files_that_only_the_server_finds(
 async def test_a_server_cannot_leave_what_it_was_given(
     launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec
 ) -> None:
-    """Seen from inside: no capabilities, none to be had, nothing to write to but /tmp."""
+    """Seen from inside, it has no capabilities, cannot get any, and can write only to /tmp."""
     games = docker_games(
         launchers.directory,
         curious="grep -E 'CapEff|CapBnd|NoNewPrivs' /proc/self/status; touch /x /etc/x /run/tipoff/x; "
@@ -119,7 +119,7 @@ async def test_a_server_cannot_leave_what_it_was_given(
 async def test_servers_are_reached_at_ports_of_the_range(
     launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec
 ) -> None:
-    """Two at once, each at its own, where the launcher says; what a server binds is what is dialled."""
+    """Two servers have their own ports, as the launcher says; players dial the port that the server binds."""
     games = docker_games(launchers.directory, docker_game("echo", "", command=["python", "-c", ECHO]))
     async with launchers.start_docker(games, port_range="31200-31220"):
         deployments = [await client.deploy(spec("echo")) for _ in range(2)]
@@ -148,7 +148,7 @@ async def test_an_image_with_a_port_of_its_own_is_reached_at_one_of_the_range(
 
 
 async def ask(host: str, port: int) -> bytes:
-    """The answer of an echo server, asked until it is there."""
+    """Ask an echo server until it answers."""
     loop = asyncio.get_running_loop()
     with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sock:
         sock.setblocking(False)
@@ -172,7 +172,7 @@ async def test_a_port_that_somebody_else_has_is_left_to_them(
     spec: Spec,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """That it is taken shows only when the engine tries, as where the launcher is a container: another one is tried."""
+    """Only the engine's attempt shows that it is taken, as where the launcher is a container: it tries another."""
     monkeypatch.setattr(DockerBackend, "port_is_free", lambda *_: True)
     with ExitStack() as stack:
         for port in (31300, 31301):
@@ -198,7 +198,7 @@ async def test_a_port_that_somebody_else_has_is_left_to_them(
 async def test_what_cannot_be_started_is_not_configured_and_leaves_nothing(
     launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec
 ) -> None:
-    """A missing image, a missing program, an image or a size that is not allowed: each says what to do."""
+    """A missing image or program, and an image or size that is not allowed: each error says what to do."""
     games = docker_games(
         launchers.directory,
         docker_game("no-image", "", image="python:never-made"),
@@ -226,7 +226,7 @@ async def test_what_cannot_be_started_is_not_configured_and_leaves_nothing(
 async def test_a_container_that_exits_at_once_leaves_its_log_and_nothing_else(
     launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec
 ) -> None:
-    """Its reason quotes its last words, without the secrets in them."""
+    """Its reason quotes the end of its log without secrets."""
     async with launchers.start_docker():
         wanted, blab = spec("crash"), spec("blab")
         await client.deploy(wanted)
@@ -242,7 +242,7 @@ async def test_a_container_that_exits_at_once_leaves_its_log_and_nothing_else(
 async def test_a_server_that_takes_too_much_memory_is_told_so(
     launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec
 ) -> None:
-    """Killed by the kernel, explained by the reason."""
+    """The reason explains why the kernel killed it."""
     games = docker_games(
         launchers.directory,
         docker_game("hog", "", command=["python", "-c", "x = bytearray(500_000_000)"], memory=32),
@@ -256,7 +256,7 @@ async def test_a_server_that_takes_too_much_memory_is_told_so(
 async def test_a_log_is_bounded_on_the_engines_disk_and_on_ours(
     launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec
 ) -> None:
-    """The newest part is kept."""
+    """The newest part of the log is kept."""
     games = docker_games(launchers.directory, chatty="seq 1 100000; exit 3")
     async with launchers.start_docker(games, max_log_bytes=20_000):
         wanted = spec("chatty")
@@ -280,14 +280,14 @@ async def test_a_container_that_somebody_removed_is_told_as_ended(
 async def test_the_secrets_of_a_container_that_somebody_removed_go_too(
     launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec, namespace: str
 ) -> None:
-    """`docker rm -f` leaves the volume with the key in it: it is removed, and no volume of a server that plays."""
+    """`docker rm -f` leaves the volume with the key: it is removed, and volumes of running servers are not."""
     async with launchers.start_docker():
         gone, plays = spec(), spec()
         for wanted in (gone, plays):
             await client.deploy(wanted)
         docker("rm", "-f", *launchers.containers(gone.deployment_id))
         await ended(client, gone.deployment_id)
-        async with open_engine() as engine:  # the launcher's own watch takes its time
+        async with open_engine() as engine:  # the launcher's own watch would take 30 s
             labels = owner_labels(namespace, "local", "")
             await ContainerWatch(engine, labels, KnownContainers(), interval=0).look()
         for wanted, count in ((gone, 0), (plays, 1)):
@@ -297,7 +297,7 @@ async def test_the_secrets_of_a_container_that_somebody_removed_go_too(
 async def test_what_a_broken_start_left_is_in_nobodys_way(
     launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec, namespace: str
 ) -> None:
-    """A container of ours by that name that nobody knows makes room; a stranger's is left alone, and named."""
+    """An orphaned container of the same name is replaced; a stranger's is not touched, and the error names it."""
     async with launchers.start_docker():
         ours, theirs = spec(), spec()
         marks = {**owner_labels(namespace, "local", ""), "tipoff.deployment": ours.deployment_id}
@@ -318,7 +318,7 @@ async def test_what_a_broken_start_left_is_in_nobodys_way(
 async def test_kill_ends_the_container_as_a_crash_would(
     launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec
 ) -> None:
-    """In demo mode."""
+    """So it is in demo mode."""
     async with launchers.start_docker(demo=True):
         wanted = spec()
         await client.deploy(wanted)
@@ -329,7 +329,7 @@ async def test_kill_ends_the_container_as_a_crash_would(
 async def test_environment_says_who_and_where_the_server_is(
     launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec
 ) -> None:
-    """The launcher's own variables stay outside; labels carry what operators look for."""
+    """The launcher's own variables are not passed on; labels help operators find the container."""
     async with launchers.start_docker(docker_nats_host="host.docker.internal:4222"):
         wanted = spec()
         await client.deploy(wanted)
@@ -351,7 +351,7 @@ async def test_a_launcher_that_ends_while_it_starts_servers_leaves_none_half_mad
     namespace: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Given up while the engine was making the container, which it then had made all the same."""
+    """The start is cancelled while the engine creates the container, which it completes: the container is removed."""
     create = Engine.create
     making = asyncio.Event()
 

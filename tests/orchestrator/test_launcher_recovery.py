@@ -1,4 +1,4 @@
-"""A launcher that comes after another one, ended in order or killed: what it adopts, and what it stops."""
+"""A launcher that follows another one, which stopped or was killed: what it adopts and what it stops."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ StartProcess = Callable[..., Any]
 def launcher_process(
     launchers: LauncherWorld, settings: NatsSettings, games: Games, client: LauncherOrchestrator
 ) -> StartProcess:
-    """`python -m tipoff_launcher` with its settings from the environment, on the state directory of the test."""
+    """Starts `python -m tipoff_launcher` on the test's state directory."""
     toml = games.base / "games.toml"
     toml.write_text(
         "".join(
@@ -99,7 +99,7 @@ async def test_servers_of_a_killed_launcher_play_on_and_are_adopted(
     kv: Buckets,
     spec: Spec,
 ) -> None:
-    """kill -9: the servers stay; the next launcher knows them, notices their end and can stop them."""
+    """After kill -9 the servers run on; the next launcher knows them, notices their end and can stop them."""
     wanted, doomed = spec(), spec()
     async with launcher_process() as process:
         before = [await client.deploy(wanted), await client.deploy(doomed)]
@@ -108,7 +108,7 @@ async def test_servers_of_a_killed_launcher_play_on_and_are_adopted(
         await kill(process)
     async with launchers.start() as launcher:
         assert await client.list() == before
-        for each in (wanted, doomed):  # in the middle of an exec a process is not seen for a moment
+        for each in (wanted, doomed):  # during an exec a process shows no environment for a moment
             await eventually(lambda id=each.deployment_id: len(launchers.servers(id)) == 1)
         assert (await client.deploy(wanted)).native_id == before[0].native_id
         os.kill(launchers.servers(doomed.deployment_id)[0], signal.SIGKILL)
@@ -126,7 +126,7 @@ async def test_an_orphan_without_a_lease_is_stopped_after_the_grace(
     kv: Buckets,
     spec: Spec,
 ) -> None:
-    """It runs, but serves nobody: not before NATS was there for the grace and its start has timed out."""
+    """It is not stopped before NATS was reachable for the grace and its start has timed out."""
     wanted = spec("family")
     async with launcher_process() as process:
         await client.deploy(wanted)
@@ -143,7 +143,7 @@ async def test_an_orphan_without_a_lease_is_stopped_after_the_grace(
 async def test_a_server_that_ended_while_no_launcher_ran_is_known_to_have_ended(
     launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec
 ) -> None:
-    """Its record says so, its key is gone, and what it had started is ended."""
+    """Its record says so, its key is removed, and its child processes are stopped."""
     wanted = spec("family")
     async with launchers.start(stop_servers_on_exit=False):
         deployment = await client.deploy(wanted)
@@ -165,7 +165,7 @@ async def test_a_server_that_ended_while_no_launcher_ran_is_known_to_have_ended(
 async def test_a_pid_that_was_used_again_is_left_alone(
     launchers: LauncherWorld, client: LauncherOrchestrator, namespace: str
 ) -> None:
-    """Another process under the pid of our record is neither adopted nor killed."""
+    """Another process with the recorded pid is neither adopted nor killed."""
     with a_stranger() as pid:
         identity = identify(pid)
         assert identity is not None
@@ -199,7 +199,7 @@ def running_record(id: str, namespace: str, **more: Any) -> Record:
 async def test_a_crash_between_the_record_and_the_start_leaves_the_id_free(
     launchers: LauncherWorld, client: LauncherOrchestrator, namespace: str, spec: Spec
 ) -> None:
-    """Nothing had run under it, so a repeat of the deploy starts it, once."""
+    """Nothing had run, so repeating the deploy starts the server, once."""
     wanted = spec()
     record = Record(
         wanted.deployment_id, namespace, "sleeper", "1", RunState.STARTING, "process", created_at=time.time()
@@ -215,7 +215,7 @@ async def test_a_crash_between_the_record_and_the_start_leaves_the_id_free(
 async def test_a_stop_that_a_crash_interrupted_is_carried_through(
     launchers: LauncherWorld, client: LauncherOrchestrator, kv: Buckets, spec: Spec
 ) -> None:
-    """It was written down that it must stop; its lease does not save it."""
+    """The record says that it must stop, so it stops despite its lease."""
     wanted = spec()
     async with launchers.start(stop_servers_on_exit=False) as launcher:
         await client.deploy(wanted)
@@ -233,7 +233,7 @@ async def test_a_stop_that_a_crash_interrupted_is_carried_through(
 async def test_records_that_are_not_ours_or_cannot_be_read_harm_nobody(
     launchers: LauncherWorld, client: LauncherOrchestrator, namespace: str, spec: Spec
 ) -> None:
-    """Another namespace's server is left alone; damaged files are left for the operator, without the key."""
+    """Another namespace's server is not touched; damaged files are kept for the operator, without the key."""
     with a_stranger() as pid:
         records = Records(launchers.settings.state_dir)
         records.save(running_record("theirs-1", "somebody", native_id=str(identify(pid))))
@@ -254,7 +254,7 @@ async def test_records_that_are_not_ours_or_cannot_be_read_harm_nobody(
 async def test_with_die_with_parent_no_server_outlives_a_killed_launcher(
     launchers: LauncherWorld, launcher_process: StartProcess, client: LauncherOrchestrator, spec: Spec
 ) -> None:
-    """PDEATHSIG, as `tipoff up` has it: also a server that ignores SIGTERM is gone."""
+    """PDEATHSIG, as `tipoff up` uses it, ends also a server that ignores SIGTERM."""
     async with launcher_process(TIPOFF_LAUNCHER_DIE_WITH_PARENT="1") as process:
         for wanted in (spec(), spec("stubborn")):
             await client.deploy(wanted)
@@ -264,7 +264,7 @@ async def test_with_die_with_parent_no_server_outlives_a_killed_launcher(
 
 
 def leaders(pids: list[int]) -> list[int]:
-    """Those that lead their process group: the servers themselves, not what they have started."""
+    """Only process group leaders: the servers themselves, not their children."""
     found = []
     for pid in pids:
         try:
@@ -278,7 +278,7 @@ def leaders(pids: list[int]) -> list[int]:
 async def test_sigterm_leaves_the_servers_of_a_launcher_that_stands_alone(
     launchers: LauncherWorld, launcher_process: StartProcess, client: LauncherOrchestrator, spec: Spec
 ) -> None:
-    """An update of the launcher ends no game; its exit code is 0."""
+    """Updating the launcher ends no game; its exit code is 0."""
     wanted = spec()
     async with launcher_process() as process:
         await client.deploy(wanted)
@@ -310,7 +310,7 @@ async def test_sigterm_stops_the_servers_where_that_is_set(
     ],
 )
 async def test_settings_that_cannot_be_used_are_named(variables: dict[str, str], complaint: str) -> None:
-    """Exit code 2 and one line that says which setting, and what is allowed."""
+    """Exit code 2, and one line that names the setting and what is allowed."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tipoff_launcher", env={**os.environ, **variables}, stderr=subprocess.PIPE
     )
@@ -323,7 +323,7 @@ async def test_settings_that_cannot_be_used_are_named(variables: dict[str, str],
 async def test_a_launcher_survives_its_state_directory_being_cleaned(
     launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec
 ) -> None:
-    """Somebody removes the files of a running server: it can still be stopped."""
+    """A running server whose files were removed can still be stopped."""
     async with launchers.start():
         wanted = spec()
         await client.deploy(wanted)

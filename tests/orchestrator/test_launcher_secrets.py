@@ -1,4 +1,4 @@
-"""What a server gets from the launcher, and what nobody gets to see."""
+"""What a server gets from the launcher, and that secrets show nowhere."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tipoff_shared.settings import NatsSettings
 
 
 async def dumped(client: LauncherOrchestrator, spec: DeploySpec, tmp_path: Path) -> dict[str, str]:
-    """The environment that a server of the game `dump` found."""
+    """The environment of a server of the game `dump`."""
     file = tmp_path / "environment"
     await client.deploy(spec)
     await eventually(lambda: file.exists() and file.read_text().endswith("\n"))
@@ -38,7 +38,7 @@ async def test_a_server_learns_everything_from_its_environment(
     settings: NatsSettings,
     tmp_path: Path,
 ) -> None:
-    """Who it is, where players and NATS are, and the file with its KEY."""
+    """Its identity, where players and NATS are, and the file with its key."""
     wanted = spec("dump", environment={"MATCH_MAP": "dust"})
     found = await dumped(client, wanted, tmp_path)
     game = games.get("dump", "1")
@@ -62,7 +62,7 @@ async def test_nothing_else_of_the_launchers_environment_is_passed_on(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Neither the launcher's secrets nor what would change how the server's Python works."""
+    """Neither the launcher's secrets nor variables that change how Python works."""
     for name in ("TIPOFF_LAUNCHER_SECRET", "EDGEGAP_TOKEN", "PYTHONPATH", "LD_LIBRARY_PATH", "ARENA_KEY"):
         monkeypatch.setenv(name, "canary")
     async with launchers.start():
@@ -97,7 +97,7 @@ async def test_no_secret_is_seen_anywhere(
     nats: Bus,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Not in command lines, logs, records, answers or events; not even when the server itself prints them."""
+    """Not in command lines, logs, records, answers or events, even if the server prints them."""
     caplog.set_level(logging.DEBUG)
     messages: list[bytes] = []
 
@@ -137,7 +137,7 @@ def command_lines() -> list[str]:
 async def test_a_spec_cannot_change_how_the_server_is_started(
     launcher: Launcher, nats: Bus, spec: Spec
 ) -> None:
-    """LD_PRELOAD and PYTHONPATH are commands too: only GAME_... and MATCH_... are let in."""
+    """LD_PRELOAD and PYTHONPATH can run code: only GAME_... and MATCH_... are accepted."""
     client = LauncherOrchestrator(nats)
     for name in ("LD_PRELOAD", "PATH", "PYTHONPATH", "TIPOFF_GAME", "NATS_HOST", "BASH_ENV"):
         with pytest.raises(Exception, match="names are GAME_"):
@@ -148,7 +148,7 @@ async def test_a_spec_cannot_change_how_the_server_is_started(
 async def test_a_server_that_outlives_sigterm_has_no_key_left_behind(
     launcher: Launcher, client: LauncherOrchestrator, spec: Spec
 ) -> None:
-    """Also a server that had to be killed."""
+    """The key of a killed server is removed too."""
     wanted = spec("stubborn")
     await client.deploy(wanted)
     await asyncio.gather(client.stop(wanted.deployment_id), client.stop(wanted.deployment_id))
@@ -159,7 +159,7 @@ async def test_a_server_that_outlives_sigterm_has_no_key_left_behind(
 async def test_a_password_for_servers_that_cannot_be_used_is_named(
     launchers: LauncherWorld, tmp_path: Path, content: bytes | None
 ) -> None:
-    """At the launcher's start, not when no server gets into NATS."""
+    """The error comes at the launcher's start, not when the first server fails to connect."""
     file = tmp_path / "gameserver.password"
     if content is not None:
         file.write_bytes(content)

@@ -1,4 +1,4 @@
-"""What the launcher promises beyond the contract: ends, limits, ports, and who may ask for what."""
+"""What the launcher promises beyond the orchestrator contract: stops, limits, ports, refusals."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def with_game(games: Games, game: Game) -> Games:
 async def test_the_reason_of_a_crash_quotes_the_servers_last_words(
     launcher: Launcher, client: LauncherOrchestrator, spec: Spec
 ) -> None:
-    """Whoever reads the reason knows what to repair."""
+    """The reason shows what to repair."""
     wanted = spec("crash")
     await client.deploy(wanted)
     await eventually(lambda: not launcher.supervisor.runs(wanted.deployment_id))
@@ -54,7 +54,7 @@ async def test_the_reason_of_a_crash_quotes_the_servers_last_words(
 async def test_the_log_of_a_stopped_server_is_kept(
     launchers: LauncherWorld, launcher: Launcher, client: LauncherOrchestrator, spec: Spec
 ) -> None:
-    """What it said at the end is still there, also what it said on SIGTERM."""
+    """It still holds the last output, including that after SIGTERM."""
     wanted = spec("tidy")
     await client.deploy(wanted)
     await eventually(lambda: "ready" in launchers.log_of(wanted.deployment_id))
@@ -65,7 +65,7 @@ async def test_the_log_of_a_stopped_server_is_kept(
 async def test_only_the_newest_stopped_servers_are_kept(
     launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec
 ) -> None:
-    """Old logs go, and an id whose log is gone is not started again all the same."""
+    """Old logs are removed, and an id whose log was removed is still not started again."""
     async with launchers.start(keep_stopped=2):
         specs = [spec() for _ in range(4)]
         for wanted in specs:
@@ -79,7 +79,7 @@ async def test_only_the_newest_stopped_servers_are_kept(
 async def test_a_log_cannot_fill_the_disk(
     launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec
 ) -> None:
-    """A server that never stops talking goes on, but the log is cut to its size; the part before is kept once."""
+    """The log of a chatty server is cut at its limit; the previous part is kept once."""
     async with launchers.start(max_log_bytes=20_000) as launcher:
         wanted = spec("chatty")
         await client.deploy(wanted)
@@ -88,7 +88,7 @@ async def test_a_log_cannot_fill_the_disk(
             await eventually(lambda: path.exists() and path.stat().st_size > 20_000)
             launcher.supervisor.rotate_logs()
         assert path.with_name("server.log.1").stat().st_size <= 20_000
-        await eventually(lambda: path.stat().st_size > 0)  # it goes on writing at the beginning
+        await eventually(lambda: path.stat().st_size > 0)  # the server continues at the beginning of the file
         assert path.read_bytes()[:1] != b"\0"
         await client.stop(wanted.deployment_id)
 
@@ -96,7 +96,7 @@ async def test_a_log_cannot_fill_the_disk(
 async def test_stop_ends_what_the_server_has_started(
     launchers: LauncherWorld, launcher: Launcher, client: LauncherOrchestrator, spec: Spec
 ) -> None:
-    """The whole process group goes."""
+    """The whole process group ends."""
     wanted = spec("family")
     await client.deploy(wanted)
     await eventually(lambda: len(launchers.servers(wanted.deployment_id)) == 3)
@@ -119,7 +119,7 @@ async def test_a_crash_takes_along_what_the_server_has_started(
 async def test_a_server_behind_a_wrapper_gets_the_grace_too(
     launchers: LauncherWorld, launcher: Launcher, client: LauncherOrchestrator, spec: Spec
 ) -> None:
-    """A shell that dies at once on SIGTERM does not take the time from the server that it has started."""
+    """A shell that ends at once on SIGTERM does not shorten the grace of the server that it has started."""
     wanted = spec("guardian")
     await client.deploy(wanted)
     await eventually(lambda: "ready" in launchers.log_of(wanted.deployment_id))
@@ -130,7 +130,7 @@ async def test_a_server_behind_a_wrapper_gets_the_grace_too(
 async def test_no_zombie_and_no_descriptor_stays(
     launcher: Launcher, client: LauncherOrchestrator, spec: Spec
 ) -> None:
-    """Starting and ending leaves the launcher as it was."""
+    """Starting and stopping servers leaks no process and no file descriptor."""
     await client.deploy(first := spec("crash"))
     await eventually(lambda: not launcher.supervisor.runs(first.deployment_id))
     before = len(os.listdir("/proc/self/fd"))
@@ -159,7 +159,7 @@ def zombies_of(parent: int) -> list[int]:
 async def test_more_servers_than_the_host_takes_are_refused(
     launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec
 ) -> None:
-    """`NoCapacity` names the setting; a stopped server makes room."""
+    """`NoCapacity` names the setting; stopping a server makes room."""
     async with launchers.start(max_servers=2):
         first = spec()
         await client.deploy(first)
@@ -175,7 +175,7 @@ async def test_more_servers_than_the_host_takes_are_refused(
 async def test_a_game_that_asks_for_ports_gets_free_ones(
     launchers: LauncherWorld, games: Games, client: LauncherOrchestrator, spec: Spec, tmp_path: Path
 ) -> None:
-    """They are known before the server starts, differ between servers, and somebody else's are left out."""
+    """Ports are known before the server starts, differ between servers, and skip those of other programs."""
     process = ProcessSpec(["./dump.sh"], env={"HOME": str(tmp_path)}, ports={"game": "udp", "web": "tcp"})
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind(("127.0.0.1", 0))
@@ -194,7 +194,7 @@ async def test_a_game_that_asks_for_ports_gets_free_ones(
 async def test_kill_is_there_in_demo_mode_only(
     launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec
 ) -> None:
-    """It looks like a crash; outside the demo nobody listens."""
+    """It looks like a crash; outside demo mode the request has no listener."""
     wanted = spec()
     async with launchers.start(demo=True) as launcher:
         await client.deploy(wanted)
@@ -229,7 +229,7 @@ async def test_a_state_directory_in_use_is_refused(launchers: LauncherWorld, lau
 async def test_a_state_directory_that_cannot_be_used_is_named(
     launchers: LauncherWorld, tmp_path: Path
 ) -> None:
-    """Before anything is started."""
+    """The error comes before anything is started."""
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="TIPOFF_LAUNCHER_STATE_DIR"):
         async with launchers.start(state_dir=tmp_path / "file"):
@@ -239,7 +239,7 @@ async def test_a_state_directory_that_cannot_be_used_is_named(
 async def test_a_game_whose_start_fails_oddly_harms_no_other(
     launchers: LauncherWorld, games: Games, client: LauncherOrchestrator, spec: Spec
 ) -> None:
-    """A command no system takes (a zero byte in it) is an error for the one who asked."""
+    """A command that no system accepts (with a zero byte) is an error for its caller only."""
     odd = Game("odd", "1", process=ProcessSpec(["sh", "-c", "a\0b"]))
     async with launchers.start(with_game(games, odd)) as launcher:
         await client.deploy(well := spec())
@@ -252,7 +252,7 @@ async def test_a_game_whose_start_fails_oddly_harms_no_other(
 async def test_leaving_stops_every_server_at_once(
     launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec
 ) -> None:
-    """Under `tipoff up`: all together within one grace, also those that do not want to."""
+    """As under `tipoff up`: all stop within one grace, stubborn ones included."""
     async with launchers.start() as launcher:
         for game in ("sleeper", "stubborn", "stubborn", "family"):
             await client.deploy(spec(game))
@@ -288,7 +288,7 @@ async def test_a_game_that_cannot_be_started_here_says_why(
     process: ProcessSpec | None,
     complaint: str,
 ) -> None:
-    """`NotConfigured`, with what is wrong in games.toml."""
+    """`NotConfigured` says what is wrong in games.toml."""
     async with launchers.start(with_game(games, Game("broken", "1", process=process))):
         with pytest.raises(NotConfigured, match=complaint):
             await client.deploy(spec("broken"))
@@ -297,7 +297,7 @@ async def test_a_game_that_cannot_be_started_here_says_why(
 async def test_python_means_this_interpreter_and_an_exec_that_fails_is_told(
     launchers: LauncherWorld, games: Games, client: LauncherOrchestrator, spec: Spec
 ) -> None:
-    """`python` needs no PATH; a script without an interpreter ends with the reason."""
+    """`python` needs no PATH; a script without an interpreter ends with a reason."""
     (games.base / "odd.sh").write_text("#!/no/such/interpreter\n")
     (games.base / "odd.sh").chmod(0o700)
     show = ["python", "-c", "import sys; sys.exit(sys.executable)"]
@@ -320,7 +320,7 @@ async def test_a_server_that_cannot_be_written_down_is_not_started(
     spec: Spec,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """First the record, then the server: with a full disk nothing runs, and the caller hears it."""
+    """The record comes before the server: with a full disk nothing runs, and the caller gets the error."""
     save = Records.save
     wanted = spec("dump")
 
@@ -342,7 +342,7 @@ async def test_a_server_that_cannot_be_written_down_is_not_started(
 async def test_a_start_that_is_given_up_slowly_may_be_stopped_again(
     launcher: Launcher, spec: Spec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An engine takes its time to undo what it has done: each stop says that it is not over, until it is."""
+    """An engine may undo a start slowly: each stop raises until the start is undone."""
     undone = asyncio.Event()
 
     async def slow(self: ProcessBackend, request: StartRequest, save_native_id: object) -> RunningServer:
@@ -367,7 +367,7 @@ async def test_a_start_that_is_given_up_slowly_may_be_stopped_again(
 async def test_what_was_stopped_while_its_start_failed_is_not_started_again(
     launcher: Launcher, spec: Spec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A deploy that comes twice, or late, after the stop."""
+    """This holds for a repeated and for a late deploy."""
     failing = asyncio.Event()
 
     async def fail(self: ProcessBackend, request: StartRequest, save_native_id: object) -> RunningServer:
@@ -396,7 +396,7 @@ def tasks_of(spec: DeploySpec) -> list[str]:
 async def test_a_server_that_asks_for_its_end_again_and_again_is_stopped_once(
     launcher: Launcher, spec: Spec
 ) -> None:
-    """However often it asks, it costs one task."""
+    """Repeated requests cost one task."""
     wanted = spec("stubborn")
     await launcher.supervisor.deploy(wanted)
     before = tasks_of(wanted)
@@ -410,7 +410,7 @@ async def test_a_server_that_asks_for_its_end_again_and_again_is_stopped_once(
 async def test_too_many_requests_are_told_to_come_again(
     launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec
 ) -> None:
-    """The bound on requests in hand is an answer, not a silence."""
+    """A request over the limit is answered, not dropped."""
     async with launchers.start(max_requests=1):
         wanted = spec("stubborn")
         await client.deploy(wanted)
@@ -426,7 +426,7 @@ async def test_too_many_requests_are_told_to_come_again(
 async def test_servers_are_nicer_where_that_is_set(
     launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec
 ) -> None:
-    """`nice` leaves the processor to the host's own services."""
+    """`nice` gives the host's own services precedence."""
     async with launchers.start(nice=5):
         wanted = spec("tidy")
         await client.deploy(wanted)
@@ -435,7 +435,7 @@ async def test_servers_are_nicer_where_that_is_set(
         def nicer() -> bool:
             pids = launchers.servers(
                 wanted.deployment_id
-            )  # its shell, and the sleep that it starts again and again
+            )  # its shell, and the sleep that the shell starts repeatedly
             try:
                 return bool(pids) and all(os.getpriority(os.PRIO_PROCESS, pid) == before + 5 for pid in pids)
             except ProcessLookupError:
@@ -445,7 +445,7 @@ async def test_servers_are_nicer_where_that_is_set(
 
 
 async def test_without_a_launcher_nothing_can_have_started(client: LauncherOrchestrator, spec: Spec) -> None:
-    """At once, not after a time-out; and the caller knows that it need not look for a server."""
+    """The error comes at once, and says that no server can have started."""
     begin = time.monotonic()
     with pytest.raises(OrchestratorUnavailable) as caught:
         await client.deploy(spec())
@@ -455,7 +455,7 @@ async def test_without_a_launcher_nothing_can_have_started(client: LauncherOrche
 
 
 async def test_a_launcher_that_does_not_answer_may_have_started_it(nats: Bus, spec: Spec) -> None:
-    """A time-out says so."""
+    """The time-out error says so."""
     await nats.nc.subscribe(nats.subjects.launcher("local", "deploy"))
     with pytest.raises(OrchestratorUnavailable) as caught:
         await LauncherOrchestrator(nats, deploy_deadline=0.1).deploy(spec())
@@ -464,7 +464,7 @@ async def test_a_launcher_that_does_not_answer_may_have_started_it(nats: Bus, sp
 
 @pytest.mark.parametrize("answer", [b"", b"nonsense", b"[]", b'{"deployment": 5}', b'{"deployment": null}'])
 async def test_an_answer_nobody_can_use_is_a_typed_error(nats: Bus, spec: Spec, answer: bytes) -> None:
-    """Whatever comes back, only `OrchestratorError` comes out."""
+    """Any answer raises only `OrchestratorError`."""
 
     async def reply(msg: Any) -> None:
         await nats.nc.publish(msg.reply, answer)
@@ -477,7 +477,7 @@ async def test_an_answer_nobody_can_use_is_a_typed_error(nats: Bus, spec: Spec, 
 async def test_an_event_nobody_can_read_does_not_end_the_listening(
     launcher: Launcher, client: LauncherOrchestrator, nats: Bus, spec: Spec
 ) -> None:
-    """Garbage on the subject is passed over."""
+    """Garbage on the subject is skipped."""
     heard: list[str] = []
 
     async def listen() -> None:

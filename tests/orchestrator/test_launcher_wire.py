@@ -1,4 +1,4 @@
-"""Bytes that come from NATS are hostile until parsed: whatever they are, the answer is a value or a typed error."""
+"""Bytes from NATS are hostile until parsed: any bytes become a value or a typed error."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tipoff_orchestrator_client.launcher import LauncherOrchestrator
 from tipoff_shared.errors import Malformed
 from tipoff_shared.nats.connection import Bus
 
-# A busy machine is no finding.
+# A slow run on a busy machine is no failure.
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 json_values = st.recursive(
@@ -65,7 +65,7 @@ NASTY = [
 @unhurried
 @given(st.binary() | requests)
 def test_any_bytes_are_a_spec_or_malformed(data: bytes) -> None:
-    """No other exception comes out, and what comes out is safe to use."""
+    """No other exception is raised, and the result is safe to use."""
     try:
         spec = wire.decode_deploy(data)
     except Malformed:
@@ -77,7 +77,7 @@ def test_any_bytes_are_a_spec_or_malformed(data: bytes) -> None:
 @unhurried
 @given(st.binary() | requests)
 def test_any_bytes_are_an_id_or_malformed(data: bytes) -> None:
-    """An id is a file name here: it must not lead elsewhere."""
+    """An id is used as a file name, so it must not lead elsewhere."""
     try:
         id = wire.decode_one(data)
     except Malformed:
@@ -88,7 +88,7 @@ def test_any_bytes_are_an_id_or_malformed(data: bytes) -> None:
 @unhurried
 @given(st.binary() | answers)
 def test_any_bytes_are_an_answer_or_an_orchestrator_error(data: bytes) -> None:
-    """Neither does a launcher that has gone mad break its clients."""
+    """A broken launcher does not break its clients."""
     for decode in (wire.decode_deployment, wire.decode_deployments, wire.decode_done):
         try:
             decode(data)
@@ -98,14 +98,14 @@ def test_any_bytes_are_an_answer_or_an_orchestrator_error(data: bytes) -> None:
 
 @pytest.mark.parametrize("data", NASTY, ids=lambda data: repr(data[:24]))
 def test_nasty_requests_are_malformed(data: bytes) -> None:
-    """Cut short, too deep, too long, a path, a lone surrogate."""
+    """Truncated, too deep, too long, a path, a lone surrogate."""
     for decode in (wire.decode_deploy, wire.decode_one):
         with pytest.raises(Malformed):
             decode(data)
 
 
 def test_a_spec_survives_the_wire() -> None:
-    """All of it."""
+    """Every field survives."""
     spec = DeploySpec("arena-1", "arena", "v0.0.1", 16, ("10.0.0.1", "eu"), {"GAME_MAP": "dust"})
     assert wire.decode_deploy(wire.encode_deploy(spec)) == spec
 
@@ -124,13 +124,13 @@ def test_a_spec_survives_the_wire() -> None:
     ids=lambda environment: next(iter(environment)),
 )
 def test_a_specs_environment_is_bounded(environment: dict[str, str]) -> None:
-    """In names, sizes and number."""
+    """Names, sizes and number are limited."""
     with pytest.raises(Malformed, match="environment"):
         wire.decode_deploy(wire.encode_deploy(DeploySpec("a", "g", "1", 1, environment=environment)))
 
 
 def test_a_deployment_survives_the_wire() -> None:
-    """With its ports; and None stays None."""
+    """Its ports survive, and None stays None."""
     deployment = Deployment(
         "arena-1", "arena", "1", RunState.RUNNING, "5@x", "10.0.0.1", {"game": Port(1, 2, "udp")}, "why"
     )
@@ -143,7 +143,7 @@ def test_a_deployment_survives_the_wire() -> None:
     "kind", [NoCapacity, GameUnavailable, NotConfigured, OrchestratorUnavailable, OrchestratorError]
 )
 def test_an_error_survives_the_wire(kind: type[OrchestratorError]) -> None:
-    """Its type and what it says about a retry."""
+    """Its type survives, and what it says about a retry."""
     error = kind("words", retryable=True, may_have_started=True, retry_after=2.5)
     with pytest.raises(kind, match="words") as caught:
         wire.decode_deployment(wire.encode_error(error))
@@ -153,7 +153,7 @@ def test_an_error_survives_the_wire(kind: type[OrchestratorError]) -> None:
 
 
 async def test_a_launcher_answers_garbage_with_an_error_and_goes_on(launcher: Launcher, nats: Bus) -> None:
-    """Over the real wire: every bad request gets its typed answer, and nothing is started."""
+    """Over NATS, every bad request gets a typed answer, and nothing is started."""
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     noise = random.Random(seed)
@@ -173,7 +173,7 @@ async def test_a_launcher_answers_garbage_with_an_error_and_goes_on(launcher: La
 async def test_a_bug_in_the_launcher_is_an_answer_without_its_innards(
     launcher: Launcher, nats: Bus, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
-    """The caller hears that it failed; the log has the rest."""
+    """The caller gets an error without details; the log has the rest."""
 
     def broken() -> list[Deployment]:
         raise RuntimeError("innards")

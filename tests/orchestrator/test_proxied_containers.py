@@ -1,4 +1,4 @@
-"""A container whose players in browsers come by a reverse proxy: which of its ports are published."""
+"""Which ports of a container are published when browsers reach it through a reverse proxy."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def published(proxy: str, url: str, namespace: str = "") -> set[str]:
 
 @pytest.mark.parametrize("namespace", ["", "op"])
 def test_behind_a_proxy_on_its_network_the_websocket_port_is_not_published(namespace: str) -> None:
-    """It speaks no TLS: only the proxy is to reach it. UDP is."""
+    """It speaks no TLS, so only the proxy may reach it. The UDP port is published."""
     name = f"tipoff-{namespace}-arena-1" if namespace else "tipoff-arena-1"
     assert published(f"{name}:30001", "wss://play.example.org/gs/arena-1", namespace) == {"30000/udp"}
 
@@ -54,5 +54,5 @@ def test_behind_a_proxy_on_its_network_the_websocket_port_is_not_published(names
     [("tipoff-arena-1:30001", ""), ("127.0.0.1:30001", "wss://play.example.org/gs/arena-1")],
 )
 def test_otherwise_it_is_published(proxy: str, url: str) -> None:
-    """Players dial it themselves, or the proxy is no container."""
+    """Players dial it directly, or the proxy is no container."""
     assert published(proxy, url) == {"30000/udp", "30001/tcp"}
