@@ -134,7 +134,7 @@ async def _dial(
                 give_up = None if last else fall_back_after
                 addresses = await _udp_addresses(seat, token)
                 return await dial_udp(token, addresses, inbox, give_up=give_up, timeout=remaining)
-            assert seat.transports.websocket is not None
+            assert seat.transports.websocket is not None  # or `_offered` had left it out
             url = seat.transports.websocket.url
             return await dial_websocket(url, token.encode(), inbox, timeout=remaining, ssl=ssl)
         except ConnectionFailed as exc:

@@ -87,8 +87,8 @@ class Inbox:
 
     async def ended(self) -> Ending:
         """Wait for the end, whether or not everything was read."""
-        await self._over.wait()
-        assert self.ending is not None
+        while self.ending is None:
+            await self._over.wait()
         return self.ending
 
     def take_all(self) -> list[bytes]:

@@ -418,6 +418,8 @@ def _edgegaps(env: Mapping[str, str], variable: str) -> str:
 
 
 class _Mapping(msgspec.Struct):
+    """`ARBITRIUM_PORTS_MAPPING`."""
+
     ports: dict[str, Port] = {}
 
 

@@ -26,6 +26,8 @@ _NAME = re.compile(r"[a-zA-Z0-9-]{1,63}(\.[a-zA-Z0-9-]{1,63}){1,20}", re.ASCII)
 
 
 class _Ports(msgspec.Struct):
+    """What a deployment's context says of names and ports."""
+
     fqdn: str = ""
     ports: dict[str, Port] | None = None
 

@@ -88,18 +88,22 @@ class UdpChannel(asyncio.DatagramProtocol):
 
     @property
     def server(self) -> str:
+        """`host:port` of the game server."""
         return str(self._address)
 
     @property
     def rtt(self) -> float | None:
+        """Round trip in seconds, None before the first measurement."""
         return self._client.rtt
 
     @property
     def client_index(self) -> int | None:
+        """The server's slot for this client, None before it is connected."""
         return self._client.client_index
 
     @property
     def next_sequence(self) -> int:
+        """The packet sequence with which another connection by the same token must continue."""
         return self._client.next_sequence
 
     async def open(self, *, patience: float | None, timeout: float) -> None:
@@ -154,9 +158,11 @@ class UdpChannel(asyncio.DatagramProtocol):
     # --- the driver: datagrams and time in, datagrams and the next deadline out ---------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """asyncio: the socket is open."""
         self._socket = cast(asyncio.DatagramTransport, transport)  # not always a subclass (3.11, uvloop)
 
     def datagram_received(self, data: bytes, addr: object) -> None:
+        """asyncio: a datagram came."""
         self._refusals = 0
         self._refused_since = None
         # The socket is connected: the kernel drops datagrams from other addresses.
@@ -164,6 +170,7 @@ class UdpChannel(asyncio.DatagramProtocol):
         self._pump()
 
     def error_received(self, exc: Exception) -> None:
+        """asyncio: the kernel reports an error, like ICMP "port unreachable"."""
         if not isinstance(exc, ConnectionRefusedError | ConnectionResetError):
             return  # a full buffer, or no route now: the state machine's timeouts decide
         now = self._loop.time()
@@ -182,13 +189,16 @@ class UdpChannel(asyncio.DatagramProtocol):
             )
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """asyncio: the socket is closed."""
         if not self._lost.done():
             self._lost.set_result(None)
 
     def pause_writing(self) -> None:
-        self._full = True  # 64 KiB are unsent: further datagrams are dropped, as a network would
+        """asyncio: 64 KiB are unsent. Further datagrams are dropped, as a network would."""
+        self._full = True
 
     def resume_writing(self) -> None:
+        """asyncio: there is room again."""
         self._full = False
 
     def _pump(self) -> None:

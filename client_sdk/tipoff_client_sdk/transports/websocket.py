@@ -108,6 +108,7 @@ class WebSocketChannel:
 
     @property
     def server(self) -> str:
+        """The URL of the game server."""
         return self._url
 
     @property
@@ -117,6 +118,7 @@ class WebSocketChannel:
 
     @property
     def client_index(self) -> int | None:
+        """The server's number for this connection."""
         return self._client_index
 
     async def send(self, message: bytes) -> None:

@@ -1,4 +1,4 @@
-"""The map that every arena server plays on, in units; one square is one unit wide.
+"""Builds the map of every arena server, in units; one square is one unit wide.
 
 Four mirrored quarters around a block in the middle. Every corridor is at least two units wide.
 """

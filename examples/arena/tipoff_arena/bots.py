@@ -1,7 +1,7 @@
-"""Squares that wander: the company of whoever comes first, and the steering of scripted players.
+"""Steers squares that wander: the bots of a server, and scripted players.
 
-A `Wanderer` is pure: it is asked once per tick with where its square is and answers which keys it holds. The same
-seed and positions always give the same walk.
+A `Wanderer` is pure: the position of its square goes in once per tick, the keys it holds come out. The same seed and
+positions always give the same walk.
 """
 
 from __future__ import annotations

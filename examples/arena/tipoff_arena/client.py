@@ -1,6 +1,6 @@
-"""A scripted player: joins a game, walks about, counts what it sees. What `tipoff play` runs.
+"""Plays the arena by script: joins a game, walks about, counts what it sees. `tipoff play` runs it.
 
-`ArenaView` is the pure half: messages in, where everybody is out. `play` is the whole thing.
+`ArenaView` is the pure half: messages in, where every square is out. `play` does the I/O.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ INPUT_EVERY = 0.1
 """Seconds after which an input is sent again though it did not change."""
 
 Steering: TypeAlias = Callable[[Point], Input]
-"""Where my square is -> what I hold, asked once per snapshot."""
+"""Position of the player's square -> keys to hold; called once per snapshot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Joined:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """The server vanished; a new game is asked for when `play(rejoin=True)`."""
+    """The server vanished; `play(rejoin=True)` connects to a new game."""
 
     reason: str
 
@@ -49,9 +49,10 @@ PlayEvent: TypeAlias = Progress | Joined | wire.Snapshot | Lost
 
 @dataclass
 class PlayReport:
-    """How it went. Ticks are the server's; `rtt` is in seconds; positions are in units.
+    """How the game went. Ticks are the server's; `rtt` is in seconds; positions are in units.
 
-    `games` counts the games that were joined: more than one after a lost server. `distance` is the way my square went.
+    `games` counts the games that were joined: more than one after a lost server. `distance` is how far this player's
+    square went.
     """
 
     connected: bool = False
@@ -84,7 +85,7 @@ class ArenaView:
         self.messages = 0
 
     def receive(self, data: bytes) -> wire.Snapshot | None:
-        """Take in one message; the snapshot when it is a newer one. Raises `WireError`."""
+        """Take in one message; returns the snapshot if it is a newer one. Raises `WireError`."""
         message = wire.parse_server(data)
         self.messages += 1
         if isinstance(message, wire.Welcome):
@@ -96,12 +97,14 @@ class ArenaView:
         return message
 
     def square(self, number: int) -> wire.Square | None:
+        """The square with this number in the newest snapshot, or None."""
         if self.snapshot is None:
             return None
         return next((square for square in self.snapshot.squares if square.number == number), None)
 
     @property
     def me(self) -> wire.Square | None:
+        """This player's square, None before it is known."""
         return self.square(self.welcome.number) if self.welcome is not None else None
 
 
@@ -119,11 +122,11 @@ async def play(
 ) -> PlayReport:
     """Play for `seconds` (counted from the first connection) and report; wanders about unless `steering` is given.
 
-    Failures are told in the report (`error`, `error_code`), not raised. With `rejoin` a lost server leads to a new
+    Failures stand in the report (`error`, `error_code`) and are not raised. With `rejoin` a lost server leads to a new
     game.
     """
     report = PlayReport()
-    tell = on_event or _tell_nobody
+    emit = on_event or _ignore
     steer = steering or _wander(Wanderer(seed=random.randrange(2**32)))
     loop = asyncio.get_running_loop()
     ends: float | None = None
@@ -131,20 +134,20 @@ async def play(
     while True:
         try:
             async with connect(
-                url, game=game, version=version, progress=tell, transports=transports, timeout=timeout
+                url, game=game, version=version, progress=emit, transports=transports, timeout=timeout
             ) as player:
                 if ends is None:
                     ends = loop.time() + seconds
                 failures = 0
-                _joined(report, player, tell)
-                await _play_until(player, ends, steer, report, tell)
+                _joined(report, player, emit)
+                await _play_until(player, ends, steer, report, emit)
                 return report
         except ServerLost as exc:
-            tell(Lost(str(exc)))
+            emit(Lost(str(exc)))
             failure: TipoffError = exc
         except TipoffError as exc:
             failure = exc
-        # A game is asked for again only after one was had, and not for ever.
+        # Connect again only after a game was joined, and not for ever.
         failures += 1
         remaining = 0.0 if ends is None else ends - loop.time()
         if not rejoin or report.games == 0 or failures > 20 or remaining <= 0:
@@ -154,17 +157,17 @@ async def play(
             await asyncio.sleep(min(remaining, failure.retry_after or 0.25 * min(failures, 8)))
 
 
-def _joined(report: PlayReport, player: Player, tell: Callable[[PlayEvent], None]) -> None:
+def _joined(report: PlayReport, player: Player, emit: Callable[[PlayEvent], None]) -> None:
     report.connected = True
     report.games += 1
     report.transport, report.server = player.transport, player.server
     report.session_id, report.deployment_id = player.session_id, player.deployment_id
     report.sessions.append(player.session_id)
-    tell(Joined(player.session_id, player.deployment_id, player.transport, player.server))
+    emit(Joined(player.session_id, player.deployment_id, player.transport, player.server))
 
 
 async def _play_until(
-    player: Player, ends: float, steer: Steering, report: PlayReport, tell: Callable[[PlayEvent], None]
+    player: Player, ends: float, steer: Steering, report: PlayReport, emit: Callable[[PlayEvent], None]
 ) -> None:
     """Read and steer until `ends` (loop time), or the match is over. Raises `ServerLost`."""
     loop = asyncio.get_running_loop()
@@ -182,7 +185,7 @@ async def _play_until(
                     await player.send(wire.encode_hello())
                 if snapshot is None:
                     continue
-                tell(snapshot)
+                emit(snapshot)
                 report.last_tick = snapshot.tick
                 if report.first_tick is None:
                     report.first_tick = snapshot.tick
@@ -199,7 +202,7 @@ async def _play_until(
                     sequence, held, last_sent = sequence + 1, wanted, now
                     await player.send(wire.encode_input(sequence, held))
     except TimeoutError:
-        pass  # time is up, which is how a good game ends
+        pass  # time is up: the normal end
     except wire.WireError as exc:
         raise PlayerError(f"this server does not speak the arena's wire: {exc}") from exc
     finally:
@@ -212,5 +215,5 @@ def _wander(wanderer: Wanderer) -> Steering:
     return wanderer.held
 
 
-def _tell_nobody(event: PlayEvent) -> None:
-    """For callers who only want the report."""
+def _ignore(event: PlayEvent) -> None:
+    """The event callback of callers that pass none."""

@@ -1,4 +1,4 @@
-"""The arena as a game of the gameserver SDK: players' inputs in, one snapshot for everybody each tick."""
+"""Runs the arena as a game of the game server SDK: players' inputs in, one snapshot for all players each tick."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from tipoff_arena.rules import Arena, World, step
 from tipoff_gameserver import Game, GameServer, LeaveReason, Player
 
 FIRST_BOT = 60_000
-"""Numbers of players are below, those of bots from here on."""
+"""The lowest number of a bot; players' numbers are below."""
 
 
 class ArenaGame(Game):
-    """Squares for players and for `bots` wandering ones, which take no seat.
+    """The game, with a square per player and `bots` wandering squares, which take no seat.
 
     Without a player nothing moves and nothing is sent, so that an empty server costs next to no CPU.
     """
@@ -35,7 +35,7 @@ class ArenaGame(Game):
             self._world = self._world.with_body(FIRST_BOT + index)
 
     def on_join(self, player: Player) -> None:
-        """A square at a starting place; a bot makes room where a snapshot would become too large."""
+        """Add a square at a starting place; a bot makes room if a snapshot would become too large."""
         if len(self._world.bodies) >= wire.MAX_SQUARES:
             if not self._bots:
                 player.kick(f"the arena is full: it shows {wire.MAX_SQUARES} squares")
@@ -48,19 +48,20 @@ class ArenaGame(Game):
         self._send_welcome(player)
 
     def on_leave(self, player: Player, reason: LeaveReason) -> None:
+        """Remove the player's square."""
         number = self._numbers.pop(player, None)
         if number is not None:
             self._remove(number)
 
     def on_message(self, player: Player, data: bytes) -> None:
-        """Inputs older than the newest are late datagrams and mean nothing any more."""
+        """Take in an input or a HELLO. Inputs older than the newest are late datagrams and are ignored."""
         number = self._numbers.get(player)
         if number is None:
             return
         try:
             message = wire.parse_client(data)
         except wire.WireError as exc:
-            player.kick(f"not understood: {exc}")  # damage is excluded, so it is another program's client
+            player.kick(f"not understood: {exc}")  # packets are authenticated, so this is another program's client
             return
         if isinstance(message, wire.HelloMessage):
             self._send_welcome(player)
@@ -69,6 +70,7 @@ class ArenaGame(Game):
             self._held[number] = message.held
 
     def tick(self, server: GameServer, dt: float) -> None:
+        """Advance the world and send its snapshot, if anybody plays."""
         if not self._numbers:
             return
         for number, bot in self._bots.items():
@@ -78,6 +80,7 @@ class ArenaGame(Game):
 
     @property
     def world(self) -> World:
+        """The present moment."""
         return self._world
 
     def _snapshot(self) -> bytes:
@@ -94,7 +97,7 @@ class ArenaGame(Game):
         player.send(wire.encode_welcome(self._numbers[player], self._world.arena, self.tick_rate))
 
     def _free_number(self) -> int:
-        """The next number in turn: one that was just given back still flies about in snapshots."""
+        """The next number in turn: snapshots under way may still show one that was just freed."""
         while True:
             number = self._next_number
             self._next_number = number % (FIRST_BOT - 1) + 1

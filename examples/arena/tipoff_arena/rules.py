@@ -1,8 +1,8 @@
-"""The rules of the arena, pure: a world and everybody's input in, the next world out.
+"""Defines the rules of the arena, pure: a world and all inputs in, the next world out.
 
 Squares of one size move at one speed (units per second, the same in every direction) and stop where they touch
-a wall. Nothing here knows a clock, a socket or a random source: the same world and inputs always give the same
-next world, so that a server decides and anybody can check.
+a wall. There is no clock, socket or random source here: the same world and inputs always give the same
+next world, so that the server decides and every client can check.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ SPEED = 9.0
 
 
 class Point(NamedTuple):
+    """A place on the map, in units."""
+
     x: float
     y: float
 
@@ -34,7 +36,7 @@ class Rect(NamedTuple):
 
 
 class Input(IntFlag):
-    """What a player holds down. Opposite directions cancel each other."""
+    """The keys that a player holds. Opposite directions cancel each other."""
 
     NONE = 0
     LEFT = 1
@@ -87,6 +89,7 @@ class Arena:
         return not any(r.left < at.x < r.right and r.top < at.y < r.bottom for r in self.blocked)
 
     def spawn(self, number: int) -> Point:
+        """Where the square with this number starts."""
         return self.spawns[number % len(self.spawns)]
 
 
@@ -99,10 +102,11 @@ class World:
     bodies: Mapping[int, Point] = field(default_factory=dict)
 
     def with_body(self, number: int) -> World:
-        """The same moment with one square more, at its starting place."""
+        """The same moment with one more square, at its starting place."""
         return replace(self, bodies={**self.bodies, number: self.arena.spawn(number)})
 
     def without_body(self, number: int) -> World:
+        """The same moment without this square."""
         return replace(self, bodies={n: body for n, body in self.bodies.items() if n != number})
 
 
@@ -118,10 +122,10 @@ def step(world: World, inputs: Mapping[int, int], dt: float) -> World:
 
 
 def move(arena: Arena, at: Point, dx: float, dy: float) -> Point:
-    """Where a square ends that wants to go by (dx, dy): first sideways, then up or down, each until it touches.
+    """Where a square ends that moves by (dx, dy): first sideways, then up or down, each until it touches a wall.
 
-    The way is swept, so no step is long enough to jump over a wall, and whoever runs into one at an angle slides
-    along it.
+    The path is swept, so no step is long enough to jump over a wall; a square that meets one at an angle slides along
+    it.
     """
     x, y = at
     half = arena.size / 2

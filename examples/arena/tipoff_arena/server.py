@@ -1,8 +1,8 @@
-"""The arena's server: `python -m tipoff_arena.server`.
+"""Runs the arena's server: `python -m tipoff_arena.server`.
 
-Started by the launcher it learns everything from its environment (see tipoff_gameserver.context); started by hand it
-stands alone, on `TIPOFF_LISTEN` (127.0.0.1:7777), and answers players' requests itself. Its own variables:
-`ARENA_BOTS`, wandering squares that are there already (5), and `ARENA_TICK_RATE`, ticks per second (30).
+Started by the launcher it reads its environment (see tipoff_gameserver.context); started by hand it is a stand-alone
+server on `TIPOFF_LISTEN` (127.0.0.1:7777) and answers players' requests itself. Its own variables: `ARENA_BOTS`, the
+number of wandering squares (5), and `ARENA_TICK_RATE`, ticks per second (30).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DEFAULT_TICK_RATE = 30.0
 
 
 def arena_from_environment(environ: Mapping[str, str] | None = None) -> ArenaGame:
-    """The game as `ARENA_BOTS` and `ARENA_TICK_RATE` want it; raises `ConfigError`."""
+    """The game with the values of `ARENA_BOTS` and `ARENA_TICK_RATE`; raises `ConfigError`."""
     env = os.environ if environ is None else environ
     return ArenaGame(
         bots=int(_number(env, "ARENA_BOTS", DEFAULT_BOTS, 0, MAX_SQUARES // 2)),
@@ -41,6 +41,7 @@ def _number(env: Mapping[str, str], variable: str, default: float, low: float, h
 
 
 def main() -> None:
+    """Run the server until its end; exits with 2 when a variable cannot be used."""
     try:
         game = arena_from_environment()
     except ConfigError as exc:

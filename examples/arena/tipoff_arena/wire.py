@@ -1,4 +1,4 @@
-"""The arena's messages: little-endian, fixed layout, readable with `struct` here and `DataView` in a browser.
+"""Encodes and parses the arena's messages: little-endian, fixed layout, for `struct` here and `DataView` in a browser.
 
     client -> server
       HELLO     u8 1 | u8 wire version                        "tell me who I am"; repeated until WELCOME comes
@@ -9,9 +9,9 @@
       SNAPSHOT  u8 18 | u32 tick | u8 squares | per square u16 number, u16 x, u16 y, u16 last input, u8 flags
 
 Lengths on the map are u16 in 1/1024 unit (so a map is at most 63.99 units wide); speed is units per second.
-"last input" is the low half of the sequence number of the newest input the server has applied: whoever sent it
-sees how long the way to the server and back takes. A snapshot of 64 squares has 582 bytes, one of the allowed
-128 has 1158, so each fits into one datagram of 1200.
+"last input" is the low half of the sequence number of the newest input the server has applied: its sender sees how
+long the way to the server and back takes. A snapshot of 64 squares has 582 bytes, one of the allowed 128 has 1158, so
+each fits into one datagram of 1200.
 
 Everything that arrives is hostile until it is parsed: whatever the bytes, the outcome is a message or `WireError`.
 """
@@ -44,10 +44,12 @@ _SQUARE = struct.Struct("<HHHHB")
 
 
 class WireError(ValueError):
-    """The bytes are no message of the arena; the text says why."""
+    """The bytes are not a message of the arena; the text says why."""
 
 
 class HelloMessage(NamedTuple):
+    """A client asks for the WELCOME."""
+
     version: int
 
 
@@ -59,6 +61,8 @@ class InputMessage(NamedTuple):
 
 
 class Welcome(NamedTuple):
+    """The player's number, the speeds and the map; lengths are in units."""
+
     number: int
     tick_rate: float
     speed: float
@@ -79,10 +83,13 @@ class Square(NamedTuple):
 
     @property
     def is_bot(self) -> bool:
+        """Whether no player steers it."""
         return bool(self.flags & BOT)
 
 
 class Snapshot(NamedTuple):
+    """Every square at one tick of the server."""
+
     tick: int
     squares: tuple[Square, ...]
 
@@ -92,10 +99,12 @@ ServerMessage: TypeAlias = Welcome | Snapshot
 
 
 def encode_hello() -> bytes:
+    """A HELLO."""
     return _HELLO.pack(HELLO, VERSION)
 
 
 def encode_input(sequence: int, held: int) -> bytes:
+    """An INPUT; `held` is an `Input`."""
     return _INPUT.pack(INPUT, sequence & 0xFFFFFFFF, held & 15)
 
 
@@ -114,6 +123,7 @@ def parse_client(data: bytes) -> ClientMessage:
 
 
 def encode_welcome(number: int, arena: Arena, tick_rate: float) -> bytes:
+    """The WELCOME of the player with this number."""
     head = _WELCOME.pack(
         WELCOME,
         VERSION,
@@ -129,7 +139,7 @@ def encode_welcome(number: int, arena: Arena, tick_rate: float) -> bytes:
 
 
 def encode_snapshot(tick: int, squares: Iterable[Square]) -> bytes:
-    """At most `MAX_SQUARES`; one message for everybody, each finds itself by its number."""
+    """A SNAPSHOT of at most `MAX_SQUARES`. All players get the same one and find themselves by number."""
     pack, scale = _SQUARE.pack, SCALE
     parts = [
         pack(number, round(x * scale), round(y * scale), last_input & 0xFFFF, flags)

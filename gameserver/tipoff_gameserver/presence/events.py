@@ -241,10 +241,14 @@ class EventPresence(Reporter):
 
 
 class _Error(msgspec.Struct):
+    """Why the stream refused a message."""
+
     description: str = ""
 
 
 class _Answer(msgspec.Struct):
+    """What the stream answers: its name once the message is stored, or an error."""
+
     stream: str = ""
     error: _Error | None = None
 

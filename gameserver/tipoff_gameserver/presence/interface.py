@@ -56,7 +56,7 @@ class Presence(Protocol):
         ...
 
 
-class NoPresence:
+class NoPresence(Presence):
     """The presence of a stand-alone server: reports nothing."""
 
     async def start(self, describe: DescribeLease, on_command: OnCommand) -> None:

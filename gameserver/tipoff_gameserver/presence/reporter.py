@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from nats.aio.msg import Msg
 
 from tipoff_gameserver.context import Context
-from tipoff_gameserver.presence.interface import DescribeLease, OnCommand
+from tipoff_gameserver.presence.interface import DescribeLease, OnCommand, Presence
 from tipoff_shared.errors import ConfigError, Malformed, TipoffError, Unavailable
 from tipoff_shared.nats.connection import Bus, connect
 from tipoff_shared.primitives.retry import Backoff
@@ -30,7 +30,7 @@ REMEMBERED = 1000
 """Sessions that have left and are reported again when NATS comes back."""
 
 
-class Reporter(ABC):
+class Reporter(Presence, ABC):
     """The base of `KvPresence` and `EventPresence`, for one run of one server.
 
     The lease is refreshed every third of `context.lease_ttl`. Raises `ConfigError` for a context without NATS.

@@ -61,9 +61,11 @@ class UdpLink:
         self._listener = listener
 
     def send(self, data: bytes) -> None:
+        """Queue one message; it goes out at the end of this turn of the event loop."""
         self._listener.send(self.index, data)
 
     def close(self, code: int, reason: str) -> None:
+        """Disconnect the client; netcode carries neither code nor reason."""
         self._listener.disconnect(self.index)
 
 
@@ -276,12 +278,12 @@ class UdpListener:
         verdict = self._admission.judge(event.client_id, event.user_data)
         if isinstance(verdict, LookUp):
             verdict = self._grants.pop(event.token_tag, Refusal(403, "its session is not known"))
-        refusal = verdict if isinstance(verdict, Refusal) else self._roster.refusal(event.client_id)
-        if refusal is not None:
-            log.info("refused %s: %s", event.address, refusal.text)
+        if isinstance(verdict, Grant):
+            verdict = self._roster.refusal(event.client_id) or verdict
+        if isinstance(verdict, Refusal):
+            log.info("refused %s: %s", event.address, verdict.text)
             self.disconnect(event.index)
             return
-        assert isinstance(verdict, Grant)  # what is neither a LookUp nor a Refusal
         player = self._roster.seat(verdict, UdpLink(self, event.index, event.address))
         self._players[event.index] = player
         self._roster.joined(player)
@@ -309,5 +311,7 @@ class UdpListener:
 
 
 class _Reader(asyncio.DatagramProtocol):
+    """Passes each datagram to a function, on event loops without `add_reader`."""
+
     def __init__(self, received: Callable[[bytes, tuple[Any, ...]], None]) -> None:
         self.datagram_received = received  # type: ignore[method-assign,assignment]  # a shortcut past one call

@@ -28,7 +28,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from tipoff_gameserver.context import Context
-from tipoff_gameserver.players.admission import USED, Admission, Grant, LookUp, Refusal
+from tipoff_gameserver.players.admission import USED, Admission, LookUp, Refusal
 from tipoff_gameserver.players.player import MAX_MESSAGE_BYTES, LeaveReason, Player
 from tipoff_gameserver.players.roster import Roster
 from tipoff_gameserver.stand_alone import Dialled, Matchmaker
@@ -84,9 +84,11 @@ class WebSocketLink:
 
     @property
     def rtt(self) -> float | None:
+        """Seconds of the last ping; None before the first one."""
         return self.ws.latency or None  # 0.0 until the first pong
 
     def send(self, data: bytes) -> None:
+        """Write one message, or drop it while `WRITE_BUFFER` bytes wait."""
         if self.ws.transport.get_write_buffer_size() > WRITE_BUFFER:
             self.dropped += 1
             return
@@ -94,6 +96,7 @@ class WebSocketLink:
         broadcast((self.ws,), data)  # the library's way to write without waiting for the client
 
     def close(self, code: int, reason: str) -> None:
+        """Start the closing handshake, in a task of its own."""
         self._tasks.start(close_within(self.ws, code, reason, CLOSE_TIMEOUT + 1), "close")
 
     def is_stalled(self, now: float) -> bool:
@@ -228,7 +231,6 @@ class WebSocketListener:
             if isinstance(found, Refusal):
                 return await self._refuse(ws, found)
             grant = found
-        assert isinstance(grant, Grant)
         if refusal := self._roster.refusal(grant.client_id):
             return await self._refuse(ws, refusal)
         if not self._admission.spend(private.tag, ws):
