@@ -61,7 +61,9 @@ class ArenaGame(Game):
         try:
             message = wire.parse_client(data)
         except wire.WireError as exc:
-            player.kick(f"not understood: {exc}")  # packets are authenticated, so this is another program's client
+            player.kick(
+                f"not understood: {exc}"
+            )  # packets are authenticated, so this is another program's client
             return
         if isinstance(message, wire.HelloMessage):
             self._send_welcome(player)
