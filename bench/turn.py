@@ -108,9 +108,10 @@ async def _serve(state: str) -> None:
             tasks = await stack.enter_async_context(Tasks("bench"))
             settings = TurnSettings()
             admission = TurnAdmission(settings, AddressRule(), ConcurrencyLimit(1, 1), CollectorRegistry())
-            httpd.app.turn = await stack.enter_async_context(
+            turn = await stack.enter_async_context(
                 open_on_stores(MemoryRecords(), MemoryRecords(), tasks, settings, admission)
             )
+            httpd.parts.app.endpoints[PATH] = turn.text
         print(httpd.url, flush=True)
         stop = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)

@@ -1,1 +1,1 @@
-"""Where players ask for a seat: by WebSocket or HTTP, answered over NATS."""
+"""Serves players who ask for a seat, over WebSocket and HTTP."""

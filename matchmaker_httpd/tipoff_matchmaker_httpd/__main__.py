@@ -1,4 +1,4 @@
-"""`python -m tipoff_matchmaker_httpd`."""
+"""Runs httpd as a service: `python -m tipoff_matchmaker_httpd`."""
 
 from tipoff_matchmaker_httpd.server.run import main
 

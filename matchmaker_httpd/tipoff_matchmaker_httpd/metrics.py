@@ -1,6 +1,7 @@
-"""What an operator's Prometheus reads at /metrics. One registry for each app, so that two in one process do not mix.
+"""Counts what an operator's Prometheus reads at /metrics.
 
-No label holds anything a player can choose: labels are few for ever.
+Each httpd has a registry of its own, so that two in one process do not mix. No label holds anything that a player can
+choose, so the number of labels stays small.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 
 
 
 class Metrics:
-    """Counters are bound once, because looking a label up costs more than counting."""
+    """The metrics of one httpd. Labelled counters are kept, because looking one up costs more than counting."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -43,7 +44,7 @@ class Metrics:
     def observe(
         self, *, in_flight: Callable[[], float], connections: Callable[[], float], nats: Callable[[], float]
     ) -> None:
-        """Gauges that are read when somebody asks."""
+        """Register the gauges; each function is called when the metrics are read."""
         for name, text, read in (
             ("tipoff_httpd_requests_in_flight", "Players being served or waiting", in_flight),
             ("tipoff_httpd_connections", "Open sockets", connections),
@@ -52,7 +53,7 @@ class Metrics:
             Gauge(name, text, registry=self.registry).set_function(read)
 
     def finished(self, transport: str, code: int, seconds: float) -> None:
-        """One request came to its end. `transport`: websocket, stream or wannaplay; `code` is 200 for a seat."""
+        """Count a request that has ended. `transport`: websocket, stream or wannaplay; `code` is 200 for a seat."""
         counter = self._known.get((transport, code))
         if counter is None:
             counter = self._known[transport, code] = self._requests.labels(transport, str(code))
@@ -61,7 +62,9 @@ class Metrics:
             self._seconds.observe(seconds)
 
     def refused(self, reason: str) -> None:
+        """Count a connection that was ended for `reason`, one of a few fixed words."""
         self._refused.labels(reason).inc()
 
     def render(self) -> bytes:
+        """All metrics in Prometheus's text format."""
         return generate_latest(self.registry)

@@ -1,4 +1,4 @@
-"""httpd's settings: one frozen class, each field a variable `TIPOFF_HTTPD_<NAME>`."""
+"""Reads httpd's settings: each field of `Settings` is the environment variable `TIPOFF_HTTPD_<NAME>`."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from ipaddress import IPv4Address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from tipoff_shared.admission.client_address import PRIVATE_NETWORKS, AddressRule, Network
 from tipoff_shared.errors import ConfigError, Malformed
 from tipoff_shared.names import check_name
+from tipoff_shared.service import load_settings
 
 
 def _split(value: Any) -> Any:
-    """`a, b` as an environment variable writes a list."""
+    """Split `a, b`, the way an environment variable writes a list."""
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
     return value
@@ -44,110 +45,112 @@ Seconds = Annotated[float, Field(gt=0, le=3600)]
 
 
 class Settings(BaseSettings):
-    """What httpd needs to know. Lists are separated by commas, times are seconds."""
+    """The settings of one httpd. Lists are separated by commas, times are in seconds."""
 
     model_config = SettingsConfigDict(env_prefix="TIPOFF_HTTPD_", frozen=True, populate_by_name=True)
 
     host: Strings = ("127.0.0.1",)
-    """Addresses to listen on; `0.0.0.0` and `::` are all of this machine's."""
+    """Addresses to listen on; `0.0.0.0` and `::` stand for all of this machine's."""
     port: Annotated[int, Field(ge=0, le=65535)] = 3000
-    """0: any free one."""
+    """The port to listen on; 0 takes any free one."""
     listen_fd: Annotated[int, Field(ge=3)] | None = None
-    """A listening socket handed over by the parent process, instead of `host` and `port`: several httpds share one,
-    and connections wait in it while one of them restarts."""
+    """A listening socket inherited from the parent process, instead of `host` and `port`. Several httpds can share one;
+    connections wait in it while one of them restarts."""
     tls_cert: Path | None = None
-    """PEM file with the certificate chain; with `tls_key`, https and wss are spoken."""
+    """PEM file with the certificate chain; with it and `tls_key`, httpd speaks https and wss."""
     tls_key: Path | None = None
     """PEM file with the certificate's private key."""
 
     origins: Strings = ()
-    """Origins of pages elsewhere that may ask, like `https://game.example` or `https://*.game.example`; `*` is
-    any. Pages that this httpd serves itself always may."""
+    """Origins of other pages that may ask, such as `https://game.example` or `https://*.game.example`; `*` allows
+    any. Pages of the same origin always may."""
     allow_missing_origin: bool = True
-    """Programs that are no browsers send no Origin."""
+    """Serve clients without an Origin header: programs other than browsers send none."""
     trusted_proxies: Networks = ()
-    """Addresses or networks of reverse proxies whose X-Forwarded-For or Forwarded header is believed."""
+    """Addresses or networks of the reverse proxies whose X-Forwarded-For or Forwarded header is believed."""
     proxy_header: Literal["any", "x-forwarded-for", "forwarded"] = "any"
-    """Which header the proxies write. `any`: X-Forwarded-For where there is one, else Forwarded. Name the one
-    when your proxy lets the other pass as the player sent it."""
+    """The header that the proxies write. `any`: X-Forwarded-For where there is one, else Forwarded. Name one when your
+    proxy passes the other on as the player sent it."""
     allow_client_ip: bool = False
-    """Believe the `client_ip` in a request: for development, since it decides where servers start."""
+    """Believe the `client_ip` in a request. For development: it decides where servers start."""
     fake_ip: IPv4Address | None = None
-    """Stands in for loopback and private addresses, which no orchestrator can place a server near to."""
+    """Replaces loopback and private addresses, which tell an orchestrator nothing about where a player is."""
 
     default_game: GameName = ""
     default_version: GameName = ""
-    """What `/matchmaker/wannaplay` asks for; without them it asks the `session.gensession` service."""
+    """What `/matchmaker/wannaplay` asks for. Without both, it asks the `session.gensession` service."""
 
     request_timeout: Seconds = 65.0
-    """From a player's request to its answer, whatever happens. A little over the matchmaker's own deadline: raise it
-    where a game's `request_timeout` in games.toml is over 60."""
+    """From a player's request to its answer, whatever happens. Keep it a little over the matchmaker's own deadline:
+    raise it where a game's `request_timeout` in games.toml is over 60."""
     acknowledge_timeout: Seconds = 10.0
-    """No sign of life from any matchmaker for so long: 503."""
+    """Without a sign of life from any matchmaker for this long, the player gets 503."""
     retry_timeout: Seconds = 2.0
-    """No sign of life from the matchmaker that was asked for so long: all of them are asked, and so again."""
+    """Without a sign of life from the matchmaker that was asked for this long, all of them are asked, again and
+    again."""
     silence_timeout: Seconds = 5.0
-    """The same once it has answered: it tells a waiting player something every two seconds."""
+    """The same once it has answered; a matchmaker reports progress every two seconds."""
     nats_patience: Seconds = 1.5
-    """How long requests in flight wait for a lost NATS connection to come back: then 503."""
+    """How long requests in flight wait for a lost NATS connection; then they get 503."""
     first_message_timeout: Seconds = 9.0
-    """For the first message on a WebSocket; with the closing it stays under the 10 s that clients are told."""
+    """For the first message on a WebSocket. With the closing it stays under the 10 s that clients are promised."""
     head_timeout: Seconds = 9.0
-    """For a whole HTTP request, head and body, to arrive; a connection without one is closed."""
+    """For a whole HTTP request, head and body; then the connection is closed."""
     ping_interval: Seconds = 15.0
+    """Between two pings on a WebSocket."""
     ping_timeout: Seconds = 15.0
-    """A WebSocket that does not answer a ping for so long is closed."""
+    """For the answer to a ping; then the WebSocket is closed."""
     stall_timeout: Seconds = 20.0
-    """A client that reads nothing of what is sent to it for so long is cut off."""
+    """A client that reads nothing for this long is cut off."""
     close_timeout: Seconds = 5.0
     """For the answer to a normal close."""
     linger: Seconds = 0.5
-    """After a close other than the normal one, for its last message to arrive before the socket goes."""
+    """After any other close, for its last message to arrive before the socket is closed."""
     drain_timeout: Seconds = 8.0
-    """At SIGTERM, requests in flight have so long to finish; at most one second in demo mode."""
+    """At SIGTERM, for requests in flight to finish; at most one second in demo mode."""
 
     max_connections: Annotated[int, Field(ge=1)] = 4000
-    """Open sockets; more are answered 503. About 30 KiB of memory each."""
+    """Open sockets; more get 503. Each takes about 30 KiB of memory."""
     max_requests: Annotated[int, Field(ge=1)] = 2000
     """Players being served or waiting at one time; more get 503 and close code 1013."""
     max_requests_per_address: Annotated[int, Field(ge=1)] = 100
-    """The same for one address (an IPv6 /64 counts as one): 429. Loopback is exempt."""
+    """The same for one address (an IPv6 /64 counts as one); more get 429. Loopback is exempt."""
 
     requests_per_second: Annotated[float, Field(ge=0)] = 10.0
-    """New requests for a seat from one address (an IPv6 /64 counts as one) in the long run: 429. Loopback is exempt;
-    0: no limit."""
+    """New requests for a seat from one address (an IPv6 /64 counts as one) in the long run; more get 429. Loopback is
+    exempt; 0 means no limit."""
     request_burst: Annotated[float, Field(ge=1)] = 100.0
-    """So many of them at once, when there were few before: a school or a household behind one address."""
+    """How many of them may come at once, such as from a school behind one address."""
 
     turn_relay: bool = True
     """Serve the turn relay: `POST /turn` and `/v1/turn/...`."""
     turn_port: Annotated[int, Field(ge=0, le=65535)] = 0
-    """A port of its own for the turn relay's text protocol, at `/`, for clients of the original; 0: none."""
+    """A separate port for the turn relay's text protocol, at `/`, for clients of the original; 0 means none."""
     turn_requests_per_second: Annotated[float, Field(ge=0)] = 300.0
-    """To the turn relay from one address (an IPv6 /64 counts as one), twice as many at once: 429. Loopback is exempt;
-    0: no limit."""
+    """Requests to the turn relay from one address (an IPv6 /64 counts as one), twice as many at once; more get 429.
+    Loopback is exempt; 0 means no limit."""
     turn_registrations_per_minute: Annotated[float, Field(ge=0)] = 120.0
     """The same for registrations, as many at once."""
 
     hook_key: SecretStr = Field(default=SecretStr(""), validation_alias="TIPOFF_HOOK_KEY")
-    """Checks the addresses that webhooks come to, `POST /hook/...`; the same as the matchmakers'. Without it nobody is
-    let in there."""
+    """The key that checks the URLs of webhooks, `POST /hook/...`; the same as the matchmakers'. Without it all webhooks
+    get 404."""
     hook_key_file: Path | None = Field(default=None, validation_alias="TIPOFF_HOOK_KEY_FILE")
     """A file with that key, instead."""
     hooks_per_second: Annotated[float, Field(ge=0)] = 100.0
-    """Webhooks from one address (an IPv6 /64 counts as one), twice as many at once: 429. Loopback is exempt; 0: no
-    limit."""
+    """Webhooks from one address (an IPv6 /64 counts as one), twice as many at once; more get 429. Loopback is exempt;
+    0 means no limit."""
 
     metrics_networks: Networks = PRIVATE_NETWORKS
-    """Who may read /metrics."""
+    """Networks that may read /metrics."""
     internal_networks: Networks = PRIVATE_NETWORKS
-    """Where the reverse proxy may be that asks `/internal/gs/...`: the socket's own peer counts, no header."""
+    """Networks of the reverse proxy that asks `/internal/gs/...`. The socket's peer counts, no header."""
     demo: bool = False
-    """Serve the page at `/`, its live events, and the button that kills a server. Set by `tipoff up` alone."""
+    """Serve the page at `/`, its live events, and the button that kills a server. Only `tipoff up` sets it."""
     demo_listeners: Annotated[int, Field(ge=1)] = 64
     """Pages that may follow the live events at one time."""
     web_dir: Path | None = None
-    """Another page than the built-in one, in demo mode: a directory with index.html."""
+    """In demo mode, a directory with index.html: the page to serve instead of the built-in one."""
 
     @property
     def address_rule(self) -> AddressRule:
@@ -158,17 +161,13 @@ class Settings(BaseSettings):
 
     @property
     def drain_seconds(self) -> float:
+        """Seconds that requests in flight have at the end."""
         return min(1.0, self.drain_timeout) if self.demo else self.drain_timeout
 
     @classmethod
     def load(cls, **given: Any) -> Settings:
-        """From the environment and `given`; raises `ConfigError` naming the variable and what is allowed."""
-        try:
-            settings = cls(**given)
-        except ValidationError as exc:
-            first = exc.errors()[0]
-            name = "_".join(str(part) for part in first["loc"][:1]).upper()
-            raise ConfigError(f"TIPOFF_HTTPD_{name}: {first['msg']} (it is {first['input']!r})") from exc
+        """From the environment and `given`. Raises `ConfigError` naming the variable and what is allowed."""
+        settings = load_settings(cls, **given)
         if (settings.tls_cert is None) != (settings.tls_key is None):
             raise ConfigError(
                 "TIPOFF_HTTPD_TLS_CERT and TIPOFF_HTTPD_TLS_KEY belong together; one is missing"

@@ -14,10 +14,9 @@ import pytest
 from nats.aio.msg import Msg
 
 from tipoff.up.embedded_nats import embedded_nats
-from tipoff_matchmaker_httpd.routes.demo import MAX_QUEUED, Demo, public_reason
+from tipoff_matchmaker_httpd.routes.demo import MAX_QUEUED, DemoFeed, public_reason
 from tipoff_matchmaker_httpd.server.run import run_httpd
 from tipoff_matchmaker_httpd.settings import Settings
-from tipoff_matchmaker_httpd.state import Httpd
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.kv.buckets import Buckets, create_buckets
 from tipoff_shared.messages import Transports
@@ -101,7 +100,7 @@ async def test_a_page_sees_what_is_and_what_changes(start: Any, buckets: Buckets
     await buckets.deployments.put("d1", deployment("d1"))
     await buckets.sessions.put("s0", session("s0", SessionState.GONE))
     httpd = await start(demo=True)
-    await eventually(lambda: bool(httpd.app.demo._records["deployment"]))
+    await eventually(lambda: bool(httpd.parts.feed.view("deployment")))
     async with watching(httpd.url) as events:
         name, snapshot = await events.next()
         assert name == "snapshot"
@@ -126,8 +125,10 @@ async def test_nothing_of_a_player_is_shown(start: Any, buckets: Buckets, eventu
     await buckets.sessions.put("s1", session("s1"))
     await buckets.gameservers.put("d1", lease("d1"))
     httpd = await start(demo=True)
-    await eventually(lambda: all(httpd.app.demo._records.values()))
-    text = httpd.app.demo.snapshot().decode()
+    await eventually(
+        lambda: all(httpd.parts.feed.view(kind) for kind in ("deployment", "session", "gameserver"))
+    )
+    text = httpd.parts.feed.snapshot().decode()
     for secret in ("203.0.113.9", '"77"', "mm-1", "10.0.0.1", "4711"):
         assert secret not in text
 
@@ -155,33 +156,33 @@ async def test_pages_are_counted(start: Any, eventually: Any) -> None:
         async with watching(httpd.url) as events:
             assert await events.next() == ("snapshot", {"deployments": [], "sessions": [], "gameservers": []})
             assert (await client.get("/demo/events")).status_code == 503
-        await eventually(lambda: not httpd.app.demo._listeners)
+        await eventually(lambda: not httpd.parts.feed.listeners)
     async with watching(httpd.url) as events:
         await events.next()
 
 
 async def test_a_slow_page_gets_a_snapshot_instead() -> None:
     """Its queue is bounded."""
-    demo = Demo(Httpd(Settings(demo=True)))
-    queue: asyncio.Queue[bytes | None] = asyncio.Queue()
-    demo._listeners.add(queue)
+    feed = DemoFeed()
+    page = feed.events()
+    assert b"event: snapshot" in await anext(page)
     for number in range(MAX_QUEUED + 10):
-        demo._changed("session", f"s{number}", session(f"s{number}"), number + 1)
-    assert queue.qsize() <= MAX_QUEUED
-    first = queue.get_nowait()
-    assert first is not None
-    assert first.startswith(b"event: snapshot")
+        feed.changed("session", f"s{number}", session(f"s{number}"), number + 1)
+    feed.stop()
+    read = [event async for event in page]
+    assert len(read) <= MAX_QUEUED
+    assert read[0].startswith(b"event: snapshot")
 
 
 async def test_an_old_change_does_not_undo_a_new_one() -> None:
     """A watch may repeat what a listing knew already."""
-    demo = Demo(Httpd(Settings(demo=True)))
-    demo._changed("session", "s1", session("s1", SessionState.ACTIVE), 5)
-    demo._changed("session", "s1", session("s1", SessionState.REQUESTED), 4)
-    demo._changed("session", "s1", None, 3)
-    assert demo._records["session"]["s1"][1]["state"] == "active"
-    demo._changed("session", "s1", None, 6)
-    assert not demo._records["session"]
+    feed = DemoFeed()
+    feed.changed("session", "s1", session("s1", SessionState.ACTIVE), 5)
+    feed.changed("session", "s1", session("s1", SessionState.REQUESTED), 4)
+    feed.changed("session", "s1", None, 3)
+    assert [view["state"] for view in feed.view("session")] == ["active"]
+    feed.changed("session", "s1", None, 6)
+    assert not feed.view("session")
 
 
 async def test_the_view_survives_a_restart_of_nats(tmp_path: Path, eventually: Any) -> None:

@@ -64,7 +64,7 @@ def check(text: str) -> None:
     assert NAME.fullmatch(request.game)
     assert NAME.fullmatch(request.version)
     with contextlib.suppress(RecursionError, OverflowError, ValueError, TypeError):
-        encode_request(request)  # `Calls.call` makes a typed error of these
+        encode_request(request)  # `MatchmakerClient.request` makes a typed error of these
 
 
 @pytest.mark.row(8)
@@ -152,7 +152,7 @@ async def test_hostile_players_get_typed_errors(
     # The clients run in this loop, too, and may be late to say something.
     httpd = await start()
     await storm(httpd, ask, int(os.environ.get("FUZZ_SEED", random.randrange(2**32))), 300)
-    await eventually(lambda: httpd.app.httpd.limits.inside == 0 and not httpd.app.httpd._calls.waiting)
+    await eventually(lambda: httpd.state.limits.inside == 0 and not httpd.state.client.pending)
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
     assert (await ask(httpd)).code == 1000
 
@@ -164,5 +164,5 @@ async def test_ten_thousand_hostile_players(start: Any, ask: Any, matchmaker: An
     """The same, at the size of the catalogue."""
     httpd = await start()
     await storm(httpd, ask, random.randrange(2**32), 10_000)
-    await eventually(lambda: httpd.app.httpd.limits.inside == 0 and not httpd.app.httpd._calls.waiting)
+    await eventually(lambda: httpd.state.limits.inside == 0 and not httpd.state.client.pending)
     assert (await ask(httpd)).code == 1000

@@ -125,11 +125,11 @@ async def test_whoever_leaves_a_stream_leaves_nothing(
     await matchmaker.next_request()
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
-    await eventually(lambda: not httpd.app.httpd._calls.waiting and httpd.app.httpd.limits.inside == 0)
+    await eventually(lambda: not httpd.state.client.pending and httpd.state.limits.inside == 0)
     matchmaker.script = (ACKNOWLEDGED,)
     async with http.stream("POST", STREAM) as answer:
         assert await anext(answer.aiter_lines()) == '"Acknowledged"'
-    await eventually(lambda: not httpd.app.httpd._calls.waiting and httpd.app.httpd.limits.inside == 0)
+    await eventually(lambda: not httpd.state.client.pending and httpd.state.limits.inside == 0)
 
 
 async def test_wannaplay_asks_for_the_default_game(start: Any, matchmaker: Any) -> None:

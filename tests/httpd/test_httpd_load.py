@@ -78,4 +78,4 @@ async def test_a_crowd_is_shed_at_once(start: Any, matchmaker: Any, ask: Any) ->
     for request in requests:
         await request.answer(ACKNOWLEDGED, b'{"Error":[404,"x"]}')
     assert {(await task).error for task in waiting} == {404}
-    assert httpd.app.httpd.limits.inside == 0
+    assert httpd.state.limits.inside == 0

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from nats.aio.msg import Msg
 
-from tipoff_matchmaker_httpd.matchmaker.client import Calls, open_calls
-from tipoff_matchmaker_httpd.matchmaker.feedback import Call
+from tipoff_matchmaker_httpd.matchmaker.client import MatchmakerClient, PendingRequest, open_client
+from tipoff_matchmaker_httpd.matchmaker.feedback import Deadlines
 from tipoff_shared.errors import NoServerInTime, Unavailable
 from tipoff_shared.messages import ACKNOWLEDGED, PlayRequest
 from tipoff_shared.nats.connection import Bus
@@ -62,21 +62,21 @@ async def matchmakers(nats: Bus) -> AsyncIterator[Matchmakers]:
 
 
 @asynccontextmanager
-async def calls_on(bus: Bus, **changes: float) -> AsyncIterator[Calls]:
-    times = {"deadline": 3.0, "acknowledge": 1.5, "patience": 0.3, "retry": 0.15, "silence": 0.3} | changes
-    async with Tasks("test") as tasks, open_calls(bus, tasks, **times) as calls:
-        yield calls
+async def client_on(bus: Bus, **changes: float) -> AsyncIterator[MatchmakerClient]:
+    times = {"request": 3.0, "acknowledge": 1.5, "nats": 0.3, "retry": 0.15, "silence": 0.3} | changes
+    async with Tasks("test") as tasks, open_client(bus, tasks, Deadlines(**times)) as client:
+        yield client
 
 
-async def asked(calls: Calls) -> Call:
-    call = calls.call(PlayRequest("arena", "1", "127.0.0.1"), {"Tipoff-Request-Id": "x"})
-    await call.ask()
-    return call
+async def asked(client: MatchmakerClient) -> PendingRequest:
+    request = client.request(PlayRequest("arena", "1", "127.0.0.1"), {"Tipoff-Request-Id": "x"})
+    await request.ask()
+    return request
 
 
-async def everything(call: Call) -> list[bytes]:
+async def everything(request: PendingRequest) -> list[bytes]:
     async with asyncio.timeout(WAIT):
-        return [message async for message in call]
+        return [message async for message in request]
 
 
 async def next_of(queue: asyncio.Queue[Any]) -> Any:
@@ -87,8 +87,8 @@ async def next_of(queue: asyncio.Queue[Any]) -> Any:
 @pytest.mark.row(34)
 async def test_without_acknowledgement_all_matchmakers_are_asked(nats: Bus, matchmakers: Matchmakers) -> None:
     """The same request and request id, another inbox, less time left."""
-    async with calls_on(nats) as calls:
-        call = await asked(calls)
+    async with client_on(nats) as client:
+        request = await asked(client)
         first, again = await next_of(matchmakers.first), await next_of(matchmakers.again)
         assert again.subject == nats.subjects.retry("arena", "1")
         assert again.data == first.data
@@ -98,29 +98,29 @@ async def test_without_acknowledgement_all_matchmakers_are_asked(nats: Bus, matc
         for msg in (again, again):  # two who have heard it
             await msg.respond(ACKNOWLEDGED)
         await again.respond(READY)
-        assert await everything(call) == [ACKNOWLEDGED, READY]
+        assert await everything(request) == [ACKNOWLEDGED, READY]
         assert matchmakers.first.empty()
 
 
 @pytest.mark.row(34)
 async def test_while_one_is_deaf_the_others_are_asked_sooner(nats: Bus, matchmakers: Matchmakers) -> None:
     """Half of all players would wait the whole time for it otherwise."""
-    async with calls_on(nats, retry=0.5) as calls:
+    async with client_on(nats, retry=0.5) as client:
         for longest in (0.6, 0.2):
-            began = calls.loop.time()
-            call = await asked(calls)
+            began = client.loop.time()
+            request = await asked(client)
             again = await next_of(matchmakers.again)
-            assert calls.loop.time() - began < longest
+            assert client.loop.time() - began < longest
             for message in (ACKNOWLEDGED, READY):
                 await again.respond(message)
-            await everything(call)
+            await everything(request)
 
 
 @pytest.mark.row(34)
 async def test_who_falls_silent_is_not_waited_for(nats: Bus, matchmakers: Matchmakers) -> None:
     """It had acknowledged, and was stopped or died then."""
-    async with calls_on(nats) as calls:
-        call = await asked(calls)
+    async with client_on(nats) as client:
+        request = await asked(client)
         first = await next_of(matchmakers.first)
         for message in (ACKNOWLEDGED, PROGRESS):
             await first.respond(message)
@@ -128,48 +128,48 @@ async def test_who_falls_silent_is_not_waited_for(nats: Bus, matchmakers: Matchm
         for message in (ACKNOWLEDGED, PROGRESS, READY):
             await again.respond(message)
         told = b'{"ProgressReport":"The matchmaker is silent: asking the others"}'
-        assert await everything(call) == [ACKNOWLEDGED, PROGRESS, told, PROGRESS, READY]
+        assert await everything(request) == [ACKNOWLEDGED, PROGRESS, told, PROGRESS, READY]
 
 
 async def test_who_goes_on_talking_is_waited_for(nats: Bus, matchmakers: Matchmakers) -> None:
     """However long it takes: nobody else is asked."""
-    async with calls_on(nats) as calls:
-        call = await asked(calls)
+    async with client_on(nats) as client:
+        request = await asked(client)
         first = await next_of(matchmakers.first)
         await first.respond(ACKNOWLEDGED)
         for _ in range(8):
             await asyncio.sleep(0.1)  # time is what is tested
             await first.respond(PROGRESS)
         await first.respond(READY)
-        assert (await everything(call))[-1] == READY
+        assert (await everything(request))[-1] == READY
         assert matchmakers.again.empty()
 
 
 async def test_an_error_counts_unless_another_attempt_shows_life(nats: Bus, matchmakers: Matchmakers) -> None:
     """The first one asked was only slow: it is alive, so the second one's error is not the end."""
-    async with calls_on(nats, silence=2.0) as calls:
-        call = await asked(calls)
+    async with client_on(nats, silence=2.0) as client:
+        request = await asked(client)
         first, again = await next_of(matchmakers.first), await next_of(matchmakers.again)
         await first.respond(ACKNOWLEDGED)
         await again.respond(b'{"Error":[409,"no"]}')
         await again.respond(b"")
         await first.respond(READY)
-        assert await everything(call) == [ACKNOWLEDGED, READY]
+        assert await everything(request) == [ACKNOWLEDGED, READY]
 
 
 async def test_the_error_of_the_only_one_who_answers_is_the_end(nats: Bus, matchmakers: Matchmakers) -> None:
     """A silent attempt does not keep it back."""
-    async with calls_on(nats) as calls:
-        call = await asked(calls)
+    async with client_on(nats) as client:
+        request = await asked(client)
         again = await next_of(matchmakers.again)
         await again.respond(b'{"Error":[404,"no"]}')
-        assert await everything(call) == [b'{"Error":[404,"no"]}']
+        assert await everything(request) == [b'{"Error":[404,"no"]}']
 
 
 async def test_one_that_stops_hands_its_players_on(nats: Bus, matchmakers: Matchmakers) -> None:
     """In order, by SIGTERM: the others are asked at once, and its error is not the player's."""
-    async with calls_on(nats, silence=2.0, retry=2.0, deadline=4.0) as calls:
-        call = await asked(calls)
+    async with client_on(nats, silence=2.0, retry=2.0, request=4.0) as client:
+        request = await asked(client)
         first = await next_of(matchmakers.first)
         await first.respond(ACKNOWLEDGED)
         headers = {"Tipoff-Ask-Again": "1", "Retry-After": "1"}
@@ -178,39 +178,39 @@ async def test_one_that_stops_hands_its_players_on(nats: Bus, matchmakers: Match
         async with asyncio.timeout(1):
             again = await matchmakers.again.get()
         await again.respond(READY)
-        assert await everything(call) == [ACKNOWLEDGED, READY]
+        assert await everything(request) == [ACKNOWLEDGED, READY]
 
 
 async def test_when_nobody_ever_answers_it_ends_in_time(nats: Bus, matchmakers: Matchmakers) -> None:
     """All are asked again and again meanwhile, and told at last that nobody waits."""
-    async with calls_on(nats, acknowledge=0.7) as calls:
-        call = await asked(calls)
+    async with client_on(nats, acknowledge=0.7) as client:
+        request = await asked(client)
         first = await next_of(matchmakers.first)
-        assert await everything(call) == [b'{"Error":[503,"no matchmaker answers"]}']
-        assert isinstance(call.failure, Unavailable)
+        assert await everything(request) == [b'{"Error":[503,"no matchmaker answers"]}']
+        assert isinstance(request.failure, Unavailable)
         assert matchmakers.again.qsize() in (3, 4)
         assert first.reply.startswith(await next_of(matchmakers.left) + ".")
 
 
 async def test_one_that_is_just_being_restarted_is_waited_for(nats: Bus) -> None:
     """It died with the request; for a moment nobody listens at all."""
-    async with calls_on(nats, acknowledge=3.0) as calls:
+    async with client_on(nats, acknowledge=3.0) as client:
         async with Matchmakers().listening(nats) as before:
-            call = await asked(calls)
+            request = await asked(client)
             await next_of(before.first)
         await asyncio.sleep(0.4)  # the time in which there is none
         async with Matchmakers().listening(nats) as after:
             again = await next_of(after.again)
             await again.respond(READY)
-            assert await everything(call) == [READY]
+            assert await everything(request) == [READY]
 
 
 async def test_the_deadline_holds_for_all_attempts_together(nats: Bus, matchmakers: Matchmakers) -> None:
-    async with calls_on(nats, deadline=0.5) as calls:
-        call = await asked(calls)
+    async with client_on(nats, request=0.5) as client:
+        request = await asked(client)
         await (await next_of(matchmakers.again)).respond(ACKNOWLEDGED)
-        assert (await everything(call))[0] == ACKNOWLEDGED
-        assert isinstance(call.failure, NoServerInTime)
+        assert (await everything(request))[0] == ACKNOWLEDGED
+        assert isinstance(request.failure, NoServerInTime)
 
 
 async def test_a_player_who_leaves_is_reported(

@@ -135,7 +135,7 @@ async def test_requests_in_flight_are_finished(
         await player.send(ARENA)
         request = await matchmaker.next_request()
         stopping = asyncio.create_task(running.__aexit__(None, None, None))
-        await httpd.app.httpd.draining.wait()
+        await httpd.state.draining.wait()
         with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection("127.0.0.1", httpd.port)
         await request.answer(ACKNOWLEDGED, b'{"Error":[404,"late"]}')

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from tipoff_shared.records import DeploymentRecord, DeploymentState
+
 HEAD = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
 TEXT, BINARY, PING, PONG, CONT = 1, 2, 9, 10, 0
 HANDSHAKE = (
@@ -159,7 +161,7 @@ async def test_no_pong_ends_the_connection(
         answer = await connection.until_closed(within=3)
         assert ends_with(answer) == 1011
         assert 0.35 < time.monotonic() - connection.opened < 1.5
-    await eventually(lambda: not httpd.app.httpd._calls.waiting)
+    await eventually(lambda: not httpd.state.client.pending)
 
 
 async def test_who_answers_pings_may_wait(httpd: Any, matchmaker: Any, connect_ws: Any) -> None:
@@ -217,7 +219,7 @@ async def test_control_frames_are_no_way_to_flood(
         await matchmaker.next_request()
         connection.send(ws_frame(opcode, b"") * 5000)
         assert ends_with(await connection.until_closed(within=2)) == 1008
-    await eventually(lambda: not httpd.app.httpd._calls.waiting and httpd.app.httpd.connections == 0)
+    await eventually(lambda: not httpd.state.client.pending and httpd.state.connections == 0)
 
 
 @pytest.mark.row(5)
@@ -273,7 +275,7 @@ async def test_garbage_after_a_handshake_is_no_websocket(httpd: Any, raw: Any, e
     async with raw(httpd) as connection:
         connection.send(HANDSHAKE + b"\xff" * 500)
         await connection.until_closed(within=2)
-    await eventually(lambda: httpd.app.httpd.connections == 0 and httpd.app.httpd.limits.inside == 0)
+    await eventually(lambda: httpd.state.connections == 0 and httpd.state.limits.inside == 0)
 
 
 LARGE = b"X: " + b"x" * 100_000 + b"\r\n"
@@ -343,21 +345,23 @@ async def test_the_service_lives_on_after_all_that(httpd: Any, raw: Any, ask: An
 async def test_a_client_that_reads_nothing_is_cut_off(start: Any, raw: Any, eventually: Any) -> None:
     """Row 61: the answer is as large as it gets, and the buffer for it is bounded in time."""
     httpd = await start(demo=True, stall_timeout=0.3)
+    large = DeploymentRecord("d1", DeploymentState.READY, "arena", "x" * 60_000, "launcher", 4, 1.0)
     async with raw(httpd) as connection:
         connection.writer.transport.pause_reading()
         connection.send(b"GET /demo/events HTTP/1.1\r\nHost: x\r\n\r\n")
-        demo = httpd.app.demo
-        await eventually(lambda: len(demo._listeners) == 1)
-        blob = {"id": "x" * 60_000}
+        feed = httpd.parts.feed
+        await eventually(lambda: feed.listeners == 1)
 
         async def fill() -> None:
-            while demo._listeners:
-                demo._tell("deployment", blob)
+            revision = 0
+            while feed.listeners:
+                revision += 1
+                feed.changed("deployment", "d1", large, revision)
                 await asyncio.sleep(0.01)
 
         async with asyncio.timeout(10):
             await fill()
-        await eventually(lambda: httpd.app.httpd.connections == 0)
+        await eventually(lambda: httpd.state.connections == 0)
 
 
 @pytest.mark.row(1, 2, 3)

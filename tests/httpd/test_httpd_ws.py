@@ -150,8 +150,8 @@ async def test_a_second_message_ends_the_conversation(
     matchmaker.script = (ACKNOWLEDGED,)
     got = await ask(httpd, ARENA, ARENA)
     assert (got.error, got.code) == (400, 1008)
-    await eventually(lambda: httpd.app.httpd.limits.inside == 0)
-    assert not httpd.app.httpd._calls.waiting
+    await eventually(lambda: httpd.state.limits.inside == 0)
+    assert not httpd.state.client.pending
 
 
 async def test_a_player_who_leaves_leaves_nothing_behind(
@@ -165,12 +165,12 @@ async def test_a_player_who_leaves_leaves_nothing_behind(
         await socket.send(ARENA)
         await (await matchmaker.next_request()).answer(ACKNOWLEDGED)
         assert await socket.recv() == '"Acknowledged"'
-        assert len(httpd.app.httpd._calls.waiting) == 1
+        assert httpd.state.client.pending == 1
         if rude:
             socket.transport.abort()
         await socket.close()
-        await eventually(lambda: not httpd.app.httpd._calls.waiting)
-    await eventually(lambda: httpd.app.httpd.limits.inside == 0 and httpd.app.httpd.connections == 0)
+        await eventually(lambda: not httpd.state.client.pending)
+    await eventually(lambda: httpd.state.limits.inside == 0 and httpd.state.connections == 0)
     await eventually(lambda: len(asyncio.all_tasks()) <= tasks)
 
 
@@ -302,7 +302,7 @@ async def test_one_address_cannot_ask_without_end(start: Any, matchmaker: Any, a
     assert (await ask(httpd, additional_headers=other)).code == 1000
     assert (await ask(httpd)).code == 1000
     assert len(matchmaker.requests) == 5
-    assert httpd.app.httpd.limits.inside == 0
+    assert httpd.state.limits.inside == 0
 
 
 async def test_too_many_connections_are_answered_503(start: Any, raw: Any) -> None:

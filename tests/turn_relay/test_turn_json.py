@@ -101,7 +101,7 @@ async def test_a_player_that_goes_away_leaves_its_long_poll_behind(httpd: Runnin
         async with httpx.AsyncClient(timeout=0.2, trust_env=False) as impatient:
             await impatient.post(f"{httpd.url}/v1/turn/exchange", json={"key": ada, "after": 0, "wait": 25})
     async with asyncio.timeout(2):
-        while httpd.app.httpd.limits.inside:  # noqa: ASYNC110 # the place is given back when the closing arrives
+        while httpd.state.limits.inside:  # noqa: ASYNC110 # the place is given back when the closing arrives
             await asyncio.sleep(0.005)
 
 

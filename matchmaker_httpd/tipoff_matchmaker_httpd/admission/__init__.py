@@ -1,1 +1,1 @@
-"""Decides who may ask, from where and how often."""
+"""Decides which pages may ask for a seat."""

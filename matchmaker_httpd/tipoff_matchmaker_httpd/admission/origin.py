@@ -1,4 +1,4 @@
-"""Which web pages may ask for a seat: the same origin always, others by the operator's list. Pure."""
+"""Decides which web pages may ask for a seat: the same origin always, others by the operator's list. Pure."""
 
 from __future__ import annotations
 
@@ -15,26 +15,29 @@ _DEFAULT_PORT = {"http": "80", "https": "443"}
 
 @dataclass(frozen=True, slots=True)
 class OriginRule:
-    """See the settings `origins` and `allow_missing_origin`."""
+    """The operator's part of the rule."""
 
     origins: tuple[str, ...] = ()
+    """Origins in lower case; `*` and `https://*.game.example` are allowed."""
     allow_missing: bool = True
+    """Serve clients without an Origin header."""
 
     @classmethod
     def from_settings(cls, settings: Settings) -> OriginRule:
+        """The rule by `origins` and `allow_missing_origin`."""
         return cls(
             tuple(origin.strip().rstrip("/").lower() for origin in settings.origins),
             settings.allow_missing_origin,
         )
 
     def allows(self, origin: str | None, host: str | None, secure: bool) -> bool:
-        """`origin` and `host` are the headers as sent, `secure`: the connection is TLS up to this process."""
+        """Whether a request may be served. `origin` and `host` are its headers, `secure`: it came over TLS."""
         if origin is None:
             return self.allow_missing
         return same_origin(origin, host, secure) or self.lists(origin)
 
     def lists(self, origin: str) -> bool:
-        """On the list: exactly, by `https://*.game.example` (any depth below), or by `*`."""
+        """Whether the list allows `origin`: exactly, by `https://*.game.example` (any depth), or by `*`."""
         origin = origin.lower()
         for allowed in self.origins:
             if allowed in ("*", origin):
@@ -49,10 +52,10 @@ class OriginRule:
 
 @lru_cache(maxsize=1024)
 def same_origin(origin: str, host: str | None, secure: bool) -> bool:
-    """Whether the page comes from the very server it talks to: host and port agree.
+    """Whether the page comes from the server it talks to: host and port agree.
 
-    Behind a proxy that ends TLS the page is https and the connection here is not, so https is accepted on a plain
-    connection; http on a TLS connection is not.
+    Behind a proxy that ends TLS, the page is https while the connection to this process is not. So an https page is
+    accepted on a plain connection, but an http page is not accepted over TLS.
     """
     found = _ORIGIN.fullmatch(origin.lower())
     if not found or not host or (secure and found[1] != "https"):
@@ -63,7 +66,7 @@ def same_origin(origin: str, host: str | None, secure: bool) -> bool:
 
 
 def split_host(host: str) -> tuple[str, str]:
-    """`example.org:3000` -> name in lower case (IPv6 in its brackets) and port, "" where there is none."""
+    """Name in lower case (IPv6 in its brackets) and port of `example.org:3000`; the port is "" where there is none."""
     host = host.strip().lower()
     if host.startswith("["):
         name, _, rest = host.partition("]")
@@ -73,11 +76,11 @@ def split_host(host: str) -> tuple[str, str]:
 
 
 def not_rebound(host: str | None, secure: bool) -> bool:
-    """Whether a Host header is one that DNS rebinding cannot bring.
+    """Whether a Host header is one that DNS rebinding cannot produce.
 
-    A foreign page whose public name was re-pointed at this machine is "same origin" with it; but its Host is that
-    public name, and it has no certificate for TLS. Addresses, names without a dot, `.local` and `.localhost` belong to
-    nobody outside.
+    A foreign page whose public name was re-pointed at this machine is "same origin" with it. But its Host is that
+    public name, and it has no certificate for TLS. Addresses, names without a dot, `.local` and `.localhost` cannot be
+    registered by strangers.
     """
     name, _ = split_host(host or "")
     if not name:

@@ -1,1 +1,1 @@
-"""Asks the matchmakers over NATS and merges their answers."""
+"""Asks the matchmakers over NATS."""

@@ -1,27 +1,25 @@
-"""A player's request over NATS: asked once, answered by a stream of feedback.
+"""Sends players' requests to the matchmakers over NATS, and hands each its answers.
 
-One wildcard inbox for the whole process (`PREFIX.<call>.<attempt>`) and a table of the calls that wait, because a
-subscription for each request costs more than the request. A call may be asked again (nobody acknowledges it, it falls
-silent, NATS came back): every attempt has an inbox of its own, the request id stays, so a matchmaker makes no second
-session of it. What attempts answer is merged in `call.py`. When a player leaves, the matchmakers are told.
+    PendingRequest   one player's request: its timer, its inbox, the messages that its player reads
+    MatchmakerClient all of them: one wildcard inbox, and what the matchmakers and NATS do
+
+One subscription (`PREFIX.<request>.<attempt>`) serves the whole process, because a subscription for each request costs
+more than the request. What is sent, and what a player reads, is decided by `FeedbackMerge`; here is its I/O.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any
 
-import nats.errors
 from nats.aio.msg import Msg
 
-from tipoff_matchmaker_httpd.matchmaker.feedback import Call, timeout_text
+from tipoff_matchmaker_httpd.matchmaker.feedback import Deadlines, FeedbackMerge, Kind, Presence, Publish
 from tipoff_shared.errors import Malformed, TipoffError, Unavailable
-from tipoff_shared.messages import (
-    PlayRequest,
-    encode_request,
-)
+from tipoff_shared.messages import PlayRequest, encode_request
 from tipoff_shared.nats.connection import Bus
 from tipoff_shared.nats.errors import PermissionDenied
 from tipoff_shared.primitives.tasks import Tasks
@@ -29,184 +27,301 @@ from tipoff_shared.subjects import TIMEOUT_HEADER
 
 log = logging.getLogger(__name__)
 
-_ASK_AGAIN_AFTER = 0.25
-_DEAF = 5.0
-_HURRY = 0.15
-_GOING_AWAY = "this server is restarting; ask again"
+_DEAF_FOR = 5.0
+"""Seconds during which new requests are repeated sooner, after one matchmaker did not answer."""
+_SOONER = 0.15
+"""By this factor."""
 
 
-class Calls:
-    """All calls of this process. Use `open_calls`."""
+class PendingRequest:
+    """One player's request. Made by `MatchmakerClient.request`.
+
+    `await ask()`, then iterate: each message as it goes to the player, the last one `SessionReady` or `Error`. Call
+    `close()` in any case. Cancelling either is safe.
+    """
+
+    __slots__ = (
+        "_client",
+        "_headers",
+        "_merge",
+        "_payload",
+        "_play",
+        "_timer",
+        "_timer_due",
+        "_token",
+        "_waiter",
+    )
 
     def __init__(
-        self,
-        bus: Bus,
-        tasks: Tasks,
-        *,
-        deadline: float,
-        acknowledge: float,
-        patience: float,
-        retry: float,
-        silence: float,
+        self, client: MatchmakerClient, token: str, play: PlayRequest, payload: bytes, headers: dict[str, str]
     ) -> None:
+        now = client.loop.time()
+        self._client = client
+        self._token = token
+        self._play = play
+        self._payload = payload
+        self._headers = headers
+        self._merge = FeedbackMerge(client.deadlines, now, client.first_retry(now))
+        self._waiter: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_due = 0.0
+        self._arm_timer()
+
+    @property
+    def ready(self) -> bool:
+        """Whether it ended with `SessionReady`."""
+        return self._merge.ready
+
+    @property
+    def failure(self) -> TipoffError | None:
+        """The error it ended with; None before the end, after `SessionReady` and when the player left."""
+        return self._merge.failure
+
+    @property
+    def inbox(self) -> str:
+        """What the inboxes of all its attempts begin with."""
+        return f"{self._client.prefix}.{self._token}"
+
+    async def ask(self) -> None:
+        """Publish the first attempt. Never raises for NATS: the request ends with `Unavailable` instead."""
+        if not self._client.bus.connected:
+            self.fail(Unavailable("NATS is away", retry_after=2))
+            return
+        self._merge.ask(self._client.loop.time())
+        await self._publish_all()
+
+    async def ask_again(self) -> None:
+        """Publish another attempt, because NATS is back."""
+        self._merge.nats_is_back(self._client.loop.time())
+        self._arm_timer()
+        await self._publish_all()
+
+    def receive(self, msg: Msg, attempt: str) -> None:
+        """Take in a message that came to the inbox of `attempt`."""
+        presence = self._merge.receive(msg.data, msg.headers, attempt, self._client.loop.time())
+        if presence is not None:
+            self._client.noticed(presence)
+        self._settle()
+
+    def fail(self, error: TipoffError) -> None:
+        """End with `error`. Does nothing after the end."""
+        self._merge.fail(error)
+        self._settle()
+
+    def close(self) -> None:
+        """Stop listening and tell the matchmakers; messages that have come can still be read. Idempotent."""
+        if not self._merge.ended:
+            self._merge.abandon()
+            self._settle()
+
+    def __aiter__(self) -> PendingRequest:
+        return self
+
+    async def __anext__(self) -> bytes:
+        merge = self._merge
+        while not merge.messages:
+            if merge.ended:
+                raise StopAsyncIteration
+            self._waiter = self._client.loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        return merge.messages.popleft()
+
+    # What the merge wants after an event.
+
+    def _settle(self) -> None:
+        merge = self._merge
+        if merge.publishes:
+            self._client.start(self._publish_all(), "publish")
+        if merge.ended:
+            self._client.forget(self._token)
+            if self._timer is not None:
+                self._timer.cancel()
+        else:
+            self._arm_timer()
+        if self._waiter is not None and not self._waiter.done() and (merge.messages or merge.ended):
+            self._waiter.set_result(None)
+
+    def _arm_timer(self) -> None:
+        """A timer that fires too early costs one call; most requests end before theirs ever fires."""
+        due = self._merge.next_timeout()
+        if due is None or (self._timer is not None and self._timer_due <= due):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._client.loop.call_at(due, self._on_timer)
+        self._timer_due = due
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._merge.timeout(self._client.loop.time())
+        self._settle()
+
+    async def _publish_all(self) -> None:
+        client, merge = self._client, self._merge
+        while merge.publishes:
+            publish = merge.publishes.pop(0)
+            if not client.bus.connected:
+                continue  # when NATS is back, all is asked again
+            if publish.kind is not Kind.LEFT and merge.ended:
+                continue
+            try:
+                await self._publish(publish)
+            except Unavailable as exc:
+                if publish.kind is Kind.LEFT:
+                    log.info("a player who left could not be reported: %s", exc)
+                else:
+                    self.fail(Unavailable(exc.message, retry_after=2))
+
+    async def _publish(self, publish: Publish) -> None:
+        bus = self._client.bus
+        if publish.kind is Kind.LEFT:
+            await bus.publish(bus.subjects.left, self.inbox.encode())
+            return
+        name = bus.subjects.retry if publish.kind is Kind.RETRY else bus.subjects.request
+        headers = self._headers
+        if not publish.first:
+            headers = headers | {TIMEOUT_HEADER: timeout_text(publish.left)}
+        reply = f"{self.inbox}.{publish.attempt}"
+        await bus.publish(name(self._play.game, self._play.version), self._payload, headers, reply=reply)
+
+
+class MatchmakerClient:
+    """All requests of this process. Made by `open_client`."""
+
+    def __init__(self, bus: Bus, tasks: Tasks, deadlines: Deadlines) -> None:
         self.bus = bus
-        self.deadline = deadline
-        self.acknowledge = acknowledge
-        self.retry = retry
-        self.silence = silence
-        self._timeout_text = timeout_text(deadline)
-        self.prefix = bus.nc.new_inbox()
-        self.waiting: dict[str, Call] = {}
+        self.deadlines = deadlines
         self.loop = asyncio.get_running_loop()
+        self.prefix = bus.nc.new_inbox()
+        """What all inboxes of this process begin with."""
         self._tasks = tasks
-        self._patience = patience
+        self._timeout_text = timeout_text(deadlines.request)
+        self._pending: dict[str, PendingRequest] = {}
         self._count = 0
-        self._giving_up: asyncio.TimerHandle | None = None
+        self._outage_timer: asyncio.TimerHandle | None = None
+        """Runs while NATS is away and requests wait for it."""
         self._absent = False
+        """Nobody listened to the last request."""
         self._deaf_until = 0.0
 
-    def call(self, request: PlayRequest, headers: dict[str, str]) -> Call:
-        """A call for `request`, whose `client_ip` is the resolved address. Ask it with `await call.ask()`, read
-        it with `async for`, and `close()` it in any case. Raises `Malformed` when it cannot be put in JSON."""
+    @property
+    def pending(self) -> int:
+        """Requests that wait for an answer."""
+        return len(self._pending)
+
+    def request(self, play: PlayRequest, headers: dict[str, str]) -> PendingRequest:
+        """A request that is not asked yet. `play.client_ip` is the resolved address; `headers` go with it to NATS.
+
+        Raises `Malformed` when it cannot be written as JSON.
+        """
         try:
-            payload = encode_request(request)
+            payload = encode_request(play)
         except (RecursionError, OverflowError, ValueError, TypeError) as exc:
             raise Malformed(f"the request cannot be passed on: {exc}") from exc
         self._count += 1
+        token = str(self._count)
         headers[TIMEOUT_HEADER] = self._timeout_text
-        call = Call(self, str(self._count), request, payload, headers)
-        self.waiting[call.token] = call
-        return call
+        request = self._pending[token] = PendingRequest(self, token, play, payload, headers)
+        return request
 
     async def received(self, msg: Msg) -> None:
+        """The callback of the inbox."""
         _, token, attempt = msg.subject.rsplit(".", 2)
-        call = self.waiting.get(token)
-        if call is not None:
-            call.receive(msg.data, msg.headers, attempt)
+        request = self._pending.get(token)
+        if request is not None:
+            request.receive(msg, attempt)
+
+    def forget(self, token: str) -> None:
+        """The request has ended."""
+        self._pending.pop(token, None)
+
+    def start(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Run `work` in a task of this client's."""
+        self._tasks.start(work, name)
 
     def fail_all(self, error: TipoffError) -> None:
-        for call in list(self.waiting.values()):
-            call.fail(error)
+        """End every request with `error`."""
+        for request in list(self._pending.values()):
+            request.fail(error)
 
-    def going_away(self) -> None:
-        self.fail_all(Unavailable(_GOING_AWAY, retry_after=1))
+    def stop(self) -> None:
+        """End every request, because this process is stopping. Idempotent."""
+        if self._outage_timer is not None:
+            self._outage_timer.cancel()
+            self._outage_timer = None
+        self.fail_all(Unavailable("this server is restarting; ask again", retry_after=1))
 
-    def matchmaker_seen(self, there: bool) -> None:
-        """One line in the log when it goes, one when it comes."""
-        if there is self._absent:
-            self._absent = not there
-            if there:
-                log.info("a matchmaker answers again")
-            else:
+    # What is known of the matchmakers.
+
+    def noticed(self, presence: Presence) -> None:
+        """Take in what an answer says of the matchmakers; a change is logged once."""
+        absent = presence is Presence.ABSENT
+        if absent is not self._absent:
+            self._absent = absent
+            if absent:
                 log.warning("no matchmaker listens on %s", self.bus.subjects.all_requests)
+            else:
+                log.info("a matchmaker answers again")
+        if presence is Presence.ONE_IS_DEAF:
+            now = self.loop.time()
+            if now >= self._deaf_until:
+                log.warning("a matchmaker does not answer; the others are asked sooner")
+            self._deaf_until = now + _DEAF_FOR
+
+    def first_retry(self, now: float) -> float:
+        """Seconds after which a new request is repeated to all matchmakers. Sooner while one is deaf: NATS goes on
+        to give it its share. (A matchmaker that only has too much to do acknowledges in order.)"""
+        return self.deadlines.retry if now >= self._deaf_until else self.deadlines.retry * _SOONER
+
+    # What NATS does.
 
     def denied(self, denied: PermissionDenied) -> None:
-        """This httpd may not ask a matchmaker: nobody need wait for an answer."""
+        """NATS forbids something. Where it is to ask a matchmaker, no request will be answered."""
         requests = self.bus.subjects.all_requests[:-1].lower()
         if not denied.subscription and denied.subject.lower().startswith(requests):
             self.fail_all(denied.again())
 
-    # NATS went or came back.
-
     def disconnected(self) -> None:
-        if self._giving_up is None:
-            self._giving_up = self.loop.call_later(self._patience, self._give_up)
+        """The connection is lost: requests wait for it for a while."""
+        if self._outage_timer is None:
+            self._outage_timer = self.loop.call_later(self.deadlines.nats, self._outage_too_long)
 
-    def _give_up(self) -> None:
-        self._giving_up = None
+    def _outage_too_long(self) -> None:
+        self._outage_timer = None
         if not self.bus.connected:
             self.fail_all(Unavailable("NATS is away", retry_after=2))
 
     def reconnected(self) -> None:
-        if self._giving_up is not None:
-            self._giving_up.cancel()
-            self._giving_up = None
-        if self.waiting:
-            self._tasks.start(self._ask_all_again(), "ask again")
+        """The connection is back: ask all again."""
+        if self._outage_timer is not None:
+            self._outage_timer.cancel()
+            self._outage_timer = None
+        if self._pending:
+            self.start(self._ask_all_again(), "ask again")
 
     async def _ask_all_again(self) -> None:
-        """What was asked or answered during the outage may be lost; asking twice does no harm."""
-        until = self.loop.time() + self._patience
-        for call in list(self.waiting.values()):
-            call.ask_again_until = until
-            await call.ask(alone=True)
-
-    def one_is_deaf(self) -> None:
-        """Others acknowledged what the one that was asked did not: more players would wait for it in vain, because
-        NATS goes on to give it its share. (A matchmaker that only has too much to do acknowledges in order.)"""
-        if self.loop.time() >= self._deaf_until:
-            log.warning("a matchmaker does not answer; the others are asked sooner")
-        self._deaf_until = self.loop.time() + _DEAF
-
-    def first_retry(self, now: float) -> float:
-        """Seconds after which a new request is asked of everybody."""
-        return self.retry if now >= self._deaf_until else self.retry * _HURRY
-
-    def ask_everybody(self, call: Call) -> None:
-        """The one that was asked does not answer. Without NATS nobody can: then all is asked again when it is back."""
-        if not self.bus.connected:
-            return
-        self._tasks.start(call.ask(alone=True, everybody=True), "ask everybody")
-
-    def left(self, call: Call) -> None:
-        """Its player is gone: no seat need be held for it. A hint; the claim deadline holds anyway."""
-        if call.asked and self.bus.connected:
-            self._tasks.start(self._tell_left(call.inbox), "left")
-
-    async def _tell_left(self, inbox: str) -> None:
-        try:
-            await self.bus.publish(self.bus.subjects.left, inbox.encode())
-        except Unavailable as exc:
-            log.info("a player who left could not be reported: %s", exc)
-
-    def ask_again_later(self, call: Call, *, everybody: bool = False) -> None:
-        async def later() -> None:
-            await asyncio.sleep(
-                _ASK_AGAIN_AFTER
-            )  # its matchmaker is not back on NATS yet; bounded by patience
-            if call.token in self.waiting and self.bus.connected:
-                await call.ask(alone=True, everybody=everybody)
-
-        self._tasks.start(later(), "ask again")
-
-    def close(self) -> None:
-        if self._giving_up is not None:
-            self._giving_up.cancel()
-        self.going_away()
+        for request in list(self._pending.values()):
+            await request.ask_again()
 
 
 @asynccontextmanager
-async def open_calls(
-    bus: Bus,
-    tasks: Tasks,
-    *,
-    deadline: float,
-    acknowledge: float,
-    patience: float,
-    retry: float = 2.0,
-    silence: float = 5.0,
-) -> AsyncIterator[Calls]:
-    """Subscribe the inbox. Seconds: `deadline` for a whole call, `acknowledge` for a sign of life of any matchmaker,
-    `retry` for one of the matchmaker that was asked before all of them are, `silence` for its next word;
-    `patience` for a lost NATS connection. Leaving ends every call with `Unavailable`."""
-    calls = Calls(
-        bus,
-        tasks,
-        deadline=deadline,
-        acknowledge=acknowledge,
-        patience=patience,
-        retry=retry,
-        silence=silence,
-    )
+async def open_client(bus: Bus, tasks: Tasks, deadlines: Deadlines) -> AsyncIterator[MatchmakerClient]:
+    """Subscribe the inbox; raises `Unavailable`. Leaving ends every request with `Unavailable`."""
+    client = MatchmakerClient(bus, tasks, deadlines)
+    await bus.subscribe(f"{client.prefix}.*.*", client.received)
+    await bus.flush()  # raises when the inbox is denied
+    bus.on_denied(client.denied)
+    bus.on_disconnect(client.disconnected)
+    bus.on_reconnect(client.reconnected)
     try:
-        await bus.nc.subscribe(f"{calls.prefix}.*.*", cb=calls.received)
-    except nats.errors.Error as exc:
-        raise Unavailable(f"cannot subscribe the inbox {calls.prefix}: {exc}") from exc
-    await bus.flush()  # which raises when the inbox is denied
-    bus.on_denied(calls.denied)
-    bus.on_disconnect(calls.disconnected)
-    bus.on_reconnect(calls.reconnected)
-    try:
-        yield calls
+        yield client
     finally:
-        calls.close()
+        client.stop()
+
+
+def timeout_text(left: float) -> str:
+    """The header's value for `left` seconds: a little less, so that the matchmaker's reason comes before our own."""
+    return f"{max(left - 0.5, left * 0.8):.3f}"

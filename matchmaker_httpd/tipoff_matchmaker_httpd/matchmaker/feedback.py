@@ -1,54 +1,97 @@
-"""One player's request: what its attempts answer, merged into what the player reads. No I/O but the publish.
+"""Merges what the attempts of one player's request answer into what the player reads. Pure: no I/O, clock or timer.
 
-One `Acknowledged`, one `SessionRequestAccepted`, the first `SessionReady`, and an `Error` only when no other attempt is
-alive. Every end is `SessionReady` or `Error`, within the deadline.
+    in    ask, receive, timeout, nats_is_back, fail, abandon; `now` is in seconds of one monotonic clock
+    out   `messages` for the player, `publishes` for the matchmakers, and when to call `timeout`: `next_timeout()`
 
-The first attempt goes to one matchmaker. When nobody acknowledges it in time, or it falls silent later, every
-matchmaker is asked, with the same request id: the one that had it may be stopped or dead.
+The player reads at most one `Acknowledged` and one `SessionRequestAccepted`, then progress, and as the last message
+exactly one `SessionReady` or `Error`, within the deadline. An attempt's `Error` ends the request only when no other
+attempt is alive.
+
+The first attempt goes to one matchmaker. When none acknowledges it in time, or the matchmaker falls silent later, all
+matchmakers are asked with the same request id: the first one may be stopped or dead.
 """
 
 from __future__ import annotations
 
-import asyncio
+import enum
 import logging
 from collections import deque
-from typing import TYPE_CHECKING
-
-import nats.errors
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from tipoff_shared.errors import Internal, Malformed, NoServerInTime, TipoffError, Unavailable, from_code
-from tipoff_shared.messages import (
-    ACKNOWLEDGED,
-    Failed,
-    PlayRequest,
-    ProgressReport,
-    decode_feedback,
-    encode_feedback,
-)
-from tipoff_shared.subjects import ASK_AGAIN_HEADER, RETRY_AFTER_HEADER, TIMEOUT_HEADER
-
-if TYPE_CHECKING:
-    from tipoff_matchmaker_httpd.matchmaker.client import Calls
+from tipoff_shared.messages import ACKNOWLEDGED, Failed, ProgressReport, decode_feedback, encode_feedback
+from tipoff_shared.subjects import ASK_AGAIN_HEADER, RETRY_AFTER_HEADER
 
 log = logging.getLogger(__name__)
 
 MAX_BUFFERED = 64
 """Messages kept for a player who reads slowly; further progress reports are dropped."""
+MAX_ATTEMPTS = 64
+"""Attempts that matchmakers may cause by stopping one after another."""
+ASK_AGAIN_AFTER = 0.25
+"""Seconds until the next attempt when nobody listens: a matchmaker that is being restarted is not back on NATS yet."""
+TIMER_TOLERANCE = 0.001
+"""Seconds by which a timer may fire early."""
 _READY = b'{"SessionReady"'
 _ACCEPTED = b'{"SessionRequestAccepted"'
 _PROGRESS = b'{"ProgressReport"'
 _ERROR = b'{"Error"'
 _SILENT = encode_feedback(ProgressReport("The matchmaker is silent: asking the others"))
-MAX_ATTEMPTS = 64
-"""One whose matchmakers are stopped one after the other asks so often."""
 _FIRST = "1"
-_SOON = 0.001
-"""Seconds by which a timer may come early."""
 
 
-class Call:
-    """One player's request. Iterating yields each message as it goes to the player, the last one is
-    `SessionReady` or `Error`; then `failure` is None or says what went wrong. Cancelling is safe; then `close()`.
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """How long a request waits for what, in seconds."""
+
+    request: float = 65.0
+    """From the player's request to its answer, whatever happens."""
+    acknowledge: float = 10.0
+    """For a sign of life from any matchmaker."""
+    retry: float = 2.0
+    """For a sign of life from the matchmaker that was asked; then all of them are asked."""
+    silence: float = 5.0
+    """The same once it has answered."""
+    nats: float = 1.5
+    """For a lost NATS connection to come back."""
+
+
+class Kind(enum.Enum):
+    """What is published: a request to one matchmaker, a request to all of them, or that the player has left."""
+
+    REQUEST = enum.auto()
+    RETRY = enum.auto()
+    LEFT = enum.auto()
+
+
+class Publish(NamedTuple):
+    """One message to publish. Each attempt has an inbox of its own; `left` is its time in seconds."""
+
+    kind: Kind
+    attempt: str = ""
+    left: float = 0.0
+
+    @property
+    def first(self) -> bool:
+        """It is the request's first attempt."""
+        return self.attempt == _FIRST
+
+
+class Presence(enum.Enum):
+    """What a message says about the matchmakers of this namespace."""
+
+    ANSWERING = enum.auto()
+    ABSENT = enum.auto()
+    """Nobody listens."""
+    ONE_IS_DEAF = enum.auto()
+    """They answer, but not the one that was asked first."""
+
+
+class FeedbackMerge:
+    """The state of one request. Call `ask` once, then every other method as often as its event occurs.
+
+    After each call read `messages`, `publishes`, `ended` and `next_timeout()`.
     """
 
     __slots__ = (
@@ -56,254 +99,217 @@ class Call:
         "_acknowledged",
         "_alive",
         "_answered",
+        "_ask_again_at",
+        "_ask_again_until",
         "_attempt",
         "_broadcast",
-        "_buffer",
-        "_calls",
-        "_ended",
+        "_deadlines",
         "_expires",
-        "_headers",
         "_heard",
-        "_payload",
-        "_request",
         "_retry",
-        "_timer",
         "_unanswered_since",
-        "_waiter",
-        "ask_again_until",
+        "ended",
         "failure",
+        "messages",
+        "publishes",
         "ready",
-        "token",
     )
 
-    def __init__(
-        self, calls: Calls, token: str, request: PlayRequest, payload: bytes, headers: dict[str, str]
-    ) -> None:
-        self._calls = calls
-        self.token = token
-        self._request = request
-        self._payload = payload
-        self._headers = headers
-        self._buffer: deque[bytes] = deque()
-        self._waiter: asyncio.Future[None] | None = None
-        self._ended = False
+    def __init__(self, deadlines: Deadlines, now: float, first_retry: float) -> None:
+        """`first_retry`: seconds until the first attempt is repeated to all matchmakers."""
+        self.messages: deque[bytes] = deque()
+        """For the player, in order. The caller takes them from the left."""
+        self.publishes: list[Publish] = []
+        """For the matchmakers, in order. The caller takes them out."""
+        self.ended = False
+        """Nothing more happens. The last message is the answer, unless the player left before."""
+        self.ready = False
+        """The answer is `SessionReady`."""
+        self.failure: TipoffError | None = None
+        """The error that the answer tells."""
+        self._deadlines = deadlines
+        self._retry = first_retry
+        self._expires = now + deadlines.request
+        self._heard = self._unanswered_since = now
+        self._answered = False
+        """The newest attempt, or an older one since it began, has shown a sign of life."""
+        self._attempt = 0
+        self._alive: set[str] = set()
+        """Attempts whose answer may still come."""
+        self._broadcast = False
+        """All matchmakers have been asked."""
+        self._ask_again_at: float | None = None
+        self._ask_again_until = 0.0
+        """Until then "nobody listens" is not the end: matchmakers, or NATS, are just coming back."""
         self._acknowledged = False
         self._accepted = False
-        self._attempt = 0
-        self._broadcast = False
-        self._alive: set[str] = set()
-        self.ask_again_until = 0.0
-        self.failure: TipoffError | None = None
-        self.ready = False
-        """Whether it ended with `SessionReady`."""
-        self._answered = False
-        """Whether the newest attempt, or an older one since, has shown a sign of life."""
-        now = calls.loop.time()
-        self._expires = now + calls.deadline
-        self._heard = self._unanswered_since = now
-        # One timer for all: it looks when the next thing may be due. Most calls end before it ever does.
-        self._retry = calls.first_retry(now)
-        self._timer = calls.loop.call_later(min(self._retry, calls.acknowledge, calls.deadline), self._look)
 
-    @property
-    def asked(self) -> bool:
-        return self._attempt > 0
+    # Time.
 
-    async def ask(self, *, alone: bool = False, everybody: bool = False) -> None:
-        """Publish one attempt; `alone`: earlier attempts are not counted on any more, unless they show a sign of
-        life; `everybody`: to all matchmakers. Never raises for NATS: the call ends with `Unavailable` then."""
-        bus = self._calls.bus
-        if self._ended:
+    def next_timeout(self) -> float | None:
+        """When to call `timeout`; None: never again. It changes with every call."""
+        if self.ended:
+            return None
+        if self._answered:
+            due = self._heard + self._deadlines.silence
+        else:
+            due = min(self._heard + self._retry, self._unanswered_since + self._deadlines.acknowledge)
+        if self._ask_again_at is not None:
+            due = min(due, self._ask_again_at)
+        return min(due, self._expires)
+
+    def timeout(self, now: float) -> None:
+        """Do what is due: give up, ask all matchmakers, or nothing yet."""
+        if self.ended:
             return
-        if not bus.connected:
-            self.fail(Unavailable("NATS is away", retry_after=2))
+        soon = now + TIMER_TOLERANCE
+        if self._expires <= soon:
+            self._give_up(NoServerInTime(f"no server became ready within {self._deadlines.request:g} s"))
+        elif not self._answered and self._unanswered_since + self._deadlines.acknowledge <= soon:
+            self._give_up(Unavailable("no matchmaker answers", retry_after=2))
+        elif self._ask_again_at is not None and self._ask_again_at <= soon:
+            self._begin_attempt(Kind.RETRY if self._broadcast else Kind.REQUEST, now)
+        elif self._heard + (self._deadlines.silence if self._answered else self._retry) <= soon:
+            if self._answered:
+                self.messages.append(_SILENT)
+            self._ask_everybody(now)
+            self._retry = self._deadlines.retry
+
+    # Attempts.
+
+    def ask(self, now: float) -> None:
+        """Begin the first attempt."""
+        self._begin_attempt(Kind.REQUEST, now)
+
+    def nats_is_back(self, now: float) -> None:
+        """Ask again: requests and answers during the outage may be lost, and asking twice does no harm."""
+        if self._attempt:
+            self._ask_again_until = now + self._deadlines.nats
+            self._begin_attempt(Kind.REQUEST, now)
+
+    def _begin_attempt(self, kind: Kind, now: float) -> None:
+        """From the second attempt on, earlier ones no longer count, unless they show a sign of life."""
+        if self.ended:
             return
         self._attempt += 1
-        attempt = str(self._attempt)
-        if alone:
-            self._alive.clear()
-            self._begin_again()
-        self._alive.add(attempt)
-        headers = self._headers
         if self._attempt > 1:
-            left = self._expires - self._calls.loop.time()
-            headers = headers | {TIMEOUT_HEADER: timeout_text(left)}
-        name = bus.subjects.retry if everybody else bus.subjects.request
-        try:
-            await bus.nc.publish(
-                name(self._request.game, self._request.version),
-                self._payload,
-                reply=f"{self.inbox}.{attempt}",
-                headers=headers,
-            )
-        except nats.errors.Error as exc:
-            self.fail(Unavailable(f"NATS is away: {str(exc) or type(exc).__name__}", retry_after=2))
+            self._alive.clear()
+            self._count_from(now)
+        attempt = str(self._attempt)
+        self._alive.add(attempt)
+        self._ask_again_at = None
+        self.publishes.append(Publish(kind, attempt, self._expires - now))
 
-    @property
-    def inbox(self) -> str:
-        """What the inboxes of all its attempts begin with."""
-        return f"{self._calls.prefix}.{self.token}"
+    def _count_from(self, now: float) -> None:
+        """Wait anew: earlier messages say nothing about the matchmakers that are asked now."""
+        self._heard = now
+        if self._answered:
+            self._answered = False
+            self._unanswered_since = now
+            self._retry = self._deadlines.retry
 
-    def receive(self, data: bytes, headers: dict[str, str] | None, attempt: str) -> None:
-        """What came to the inbox of `attempt`."""
-        if self._ended:
-            return
+    def _ask_everybody(self, now: float) -> None:
+        self._broadcast = True
+        self._begin_attempt(Kind.RETRY, now)
+        self._ask_again_until = self._unanswered_since + self._deadlines.acknowledge
+
+    # Messages.
+
+    def receive(
+        self, data: bytes, headers: dict[str, str] | None, attempt: str, now: float
+    ) -> Presence | None:
+        """Take in a message that came to the inbox of `attempt`; what it says about the matchmakers."""
+        if self.ended:
+            return None
         if not data:
-            self._attempt_ended(attempt, headers)
-            return
-        if not data.startswith(_ERROR):  # a sign of life, also of an attempt that was given up
-            self._heard = self._calls.loop.time()
+            return self._attempt_ended(attempt, headers, now)
+        if not data.startswith(_ERROR):  # a sign of life, also from an attempt that no longer counted
+            self._heard = now
             self._answered = True
             self._alive.add(attempt)
         if data == ACKNOWLEDGED:
-            self._calls.matchmaker_seen(True)
-            if not self._acknowledged:
-                self._acknowledged = True
-                if attempt != _FIRST:
-                    self._calls.one_is_deaf()
-                self._push(data)
-        elif data.startswith(_READY):
-            self.ready = True
-            self._push(data)
-            self._end()
+            if self._acknowledged:
+                return Presence.ANSWERING
+            self._acknowledged = True
+            self.messages.append(data)
+            return Presence.ANSWERING if attempt == _FIRST else Presence.ONE_IS_DEAF
+        if data.startswith(_READY):
+            self.ready = self.ended = True
+            self.messages.append(data)
         elif data.startswith(_ACCEPTED):
             self._acknowledged = True
             if not self._accepted:
                 self._accepted = True
-                self._push(data)
+                self.messages.append(data)
         elif data.startswith(_PROGRESS):
             self._acknowledged = True
-            if len(self._buffer) < MAX_BUFFERED:
-                self._push(data)
+            if len(self.messages) < MAX_BUFFERED:
+                self.messages.append(data)
         elif data.startswith(_ERROR):
-            self._attempt_failed(attempt, _error_of(data, headers), again=_says_again(headers))
+            again = headers is not None and ASK_AGAIN_HEADER in headers
+            self._attempt_failed(attempt, _error_of(data, headers), now, again=again)
         else:
-            self._receive_unusual(data, headers, attempt)
+            return self._receive_unusual(data, headers, attempt, now)
+        return None
 
-    def _receive_unusual(self, data: bytes, headers: dict[str, str] | None, attempt: str) -> None:
-        """Another spelling of the same JSON, or nothing that a client could read."""
+    def _receive_unusual(
+        self, data: bytes, headers: dict[str, str] | None, attempt: str, now: float
+    ) -> Presence | None:
+        """Another spelling of the same JSON, or something that no client can read."""
         try:
             feedback = decode_feedback(data)
         except Malformed as exc:
-            log.warning("a matchmaker sent what no client understands: %s", exc)
+            log.warning("a matchmaker sent a message that no client understands: %s", exc)
+            return None
+        return self.receive(encode_feedback(feedback), headers, attempt, now)
+
+    def _attempt_ended(self, attempt: str, headers: dict[str, str] | None, now: float) -> Presence | None:
+        """The empty message: the attempt has ended, or (status 503) nobody listened."""
+        if headers is None or headers.get("Status") != "503":
+            self._attempt_failed(attempt, Internal("the matchmaker ended without an answer"), now)
+            return None
+        if now >= self._ask_again_until or attempt not in self._alive:
+            self._attempt_failed(attempt, Unavailable("no matchmaker is running", retry_after=2), now)
+        elif self._ask_again_at is None:
+            self._ask_again_at = now + ASK_AGAIN_AFTER
+        return Presence.ABSENT
+
+    def _attempt_failed(self, attempt: str, error: TipoffError, now: float, *, again: bool = False) -> None:
+        """`again`: its matchmaker is stopping, and the others are to be asked."""
+        if attempt not in self._alive:
             return
-        self.receive(encode_feedback(feedback), headers, attempt)
-
-    def _attempt_ended(self, attempt: str, headers: dict[str, str] | None) -> None:
-        """The empty message: the end of an attempt, or nobody was there to hear it."""
-        if headers is not None and headers.get("Status") == "503":
-            self._calls.matchmaker_seen(False)
-            if self._calls.loop.time() < self.ask_again_until and attempt in self._alive:
-                self._calls.ask_again_later(self, everybody=self._broadcast)
-            else:
-                self._attempt_failed(attempt, Unavailable("no matchmaker is running", retry_after=2))
+        self._alive.discard(attempt)
+        if self._alive:
+            return
+        if again and self._attempt < MAX_ATTEMPTS:
+            self._ask_everybody(now)
         else:
-            self._attempt_failed(attempt, Internal("the matchmaker ended without an answer"))
+            self.fail(error)
 
-    def _attempt_failed(self, attempt: str, error: TipoffError, *, again: bool = False) -> None:
-        if attempt in self._alive:
-            self._alive.discard(attempt)
-            if again and not self._alive and self._attempt < MAX_ATTEMPTS:
-                self._ask_everybody()
-            elif not self._alive:
-                self.fail(error)
-
-    def _ask_everybody(self) -> None:
-        self._begin_again()
-        self._broadcast = True
-        self.ask_again_until = self._unanswered_since + self._calls.acknowledge
-        self._calls.ask_everybody(self)
-
-    def _begin_again(self) -> None:
-        """Count from now: what was said before says nothing about who is asked now."""
-        now = self._heard = self._calls.loop.time()
-        if self._answered:
-            self._answered = False
-            self._unanswered_since = now
-            self._retry = self._calls.retry
-            self._timer.cancel()
-            left = max(0.0, self._expires - now)
-            self._timer = self._calls.loop.call_later(min(self._retry, left), self._look)
+    # The end.
 
     def fail(self, error: TipoffError) -> None:
-        """End with `error`; nothing happens when the call has ended already."""
-        if self._ended:
+        """End with `error`. Does nothing after the end."""
+        if self.ended:
             return
         self.failure = error
-        self._push(encode_feedback(Failed(error.code, error.message)))
-        self._end()
+        self.ended = True
+        self.messages.append(encode_feedback(Failed(error.code, error.message)))
 
-    def _look(self) -> None:
-        """Whatever is due: the end, another attempt, or nothing yet."""
-        calls = self._calls
-        now = calls.loop.time()
-        left = self._expires - now
-        if left <= _SOON:
-            self._give_up(NoServerInTime(f"no server became ready within {calls.deadline:g} s"))
-            return
-        patience = calls.silence
-        if not self._answered:
-            patience = self._retry
-            left = min(left, self._unanswered_since + calls.acknowledge - now)
-            if left <= _SOON:
-                self._give_up(Unavailable("no matchmaker answers", retry_after=2))
-                return
-        if self._heard + patience - now <= _SOON:
-            if self._answered:
-                self._push(_SILENT)
-            self._ask_everybody()
-            patience = self._retry = calls.retry
-        self._timer.cancel()
-        self._timer = calls.loop.call_later(min(self._heard + patience - now, left), self._look)
+    def abandon(self) -> None:
+        """The player has left: end without an answer and tell the matchmakers. Does nothing after the end."""
+        if not self.ended:
+            self.ended = True
+            self._tell_left()
 
     def _give_up(self, error: TipoffError) -> None:
-        """One that was stopped may go on one day: it must not find a seat for nobody then."""
+        """A matchmaker that was only paused must find no seat for this player when it goes on."""
         self.fail(error)
-        self._calls.left(self)
+        self._tell_left()
 
-    def _push(self, message: bytes) -> None:
-        self._buffer.append(message)
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    def _end(self) -> None:
-        self._ended = True
-        self._timer.cancel()
-        self._calls.waiting.pop(self.token, None)
-        self._wake()
-
-    def close(self) -> None:
-        """Stop listening; what has come already can still be read. Whoever works for it is told that nobody waits
-        any more. Idempotent."""
-        if not self._ended:
-            self._end()
-            self._calls.left(self)
-
-    def __aiter__(self) -> Call:
-        return self
-
-    async def __anext__(self) -> bytes:
-        while not self._buffer:
-            if self._ended:
-                raise StopAsyncIteration
-            self._waiter = self._calls.loop.create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        return self._buffer.popleft()
-
-
-def _says_again(headers: dict[str, str] | None) -> bool:
-    return headers is not None and ASK_AGAIN_HEADER in headers
-
-
-def timeout_text(left: float) -> str:
-    """The header's value for `left` seconds: a little less, so that the matchmaker's reason comes before our own."""
-    return f"{max(left - 0.5, left * 0.8):.3f}"
+    def _tell_left(self) -> None:
+        if self._attempt:
+            self.publishes.append(Publish(Kind.LEFT))
 
 
 def _error_of(data: bytes, headers: dict[str, str] | None) -> TipoffError:
@@ -313,7 +319,8 @@ def _error_of(data: bytes, headers: dict[str, str] | None) -> TipoffError:
     except Malformed as exc:
         log.warning("a matchmaker sent an error that cannot be read: %s", exc)
         return Internal("the matchmaker failed")
-    assert isinstance(feedback, Failed)
+    if not isinstance(feedback, Failed):
+        return Internal("the matchmaker failed")
     retry_after: float | None = None
     if headers is not None and (text := headers.get(RETRY_AFTER_HEADER)):
         try:

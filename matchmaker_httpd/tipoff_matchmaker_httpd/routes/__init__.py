@@ -1,1 +1,1 @@
-"""The endpoints."""
+"""Serves the endpoints, one module for each way in."""

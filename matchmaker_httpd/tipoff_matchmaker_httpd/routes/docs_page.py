@@ -1,9 +1,13 @@
-"""The API as one HTML page that needs no other host: made from the OpenAPI document, no script in it."""
+"""Serves `/docs`: the API as one HTML page without scripts or other hosts, made from the OpenAPI document."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from html import escape
 from typing import Any
+
+from fastapi import APIRouter
+from starlette.responses import HTMLResponse, Response
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -14,8 +18,19 @@ td { padding: .15rem .8rem .15rem 0; vertical-align: top } .quiet { color: #666 
 """
 
 
+def docs_routes(openapi: Callable[[], dict[str, Any]]) -> APIRouter:
+    """The route of the page. `openapi` returns the document."""
+    router = APIRouter()
+
+    @router.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return HTMLResponse(docs_page(openapi()))
+
+    return router
+
+
 def docs_page(api: dict[str, Any]) -> str:
-    """`api` is an OpenAPI 3 document; everything in it is escaped."""
+    """The page for `api`, an OpenAPI 3 document; everything in it is escaped."""
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8>",
         "<meta name=viewport content='width=device-width'>",
@@ -52,6 +67,6 @@ def _operation(path: str, method: str, operation: dict[str, Any]) -> list[str]:
 
 
 def _text(text: str) -> str:
-    """Escaped, with `code` between back quotes."""
+    """`text` escaped; what stands between back quotes becomes code."""
     pieces = escape(text).split("`")
     return "".join(f"<code>{piece}</code>" if index % 2 else piece for index, piece in enumerate(pieces))

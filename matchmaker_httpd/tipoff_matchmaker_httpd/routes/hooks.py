@@ -1,7 +1,7 @@
-"""`POST /hook/{name}.{token}`: somebody who starts servers for us (Edgegap) calls to say that something has changed.
+"""Serves `POST /hook/{name}.{token}`: Edgegap, which starts servers for us, calls it when something has changed.
 
-The caller does not sign what it sends, so all of it is hearsay: the address must hold the right token, the body is of
-at most 4 KB and is passed on as it is, and whoever hears `webhook.{name}` takes it as "look now".
+The caller does not sign what it sends, so nothing of it is believed: the URL must hold the right token, the body is
+passed on unchanged (4 KB at most), and a listener of `webhook.{name}` takes it as "look now".
 """
 
 from __future__ import annotations
@@ -13,30 +13,30 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from tipoff_matchmaker_httpd.state import Httpd
+from tipoff_matchmaker_httpd.state import HttpdState
 from tipoff_shared.admission.client_address import scope_address
 from tipoff_shared.admission.limits import RateLimit, address_key
 from tipoff_shared.errors import Malformed, SlowDown
 from tipoff_shared.hooks import HookKey
+from tipoff_shared.primitives.token_bucket import TokenBuckets
 
 PREFIX = "/hook/"
 _PER_NAME = 2.0
 _NAME_BURST = 20.0
-"""A deployment is told of three times in its life; the rest is somebody's mistake."""
+"""A deployment has about three webhooks in its life; more is a mistake of the caller's."""
 
 
-def webhook_routes(httpd: Httpd, key: HookKey | None) -> APIRouter:
-    """`key` None: nobody is expected to call, and nobody is let in."""
+def webhook_routes(state: HttpdState, key: HookKey | None) -> APIRouter:
+    """The route of all webhooks. Without a `key` every one gets 404."""
     router = APIRouter()
-    per_second = httpd.settings.hooks_per_second
+    per_second = state.settings.hooks_per_second
     addresses = RateLimit(per_second, 2 * per_second)
-    names = RateLimit(_PER_NAME, _NAME_BURST)
+    names = TokenBuckets[str](_PER_NAME, _NAME_BURST)
 
     @router.post(PREFIX + "{path_name}", include_in_schema=False)
     async def hook(path_name: str, http: Request) -> Response:
         now = time.monotonic()
-        peer = scope_address(http.scope, httpd.addresses)
-        if wait := addresses.take(address_key(peer), now):
+        if wait := addresses.take(address_key(scope_address(http.scope, state.addresses)), now):
             raise SlowDown("too many webhooks from your address", retry_after=max(1.0, wait))
         name = key.check(path_name) if key is not None else None
         if name is None:
@@ -46,9 +46,8 @@ def webhook_routes(httpd: Httpd, key: HookKey | None) -> APIRouter:
         try:
             body = await http.body()
         except ClientDisconnect:
-            raise Malformed("the caller has gone before its body was read") from None
-        bus = httpd.bus
-        await bus.publish(bus.subjects.webhook(name), body)
+            raise Malformed("the caller disconnected before its body was read") from None
+        await state.bus.publish(state.bus.subjects.webhook(name), body)
         return Response(status_code=204)
 
     return router

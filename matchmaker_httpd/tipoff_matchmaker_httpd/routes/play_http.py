@@ -1,35 +1,26 @@
-"""The HTTP endpoints: a seat as a stream of lines or as one blocking answer, and what operators ask.
-
-`POST /matchmaker/request/{game}/{version}` | the WebSocket's messages, one JSON value a line
-`POST /matchmaker/wannaplay`                | bevygap's one blocking answer
-`GET /healthz`, `/readyz`, `/metrics`       | is it alive, can it serve, how is it doing
-"""
+"""Serves `POST /matchmaker/request/{game}/{version}`: the WebSocket's messages as a stream, one JSON value a line."""
 
 from __future__ import annotations
 
-import asyncio
+import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import msgspec
 from fastapi import APIRouter, Query, Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
-from tipoff_matchmaker_httpd.matchmaker.feedback import Call
-from tipoff_matchmaker_httpd.metrics import CONTENT_TYPE
-from tipoff_matchmaker_httpd.routes.play_request import begin_call, read_request
-from tipoff_matchmaker_httpd.routes.play_ws import PLAYER_LEFT
-from tipoff_matchmaker_httpd.routes.wannaplay import wannaplay as answer_wannaplay
-from tipoff_matchmaker_httpd.state import Httpd
+from tipoff_matchmaker_httpd.matchmaker.client import PendingRequest
+from tipoff_matchmaker_httpd.routes.play_ws import PLAYER_LEFT, parse_request
+from tipoff_matchmaker_httpd.state import HttpdState, traceparent
 from tipoff_shared.admission.answers import retry_headers, unless_disconnected
-from tipoff_shared.admission.client_address import scope_address, within
-from tipoff_shared.errors import (
-    NotAllowed,
-    Unavailable,
-)
+from tipoff_shared.admission.client_address import player_address, scope_address
+from tipoff_shared.errors import Malformed
 from tipoff_shared.messages import PlayRequest
 
-_ERRORS: dict[int | str, dict[str, Any]] = {
+ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"description": text}
     for code, text in {
         400: "The request cannot be understood",
@@ -41,9 +32,11 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         503: "No matchmaker, or overloaded; Retry-After says when to ask again",
     }.items()
 }
+"""The error answers of a request for a seat, for the API's description."""
 
 
-def routes(httpd: Httpd) -> APIRouter:
+def stream_routes(state: HttpdState) -> APIRouter:
+    """The route of the stream."""
     router = APIRouter()
 
     @router.post(
@@ -54,98 +47,67 @@ def routes(httpd: Httpd) -> APIRouter:
         "anything else is the status of the response as well. The body may hold the other members of a request "
         "(`client_ip`, `request_id`, `auth`) as a JSON object.",
         response_class=StreamingResponse,
-        responses={200: {"content": {"application/x-ndjson": {}}}, **_ERRORS},
+        responses={200: {"content": {"application/x-ndjson": {}}}, **ERRORS},
     )
     async def request(
         game: str, version: str, http: Request, client_ip: str | None = Query(None)
     ) -> Response:
-        return await _stream(httpd, http, await read_request(http, game, version, client_ip))
-
-    @router.post(
-        "/matchmaker/wannaplay",
-        summary="Ask for a seat; one answer",
-        description="Waits until there is a seat in the configured default game and answers with "
-        "`connect_token`, `gameserver_ip`, `gameserver_port` and `cert_digest`; errors are the status and its text.",
-        responses={200: {"content": {"application/json": {}}}, **_ERRORS},
-    )
-    async def wannaplay(http: Request, client_ip: str | None = Query(None)) -> Response:
-        return await answer_wannaplay(httpd, http, client_ip)
-
-    @router.head("/healthz", include_in_schema=False)
-    @router.get("/healthz", summary="Is the process alive?")
-    async def healthz() -> Response:
-        return PlainTextResponse("ok\n")
-
-    ready = Readiness(httpd)
-
-    @router.head("/readyz", include_in_schema=False)
-    @router.get(
-        "/readyz",
-        summary="Can players be served?",
-        description="200 when NATS is connected and a matchmaker answers within a second; else 503, and `missing` "
-        "says what is not there.",
-        responses={503: {"description": "Something is missing"}},
-    )
-    async def readyz() -> Response:
-        missing = await ready.missing()
-        return JSONResponse({"ready": not missing, "missing": missing}, status_code=503 if missing else 200)
-
-    @router.get(
-        "/metrics", summary="Prometheus metrics", description="For the networks that the operator allows."
-    )
-    async def metrics(http: Request) -> Response:
-        peer = scope_address(http.scope, httpd.addresses)
-        if not peer.is_unspecified and not within(peer, httpd.settings.metrics_networks):
-            raise NotAllowed("metrics are for the networks in TIPOFF_HTTPD_METRICS_NETWORKS")
-        return Response(httpd.metrics.render(), media_type=CONTENT_TYPE)
+        return await _stream(state, http, await read_request(http, game, version, client_ip))
 
     return router
 
 
-class Readiness:
-    """Asks NATS and the matchmakers; callers at the same time share one question."""
-
-    def __init__(self, httpd: Httpd) -> None:
-        self._httpd = httpd
-        self._asking: asyncio.Task[list[str]] | None = None
-
-    async def missing(self) -> list[str]:
-        """What is not there, for people; empty when players can be served."""
-        if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(self._ask(), name="httpd/readyz")
-        return await asyncio.shield(self._asking)
-
-    async def _ask(self) -> list[str]:
-        if self._httpd.draining.is_set():
-            return ["httpd: it is going away"]
-        bus = self._httpd.bus
-        if not bus.connected:
-            return ["nats: not connected" + (f" ({bus.last_error})" if bus.last_error else "")]
+async def read_request(http: Request, game: str, version: str, client_ip: str | None) -> PlayRequest:
+    """The request in path, query and body; raises `Malformed`. The protocol bounds the body at 4 KB."""
+    body = await http.body()
+    members: dict[str, Any] = {}
+    if body.strip():
         try:
-            await bus.request(bus.subjects.ping_matchmaker, b"", timeout=1)
-        except Unavailable as exc:
-            return [f"matchmaker: {exc.message}"]
-        return []
+            members = msgspec.json.decode(body, type=dict[str, Any])
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
+            raise Malformed(f"the body is not a JSON object: {exc}") from exc
+    members |= {"game": game, "version": version}
+    if members.get("client_ip") is None:
+        members["client_ip"] = client_ip
+    try:
+        return parse_request(json.dumps(members))
+    except (RecursionError, ValueError) as exc:
+        raise Malformed(f"the body cannot be read: {exc}") from exc
 
 
-async def _stream(httpd: Httpd, http: Request, play: PlayRequest) -> Response:
+def begin_request(state: HttpdState, http: Request, play: PlayRequest) -> tuple[PendingRequest, str]:
+    """A request that is not asked yet, and the place it takes: close the one, leave the other.
+
+    Raises what `HttpdState.admit` and `HttpdState.request` raise.
+    """
+    address = scope_address(http.scope, state.addresses)
+    resolved = player_address(address, play.client_ip, state.addresses)
+    place = state.admit(address)
+    try:
+        return state.request(play, resolved, traceparent(http.scope["headers"])), place
+    except BaseException:
+        state.limits.leave(place)
+        raise
+
+
+async def _stream(state: HttpdState, http: Request, play: PlayRequest) -> Response:
     began = time.monotonic()
-    call, place = begin_call(httpd, http, play)
+    request, place = begin_request(state, http, play)
 
     def over(code: int) -> None:
-        call.close()
-        httpd.limits.leave(place)
-        httpd.metrics.finished("stream", code, time.monotonic() - began)
+        request.close()
+        state.limits.leave(place)
+        state.metrics.finished("stream", code, time.monotonic() - began)
 
     try:
-        await call.ask()
-        first: bytes = await unless_disconnected(http.receive, anext(call))
+        await request.ask()
+        first = await unless_disconnected(http.receive, anext(request))
     except BaseException:
         over(PLAYER_LEFT)
         raise
-    failure = call.failure
+    failure = request.failure
     if failure is not None:
-        said = [first, *[message async for message in call]]  # it has ended: this waits for nothing
+        said = [first, *[message async for message in request]]  # it has ended: this waits for nothing
         over(failure.code)
         return Response(
             b"".join(message + b"\n" for message in said),
@@ -153,14 +115,14 @@ async def _stream(httpd: Httpd, http: Request, play: PlayRequest) -> Response:
             media_type="application/x-ndjson",
             headers=retry_headers(failure),
         )
-    return Lines(call, first, over)
+    return _Lines(request, first, over)
 
 
-class Lines(StreamingResponse):
-    """The messages of a call, one a line. `over` is called exactly once, however it ends."""
+class _Lines(StreamingResponse):
+    """The messages of a request, one a line. Calls `over` with the request's code exactly once, however it ends."""
 
-    def __init__(self, call: Call, first: bytes, over: Any) -> None:
-        self._call = call
+    def __init__(self, request: PendingRequest, first: bytes, over: Callable[[int], None]) -> None:
+        self._request = request
         self._over = over
         super().__init__(
             self._lines(first), media_type="application/x-ndjson", headers={"X-Accel-Buffering": "no"}
@@ -168,12 +130,12 @@ class Lines(StreamingResponse):
 
     async def _lines(self, first: bytes) -> AsyncIterator[bytes]:
         yield first + b"\n"
-        async for message in self._call:
+        async for message in self._request:
             yield message + b"\n"
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            failure = self._call.failure
-            self._over(200 if self._call.ready else failure.code if failure else PLAYER_LEFT)
+            failure = self._request.failure
+            self._over(200 if self._request.ready else failure.code if failure else PLAYER_LEFT)

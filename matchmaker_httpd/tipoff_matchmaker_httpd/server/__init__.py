@@ -1,1 +1,1 @@
-"""uvicorn's protocols with bounds, and the process around them."""
+"""Runs uvicorn's protocols with limits on time, size and number."""

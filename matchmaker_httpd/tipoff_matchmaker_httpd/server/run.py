@@ -1,115 +1,125 @@
-"""Running httpd: sockets bound, uvicorn's protocols driven, everything stopped in order.
+"""Runs httpd: binds sockets, drives uvicorn's protocols on them, and stops everything in order.
 
-uvicorn's own `Server` takes over signals, ends the process when it cannot start, polls while it stops, and closes
-WebSockets before their players got an answer. Its protocols need none of that, so this file drives them itself.
+uvicorn's own `Server` takes over signals, exits the process when it cannot start, polls while it stops, and closes
+WebSockets before their players have an answer. Its protocols need none of that, so this module drives them itself.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import socket
 import ssl
-import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from email.utils import formatdate
-from typing import Any
+from typing import Any, NoReturn
 
+from starlette.types import ASGIApp
+
+# uvicorn 0.54 (<0.55): neither is public; `Config.load` and `ServerState` are what its protocols are made with.
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from tipoff_matchmaker_httpd.app import HttpdApp, create_app
+from tipoff_matchmaker_httpd.compose import Parts, compose
 from tipoff_matchmaker_httpd.server.http import GuardedHttp
 from tipoff_matchmaker_httpd.server.sockets import BACKLOG, bind, tls_context, url_of
 from tipoff_matchmaker_httpd.server.websocket import GuardedWebSocket
 from tipoff_matchmaker_httpd.settings import Settings
-from tipoff_matchmaker_httpd.state import Httpd
-from tipoff_shared.errors import ConfigError, Unavailable
+from tipoff_matchmaker_httpd.state import HttpdState
+from tipoff_shared.errors import Unavailable
 from tipoff_shared.messages import MAX_MESSAGE
+from tipoff_shared.primitives.waiting import wait_for_any
+from tipoff_shared.service import run_service
 from tipoff_shared.settings import NatsSettings
 from tipoff_turn_relay.service import PATH as TURN_PATH
 from tipoff_turn_relay.service import OwnPort
 
 log = logging.getLogger(__name__)
 
-FAREWELL = 1.0
-"""Seconds for the last words to players whose request did not finish in the drain time."""
+_FAREWELL = 1.0
+"""Seconds for the last messages to players whose request did not finish in the drain time."""
+_CLOSING = 0.5
+"""Seconds for closing handshakes, and for requests that were cancelled."""
 
 
 class RunningHttpd:
-    """An httpd that accepts connections: `url` for people and tests, `port` the one that was bound."""
+    """An httpd that accepts connections."""
 
-    def __init__(self, app: HttpdApp, url: str, port: int, turn_url: str | None) -> None:
-        self.app = app
+    def __init__(self, parts: Parts, url: str, port: int, turn_url: str | None) -> None:
+        self.parts = parts
         self.url = url
+        """For people and tests."""
         self.port = port
+        """The port that was bound."""
         self.turn_url = turn_url
-        """The turn relay's own port, where it has one."""
+        """The turn relay's own port; None where it has none."""
 
-    async def ended(self) -> None:
-        """Returns when it cannot serve any more: NATS refuses it for good. The process should end then."""
-        await self.app.httpd.bus.closed.wait()
+    @property
+    def state(self) -> HttpdState:
+        """What its routes share."""
+        return self.parts.state
+
+    @property
+    def failed(self) -> asyncio.Event:
+        """Set when it cannot serve any more, because NATS refuses it for good: the process must end."""
+        return self.state.bus.closed
 
 
 @asynccontextmanager
 async def run_httpd(settings: Settings, nats_settings: NatsSettings) -> AsyncIterator[RunningHttpd]:
     """Serve for the time of the block; yields when bound and connected to NATS.
 
-    Raises `ConfigError` (a port in use, files that cannot be read) and `Unavailable` (NATS). Leaving takes at most
-    the drain time and two seconds: requests in flight are finished first.
+    Raises `ConfigError` (a port in use, files that cannot be read) and `Unavailable` (NATS). Leaving takes at most the
+    drain time and two seconds: requests in flight are finished first.
     """
     context = tls_context(settings)
     async with AsyncExitStack() as stack:
         sockets = bind(settings)
         for sock in sockets:
             stack.callback(sock.close)
-        port: int = sockets[0].getsockname()[1]
-        turn_sockets = (
-            bind(settings, settings.turn_port) if settings.turn_relay and settings.turn_port else []
-        )
+        turn_sockets: list[socket.socket] = []
+        if settings.turn_relay and settings.turn_port:
+            turn_sockets = bind(settings, settings.turn_port)
         for sock in turn_sockets:
             stack.callback(sock.close)
-        app = create_app(settings, nats_settings)
-        await stack.enter_async_context(app.router.lifespan_context(app))
-        listening = _Listening(app, app.httpd)
-        await listening.open(sockets, context)
+        parts = await stack.enter_async_context(compose(settings, nats_settings))
+        listeners = [_Listener(parts.app, parts.state)]
+        await listeners[0].open(sockets, context)
+        port: int = sockets[0].getsockname()[1]
         url = url_of(settings.host[0], port, secure=context is not None)
         log.info("httpd listens on %s", url)
-        turn_listening, turn_url = None, None
+        turn_url = None
         if turn_sockets:
-            turn_listening = _Listening(OwnPort(app), app.httpd, _TurnPortHttp)
-            await turn_listening.open(turn_sockets, context)
+            turn_listener = _Listener(OwnPort(parts.app), parts.state, _TurnPortHttp)
+            await turn_listener.open(turn_sockets, context)
+            listeners.append(turn_listener)
             turn_url = url_of(settings.host[0], settings.turn_port, secure=context is not None)
             log.info("the turn relay listens on %s", turn_url)
         try:
-            yield RunningHttpd(app, url, port, turn_url)
+            yield RunningHttpd(parts, url, port, turn_url)
         finally:
-            await asyncio.gather(listening.close(), *([turn_listening.close()] if turn_listening else []))
+            await asyncio.gather(*(listener.close() for listener in listeners))
 
 
 class _TurnPortHttp(GuardedHttp):
     """An HTTP connection to the turn relay's own port: the text endpoint's limit for bodies holds on every path."""
 
     def on_headers_complete(self) -> None:
+        """The head is complete; its path does not count."""
         self.url = TURN_PATH.encode()
         super().on_headers_complete()
 
 
-class _Listening:
-    """uvicorn's protocols on our sockets."""
+class _Listener:
+    """Drives uvicorn's protocols on some sockets."""
 
-    def __init__(
-        self, app: HttpdApp | OwnPort, httpd: Httpd, protocol: type[GuardedHttp] = GuardedHttp
-    ) -> None:
-        settings = httpd.settings
-        self._httpd = httpd
+    def __init__(self, app: ASGIApp, state: HttpdState, protocol: type[GuardedHttp] = GuardedHttp) -> None:
+        settings = state.settings
+        self._httpd = state
         self._protocol = protocol
-        self._settings = settings
         self._state = ServerState()
         self._servers: list[asyncio.Server] = []
-        self._date_timer: asyncio.TimerHandle | None = None
         self._config = Config(
             app,
             http=GuardedHttp,
@@ -122,15 +132,16 @@ class _Listening:
             log_config=None,
             log_level="error",  # the rest is about what clients send; /metrics counts it
             access_log=False,
-            proxy_headers=False,  # client_ip.py knows the rule
+            proxy_headers=False,  # `AddressRule` decides about them
             server_header=False,
             timeout_keep_alive=5,
         )
+        self._config.load()
+        self._date_timer = self._set_date()
 
     async def open(self, sockets: list[socket.socket], context: ssl.SSLContext | None) -> None:
+        """Accept connections on `sockets`, over TLS with a `context`."""
         loop = asyncio.get_running_loop()
-        self._config.load()
-        self._set_date()
 
         def protocol() -> asyncio.Protocol:
             return self._protocol(self._config, self._state, {}, self._httpd, loop)
@@ -139,99 +150,71 @@ class _Listening:
         if context is not None:  # a client that never finishes its TLS handshake is an idle client, too
             tls = {
                 "ssl": context,
-                "ssl_handshake_timeout": self._settings.head_timeout,
+                "ssl_handshake_timeout": self._httpd.settings.head_timeout,
                 "ssl_shutdown_timeout": 2.0,
             }
         for sock in sockets:
             server = await loop.create_server(protocol, sock=sock, backlog=BACKLOG, **tls)
             self._servers.append(server)
 
-    def _set_date(self) -> None:
+    def _set_date(self) -> asyncio.TimerHandle:
+        """Set the Date header of all answers, now and every second."""
         self._state.default_headers = [(b"date", formatdate(usegmt=True).encode())]
         self._date_timer = asyncio.get_running_loop().call_later(1.0, self._set_date)
+        return self._date_timer
 
     async def close(self) -> None:
-        """In this order: accept nothing; begin nothing; let requests in flight finish; give the others an answer;
+        """Stop, in this order: accept nothing; begin nothing; let requests in flight finish; give the others an answer;
         cancel what still runs; cut what is still open."""
         for server in self._servers:
             server.close()
         self._httpd.drain()
         for connection in list(self._state.connections):
             connection.shutdown()
-        if not await self._tasks_end(self._settings.drain_seconds):
+        if not await self._tasks_end(self._httpd.settings.drain_seconds):
             log.info("%d players are still waiting; they are told to ask again", len(self._state.tasks))
-            self._httpd.end_calls()
-            if not await self._tasks_end(FAREWELL):
+            self._httpd.client.stop()
+            if not await self._tasks_end(_FAREWELL):
                 for task in list(self._state.tasks):
                     task.cancel()
-                await self._tasks_end(0.5)
+                await self._tasks_end(_CLOSING)
         await self._connections_end()
-        if self._date_timer is not None:
-            self._date_timer.cancel()
+        self._date_timer.cancel()
 
     async def _tasks_end(self, timeout: float) -> bool:
         if tasks := set(self._state.tasks):
             await asyncio.wait(tasks, timeout=timeout)
-        return not any(not task.done() for task in self._state.tasks)
+        return all(task.done() for task in self._state.tasks)
 
     async def _connections_end(self) -> None:
-        """Closing handshakes get half a second; idle HTTP connections none."""
+        """Wait a moment for closing handshakes; idle HTTP connections are closed at once."""
         loop = asyncio.get_running_loop()
-        until = loop.time() + 0.5
+        until = loop.time() + _CLOSING
         while self._state.connections and loop.time() < until:
             for connection in list(self._state.connections):
                 if isinstance(connection, GuardedHttp):
                     connection.shutdown()
-            await asyncio.sleep(0.01)  # shutting down, nobody waits: connections tell nobody that they ended
+            await asyncio.sleep(0.01)  # no player waits, and connections do not announce their end
         for connection in list(self._state.connections):
             connection.transport.abort()
         await asyncio.sleep(0)  # connection_lost comes with the loop's next turn
 
 
-async def serve_until_stopped(settings: Settings, nats_settings: NatsSettings) -> None:
-    """Serve until SIGTERM or SIGINT; raises `Unavailable` when NATS ends the connection for good."""
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+async def serve(stop: asyncio.Event) -> None:
+    """Serve until `stop` is set. Raises `Unavailable` when NATS closes the connection for good."""
+    settings = Settings.load()
+    nats_settings = NatsSettings.from_environment()
     async with run_httpd(settings, nats_settings) as httpd:
-        stopping = asyncio.create_task(stop.wait())
-        ended = asyncio.create_task(httpd.ended())
-        try:
-            await asyncio.wait((stopping, ended), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in (stopping, ended):
-                task.cancel()
-        if ended.done() and not stop.is_set():
+        await wait_for_any(stop, httpd.failed)
+        if not stop.is_set():
             raise Unavailable("NATS has closed the connection for good; are the credentials still valid?")
         log.info("stopping; requests in flight have %.0f s", settings.drain_seconds)
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Run the service from the environment: `TIPOFF_HTTPD_*`, `NATS_*`. Exit code 1: NATS; 2: configuration."""
-    from tipoff_shared.log import configure
-
-    configure("httpd")
     _raise_file_limit()
-    try:
-        settings = Settings.load()
-        nats_settings = NatsSettings.from_environment()
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(serve_until_stopped(settings, nats_settings))
-    except ConfigError as exc:
-        log.error("%s", exc)  # noqa: TRY400 # the message says it all
-        sys.exit(2)
-    except Unavailable as exc:
-        log.error("%s", exc)  # noqa: TRY400 # the message says it all
-        sys.exit(1)
-
-
-def _loop_factory() -> Any:
-    try:
-        import uvloop
-    except ImportError:  # not on every platform
-        return None
-    return uvloop.new_event_loop
+    run_service("httpd", serve)
 
 
 def _raise_file_limit() -> None:

@@ -1,4 +1,4 @@
-"""The sockets httpd listens on, and TLS: whatever cannot be used is told with the setting's name and what to do."""
+"""Opens the sockets that httpd listens on, and sets up TLS. Errors name the setting and say what to do."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from tipoff_matchmaker_httpd.settings import Settings
 from tipoff_shared.errors import ConfigError
 
 BACKLOG = 2048
+"""Connections that wait in a socket to be accepted."""
 
 
 def bind(settings: Settings, wanted: int | None = None) -> list[socket.socket]:
-    """A socket for every address of every host, on the port `wanted` (None: that of the settings); raises
-    `ConfigError` saying what to do."""
+    """A socket for every address of every host, on the port `wanted` (None: the one in the settings). Raises
+    `ConfigError` that says what to do."""
     if settings.listen_fd is not None and wanted is None:
         return [inherited(settings.listen_fd)]
     sockets: list[socket.socket] = []
@@ -23,7 +24,7 @@ def bind(settings: Settings, wanted: int | None = None) -> list[socket.socket]:
     try:
         for host in settings.host:
             for family, address in _resolve(host, port):
-                # asyncio turns Nagle's algorithm off only where the protocol is named: 40 ms for each answer else.
+                # asyncio turns Nagle's algorithm off only where the protocol is named; it costs each answer 40 ms.
                 sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
                 sockets.append(sock)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -45,13 +46,13 @@ def bind(settings: Settings, wanted: int | None = None) -> list[socket.socket]:
 
 
 def inherited(descriptor: int) -> socket.socket:
-    """The listening socket that the parent handed over; raises `ConfigError` when it is none."""
+    """The listening socket inherited as this file descriptor; raises `ConfigError` when it is not one."""
     try:
         sock = socket.socket(fileno=descriptor)
         if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             raise OSError("it does not listen")
     except OSError as exc:
-        raise ConfigError(f"TIPOFF_HTTPD_LISTEN_FD={descriptor} is no listening socket: {exc}") from exc
+        raise ConfigError(f"TIPOFF_HTTPD_LISTEN_FD={descriptor} is not a listening socket: {exc}") from exc
     sock.setblocking(False)
     return sock
 
@@ -60,7 +61,7 @@ def _resolve(host: str, port: int) -> list[tuple[socket.AddressFamily, Any]]:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as exc:
-        raise ConfigError(f"TIPOFF_HTTPD_HOST: {host!r} is no address of this machine: {exc}") from exc
+        raise ConfigError(f"TIPOFF_HTTPD_HOST: {host!r} is not an address of this machine: {exc}") from exc
     unique: dict[Any, socket.AddressFamily] = {}
     for family, _, _, _, address in found:
         unique.setdefault(address, family)
@@ -68,7 +69,7 @@ def _resolve(host: str, port: int) -> list[tuple[socket.AddressFamily, Any]]:
 
 
 def tls_context(settings: Settings) -> ssl.SSLContext | None:
-    """None without a certificate; raises `ConfigError` when it cannot be used."""
+    """The context for the configured certificate, None without one; raises `ConfigError` when it cannot be used."""
     if settings.tls_cert is None or settings.tls_key is None:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -84,6 +85,7 @@ def tls_context(settings: Settings) -> ssl.SSLContext | None:
 
 
 def url_of(host: str, port: int, *, secure: bool) -> str:
+    """A URL that reaches the socket from this machine."""
     if host in ("0.0.0.0", "::", ""):  # noqa: S104 # compared, not bound
         host = "127.0.0.1" if host != "::" else "::1"
     if ":" in host:

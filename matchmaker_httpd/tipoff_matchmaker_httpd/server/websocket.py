@@ -1,15 +1,21 @@
-"""uvicorn's WebSocket protocol with the limits it lacks.
+"""Adds limits to uvicorn's WebSocket protocol, and a cheaper handshake.
 
-A player sends one message and answers pings. Whoever sends many frames, a message in hundreds of pieces, or megabytes
-at once is closed with 1008 before parsing it has cost anything to speak of. The closing handshake has a short deadline,
-a client that reads nothing is cut off, and at shutdown the endpoint, not the protocol, says goodbye.
+A player sends one message and answers pings. A client that sends many frames, a message in hundreds of pieces, or
+megabytes at once is closed with 1008 before parsing them costs much. The closing handshake has a short deadline, a
+client that reads nothing is cut off, and at shutdown the endpoint, not the protocol, ends the conversation.
+
+uvicorn hands an upgrade to the `websockets` library as text, which parses it a second time: a fifth of what a player
+costs. Here the handshake (RFC 6455 §4.2) is answered from the headers that are parsed already.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
+import hashlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import unquote
 
 import httptools
@@ -20,36 +26,80 @@ from uvicorn.server import ServerState
 from websockets.frames import Frame
 from websockets.protocol import State
 
-from tipoff_matchmaker_httpd.server.handshake import accept_key
-from tipoff_matchmaker_httpd.server.refusal import refusal
-from tipoff_matchmaker_httpd.server.stalled_readers import CutsOffStalledReaders
+from tipoff_matchmaker_httpd.server.connection import StallGuard, refusal
+from tipoff_matchmaker_httpd.state import HttpdState
 from tipoff_shared.errors import Malformed, TipoffError
-
-if TYPE_CHECKING:
-    from tipoff_matchmaker_httpd.state import Httpd
 
 FRAMES = 32
 FRAMES_PER_SECOND = 4
-"""A connection may send FRAMES frames, and so many more for every second it lives."""
+"""A connection may send FRAMES frames, and FRAMES_PER_SECOND more for every second it lives."""
 MAX_EARLY = 8192
 """Bytes a client may send before it has seen the handshake: a hasty first message."""
 _SLICE = 1024
+"""Bytes parsed at once, so that a refusal stops the work whatever the chunk's size."""
+_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 
-class GuardedWebSocket(CutsOffStalledReaders, WebSocketsSansIOProtocol):
-    """One WebSocket. Made by the HTTP protocol at the upgrade, with the shared state of the endpoints."""
+class WrongMethod(TipoffError):
+    """The handshake is not a GET."""
+
+    code = 405
+
+
+class WrongVersion(TipoffError):
+    """Another version of the protocol. The answer names the supported one, §4.4."""
+
+    code = 426
+
+
+def accept_key(method: str, http_version: str, headers: list[tuple[bytes, bytes]]) -> bytes:
+    """The Sec-WebSocket-Accept for an upgrade to a WebSocket; header names are in lower case. Pure.
+
+    Extensions are not negotiated. Raises `Malformed`, `WrongMethod` or `WrongVersion`.
+    """
+    if method != "GET":
+        raise WrongMethod("a WebSocket handshake is a GET")
+    if http_version != "1.1":
+        raise Malformed("a WebSocket handshake is HTTP/1.1")
+    key = version = None
+    for name, value in headers:
+        if name == b"sec-websocket-key":
+            if key is not None:
+                raise Malformed("Sec-WebSocket-Key occurs twice")
+            key = value.strip()
+        elif name == b"sec-websocket-version":
+            version = value.strip()
+        elif name == b"transfer-encoding" or (name == b"content-length" and value.strip() != b"0"):
+            raise Malformed("a WebSocket handshake has no body")
+    if version != b"13":
+        raise WrongVersion("Sec-WebSocket-Version: 13 is expected")
+    try:
+        if key is None or len(base64.b64decode(key, validate=True)) != 16:
+            raise Malformed("Sec-WebSocket-Key: 16 bytes in base64 are expected")
+    except binascii.Error as exc:
+        raise Malformed("Sec-WebSocket-Key: 16 bytes in base64 are expected") from exc
+    return base64.b64encode(hashlib.sha1(key + _GUID, usedforsecurity=False).digest())
+
+
+# uvicorn 0.54 (<0.55) and websockets 17.4 (<18): WebSocketsSansIOProtocol is not public, nor is the way in which its
+# `conn` begins here with `state` and `parser` set. Used of uvicorn's: the constructor; `conn`, `transport`, `queue`,
+# `tasks`, `connections`, `scope`, `frames`, `curr_msg_data_type`, `handshake_initiated`, `handshake_complete`,
+# `close_sent`, `close_timer`, `close_timeout`, `disconnected`, `writable`, `default_headers`; `run_asgi`,
+# `on_task_complete`, `handle_*`, `send_receive_event_to_app`, `start_keepalive`, `stop_keepalive`, `keepalive_timeout`.
+class GuardedWebSocket(StallGuard, WebSocketsSansIOProtocol):
+    """One WebSocket. Made by the HTTP protocol at the upgrade, with the state that all routes share."""
 
     def __init__(
         self,
         config: Config,
         server_state: ServerState,
         app_state: dict[str, Any],
-        httpd: Httpd,
+        state: HttpdState,
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self.close_timeout = httpd.settings.close_timeout
-        self._httpd = httpd
+        self.close_timeout = state.settings.close_timeout
+        self._state = state
         self._began = self.loop.time()
         self._frames = 0
         self._drowned = False
@@ -58,14 +108,15 @@ class GuardedWebSocket(CutsOffStalledReaders, WebSocketsSansIOProtocol):
         self._flushing = False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._httpd.connections -= 1
+        """The connection has ended, by either side."""
+        self._state.connections -= 1
         self._unstall()
         super().connection_lost(exc)
 
     def take_over(self, transport: asyncio.Transport, head: Mapping[str, Any], url: bytes) -> None:
         """Begin with the head that the HTTP protocol has parsed: start the endpoint, or refuse the handshake."""
         self.connections.add(self)
-        self._httpd.connections += 1
+        self._state.connections += 1
         self.transport = transport
         transport.set_protocol(self)
         self.server, self.client = head["server"], head["client"]
@@ -78,12 +129,12 @@ class GuardedWebSocket(CutsOffStalledReaders, WebSocketsSansIOProtocol):
             path = parsed.path.decode("ascii")
         except (TipoffError, httptools.HttpParserError, UnicodeError) as exc:
             error = exc if isinstance(exc, TipoffError) else Malformed("not a WebSocket handshake")
-            self._httpd.metrics.refused("handshake")
+            self._state.metrics.refused("handshake")
             self.transport.write(refusal(error))
             self.transport.close()
             return
-        # The handshake is ours; frames are the library's. So its parser begins at the first frame, as it would for
-        # a ServerProtocol made with state=OPEN; a second one would cost 4 % of a play.
+        # This class does the handshake, the library the frames. So the library's parser begins at the first frame, as
+        # for a ServerProtocol made with state=OPEN; making another one would cost 4 % of a play.
         self.conn.state = State.OPEN
         self.conn.parser = self.conn.parse()
         next(self.conn.parser)
@@ -111,32 +162,40 @@ class GuardedWebSocket(CutsOffStalledReaders, WebSocketsSansIOProtocol):
     # What arrives.
 
     def data_received(self, data: bytes) -> None:
+        """Bytes from the client; before the handshake is answered they wait."""
         if not self.handshake_complete:
-            if len(self._early) <= MAX_EARLY:  # one more than fits tells `_accept` that there was too much
+            if (
+                len(self._early) <= MAX_EARLY
+            ):  # one byte more than fits tells `_accept` that there was too much
                 self._early += data[: MAX_EARLY + 1 - len(self._early)]
             return
-        for start in range(0, len(data), _SLICE):  # so that a refusal stops the work
+        for start in range(0, len(data), _SLICE):
             if self._drowned or self.transport.is_closing():
                 return
             super().data_received(data[start : start + _SLICE])
 
     def handle_text(self, event: Frame) -> None:
+        """A text frame."""
         if self._allowed():
             super().handle_text(event)
 
     def handle_bytes(self, event: Frame) -> None:
+        """A binary frame."""
         if self._allowed():
             super().handle_bytes(event)
 
     def handle_cont(self, event: Frame) -> None:
+        """A continuation frame."""
         if self._allowed():
             super().handle_cont(event)
 
     def handle_ping(self) -> None:
+        """A ping frame."""
         if self._allowed():
             super().handle_ping()
 
     def handle_pong(self, event: Frame) -> None:
+        """A pong frame."""
         if self._allowed():
             super().handle_pong(event)
 
@@ -147,38 +206,40 @@ class GuardedWebSocket(CutsOffStalledReaders, WebSocketsSansIOProtocol):
         if self._frames <= FRAMES + FRAMES_PER_SECOND * (self.loop.time() - self._began):
             return True
         self._drowned = True
-        self._httpd.metrics.refused("flood")
+        self._state.metrics.refused("flood")
         self.transport.pause_reading()
         if not self.close_sent:
             self._close(1008, "too many messages")
         return False
 
     def send_receive_event_to_app(self) -> None:
+        """A message is complete: pass it on, unless it is not UTF-8."""
         if self.curr_msg_data_type == "text" and not self.close_sent:
-            try:  # here, because uvicorn logs an error with a traceback for whatever a client sends
+            try:  # here, because uvicorn logs a traceback for what a client sends
                 b"".join(self.frames).decode()
             except UnicodeDecodeError:
                 self.frames = []
-                self._httpd.metrics.refused("not UTF-8")
+                self._state.metrics.refused("not UTF-8")
                 self._close(1007, "")
                 return
         super().send_receive_event_to_app()
 
     def handle_parser_exception(self) -> None:
+        """The client broke the protocol: close with the code that the parser chose."""
         if self.close_sent:
             return
-        self._httpd.metrics.refused("not WebSocket")
+        self._state.metrics.refused("not WebSocket")
         closing = self.conn.close_sent
         code, reason = (closing.code, closing.reason) if closing is not None else (1006, "")
         self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
         self._say_goodbye()
 
     def _say_goodbye(self) -> None:
-        """Send what the protocol wants to say last; reading goes on for a moment, or a reset would overtake it."""
+        """Send the protocol's last bytes. Reading goes on for a moment, or a reset would overtake them."""
         self.stop_keepalive()
         self.transport.write(b"".join(self.conn.data_to_send()))
         self.close_sent = True
-        self._linger(self._httpd.settings.linger)
+        self._linger(self._state.settings.linger)
 
     def _close(self, code: int, reason: str) -> None:
         self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
@@ -191,7 +252,7 @@ class GuardedWebSocket(CutsOffStalledReaders, WebSocketsSansIOProtocol):
         self.close_timer = self.loop.call_later(seconds, self._cut)
 
     def _cut(self) -> None:
-        """Close, and do not wait for a client that does not take what is still to be sent."""
+        """Close, without waiting for a client that does not read what is still to be sent."""
         if self.transport.get_write_buffer_size():
             self.transport.abort()
         else:
@@ -200,7 +261,8 @@ class GuardedWebSocket(CutsOffStalledReaders, WebSocketsSansIOProtocol):
     # What is sent.
 
     async def send(self, message: Any) -> None:
-        if self.close_sent:  # by this protocol, while the endpoint was about to say something
+        """Carry out what the endpoint sends. Raises `ClientDisconnected` when the WebSocket is closed."""
+        if self.close_sent:  # by this protocol, while the endpoint was about to send
             raise ClientDisconnected
         if message["type"] == "websocket.send" and self._send_soon(message.get("text")):
             return
@@ -210,7 +272,7 @@ class GuardedWebSocket(CutsOffStalledReaders, WebSocketsSansIOProtocol):
         await super().send(message)
         if message["type"] == "websocket.close" and self.close_timer is not None:
             self.stop_keepalive()
-            self._linger(self.close_timeout if message.get("code") == 1000 else self._httpd.settings.linger)
+            self._linger(self.close_timeout if message.get("code") == 1000 else self._state.settings.linger)
 
     def _accept(self) -> None:
         if self.disconnected or self.transport.is_closing():
@@ -229,8 +291,8 @@ class GuardedWebSocket(CutsOffStalledReaders, WebSocketsSansIOProtocol):
                 self.data_received(early)
 
     def _send_soon(self, text: str | None) -> bool:
-        """Messages that come together, and the close after them, leave in one write: system calls are what an
-        answer costs most. The protocol object keeps everything in order. False: take the usual way."""
+        """Send messages that come together, and the close after them, in one write: system calls are most of what an
+        answer costs. The protocol object keeps the order. False: the caller must take the usual way."""
         if (
             text is None
             or self.conn.state is not State.OPEN
@@ -250,9 +312,10 @@ class GuardedWebSocket(CutsOffStalledReaders, WebSocketsSansIOProtocol):
             self.transport.write(b"".join(output))
 
     def keepalive_timeout(self) -> None:
-        self._httpd.metrics.refused("no pong")
+        """A ping was not answered in time."""
+        self._state.metrics.refused("no pong")
         super().keepalive_timeout()
-        self._linger(self._httpd.settings.linger)
+        self._linger(self._state.settings.linger)
 
     def shutdown(self) -> None:
-        """The server is about to end: the endpoint says goodbye, with a reason; `serve` cuts what is left then."""
+        """Do nothing: at shutdown the endpoint ends the conversation with a reason, and the listener cuts the rest."""

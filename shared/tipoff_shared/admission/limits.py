@@ -6,17 +6,15 @@ that an IPv6 household is one client and loopback is none.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from functools import lru_cache
 from ipaddress import IPv6Address, IPv6Network
 
 from tipoff_shared.admission.client_address import Address
 from tipoff_shared.errors import SlowDown, Unavailable
+from tipoff_shared.primitives.token_bucket import TokenBuckets
 
 RETRY_AFTER = 2.0
 """Seconds that a client who finds no place is told to wait."""
-MAX_ADDRESSES = 20_000
-"""Addresses whose rate is remembered; beyond it the one that asked longest ago is forgotten."""
 
 
 @lru_cache(maxsize=4096)
@@ -74,22 +72,9 @@ class ConcurrencyLimit:
                 del self._by_address[key]
 
 
-class RateLimit:
-    """A token bucket for each address: `rate` requests per second, `burst` at once. Rate 0 means no limit."""
-
-    def __init__(self, rate: float, burst: float) -> None:
-        self._rate = rate
-        self._burst = max(1.0, burst)
-        self._tokens: OrderedDict[str, tuple[float, float]] = OrderedDict()
+class RateLimit(TokenBuckets[str]):
+    """Requests per second of each address, in a token bucket of its own; loopback is not limited."""
 
     def take(self, key: str, now: float) -> float:
-        """0.0 when the client of `key` (an `address_key`) may ask, else the seconds until it may. "" is not limited."""
-        if not key or not self._rate:
-            return 0.0
-        tokens, then = self._tokens.pop(key, (self._burst, now))
-        tokens = min(self._burst, tokens + (now - then) * self._rate)
-        allowed = tokens >= 1.0
-        self._tokens[key] = (tokens - 1.0 if allowed else tokens, now)
-        if len(self._tokens) > MAX_ADDRESSES:
-            self._tokens.popitem(last=False)
-        return 0.0 if allowed else (1.0 - tokens) / self._rate
+        """0.0 when the client of `key` (an `address_key`) may ask, else the seconds until it may."""
+        return super().take(key, now) if key else 0.0

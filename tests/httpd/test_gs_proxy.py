@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tipoff_matchmaker_httpd.routes import gs_upstreams
-from tipoff_matchmaker_httpd.routes.gs_upstreams import Upstreams, upstream_of
+from tipoff_matchmaker_httpd.routes import gs_proxy
+from tipoff_matchmaker_httpd.routes.gs_proxy import Upstreams, upstream_of
 from tipoff_shared.errors import Unavailable
+from tipoff_shared.kv.bucket import Bucket, Entry
 from tipoff_shared.kv.buckets import Buckets, create_buckets
 from tipoff_shared.messages import Transports, UdpAddress, WebSocketAddress
 from tipoff_shared.nats.connection import Bus
@@ -177,12 +178,12 @@ async def test_without_nats_an_answer_given_before_stays_good(
     """Players reconnect to games that go on; what was never asked is 503 with Retry-After."""
     await kv.deployments.create("arena-1", record())
     assert (await http.get("/internal/gs/arena-1")).status_code == 204
-    monkeypatch.setattr(gs_upstreams, "FRESH", 0.0)
+    monkeypatch.setattr(gs_proxy, "FRESH", 0.0)
 
     async def away(*_: object) -> None:
         raise Unavailable("NATS is away", retry_after=2)
 
-    monkeypatch.setattr(gs_upstreams, "_upstream", away)
+    monkeypatch.setattr(Bucket, "get", away)
     assert (await http.get("/internal/gs/arena-1")).status_code == 204
     unknown = await http.get("/internal/gs/arena-2")
     assert (unknown.status_code, unknown.headers["retry-after"]) == (503, "2")
@@ -192,61 +193,59 @@ async def test_without_nats_an_answer_given_before_stays_good(
 
 
 class Counted:
-    """A store that counts its reads and can hold them back."""
+    """A `deployments` bucket that counts its reads and can hold them back. `found`: the upstream of all it knows."""
 
-    def __init__(self, found: str | None) -> None:
-        self.found = found
+    def __init__(self) -> None:
+        self.found: str | None = "host:1"
         self.reads = 0
         self.asked = asyncio.Event()
         self.go = asyncio.Event()
         self.go.set()
 
-    async def upstream(self, *_: object) -> str | None:
+    async def get(self, key: str) -> Entry[DeploymentRecord] | None:
         self.reads += 1
         self.asked.set()
         found = self.found
         await self.go.wait()
-        return found
+        return Entry(key, record(proxy=found), 1) if found else None
 
 
 @pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
-    counted = Counted("host:1")
-    monkeypatch.setattr(gs_upstreams, "_upstream", counted.upstream)
-    return counted
+def counted() -> Counted:
+    return Counted()
 
 
-async def test_a_storm_asks_nats_once(nats: Bus, kv: Buckets, counted: Counted) -> None:
+async def test_a_storm_asks_nats_once(kv: Buckets, counted: Counted) -> None:
     """A thousand players of one server, all at one moment, and again a moment later."""
-    upstreams = Upstreams()
-    async with upstreams.running(nats):
+    upstreams = Upstreams(counted)
+    async with upstreams.running(kv.gameservers):
         for _ in range(2):
             found = await asyncio.gather(*(upstreams.find("arena-1") for _ in range(1000)))
             assert set(found) == {"host:1"}
     assert counted.reads == 1
 
 
-async def test_an_answer_lives_for_seconds(nats: Bus, kv: Buckets, counted: Counted) -> None:
+async def test_an_answer_lives_for_seconds(kv: Buckets, counted: Counted) -> None:
     """Then NATS is asked again; a refusal lives for one second."""
     now = [100.0]
-    upstreams = Upstreams(lambda: now[0])
-    async with upstreams.running(nats):
+    upstreams = Upstreams(counted, lambda: now[0])
+    async with upstreams.running(kv.gameservers):
         await upstreams.find("arena-1")
         counted.found = None
-        now[0] += gs_upstreams.FRESH - 0.1
+        now[0] += gs_proxy.FRESH - 0.1
         assert await upstreams.find("arena-1") == "host:1"
         now[0] += 0.2
         assert await upstreams.find("arena-1") is None
         counted.found = "host:2"
-        now[0] += gs_upstreams.FRESH_REFUSAL
+        now[0] += gs_proxy.FRESH_REFUSAL
         assert await upstreams.find("arena-1") == "host:2"
 
 
-async def test_a_lease_that_goes_ends_an_answer_at_once(nats: Bus, kv: Buckets, counted: Counted) -> None:
+async def test_a_lease_that_goes_ends_an_answer_at_once(kv: Buckets, counted: Counted) -> None:
     """Told by the watch; a heartbeat leaves it."""
-    upstreams = Upstreams()
+    upstreams = Upstreams(counted)
     upstreams.hint("arena-1", lease())
-    async with upstreams.running(nats):
+    async with upstreams.running(kv.gameservers):
         await upstreams.find("arena-1")
         upstreams.hint("arena-1", lease(players=3))
         assert await upstreams.find("arena-1") == "host:1"
@@ -256,10 +255,10 @@ async def test_a_lease_that_goes_ends_an_answer_at_once(nats: Bus, kv: Buckets, 
         assert await upstreams.find("arena-1") is None
 
 
-async def test_what_changes_while_it_is_read_is_read_again(nats: Bus, kv: Buckets, counted: Counted) -> None:
+async def test_what_changes_while_it_is_read_is_read_again(kv: Buckets, counted: Counted) -> None:
     """An answer from before the change is not kept."""
-    upstreams = Upstreams()
-    async with upstreams.running(nats):
+    upstreams = Upstreams(counted)
+    async with upstreams.running(kv.gameservers):
         counted.go.clear()
         asking = asyncio.create_task(upstreams.find("arena-1"))
         await counted.asked.wait()
@@ -270,42 +269,42 @@ async def test_what_changes_while_it_is_read_is_read_again(nats: Bus, kv: Bucket
         assert await upstreams.find("arena-1") == "host:2"
 
 
-async def test_the_watch_hears_of_leases(nats: Bus, kv: Buckets, eventually: Any) -> None:
+async def test_the_watch_hears_of_leases(kv: Buckets, eventually: Any) -> None:
     """On real NATS: put, then gone."""
-    upstreams = Upstreams()
-    async with upstreams.running(nats):
+    upstreams = Upstreams(kv.deployments)
+    async with upstreams.running(kv.gameservers):
         await kv.gameservers.put("arena-1", lease())
-        await eventually(lambda: "arena-1" in upstreams._leases)
+        await eventually(lambda: "arena-1" in upstreams.servers)
         await kv.gameservers.delete("arena-1")
-        await eventually(lambda: "arena-1" not in upstreams._leases)
+        await eventually(lambda: "arena-1" not in upstreams.servers)
 
 
 async def test_names_that_do_not_exist_take_no_memory_without_end(
-    nats: Bus, kv: Buckets, counted: Counted, monkeypatch: pytest.MonkeyPatch
+    kv: Buckets, counted: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The oldest answers go."""
-    monkeypatch.setattr(gs_upstreams, "KEPT", 10)
+    monkeypatch.setattr(gs_proxy, "KEPT", 10)
     counted.found = None
-    upstreams = Upstreams()
-    async with upstreams.running(nats):
+    upstreams = Upstreams(counted)
+    async with upstreams.running(kv.gameservers):
         for number in range(30):
             await upstreams.find(f"arena-{number}")
-    assert len(upstreams._known) == 10
+    assert upstreams.kept == 10
 
 
 async def test_a_nats_that_does_not_answer_is_503(
-    nats: Bus, kv: Buckets, counted: Counted, monkeypatch: pytest.MonkeyPatch
+    kv: Buckets, counted: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Within its patience; and at the end of httpd nobody is left waiting."""
-    monkeypatch.setattr(gs_upstreams, "PATIENCE", 0.05)
+    monkeypatch.setattr(gs_proxy, "PATIENCE", 0.05)
     counted.go.clear()
-    upstreams = Upstreams()
-    async with upstreams.running(nats):
+    upstreams = Upstreams(counted)
+    async with upstreams.running(kv.gameservers):
         with pytest.raises(Unavailable):
             await upstreams.find("arena-1")
-        monkeypatch.setattr(gs_upstreams, "PATIENCE", 30)
+        monkeypatch.setattr(gs_proxy, "PATIENCE", 30)
         counted.asked.clear()
         asking = asyncio.create_task(upstreams.find("arena-1"))
         await counted.asked.wait()
-    with pytest.raises(Unavailable, match="going away"):
+    with pytest.raises(Unavailable, match="stopping"):
         await asking

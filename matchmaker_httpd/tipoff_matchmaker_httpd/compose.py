@@ -1,0 +1,130 @@
+"""Builds the parts of one httpd, in this order, each from those before it.
+
+settings -> limits, metrics -> NATS -> matchmaker client, upstreams, turn relay -> state -> demo feed -> routes -> app
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tipoff_matchmaker_httpd.app import HttpdApp, make_api
+from tipoff_matchmaker_httpd.matchmaker.client import open_client
+from tipoff_matchmaker_httpd.matchmaker.feedback import Deadlines
+from tipoff_matchmaker_httpd.metrics import Metrics
+from tipoff_matchmaker_httpd.routes.demo import DemoFeed, demo_routes, web_directory
+from tipoff_matchmaker_httpd.routes.gs_proxy import Upstreams, gs_routes
+from tipoff_matchmaker_httpd.routes.health import health_routes
+from tipoff_matchmaker_httpd.routes.hooks import webhook_routes
+from tipoff_matchmaker_httpd.routes.play_http import stream_routes
+from tipoff_matchmaker_httpd.routes.wannaplay import wannaplay_routes
+from tipoff_matchmaker_httpd.settings import Settings
+from tipoff_matchmaker_httpd.state import HttpdState
+from tipoff_shared.admission.limits import ConcurrencyLimit
+from tipoff_shared.hooks import load_hook_key
+from tipoff_shared.kv.buckets import buckets
+from tipoff_shared.nats.connection import connect
+from tipoff_shared.primitives.single_flight import SingleFlight
+from tipoff_shared.primitives.tasks import Tasks
+from tipoff_shared.settings import NatsSettings
+from tipoff_turn_relay.admission import TurnSettings
+from tipoff_turn_relay.service import BODY_LIMITS, open_turn_relay
+from tipoff_turn_relay.service import PATH as TURN_PATH
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A running httpd without its sockets."""
+
+    app: HttpdApp
+    state: HttpdState
+    feed: DemoFeed
+    """Empty outside demo mode."""
+
+
+@asynccontextmanager
+async def compose(settings: Settings, nats_settings: NatsSettings) -> AsyncIterator[Parts]:
+    """An httpd that is connected to NATS, for the time of the block.
+
+    Raises `ConfigError` for a hook key or a page that cannot be used, `Unavailable` when NATS cannot be reached.
+    Leaving drains first, then ends the parts from the last to the first: the demo feed, the turn relay, the readiness
+    checks, the upstreams, the matchmaker client (its players get an answer), the tasks, NATS.
+    """
+    hook_key = load_hook_key(
+        settings.hook_key.get_secret_value(), settings.hook_key_file, nats_settings.namespace
+    )
+    web = web_directory(settings) if settings.demo else None
+    limits = ConcurrencyLimit(settings.max_requests, settings.max_requests_per_address)
+    metrics = Metrics()
+    async with AsyncExitStack() as stack:
+        bus = await stack.enter_async_context(connect(nats_settings, name="httpd"))
+        tasks = await stack.enter_async_context(Tasks("httpd"))
+        client = await stack.enter_async_context(open_client(bus, tasks, deadlines(settings)))
+        every = buckets(bus)
+        upstreams = Upstreams(every.deployments)
+        await stack.enter_async_context(upstreams.running(every.gameservers))
+        checks = await stack.enter_async_context(SingleFlight[str, list[str]]("readiness"))
+        state = HttpdState(settings, bus, client, limits, metrics, BODY_LIMITS if settings.turn_relay else {})
+        routers = [
+            stream_routes(state),
+            wannaplay_routes(state),
+            health_routes(state, checks),
+            gs_routes(state, upstreams),
+            webhook_routes(state, hook_key),
+        ]
+        endpoints: dict[str, ASGIApp] = {}
+        if settings.turn_relay:
+            turn_settings = TurnSettings(
+                settings.turn_requests_per_second,
+                settings.turn_registrations_per_minute,
+                settings.nats_patience,
+            )
+            turn = await stack.enter_async_context(
+                open_turn_relay(turn_settings, bus, tasks, state.addresses, limits, metrics.registry)
+            )
+            state.on_drain(turn.drain)
+            endpoints[TURN_PATH] = turn.text
+            routers.append(turn.router)
+        feed = DemoFeed()
+        if web is not None:
+            state.on_drain(feed.stop)
+            await stack.enter_async_context(feed.running(bus))
+            routers.append(demo_routes(state, feed, web))
+        app = HttpdApp(state, make_api(routers), endpoints)
+        stack.callback(state.drain)
+        yield Parts(app, state, feed)
+
+
+def deadlines(settings: Settings) -> Deadlines:
+    """How long a request waits for the matchmakers, by these settings."""
+    return Deadlines(
+        request=settings.request_timeout,
+        acknowledge=settings.acknowledge_timeout,
+        retry=settings.retry_timeout,
+        silence=settings.silence_timeout,
+        nats=settings.nats_patience,
+    )
+
+
+def create_app(settings: Settings, nats_settings: NatsSettings) -> ASGIApp:
+    """An ASGI application for any server that runs the lifespan protocol; the parts live as long as its lifespan.
+
+    Without `run_httpd` nothing limits what happens below HTTP: slow heads, sizes, floods.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[Mapping[str, HttpdApp]]:
+        async with compose(settings, nats_settings) as parts:
+            yield {"httpd": parts.app}
+
+    outer = FastAPI(lifespan=lifespan, openapi_url=None)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        inner: ASGIApp = outer if scope["type"] == "lifespan" else scope["state"]["httpd"]
+        await inner(scope, receive, send)
+
+    return app
