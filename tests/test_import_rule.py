@@ -79,6 +79,7 @@ ORDER = {
         state
         routes
         app
+        compose
         server
         __main__
         """,

@@ -126,8 +126,11 @@ class GuardedHttp(StallGuard, HttpToolsProtocol):
         self._unset_keepalive_if_required()
         if self._in_head:
             self._head_size += len(data)
+        parser: httptools.HttpRequestParser | None = self.parser
+        if parser is None:  # the connection is lost
+            return None
         try:
-            self.parser.feed_data(data)
+            parser.feed_data(data)
         except httptools.HttpParserError:
             self.send_400_response("")
         except httptools.HttpParserUpgrade as exc:
