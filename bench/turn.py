@@ -28,7 +28,7 @@ from tipoff_shared.admission.limits import ConcurrencyLimit
 from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.settings import NatsSettings
 from tipoff_turn_relay.admission import TurnAdmission, TurnSettings
-from tipoff_turn_relay.service import open_on_stores
+from tipoff_turn_relay.service import PATH, open_on_stores
 from tipoff_turn_relay.store import MemoryRecords
 
 FLAT_OUT_CLIENTS = 40
