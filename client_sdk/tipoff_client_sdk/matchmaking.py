@@ -132,7 +132,7 @@ class SeatRequest:
     def receive(self, message: str | bytes) -> Progress | None:
         """Take in one message; returns the progress to report, or None for what is known already.
 
-        Raises the typed error that the matchmaker sent, or `Malformed` for anything that is not a message of its own.
+        Raises the typed error that the matchmaker sent, or `Malformed` for anything else.
         """
         feedback = decode_feedback(message)
         match feedback:

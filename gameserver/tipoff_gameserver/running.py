@@ -103,7 +103,7 @@ class Running:
     # --- the beginning ----------------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        """Listen; nobody is let in yet."""
+        """Listen; players are refused until `start`."""
         matchmaker = None
         if self._context.stand_alone:
             matchmaker = Matchmaker(self._context, self._boot_id, self.endpoints.udp_port, self._roster)
@@ -186,9 +186,9 @@ class Running:
         self._housekeeping_timer = self._loop.call_later(1.0, self._housekeeping)
 
     def _give_up(self, failure: GameFailed) -> None:
-        self.shutdown.shutdown(str(failure))
+        self.shutdown.begin(str(failure))
         self._clock.stop()
-        for player in self._players:  # nothing more will come, so nobody is left waiting for it
+        for player in self._players:  # no tick will follow, so players must not wait for one
             player.kick("the game has failed")
 
     # --- the end ----------------------------------------------------------------------------------------------

@@ -188,7 +188,7 @@ class GameServer:
 
     @property
     def state(self) -> LeaseState:
-        """`ready`, `draining` (nobody new is let in) or `ended`."""
+        """`ready`, `draining` (nobody is let in) or `ended`."""
         return self._running.shutdown.state if self._running else LeaseState.READY
 
     def background(self, work: Coroutine[Any, Any, None], name: str = "background") -> asyncio.Task[None]:
@@ -197,14 +197,14 @@ class GameServer:
         return self._started.tasks.start(work, name)
 
     def shutdown(self, reason: str = "the match is over") -> Awaitable[None]:
-        """End the match and the deployment: nobody new comes in, everybody is sent away, `run` returns.
+        """End the match and the deployment: nobody comes in, all players are sent away, `run` returns.
 
         May be awaited (the matchmaker then knows) or just called, from anywhere in the event loop. Idempotent.
         """
-        return self._started.shutdown.shutdown(reason)
+        return self._started.shutdown.begin(reason)
 
     def drain(self, reason: str = "", *, grace: float | None = None) -> None:
-        """Let nobody in any more, and end when the last player has left, or after `grace` seconds. Idempotent."""
+        """Let nobody in, and end when the last player has left, or after `grace` seconds. Idempotent."""
         self._started.shutdown.drain(reason, grace)
 
     # --- running ----------------------------------------------------------------------------------------------

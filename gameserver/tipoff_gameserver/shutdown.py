@@ -36,7 +36,7 @@ class Shutdown:
         self._signalled = False
         roster.on_empty(self._last_player_left)
 
-    def shutdown(self, reason: str) -> asyncio.Task[None]:
+    def begin(self, reason: str) -> asyncio.Task[None]:
         """The match is over: tell the matchmaker, then the server is due to close. Idempotent."""
         if self._announcing is None:
             log.info("shutting down: %s", reason)

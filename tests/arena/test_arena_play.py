@@ -1,4 +1,4 @@
-"""The arena through real sockets: a real server that stands alone, real clients, both transports."""
+"""The arena through real sockets: a real stand-alone server, real clients, both transports."""
 
 from __future__ import annotations
 

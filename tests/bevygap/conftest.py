@@ -1,4 +1,4 @@
-"""A launcher, a matchmaker and a NATS of its own for each test: bevygap's parts know no namespaces."""
+"""Each test has its own launcher, matchmaker and NATS: bevygap's parts know no namespaces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Players as bevygap's client plugin makes them: a token of the lightyear dialect, the address of `SessionReady`."""
+"""Players like those of bevygap's client plugin: a token of the lightyear dialect, the address of `SessionReady`."""
 
 from __future__ import annotations
 

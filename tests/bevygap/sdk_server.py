@@ -1,4 +1,4 @@
-"""A server with our SDK that is told nothing of ours: only what Edgegap, or our launcher, tells any server."""
+"""A server with our SDK and without our variables: it knows only what Edgegap, or our launcher, tells any server."""
 
 from __future__ import annotations
 

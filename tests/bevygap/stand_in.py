@@ -1,5 +1,5 @@
-"""A game server in the place of one with bevygap's server plugin (0.2): it demands what that demands, in that order,
-and like that it ends as soon as anything is missing. It knows nothing of ours but the netcode library.
+"""Stands in for a game server with bevygap's server plugin (0.2): it demands the same things in the same order, and
+ends as soon as anything is missing. Of our code it uses only the netcode library.
 
     python stand_in.py [--port N] [--ca_contents PEM]
 

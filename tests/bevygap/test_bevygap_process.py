@@ -1,4 +1,4 @@
-"""Servers with bevygap's plugin, started by the launcher as processes, unmodified: two at once on one host."""
+"""Unmodified servers with bevygap's plugin, started by the launcher as processes: two at once on one host."""
 
 from __future__ import annotations
 

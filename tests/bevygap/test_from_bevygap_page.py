@@ -1,4 +1,4 @@
-"""What docs/from-bevygap.md says is so; its games.toml is also what the Docker test plays."""
+"""docs/from-bevygap.md is true; the Docker test plays its games.toml."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A matchmaker that does as it is told, a game that echoes, and a frame loop's way of waiting."""
+"""A scripted matchmaker, a game that echoes, and the polling of a frame loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Playing through a real gameserver: both transports, falling back, every way in which a game ends."""
+"""Playing on a real game server: both transports, the fallback, every way in which a game ends."""
 
 from __future__ import annotations
 

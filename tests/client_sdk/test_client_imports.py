@@ -1,4 +1,4 @@
-"""The client SDK runs where Python runs, and brings nothing of the services along."""
+"""The client SDK runs where Python runs, and needs no dependency of the services."""
 
 from __future__ import annotations
 

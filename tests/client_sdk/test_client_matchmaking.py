@@ -1,4 +1,4 @@
-"""Asking for a seat: progress in order, typed errors, and the same request id after a break."""
+"""A request for a seat: progress in order, typed errors, and the same request id after a break."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The player of a frame loop: nothing ever waits, everything is told by `poll`."""
+"""The player of a frame loop: nothing ever waits, and `poll` returns everything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Game servers for tests: one that stands alone, and deployments with a real NATS."""
+"""Game servers for tests: a stand-alone one, and deployments with a real NATS."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def game() -> Recorder:
 
 @pytest.fixture
 async def alone(game: Recorder) -> AsyncIterator[GameServer]:
-    """A running server that stands alone, with room for two."""
+    """A running stand-alone server with room for two."""
     async with GameServer(game, stand_alone=True, listen="127.0.0.1:0", tick_rate=100, capacity=2) as server:
         yield server
 
@@ -36,7 +36,7 @@ async def kv(nats: Bus) -> Buckets:
 
 @pytest.fixture
 def deployment(settings: NatsSettings, kv: Buckets) -> Context:
-    """A deployment on loopback whose ports are free ones."""
+    """A deployment on loopback, on free ports."""
     return Context(
         deployment_id="arena-1",
         game="arena",

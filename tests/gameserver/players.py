@@ -1,4 +1,4 @@
-"""What tests play with: a game that remembers everything, and players by UDP and by WebSocket."""
+"""A game that records every callback, and players by UDP and by WebSocket."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _client_ids = itertools.count(1000)
 
 
 class Recorder(Game):
-    """Echoes every message and remembers what it was told."""
+    """Echoes every message and records every callback."""
 
     def __init__(self) -> None:
         self.happened: list[tuple[Any, ...]] = []
@@ -128,7 +128,7 @@ async def ask(url: str, request: str | bytes = '{"game": "g", "version": "1"}') 
 
 
 async def ready(server: GameServer, request: str = '{"game": "g", "version": "1"}') -> SessionReady:
-    """The way into a server that stands alone."""
+    """A seat on a stand-alone server."""
     answer = (await ask(server.url, request))[-1]
     assert isinstance(answer, SessionReady), answer
     return answer
@@ -139,7 +139,7 @@ def token_of(answer: SessionReady) -> bytes:
 
 
 class WebSocketPlayer:
-    """A connection of which the token was shown; `answer` is what the server said to it."""
+    """A connection after the token was sent; `answer` is the server's."""
 
     def __init__(self, ws: ClientConnection, answer: Admitted | Failed) -> None:
         self.ws = ws
@@ -166,7 +166,7 @@ async def by_websocket(server: GameServer, token: bytes) -> AsyncIterator[WebSoc
 
 
 class UdpPlayer:
-    """A netcode client with a socket of its own and a task that drives it."""
+    """A netcode client with its own socket; a task drives it."""
 
     def __init__(self, token: bytes, local: str = "127.0.0.1") -> None:
         self._loop = asyncio.get_running_loop()
@@ -177,7 +177,7 @@ class UdpPlayer:
         self.received: asyncio.Queue[bytes] = asyncio.Queue()
         self.changed = asyncio.Event()
         self.silent = False
-        """Set to send nothing more, not even a farewell."""
+        """Set to send nothing more, not even a disconnect."""
 
     @property
     def state(self) -> ClientState:

@@ -1,4 +1,4 @@
-"""Whom a deployment lets in: the right token, once, on whatever transport."""
+"""Admission: the right token gets in, once, on any transport."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When ticks are due: a grid without drift, and without a spiral of death."""
+"""Ticks are due on a grid, without drift and without a spiral of death."""
 
 from __future__ import annotations
 

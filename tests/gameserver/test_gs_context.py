@@ -1,4 +1,4 @@
-"""What a server makes of its environment: ours, Edgegap's, or none."""
+"""A server reads its environment: our variables, Edgegap's, or none."""
 
 from __future__ import annotations
 

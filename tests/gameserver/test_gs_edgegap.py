@@ -1,4 +1,4 @@
-"""At Edgegap: the name by which browsers reach a server, asked of Edgegap while the server starts."""
+"""At Edgegap a server asks, while it starts, for the name by which browsers reach it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a game may rely on: order, one callback at a time, and that a bug harms nobody else."""
+"""A game may rely on order, on one callback at a time, and on a bug harming nobody else."""
 
 from __future__ import annotations
 

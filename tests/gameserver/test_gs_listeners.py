@@ -1,4 +1,4 @@
-"""Listeners in unusual places: event loops without readers, two address families, TLS; and Edgegap's farewell."""
+"""Listeners under unusual conditions: event loops without readers, two address families, TLS; the end at Edgegap."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server that stands alone: it answers players itself, so that clients never change."""
+"""A stand-alone server answers players itself, so that clients never change."""
 
 from __future__ import annotations
 

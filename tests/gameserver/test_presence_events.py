@@ -1,4 +1,4 @@
-"""What a game server of the isolated profile has still to tell, whatever happens while it tells."""
+"""Presence in the isolated profile: every change is reported, whatever happens while reporting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Presence in the trusted profile: whose keys it writes, and whose it leaves alone."""
+"""Presence in the trusted profile: which keys a server writes, and which it leaves to other servers."""
 
 from __future__ import annotations
 

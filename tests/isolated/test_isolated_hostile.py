@@ -1,4 +1,4 @@
-"""A hostile game server in the isolated profile: it has its own credentials and key, and tries everything else."""
+"""A hostile game server in the isolated profile: it has its own credentials and key, and tries all the rest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Playing where game servers are not trusted: they only send events, and everything goes on as with trusted ones."""
+"""Playing on game servers that are not trusted: they only send events, and players notice no difference."""
 
 from __future__ import annotations
 

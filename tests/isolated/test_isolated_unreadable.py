@@ -1,4 +1,4 @@
-"""Bytes that nats-py cannot read, from a game server nobody trusts: they must not end the reading of all others."""
+"""Bytes that nats-py cannot read, from an untrusted game server, must not end the reading of all others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Events of game servers as hostile input, and the rules by which they are written down."""
+"""Events of game servers as hostile input, and the rules by which a matchmaker writes what they say."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""A nats-server of the isolated profile: accounts, roles and permissions as `tipoff secrets init` makes them, and
-beside them one user who may see everything, and asks as httpd does."""
+"""The world of the isolated profile: a nats-server with the accounts, roles and permissions of `tipoff secrets init`,
+and one more user, `eyes`, who may see everything and sends requests as httpd does."""
 
 from __future__ import annotations
 

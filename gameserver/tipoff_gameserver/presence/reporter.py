@@ -57,7 +57,7 @@ class Reporter(Presence, ABC):
         self._closing = False
         """The lease is refreshed no more."""
         self._ended = False
-        """Nothing is reported any more."""
+        """Nothing more is reported."""
 
     async def start(self, describe: DescribeLease, on_command: OnCommand) -> None:
         self._settings.tls_context()  # an unreadable certificate is an error now, not a warning for ever

@@ -213,7 +213,7 @@ class UdpListener:
                 data, sockaddr = recvfrom(_READ_BYTES)
             except (BlockingIOError, InterruptedError):
                 break
-            except OSError:  # Windows reports that an earlier datagram found nobody; the next one may be good
+            except OSError:  # Windows reports a closed port of an earlier datagram; the next one may be good
                 continue
             receive(data, from_socket(sockaddr), now)
             if events := take_events():
