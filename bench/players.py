@@ -1,4 +1,4 @@
-"""The load of the benches: players who ask by WebSocket and read until they have their token, at little cost.
+"""Makes the load of the benchmarks: players who ask by WebSocket and read until they have a token, at little cost.
 
 One connection is one `asyncio.Protocol`: the upgrade and the request leave in one write each, answers are scanned for
 their end. What a player then does with the seat is the caller's business.
@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 
 class Player(asyncio.Protocol):
-    """One play request; `done` is (seconds, the last message) or an exception."""
+    """One play request; `done` becomes (seconds, last message) or an exception."""
 
     def __init__(self, host: str, game: str, version: str) -> None:
         key = base64.b64encode(os.urandom(16)).decode()
@@ -84,14 +84,14 @@ class Player(asyncio.Protocol):
 
 
 def masked(payload: bytes, opcode: int = 1) -> bytes:
-    """A client's frame; a zero mask costs nothing."""
+    """A client's frame, with a mask of zeros, which costs nothing."""
     assert len(payload) < 126
     return bytes((0x80 | opcode, 0x80 | len(payload))) + b"\0\0\0\0" + payload
 
 
 @dataclass
 class Outcome:
-    """`seconds` per answered play, sorted; `errors`: message -> how often."""
+    """The result: `seconds` of each answered play, sorted; `errors`: message -> number."""
 
     seconds: list[float] = field(default_factory=list)
     errors: dict[str, int] = field(default_factory=dict)
@@ -106,7 +106,7 @@ class Outcome:
 
 
 async def play_many(url: str, game: str, version: str, *, plays: int, in_flight: int) -> Outcome:
-    """`plays` requests, `in_flight` at a time, as fast as they are answered."""
+    """Send `plays` requests, `in_flight` at a time, each as soon as another one is answered."""
     parts = urlsplit(url)
     host, port = parts.hostname or "127.0.0.1", parts.port or 80
     loop = asyncio.get_running_loop()

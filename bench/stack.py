@@ -1,7 +1,7 @@
-"""The real stack, by `tipoff up`: how fast it is ready, how fast players get in, how fast seats come back.
+"""Measures the real stack, by `tipoff up`: how fast it is ready, how fast players get in, how fast seats come back.
 
-Seats of the plays measured here are never claimed: they stay taken until their claim deadline, so every measurement
-begins with enough servers of 1,000 seats standing ready.
+The plays measured here never claim their seats, which stay taken until the claim deadline. So every measurement starts
+with enough ready servers of 1,000 seats.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ env = {{ ARENA_BOTS = "0" }}
 
 
 def run() -> Iterator[dict[str, Any]]:
-    """Each figure as soon as it is measured."""
+    """Yield each figure as soon as it is measured."""
     with asyncio.Runner() as runner:
         figures = _measure()
 
@@ -83,7 +83,7 @@ async def _measure() -> AsyncIterator[dict[str, Any]]:
 
 
 async def _ready_servers(up: RunningUp, wanted: int) -> None:
-    """Until `wanted` servers of version 1 stand ready without a seat."""
+    """Wait until `wanted` servers of version 1 are ready without a seat."""
     async with asyncio.timeout(120):
         while True:
             deployments = (await up.status())["deployments"]
@@ -118,14 +118,14 @@ def _outcome(outcome: Outcome, in_flight: int, plays: int) -> list[dict[str, Any
 
 
 async def _cold_start(up: RunningUp) -> list[dict[str, Any]]:
-    """No server of this version runs: from asking to connected, interpreter start included."""
+    """The time from the request to the connection when no server of this version runs; includes the start of Python."""
     began = time.perf_counter()
     async with connect(up.url, game="arena", version="cold"):
         return [figure("cold start to connected", time.perf_counter() - began, "s")]
 
 
 async def _disconnect_to_free(up: RunningUp, samples: int = 100) -> list[dict[str, Any]]:
-    """From a player's close to the ledger without the seat, as a watcher of KV sees it."""
+    """The time from a player's close until a watcher of KV sees the record without the seat."""
     took: list[float] = []
     async with connect_nats(up.nats_settings, name="bench") as bus:
         deployments = buckets(bus).deployments
@@ -153,7 +153,7 @@ async def _disconnect_to_free(up: RunningUp, samples: int = 100) -> list[dict[st
 
 
 async def _crash_to_free(up: RunningUp, samples: int = 10) -> list[dict[str, Any]]:
-    """From kill -9 of a game server to the ledger without its seats."""
+    """The time from kill -9 of a game server until its seats are gone."""
     took: list[float] = []
     async with connect_nats(up.nats_settings, name="bench") as bus:
         kv = buckets(bus)
@@ -182,7 +182,7 @@ async def _crash_to_free(up: RunningUp, samples: int = 10) -> list[dict[str, Any
 
 
 async def _replicas(state: Path, games: Path, count: int) -> list[dict[str, Any]]:
-    """Plays per second with `count` matchmakers and as many httpds (and the load) on the same cores."""
+    """Plays per second with `count` matchmakers, `count` httpds and the load on the same cores."""
     arguments = ("--matchmakers", str(count), "--httpds", str(count))
     async with running_up(state, games=games, arguments=arguments) as up:
         await _ready_servers(up, WARM_SERVERS)

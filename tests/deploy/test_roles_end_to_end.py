@@ -21,7 +21,7 @@ import pytest
 
 from tests.arena_servers import arena_toml
 from tests.deploy.deployed_nats import DeployedNats
-from tests.e2e.e2e_steps import command_lines, free_port
+from tests.e2e.steps import command_lines, free_port
 from tests.polling import eventually
 from tipoff.operate.watch import watch_changes
 from tipoff.secrets.directory import SecretsDirectory

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.certificates import self_signed
+from tests.polling import eventually
 from tipoff_shared.errors import Unavailable
 
 PROGRAMS = ("caddy", "nginx")
@@ -113,24 +114,19 @@ def _nginx(binary: str, directory: Path, deploy: Path, port: int, httpd_port: in
 
 
 async def _listens(process: asyncio.subprocess.Process, port: int, authority: Path, log: Path) -> None:
+    async def listens() -> bool:
+        if process.returncode is not None:
+            raise Unavailable(f"the proxy ended: {_end_of(log)}")
+        tls = ssl.create_default_context(cafile=str(authority))
+        _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls, server_hostname="localhost")
+        writer.close()
+        await writer.wait_closed()
+        return True
+
     try:
-        async with asyncio.timeout(15):
-            while True:
-                if process.returncode is not None:
-                    raise Unavailable(f"the proxy ended: {_end_of(log)}")
-                try:
-                    tls = ssl.create_default_context(cafile=str(authority))
-                    _, writer = await asyncio.open_connection(
-                        "127.0.0.1", port, ssl=tls, server_hostname="localhost"
-                    )
-                except OSError:
-                    await asyncio.sleep(0.05)  # another program's start; nothing announces it
-                    continue
-                writer.close()
-                await writer.wait_closed()
-                return
-    except TimeoutError:
-        raise Unavailable(f"the proxy does not listen after 15 s: {_end_of(log)}") from None
+        await eventually(listens, "the proxy listens", 15, unready=(OSError,))
+    except AssertionError as exc:
+        raise Unavailable(f"{exc}: {_end_of(log)}") from None
 
 
 def _end_of(log: Path) -> str:

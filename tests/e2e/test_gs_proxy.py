@@ -16,8 +16,9 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 import tipoff
-from tests.e2e.e2e_steps import free_port, pids_of
 from tests.e2e.reverse_proxies import PROGRAMS, Door, door, program
+from tests.e2e.steps import free_port, pids_of
+from tests.polling import eventually
 from tipoff.testing import RunningUp, running_up
 from tipoff_shared.messages import MAX_MESSAGE
 
@@ -124,10 +125,13 @@ async def test_an_ended_server_is_not_reached(front: Door, proxied: RunningUp) -
     for pid in pids_of(proxied.state_dir, "tipoff_arena.server"):
         if f"TIPOFF_DEPLOYMENT_ID={server['id']}".encode() in _environ(pid):
             os.kill(pid, signal.SIGKILL)
-    async with asyncio.timeout(10):
-        while (code := await status_of(front, url)) != UNKNOWN[front.name]:
-            assert code >= 500  # httpd has not heard of it yet
-            await asyncio.sleep(0.1)
+
+    async def unknown() -> bool:
+        code = await status_of(front, url)
+        assert code == UNKNOWN[front.name] or code >= 500  # httpd has not heard of it yet
+        return code == UNKNOWN[front.name]
+
+    await eventually(unknown, "the ended server is unknown", 10)
 
 
 async def test_httpd_may_die_while_players_play(front: Door, proxied: RunningUp) -> None:
@@ -141,13 +145,12 @@ async def test_httpd_may_die_while_players_play(front: Door, proxied: RunningUp)
             for _ in range(30):
                 message = await anext(messages)
                 assert 0 < len(message) <= MAX_MESSAGE
-    async with asyncio.timeout(20):
-        while True:
-            try:
-                async with playing(front):
-                    break
-            except tipoff.TipoffError:
-                await asyncio.sleep(0.1)
+
+    async def plays() -> bool:
+        async with playing(front):
+            return True
+
+    await eventually(plays, "a new player plays", 20, unready=(tipoff.TipoffError,))
 
 
 def _environ(pid: int) -> bytes:

@@ -14,8 +14,8 @@ from websockets.asyncio.client import connect
 from websockets.asyncio.server import Server, serve
 from websockets.http11 import Request, Response
 
-from tests.e2e.e2e_steps import free_port
 from tests.e2e.reverse_proxies import PROGRAMS, Door, door, program
+from tests.e2e.steps import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.e2e_steps import all_given_back, command_lines, tipoff, tipoff_json
+from tests.e2e.steps import all_given_back, command_lines, tipoff, tipoff_json
 from tests.polling import eventually
 from tipoff.testing import RunningUp
 from tipoff_client_sdk import connect

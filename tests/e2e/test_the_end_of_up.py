@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.e2e_steps import all_given_back, processes_of
+from tests.e2e.steps import all_given_back, processes_of
 from tests.polling import eventually
 from tipoff.testing import RunningUp, running_up
 from tipoff_client_sdk import connect

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.certificates import self_signed
-from tests.e2e.e2e_steps import all_given_back, free_port
+from tests.e2e.steps import all_given_back, free_port
 from tests.polling import eventually
 from tipoff.testing import running_up
 from tipoff.up.addresses import lan_address

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.arena_servers import arena_toml
-from tests.e2e.e2e_steps import pids_of
+from tests.e2e.steps import pids_of
 from tests.polling import eventually
 from tipoff.testing import running_up
 from tipoff_client_sdk import connect
