@@ -106,15 +106,15 @@ ORDER = {
         """,
     "tipoff_orchestrator_client": """
         base
-        wire launcher fake
+        events wire launcher fake
         edgegap
         registry
         """,
     "tipoff_orchestrator_client.edgegap": """
         api
         naming settings
-        orders poller setup
-        orchestrator
+        environment orders poller setup
+        orchestrator session_servers
         """,
     "tipoff_gameserver": """
         context

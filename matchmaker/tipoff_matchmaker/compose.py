@@ -7,7 +7,7 @@ being called before or after another.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -50,15 +50,16 @@ from tipoff_matchmaker.sessions.release import Releaser
 from tipoff_matchmaker.sessions.store import SessionStore
 from tipoff_matchmaker.settings import Settings
 from tipoff_matchmaker.tokens import Tokens
-from tipoff_orchestrator_client.base import Orchestrator
+from tipoff_orchestrator_client.base import ServerDirectory
 from tipoff_orchestrator_client.edgegap import SESSIONS
-from tipoff_shared.games import GameKey, Games
+from tipoff_shared.errors import ConfigError
+from tipoff_shared.games import Game, GameKey, Games
 from tipoff_shared.kv.buckets import Buckets
 from tipoff_shared.nats.connection import Bus
 from tipoff_shared.primitives.tasks import BoundedHandlers, Tasks
 
 if TYPE_CHECKING:
-    from tipoff_matchmaker.allocators.edgegap.wiring import AtEdgegap
+    from tipoff_matchmaker.allocators.edgegap.allocator import EdgegapSessions
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Parts:
     liveness: Liveness
     contexts: BevygapContexts
     planner: Planner
-    edgegap: AtEdgegap | None
+    edgegap: EdgegapSessions | None
     router: Router
     event_reader: EventReader | None
     lease: ReconcilerLease
@@ -102,7 +103,7 @@ def compose(
     games: Games,
     bus: Bus,
     buckets: Buckets,
-    orchestrators: Mapping[str, Orchestrator],
+    orchestrators: Mapping[str, ServerDirectory],
     tasks: Tasks,
     clock: Callable[[], float],
 ) -> Parts:
@@ -151,25 +152,13 @@ def compose(
 
     usual = LedgerAllocator(deployments, trust, lines, planner, our_keys, tasks, settings, clock)
     others: dict[GameKey, Allocator] = {}
-    edgegap: AtEdgegap | None = None
-    if SESSIONS in orchestrators:
-        from tipoff_matchmaker.allocators.edgegap.wiring import (
-            AtEdgegap,
-        )  # it needs httpx; nothing else here does
-
-        edgegap = AtEdgegap(
-            orchestrators[SESSIONS],
-            bus,
-            buckets,
-            games,
-            deployments,
-            readiness,
-            contexts,
-            tasks,
-            settings,
-            clock=clock,
+    edgegap: EdgegapSessions | None = None
+    if (servers := orchestrators.get(SESSIONS)) is not None:
+        theirs = [game for game in games.all() if game.orchestrator == SESSIONS]
+        edgegap = _edgegap_sessions(
+            servers, theirs, bus, buckets, deployments, readiness, contexts, tasks, settings, clock
         )
-        others.update(edgegap.allocators)
+        others |= dict.fromkeys((game.key for game in theirs), edgegap)
     router = Router(usual, others)
     releaser = Releaser(bus, buckets, games, sessions, router, tasks)
     sessions.handle(
@@ -256,3 +245,48 @@ def compose(
         gensession=gensession,
         admin=admin,
     )
+
+
+def _edgegap_sessions(
+    servers: ServerDirectory,
+    games: Sequence[Game],
+    bus: Bus,
+    buckets: Buckets,
+    deployments: DeploymentStore,
+    readiness: Readiness,
+    contexts: BevygapContexts,
+    tasks: Tasks,
+    settings: Settings,
+    clock: Callable[[], float],
+) -> EdgegapSessions:
+    """The allocator of the games whose seats Edgegap counts."""
+    # Imported here, because they need httpx, which matchmakers without such games do without.
+    from tipoff_matchmaker.allocators.edgegap.allocator import EdgegapSessions
+    from tipoff_matchmaker.allocators.edgegap.seat_store import SeatStore
+    from tipoff_matchmaker.allocators.edgegap.server_readiness import ServerReadiness
+    from tipoff_matchmaker.allocators.edgegap.session_requests import SessionRequests
+    from tipoff_matchmaker.allocators.edgegap.session_watch import SessionWatch
+    from tipoff_orchestrator_client.edgegap.poller.poll_loop import PollLoop
+    from tipoff_orchestrator_client.edgegap.session_servers import SessionServers
+
+    if not isinstance(servers, SessionServers):
+        raise ConfigError(
+            f"orchestrator {SESSIONS!r} is built in; a {type(servers).__name__} cannot replace it"
+        )
+    client, edgegap = servers.client, servers.settings
+    watch = SessionWatch(client, PollLoop(bus, edgegap, "session"))
+    seats = SeatStore(client, buckets.edgegap_sessions)
+    requests = SessionRequests(
+        client, edgegap, bus.settings.namespace, watch, seats, tasks, backoff=settings.backoff
+    )
+    ready = ServerReadiness(
+        servers,
+        deployments,
+        buckets.gameservers,
+        readiness,
+        contexts,
+        tasks,
+        clock=clock,
+        backoff=settings.backoff,
+    )
+    return EdgegapSessions(watch, seats, requests, ready, deployments, games, tasks, settings, clock=clock)

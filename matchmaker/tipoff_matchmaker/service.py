@@ -19,7 +19,7 @@ from tipoff_matchmaker.errors import ShuttingDown
 from tipoff_matchmaker.isolated.rules import check_games
 from tipoff_matchmaker.requests.subscription import QUEUE
 from tipoff_matchmaker.settings import Settings
-from tipoff_orchestrator_client.base import Orchestrator
+from tipoff_orchestrator_client.base import ServerDirectory
 from tipoff_orchestrator_client.registry import open_orchestrators, orchestrator_names
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.games import Games
@@ -135,7 +135,7 @@ async def run_matchmaker(
     settings: Settings,
     games: Games,
     nats_settings: NatsSettings,
-    orchestrators: Mapping[str, Orchestrator] | None = None,
+    orchestrators: Mapping[str, ServerDirectory] | None = None,
     *,
     clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[Matchmaker]:

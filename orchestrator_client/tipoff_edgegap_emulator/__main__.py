@@ -1,37 +1,26 @@
-"""`python -m tipoff_edgegap_emulator`: an emulator with its settings from the environment."""
+"""Runs one emulator, with its settings from the environment: `python -m tipoff_edgegap_emulator`."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 
-from pydantic import ValidationError
-
-from tipoff_edgegap_emulator.emulator import Emulator
-from tipoff_edgegap_emulator.service import serve
+from tipoff_edgegap_emulator.service import run_emulator
 from tipoff_edgegap_emulator.settings import EmulatorSettings
-from tipoff_shared import log
-from tipoff_shared.errors import ConfigError
+from tipoff_shared.service import load_settings, run_service, wait_until_stopped
+
+log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """Exits with 0 after a signal, 2 when it cannot be set up."""
-    log.configure("edgegap-emulator")
+    """Run the emulator until SIGTERM or SIGINT, then exit with a code as in `tipoff_shared.service`."""
+    run_service("edgegap-emulator", _serve)
 
-    def ready(emulator: Emulator) -> None:
-        logging.getLogger(__name__).info("the emulated Edgegap API is at %s", emulator.url)
 
-    try:
-        asyncio.run(serve(EmulatorSettings(), ready))
-    except ValidationError as exc:
-        for error in exc.errors(include_input=False, include_url=False):
-            where = "_".join(str(part) for part in error["loc"]).upper()
-            sys.stderr.write(f"tipoff edgegap-emulator: {where}: {error['msg']}\n")
-        sys.exit(2)
-    except ConfigError as exc:
-        sys.stderr.write(f"tipoff edgegap-emulator: {exc}\n")
-        sys.exit(2)
+async def _serve(stop: asyncio.Event) -> int:
+    async with run_emulator(load_settings(EmulatorSettings)) as emulator:
+        log.info("the emulated Edgegap API is at %s", emulator.url)
+        return await wait_until_stopped(stop)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import secrets
-import signal
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -25,6 +23,7 @@ from tipoff_orchestrator_client.edgegap.settings import Settings
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.games import Game, Games
 from tipoff_shared.games.toml import load_games, parse_games, read_games
+from tipoff_shared.service import load_settings
 from tipoff_shared.settings import NatsSettings
 
 
@@ -98,7 +97,7 @@ def _environment(games: Games) -> Callable[[Game], Mapping[str, str]] | None:
     """The variables of a game's version, which is all that servers get where Edgegap itself starts them."""
     if not any(game.orchestrator == SESSIONS for game in games.all()):
         return None
-    edgegap = Environment(Settings(), NatsSettings.from_environment(), games)
+    edgegap = Environment(load_settings(Settings), NatsSettings.from_environment(), games)
 
     def of(game: Game) -> dict[str, str]:
         if game.orchestrator != SESSIONS:
@@ -106,14 +105,3 @@ def _environment(games: Games) -> Callable[[Game], Mapping[str, str]] | None:
         return {name: value for name, value, _ in edgegap.of_version(game)}
 
     return of
-
-
-async def serve(settings: EmulatorSettings, on_ready: Callable[[Emulator], None]) -> None:
-    """Run an emulator until SIGTERM or SIGINT. Raises `ConfigError`."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    async with run_emulator(settings) as emulator:
-        on_ready(emulator)
-        await stop.wait()

@@ -13,7 +13,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class EmulatorSettings(BaseSettings):
     """One emulated account. Times are seconds."""
 
-    model_config = SettingsConfigDict(env_prefix="TIPOFF_EDGEGAP_EMULATOR_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix="TIPOFF_EDGEGAP_EMULATOR_", frozen=True, extra="forbid", hide_input_in_errors=True
+    )
 
     games: Path = Field(default=Path("games.toml"), validation_alias="TIPOFF_GAMES")
     """Its games with `[game.edgegap]` are the applications of the account, and how their servers are started."""

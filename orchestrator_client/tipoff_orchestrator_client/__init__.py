@@ -1,1 +1,1 @@
-"""Orchestrators: what starts and stops game servers, behind one interface."""
+"""Starts and stops game servers through one interface, whichever service runs them."""

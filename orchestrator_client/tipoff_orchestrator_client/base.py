@@ -1,27 +1,41 @@
-"""The two seams to whatever runs game servers: `Orchestrator` starts and stops them, `Allocator` finds seats.
+"""Defines the interface to services that run game servers: `Orchestrator`, its values and its errors.
 
-Everything behind these interfaces passes one contract suite (`tests/orchestrator/`): fake and real alike.
+    ServerDirectory      get, stop, list, events
+    └── Orchestrator     deploy
+
+    OrchestratorError
+    ├── NoCapacity               nothing more can be started now
+    ├── GameUnavailable          this game cannot be started now, others can
+    ├── NotConfigured            the orchestrator does not know this game or version
+    └── OrchestratorUnavailable  no answer, or an unusable one
+
+Fake and real orchestrators pass one contract suite: tests/orchestrator/test_orchestrator_contract.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
+
+MAX_PORTS = 64
+MAX_HOST = 255
+MAX_REASON = 2000
+"""Bounds of what a `Deployment` may hold: ports, characters of its host, characters of its reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeploySpec:
-    """What to start. `deployment_id` is ours and is the tag: a second deploy with it returns the same one,
-    also after it has stopped (it is then `STOPPED` and stays so).
+    """What to start. `deployment_id` is our id: a second deploy with it returns the same deployment, even after that
+    has stopped (it is then `STOPPED` and stays so).
 
-    How the game is started (command, image, application) and its private key are the orchestrator's own
-    configuration: nobody who can send a spec can start anything else. `near`: addresses or regions of the
-    waiting players. `environment` holds no secrets. `websocket_url`: what browsers dial, where a reverse proxy
-    stands in front of the servers' WebSocket listeners; such a server listens without TLS and announces this.
-    `event_key`, a secret: what the server seals its events with (64 hex digits) in the isolated profile, "" in the
-    trusted one; the server finds `environment_of(event_key)`.
+    The command, image or application that starts the game, and the game's private key, belong to the orchestrator's
+    configuration: a spec cannot start anything else. `near`: addresses or regions of the waiting players. `environment`
+    holds no secrets. `websocket_url`: the URL that browsers dial where a reverse proxy stands in front of the servers'
+    WebSocket listeners; the server then listens without TLS and announces this URL. `event_key`, a secret of 64 hex
+    digits: the key by which the server authenticates its events in the isolated profile, "" in the trusted one; the
+    server reads it from `environment_of(event_key)`.
     """
 
     deployment_id: str
@@ -35,12 +49,12 @@ class DeploySpec:
 
 
 def environment_of(event_key: str) -> dict[str, str]:
-    """The variables that tell a server its profile; secret."""
+    """The environment variables that set a server's profile. They hold a secret."""
     return {"TIPOFF_PROFILE": "isolated", "TIPOFF_EVENT_KEY": event_key} if event_key else {}
 
 
 class RunState(StrEnum):
-    """`STARTING`: on its way. `RUNNING`: the process or container runs. `STOPPED`: it has ended."""
+    """`STARTING`: not running yet. `RUNNING`: the process or container runs. `STOPPED`: it has ended."""
 
     STARTING = "starting"
     RUNNING = "running"
@@ -49,6 +63,8 @@ class RunState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Port:
+    """The server listens on `internal`, players dial `external`. `protocol` in lower case: `udp`, `tcp`, `wss`, ..."""
+
     internal: int
     external: int
     protocol: str
@@ -56,13 +72,14 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """What the orchestrator knows of one server. `host`: IPv4 address (or name) that players reach it at, ""
-    where the server announces it itself. `ports`: name -> port, empty where the server announces them itself.
-    `reason` says, for people, why it stopped, or what a start that takes long is busy with; `native_id` is the
-    orchestrator's own name for it. `proxy`: where a reverse proxy of ours reaches the WebSocket listener,
-    `host:port`, or `host` where the server picks the port and announces it; "" where none of ours can. `digest_key`:
-    under which key of `cert_digests` this server alone writes its certificate's digest, "" where it shares that key
-    (its public address) with others."""
+    """What the orchestrator knows of one server.
+
+    `native_id`: the orchestrator's own id of it. `host`: the IPv4 address or name that players dial; `ports`: its ports
+    by name. Both are empty where the server announces them itself. `reason`, for people: why it stopped, or what a slow
+    start is doing. `proxy`: where our reverse proxy reaches the WebSocket listener, as `host:port`, or `host` where the
+    server announces the port; "" where it cannot. `digest_key`: the key of `cert_digests` that only this server writes
+    its certificate's digest to; "" where it shares that key (its public address) with others.
+    """
 
     deployment_id: str
     game: str
@@ -77,8 +94,8 @@ class Deployment:
 
 
 class OrchestratorError(Exception):
-    """Base. `retryable`: the same call may work later. `may_have_started`: the server may exist all the same.
-    `retry_after`: seconds."""
+    """Base of the errors of orchestrators. `retryable`: the same call may succeed later, after `retry_after` seconds.
+    `may_have_started`: the server may exist in spite of the error."""
 
     def __init__(
         self,
@@ -95,63 +112,111 @@ class OrchestratorError(Exception):
 
 
 class NoCapacity(OrchestratorError):
-    """Nothing more can be started here now (ports, memory, quota)."""
+    """The orchestrator can start nothing more now: no ports, no memory, or the quota is reached."""
 
 
 class GameUnavailable(OrchestratorError):
-    """This one game cannot be started now (its image cannot be fetched); the orchestrator is well, and others can."""
+    """This game cannot be started now (its image cannot be fetched, for example). Other games can."""
 
 
 class NotConfigured(OrchestratorError):
-    """The orchestrator does not know this game or version; retrying does not help."""
+    """The orchestrator does not know this game or version. Retrying does not help."""
 
 
 class OrchestratorUnavailable(OrchestratorError):
-    """No answer, or an answer nobody can use."""
+    """The orchestrator does not answer, or its answer cannot be used."""
 
 
 @runtime_checkable
-class Orchestrator(Protocol):
-    """Starts and stops game servers. Every call has a deadline of its own and raises `OrchestratorError`
-    only. Cancelling a call is safe: repeat it, or `stop`."""
+class ServerDirectory(Protocol):
+    """Finds and stops our game servers at one service. Every call has its own deadline and raises `OrchestratorError`
+    only. Cancelling a call is safe: repeat it."""
 
     @property
     def name(self) -> str:
-        """As in games.toml: `launcher`, `edgegap`, ..."""
-        ...
-
-    async def deploy(self, spec: DeploySpec) -> Deployment:
-        """Start one; idempotent in `spec.deployment_id`. Returns as soon as it is on its way."""
+        """The orchestrator's name in games.toml: `launcher`, `edgegap`, ..."""
         ...
 
     async def get(self, deployment_id: str) -> Deployment | None:
-        """What it knows of one; None when there is no such (or it has been stopped and forgotten)."""
+        """The current state of one deployment; None for one that is unknown, or stopped and forgotten."""
         ...
 
     async def stop(self, deployment_id: str) -> None:
-        """Stop one (gracefully, then by force); idempotent: already gone is success. Returns when it is
-        stopped or certain to stop. A deploy that arrives after the stop starts nothing."""
+        """Stop a deployment, gracefully, then by force. Idempotent: one that is gone already is a success.
+
+        Returns when it has stopped or is certain to stop. A deploy that arrives after the stop starts nothing.
+        """
         ...
 
     async def list(self) -> list[Deployment]:
-        """Everything that carries our namespace's tag and is not stopped: the ground truth."""
+        """Every deployment with our namespace's tag that is not stopped: the ground truth."""
         ...
 
     def events(self) -> AsyncIterator[Deployment]:
-        """Changes as they happen (started, stopped), from the first `anext` on; hints: some may be lost or
-        come twice. An orchestrator without a source of events ends the iterator at once."""
+        """Starts and stops as they happen, from the first `anext` on. They are hints: some may be lost or repeated.
+        A service without events ends the iterator at once."""
         ...
 
     async def close(self) -> None:
-        """Let go of connections; starts and stops nothing. Idempotent."""
+        """Release connections; starts and stops nothing. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class Orchestrator(ServerDirectory, Protocol):
+    """Starts game servers as well."""
+
+    async def deploy(self, spec: DeploySpec) -> Deployment:
+        """Start a deployment, once for each `spec.deployment_id`. Returns as soon as the start is under way. After a
+        cancelled call repeat it, or call `stop`."""
         ...
 
 
 @runtime_checkable
 class KnowsNativeIds(Protocol):
-    """An orchestrator whose servers may call themselves by its own names for them (`Deployment.native_id`), as
-    bevygap's do at Edgegap."""
+    """A `ServerDirectory` whose servers may report its own ids of them (`Deployment.native_id`), as bevygap's servers
+    do at Edgegap."""
 
     async def deployment_named(self, native_id: str) -> str | None:
-        """The deployment id; None for what is not ours. Raises `OrchestratorError`."""
+        """The id of the deployment with this native id; None for one that is not ours. Raises `OrchestratorError`."""
         ...
+
+
+def usable(deployment: Deployment, deployment_id: str) -> Deployment:
+    """An orchestrator's answer about `deployment_id`, its reason cut to `MAX_REASON`. Raises `OrchestratorUnavailable`
+    for an answer about another deployment, or with an impossible host or port."""
+    if deployment.deployment_id != deployment_id:
+        raise _unusable(f"it is about {deployment.deployment_id[:80]!r}")
+    if problem := _address_problem(deployment):
+        raise _unusable(problem)
+    return _short(deployment)
+
+
+def usable_list(deployments: Iterable[Deployment]) -> list[Deployment]:
+    """The answer to `list`. All of them run, so one with an impossible host or port is kept, without its address."""
+    return [
+        _short(replace(deployment, host="", ports={}) if _address_problem(deployment) else deployment)
+        for deployment in deployments
+    ]
+
+
+def _address_problem(deployment: Deployment) -> str:
+    host = deployment.host
+    if len(host) > MAX_HOST or not host.isprintable() or any(c.isspace() or c in "/@?#" for c in host):
+        return "its host is no address and no name"
+    if len(deployment.ports) > MAX_PORTS:
+        return f"it has over {MAX_PORTS} ports"
+    for name, port in deployment.ports.items():
+        if not (0 <= port.internal <= 65535 and 1 <= port.external <= 65535):
+            return f"port {name[:40]!r} is {port.internal} inside, {port.external} outside; 1 to 65535 is possible"
+    return ""
+
+
+def _short(deployment: Deployment) -> Deployment:
+    if len(deployment.reason) <= MAX_REASON:
+        return deployment
+    return replace(deployment, reason=deployment.reason[: MAX_REASON - 1] + "…")
+
+
+def _unusable(why: str) -> OrchestratorUnavailable:
+    return OrchestratorUnavailable(f"the answer cannot be used: {why}", retryable=True, may_have_started=True)

@@ -1,7 +1,7 @@
-"""An orchestrator in memory, with faults to order: for tests of everything that drives an `Orchestrator`.
+"""Implements an `Orchestrator` in memory, with faults on request: for tests of everything that uses one.
 
-It passes the same contract suite as the real ones. A fault is ordered by a method and used up by the next
-call it fits; hooks let a test attach what a real server would do (write its lease, for one):
+It passes the same contract suite as the real ones. A method plans a fault, and the next fitting call uses it up. Hooks
+let a test do what a real server would do, such as writing its lease:
 
     fake = FakeOrchestrator(on_start=announce, on_stop=withdraw)
     fake.fail("deploy", NoCapacity("full"), times=2)
@@ -25,7 +25,7 @@ from tipoff_orchestrator_client.base import (
     OrchestratorUnavailable,
     RunState,
 )
-from tipoff_orchestrator_client.event_queue import EventQueue
+from tipoff_orchestrator_client.events import EventListeners
 from tipoff_shared.games import GameKey
 from tipoff_shared.primitives.tasks import Tasks
 
@@ -35,13 +35,13 @@ OnEnd: TypeAlias = Callable[[str], Awaitable[None] | None]
 
 
 class FakeOrchestrator:
-    """Servers that exist only here. Everything may be changed while it runs.
+    """Servers that exist only here. Every attribute may be changed at any time.
 
-    `games`: those it knows (None: all). `max_servers`: more are refused with `NoCapacity`.
-    `start_delay`, `stop_delay`: seconds until a server runs (a "slow start"), or until `stop` returns.
-    `dies_after`: seconds that a server started from now on runs before it dies by itself; None: it lives.
-    `on_start(spec)` when one runs, `on_stop(id)` when one was stopped in order (it withdraws its lease),
-    `on_death(id)` when one died (its lease is left to expire); plain functions or coroutine functions.
+    `games`: the known games (None: all). `max_servers`: more are refused with `NoCapacity`. `start_delay`,
+    `stop_delay`: seconds until a server runs, or until `stop` returns. `dies_after`: seconds until a server that is
+    started from now on dies by itself; None: never. The hooks are functions or coroutine functions: `on_start(spec)`
+    is called when a server runs, `on_stop(id)` when one was stopped (it withdraws its lease), `on_death(id)` when one
+    died (its lease is left to expire).
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class FakeOrchestrator:
         self.calls: list[tuple[Operation, str]] = []
         """Every call in order, with its deployment id ("" for list)."""
         self.started: Counter[str] = Counter()
-        """How often each deployment was really started: never more than once."""
+        """How often each deployment was started: never more than once."""
         self._stopped_before: set[str] = set()
         self._deployments: dict[str, Deployment] = {}
         self._errors: dict[Operation, deque[OrchestratorError]] = {
@@ -86,10 +86,10 @@ class FakeOrchestrator:
         self._doubled_events = 0
         self._hidden: set[str] = set()
         self._vanished: set[str] = set()
-        self._listeners: set[EventQueue] = set()
+        self._listeners = EventListeners()
         self._lives = Tasks(f"{name} servers")
 
-    # Faults to order.
+    # Faults on request.
 
     def fail(self, operation: Operation, error: OrchestratorError, times: int = 1) -> None:
         """The next `times` calls of `operation` raise `error` and do nothing."""
@@ -100,30 +100,30 @@ class FakeOrchestrator:
         self._lost_answers += times
 
     def start_late(self, delay: float, times: int = 1) -> None:
-        """The next `times` deploys only time out, and start their server `delay` seconds later, whatever has been
-        said meanwhile, stops included: as a service does that breaks the contract under load."""
+        """The next `times` deploys time out, and start their server `delay` seconds later, even after a stop: so does a
+        service that breaks the contract under load."""
         self._late.extend([delay] * times)
 
     def never_ready(self, times: int = 1) -> None:
-        """The next `times` servers stay `STARTING` for ever: no `on_start`, no event."""
+        """The next `times` servers stay `STARTING`: no `on_start`, no event."""
         self._never_ready += times
 
     def empty_lists(self, times: int = 1) -> None:
-        """The next `times` lists are empty, as if all were well."""
+        """The next `times` lists are empty, without an error."""
         self._empty_lists += times
 
     def hide(self, deployment_id: str) -> None:
-        """It is missing from `list` from now on; `get` still confirms it, and it lives."""
+        """From now on the deployment is missing from `list`; it lives, and `get` still confirms it."""
         self._hidden.add(deployment_id)
 
     async def vanish(self, deployment_id: str) -> None:
-        """It is gone without a word: not in `list`, not in `get`, no event; its `on_death` is called."""
+        """The deployment is gone from `list` and `get` without an event; `on_death` is called."""
         self._vanished.add(deployment_id)
         self._update(deployment_id, RunState.STOPPED, "vanished", tell=False)
         await _call(self.on_death, deployment_id)
 
     async def kill(self, deployment_id: str, reason: str = "killed by signal 9 (SIGKILL)") -> None:
-        """It dies now."""
+        """The deployment's server dies now."""
         if self._update(deployment_id, RunState.STOPPED, reason):
             await _call(self.on_death, deployment_id)
 
@@ -132,25 +132,27 @@ class FakeOrchestrator:
         self._lost_events += times
 
     def double_events(self, times: int = 1) -> None:
-        """The next `times` events come twice."""
+        """The next `times` events are sent twice."""
         self._doubled_events += times
 
     def tell(self, event: Deployment) -> None:
-        """All listeners get this event, true or not."""
-        self._tell(event)
+        """Send an event to all listeners, true or not."""
+        self._publish(event)
 
     @property
     def living(self) -> list[str]:
-        """Ids of what truly lives, whatever `list` says."""
+        """Ids of the servers that live, whatever `list` returns."""
         return [id for id, known in self._deployments.items() if known.state is not RunState.STOPPED]
 
-    # The interface.
+    # The interface, see `Orchestrator`.
 
     @property
     def name(self) -> str:
+        """As given."""
         return self._name
 
     async def deploy(self, spec: DeploySpec) -> Deployment:
+        """See `Orchestrator`."""
         self._called("deploy", spec.deployment_id)
         known = self._deployments.get(spec.deployment_id)
         if known is None:
@@ -190,12 +192,14 @@ class FakeOrchestrator:
         return known
 
     async def get(self, deployment_id: str) -> Deployment | None:
+        """See `Orchestrator`."""
         self._called("get", deployment_id)
         if deployment_id in self._vanished:
             return None
         return self._deployments.get(deployment_id)
 
     async def stop(self, deployment_id: str) -> None:
+        """See `Orchestrator`."""
         self._called("stop", deployment_id)
         if self._update(deployment_id, RunState.STOPPED, "stopped"):
             await _call(self.on_stop, deployment_id)
@@ -204,6 +208,7 @@ class FakeOrchestrator:
         await asyncio.sleep(self.stop_delay)
 
     async def list(self) -> list[Deployment]:
+        """See `Orchestrator`."""
         self._called("list", "")
         if self._empty_lists > 0:
             self._empty_lists -= 1
@@ -216,18 +221,14 @@ class FakeOrchestrator:
         ]
 
     async def events(self) -> AsyncIterator[Deployment]:
-        queue = EventQueue()
-        self._listeners.add(queue)
-        try:
+        """See `Orchestrator`."""
+        with self._listeners.listen() as queue:
             async for event in queue:
                 yield event
-        finally:
-            self._listeners.discard(queue)
 
     async def close(self) -> None:
-        """Ends the event iterators, the servers' timers and hooks; every server keeps the state it has."""
-        for queue in self._listeners:
-            queue.close()
+        """End the event iterators, the servers' timers and hooks; every server keeps its state."""
+        self._listeners.close()
         await self._lives.close()
 
     # A server's life.
@@ -253,16 +254,16 @@ class FakeOrchestrator:
             await self.kill(spec.deployment_id, "exited with code 1")
 
     def _update(self, deployment_id: str, state: RunState, reason: str = "", *, tell: bool = True) -> bool:
-        """Move to `state`; False when it does not exist or is stopped (a stopped one never comes back)."""
+        """Move to `state`; False when it does not exist or is stopped (a stopped one never returns)."""
         known = self._deployments.get(deployment_id)
         if known is None or known.state in (RunState.STOPPED, state):
             return False
         known = self._deployments[deployment_id] = replace(known, state=state, reason=reason)
         if tell:
-            self._tell(known)
+            self._publish(known)
         return True
 
-    def _tell(self, event: Deployment) -> None:
+    def _publish(self, event: Deployment) -> None:
         if self._lost_events > 0:
             self._lost_events -= 1
             return
@@ -270,9 +271,8 @@ class FakeOrchestrator:
         if self._doubled_events > 0:
             self._doubled_events -= 1
             copies = 2
-        for queue in self._listeners:
-            for _ in range(copies):
-                queue.tell(event)
+        for _ in range(copies):
+            self._listeners.publish(event)
 
     def _called(self, operation: Operation, deployment_id: str) -> None:
         self.calls.append((operation, deployment_id))

@@ -1,11 +1,10 @@
-"""The launcher of a host as an `Orchestrator`: any number of matchmakers share it over NATS."""
+"""Reaches the launcher of a host over NATS: an `Orchestrator` that any number of matchmakers share."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator
 
-import nats.errors
 from nats.aio.msg import Msg
 
 from tipoff_orchestrator_client import wire
@@ -15,19 +14,19 @@ from tipoff_orchestrator_client.base import (
     OrchestratorError,
     OrchestratorUnavailable,
 )
-from tipoff_orchestrator_client.event_queue import EventQueue
+from tipoff_orchestrator_client.events import EventListeners
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.nats.connection import Bus
-from tipoff_shared.nats.errors import PermissionDenied
+from tipoff_shared.nats.errors import NoListener, NotSent, PermissionDenied
 
 log = logging.getLogger(__name__)
 
 
 class LauncherOrchestrator:
-    """Speaks to the launcher that calls itself `host`, on `bus`, within the bus's namespace.
+    """The launcher named `host`, on `bus`, within the bus's namespace.
 
-    Deadlines are seconds. `stop_deadline` must be longer than the launcher's grace, because its answer to `stop`
-    comes when the server has ended.
+    Deadlines are seconds. `stop_deadline` must be longer than the launcher's grace, because the launcher answers `stop`
+    when the server has ended.
     """
 
     def __init__(
@@ -44,21 +43,19 @@ class LauncherOrchestrator:
         self._deadline = deadline
         self._deploy_deadline = deploy_deadline
         self._stop_deadline = stop_deadline
-        self._listeners: set[EventQueue] = set()
+        self._listeners = EventListeners()
 
     @property
     def name(self) -> str:
+        """`launcher`."""
         return "launcher"
 
     async def deploy(self, spec: DeploySpec) -> Deployment:
+        """See `Orchestrator`. `may_have_started` of an error is False only when the request reached no launcher."""
         try:
-            answer = await self._ask("deploy", wire.encode_deploy(spec), self._deploy_deadline)
+            answer = await self._request("deploy", wire.encode_deploy(spec), self._deploy_deadline)
         except OrchestratorUnavailable as exc:
-            # Only when the question certainly reached nobody is it certain that nothing was started.
-            exc.may_have_started = not isinstance(
-                _origin(exc),
-                nats.errors.NoRespondersError | nats.errors.OutboundBufferLimitError | PermissionDenied,
-            )
+            exc.may_have_started = not isinstance(exc.__cause__, NoListener | NotSent | PermissionDenied)
             raise
         deployment = wire.decode_deployment(answer)
         if deployment is None:
@@ -68,52 +65,53 @@ class LauncherOrchestrator:
         return deployment
 
     async def get(self, deployment_id: str) -> Deployment | None:
-        return wire.decode_deployment(await self._ask("get", wire.encode_one(deployment_id), self._deadline))
+        """See `ServerDirectory`."""
+        answer = await self._request("get", wire.encode_one(deployment_id), self._deadline)
+        return wire.decode_deployment(answer)
 
     async def stop(self, deployment_id: str) -> None:
-        wire.decode_done(await self._ask("stop", wire.encode_one(deployment_id), self._stop_deadline))
+        """See `ServerDirectory`; returns when the server has ended."""
+        wire.decode_done(await self._request("stop", wire.encode_one(deployment_id), self._stop_deadline))
 
     async def kill(self, deployment_id: str) -> None:
-        """SIGKILL to the server's process, as a crash would be: only where the launcher runs in demo mode."""
-        wire.decode_done(await self._ask("kill", wire.encode_one(deployment_id), self._deadline))
+        """Send SIGKILL to the server's process, as a crash would. Only a launcher in demo mode does so."""
+        wire.decode_done(await self._request("kill", wire.encode_one(deployment_id), self._deadline))
 
     async def list(self) -> list[Deployment]:
-        return wire.decode_deployments(await self._ask("list", b"{}", self._deadline))
+        """See `ServerDirectory`."""
+        return wire.decode_deployments(await self._request("list", b"{}", self._deadline))
 
     async def events(self) -> AsyncIterator[Deployment]:
-        """Lost while NATS is away or the listener is a thousand events behind; ends with `close`."""
-        queue = EventQueue()
+        """See `ServerDirectory`. Events are lost while NATS is away, and when the listener is a thousand events
+        behind. Ends with `close`."""
+        with self._listeners.listen() as queue:
 
-        async def received(msg: Msg) -> None:
+            async def received(msg: Msg) -> None:
+                try:
+                    event = wire.decode_deployment(msg.data)
+                except OrchestratorError as exc:
+                    log.warning("an event on %s cannot be read: %s", msg.subject, exc)
+                    return
+                if event is not None:
+                    queue.put(event)
+
             try:
-                event = wire.decode_deployment(msg.data)
-            except OrchestratorError as exc:
-                log.warning("an event on %s cannot be read: %s", msg.subject, exc)
-                return
-            if event is not None:
-                queue.tell(event)
-
-        subject = self._bus.subjects.launcher(self._host, "events")
-        try:
-            subscription = await self._bus.nc.subscribe(subject, cb=received)
-        except nats.errors.Error as exc:
-            raise OrchestratorUnavailable(
-                f"NATS is away: {exc or type(exc).__name__}", retryable=True
-            ) from exc
-        self._listeners.add(queue)
-        try:
-            async for event in queue:
-                yield event
-        finally:
-            self._listeners.discard(queue)
-            if not self._bus.nc.is_closed:
+                subscription = await self._bus.subscribe(
+                    self._bus.subjects.launcher(self._host, "events"), received
+                )
+            except Unavailable as exc:
+                raise OrchestratorUnavailable(str(exc), retryable=True) from exc
+            try:
+                async for event in queue:
+                    yield event
+            finally:
                 await subscription.unsubscribe()
 
     async def close(self) -> None:
-        for queue in self._listeners:
-            queue.close()
+        """End the iterators of `events`."""
+        self._listeners.close()
 
-    async def _ask(self, operation: str, payload: bytes, deadline: float) -> bytes:
+    async def _request(self, operation: str, payload: bytes, deadline: float) -> bytes:
         subject = self._bus.subjects.launcher(self._host, operation)
         try:
             return (await self._bus.request(subject, payload, timeout=deadline)).data
@@ -123,9 +121,3 @@ class LauncherOrchestrator:
                 retryable=True,
                 retry_after=exc.retry_after,
             ) from exc
-
-
-def _origin(exc: BaseException) -> BaseException:
-    while exc.__cause__ is not None:
-        exc = exc.__cause__
-    return exc

@@ -1,16 +1,17 @@
-"""What a launcher and its clients say to each other over NATS: one JSON request, one JSON reply.
+"""Encodes and decodes the messages between a launcher and its clients over NATS: one JSON request, one JSON reply.
 
     deploy   {"deployment_id", "game", "version", "capacity", "near": [], "environment": {},
               "websocket_url"}  -> {"deployment": {...}}
     get      {"deployment_id"}                                                -> {"deployment": {...} or null}
     stop     {"deployment_id"}                                                -> {}
     list     (anything)                                                       -> {"deployments": [...]}
-    kill     {"deployment_id"}, in demo mode alone                            -> {}
+    kill     {"deployment_id"}, in demo mode only                             -> {}
     events   published by the launcher                                        {"deployment": {...}}
 
-Instead of any reply: {"error": {"kind", "message", "retryable", "may_have_started", "retry_after"}}. Decoding is
-for hostile input: whatever the bytes, requests end as a value or `Malformed`, replies as a value or an
-`OrchestratorError`.
+An error replaces any reply: {"error": {"kind", "message", "retryable", "may_have_started", "retry_after"}}.
+
+Decoding accepts hostile input: whatever the bytes, a request gives a value or raises `Malformed`, a reply gives a value
+or raises an `OrchestratorError`.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ MAX_REQUEST = 64 * 1024
 """Bytes of the longest request a launcher reads."""
 
 MAX_REPLY = 8 * 1024 * 1024
-"""Bytes of the longest reply that is read; a reply that lists ten thousand servers has 3 MB."""
+"""Bytes of the longest reply that a client reads; a list of ten thousand servers has 3 MB."""
 
 MAX_CAPACITY = 1000
 
@@ -96,7 +97,7 @@ _UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
 
 
 def check_deployment_id(value: str) -> str:
-    """A deployment id is also a directory, a KV key and a subject token: nothing else is let in."""
+    """The id, unchanged. Raises `Malformed` unless it can be a directory, a KV key and a subject token as well."""
     if not _DEPLOYMENT_ID.fullmatch(value):
         raise Malformed(
             "deployment_id: 1 to 63 of the characters a-z 0-9 - are allowed, no - at the beginning"
@@ -105,7 +106,8 @@ def check_deployment_id(value: str) -> str:
 
 
 def check_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """A spec's variables: their names are ours to bound, because LD_PRELOAD and its like are commands too."""
+    """A spec's variables. Raises `Malformed` for a name other than GAME_... or MATCH_...: variables such as LD_PRELOAD
+    would run commands."""
     if len(environment) > _ENVIRONMENT_ENTRIES:
         raise Malformed(f"environment: at most {_ENVIRONMENT_ENTRIES} variables are allowed")
     for name, value in environment.items():
@@ -122,6 +124,7 @@ def check_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def encode_deploy(spec: DeploySpec) -> bytes:
+    """A request to deploy."""
     return msgspec.json.encode(
         _Deploy(
             spec.deployment_id,
@@ -137,7 +140,7 @@ def encode_deploy(spec: DeploySpec) -> bytes:
 
 
 def decode_deploy(data: bytes) -> DeploySpec:
-    """The spec in `data`, everything in it checked; raises `Malformed`."""
+    """The spec of a request to deploy, all members checked. Raises `Malformed`."""
     asked = _decode(data, _deploy_decoder)
     check_deployment_id(asked.deployment_id)
     check_name(asked.game, "game")
@@ -163,11 +166,12 @@ def decode_deploy(data: bytes) -> DeploySpec:
 
 
 def encode_one(deployment_id: str) -> bytes:
+    """A request about one deployment: get, stop or kill."""
     return msgspec.json.encode(_One(deployment_id))
 
 
 def decode_one(data: bytes) -> str:
-    """The deployment id in `data`, checked; raises `Malformed`."""
+    """The deployment id of a request about one deployment. Raises `Malformed`."""
     return check_deployment_id(_decode(data, _one_decoder).deployment_id)
 
 
@@ -184,18 +188,22 @@ def _decode(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
 
 
 def encode_deployment(deployment: Deployment | None) -> bytes:
+    """A reply to deploy or get, or an event."""
     return msgspec.json.encode({"deployment": deployment})
 
 
 def encode_deployments(deployments: list[Deployment]) -> bytes:
+    """A reply to list."""
     return msgspec.json.encode({"deployments": deployments})
 
 
 def encode_done() -> bytes:
+    """A reply to stop or kill."""
     return b"{}"
 
 
 def encode_error(error: OrchestratorError) -> bytes:
+    """A reply that reports an error."""
     kind = _KIND_OF.get(type(error), "failed")
     return msgspec.json.encode(
         {"error": _Error(kind, str(error), error.retryable, error.may_have_started, error.retry_after)}
@@ -203,17 +211,17 @@ def encode_error(error: OrchestratorError) -> bytes:
 
 
 def decode_deployment(data: bytes) -> Deployment | None:
-    """The deployment of a reply or an event; raises the `OrchestratorError` that it carries."""
+    """The deployment of a reply or an event. Raises the `OrchestratorError` that it reports."""
     return _reply(data).deployment
 
 
 def decode_deployments(data: bytes) -> list[Deployment]:
-    """The deployments of a reply to `list`; raises the `OrchestratorError` that it carries."""
+    """The deployments of a reply to list. Raises the `OrchestratorError` that it reports."""
     return _reply(data).deployments
 
 
 def decode_done(data: bytes) -> None:
-    """Raises the `OrchestratorError` that a reply carries, if any."""
+    """Check a reply without a value. Raises the `OrchestratorError` that it reports."""
     _reply(data)
 
 

@@ -134,7 +134,8 @@ def load_settings(kind: type[SettingsT], **given: Any) -> SettingsT:
     """Settings of the pydantic class `kind`, from the environment and `given`.
 
     Raises `ConfigError` with one line for each setting that cannot be used: the variable, what is allowed, and its
-    value where that is no secret.
+    value where that is no secret. A class with `hide_input_in_errors` in its `model_config` shows no value at all: its
+    user may have put a secret into the wrong variable.
     """
     from pydantic import ValidationError
     from pydantic_settings import SettingsError
@@ -152,6 +153,7 @@ def load_settings(kind: type[SettingsT], **given: Any) -> SettingsT:
 def _lines(kind: type[BaseSettings], error: ValidationError) -> Iterator[str]:
     """One line for each setting: the first of its errors."""
     variables = _variables(kind)
+    hide_all = kind.model_config.get("hide_input_in_errors", False)
     secret = {
         variables[name] for name, field in kind.model_fields.items() if _is_secret(name, field.annotation)
     }
@@ -165,9 +167,11 @@ def _lines(kind: type[BaseSettings], error: ValidationError) -> Iterator[str]:
         text = re.sub(r"^(Value error, |Assertion failed, )", "", problem["msg"])
         text = re.sub(r"^(Input|String|Value|List|Tuple|URL) should ", "must ", text)
         value = problem["input"]
-        if variable in secret:
+        if variable in secret or (hide_all and problem["type"] in ("value_error", "assertion_error")):
             # A validator may quote what it refuses.
             text = text.replace(str(value), "***") if str(value) else text
+        elif hide_all:
+            pass
         elif where and problem["type"] not in ("missing", "extra_forbidden"):
             text = f"{text} (it is {one_line(repr(value), 80)})"
         yield f"{variable}: {one_line(_without_credentials(text), 400)}"

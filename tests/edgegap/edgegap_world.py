@@ -16,10 +16,10 @@ from tipoff_matchmaker.service import Matchmaker, run_matchmaker
 from tipoff_matchmaker.settings import Settings as MatchmakerSettings
 from tipoff_matchmaker_httpd.server.run import run_httpd
 from tipoff_matchmaker_httpd.settings import Settings as HttpdSettings
-from tipoff_orchestrator_client.edgegap.open import open_edgegap
 from tipoff_orchestrator_client.edgegap.orchestrator import EdgegapOrchestrator
 from tipoff_orchestrator_client.edgegap.session_servers import SessionServers
 from tipoff_orchestrator_client.edgegap.settings import Settings
+from tipoff_orchestrator_client.registry import open_edgegap
 from tipoff_shared.games import EdgegapSpec, Game, Games, ProcessSpec
 from tipoff_shared.kv.buckets import create_buckets
 from tipoff_shared.nats.connection import Bus, connect

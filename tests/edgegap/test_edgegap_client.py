@@ -38,9 +38,10 @@ from tipoff_orchestrator_client.edgegap.api.errors import (
     Unreachable,
     Unreadable,
 )
-from tipoff_orchestrator_client.edgegap.api.rates import Rate, Turns
+from tipoff_orchestrator_client.edgegap.api.rates import Rate, bucket_below
 from tipoff_orchestrator_client.edgegap.settings import Settings
 from tipoff_shared.errors import ConfigError
+from tipoff_shared.primitives.token_bucket import TokenBucket
 from tipoff_shared.secret import Secret
 
 TOKEN = "6d5a1f0e-canary-4b1c"
@@ -114,7 +115,7 @@ async def test_one_session_that_cannot_be_read_hides_no_other() -> None:
 
 def test_turns_come_evenly_and_in_order() -> None:
     """Two at once after a pause, then one every tenth of a second."""
-    turns = Turns(10.0, burst=2)
+    turns = TokenBucket(10.0, burst=2)
     waits = [turns.take(100.0, 60) for _ in range(5)]
     assert waits == pytest.approx([0.0, 0.0, 0.1, 0.2, 0.3])
     assert turns.take(101.0, 60) == 0.0
@@ -123,7 +124,7 @@ def test_turns_come_evenly_and_in_order() -> None:
 @given(st.lists(st.floats(0, 0.3), min_size=1, max_size=200))
 def test_in_no_second_are_there_more_than_the_limit(pauses: list[float]) -> None:
     """However those who ask come, and even if the last of one second meet the first of the next."""
-    turns = Turns(34.0, burst=4)  # what is made of a limit of 40
+    turns = TokenBucket(34.0, burst=4)  # what is made of a limit of 40
     now, sent = 0.0, []
     for pause in pauses:
         now += pause
@@ -138,14 +139,14 @@ def test_in_no_second_are_there_more_than_the_limit(pauses: list[float]) -> None
 @pytest.mark.parametrize("processes", [1, 2, 3, 4])
 def test_shares_together_are_the_limit(limit: float, processes: int) -> None:
     """Also in the second in which all of them are busiest."""
-    turns = Rate("x", limit, 1 / processes)._turns
+    turns = bucket_below(limit, 1 / processes)
     waits = [turns.take(100.0, 60) for _ in range(100)]
     assert processes * sum(wait is not None and wait < 1 - 1e-6 for wait in waits) <= limit
 
 
 def test_who_would_wait_too_long_takes_no_turn() -> None:
     """The others are not kept waiting by somebody who has gone."""
-    turns = Turns(1.0)
+    turns = TokenBucket(1.0)
     assert turns.take(0.0, 5) == 0.0
     assert turns.take(0.0, 0.5) is None
     assert turns.take(0.0, 5) == pytest.approx(1.0)

@@ -15,6 +15,7 @@ from tests.edgegap.edgegap_world import sleeper, with_sessions
 from tests.matchmaker.world import KEY
 from tipoff_orchestrator_client.base import DeploySpec, Port
 from tipoff_orchestrator_client.edgegap.api.answers import NamedPort, Version
+from tipoff_orchestrator_client.edgegap.api.client import public_addresses
 from tipoff_orchestrator_client.edgegap.environment import Environment
 from tipoff_orchestrator_client.edgegap.naming import (
     choose_port,
@@ -23,10 +24,9 @@ from tipoff_orchestrator_client.edgegap.naming import (
     ports_of,
     tags_of,
 )
-from tipoff_orchestrator_client.edgegap.poller.poll_schedule import Looks
+from tipoff_orchestrator_client.edgegap.poller.poll_schedule import PollSchedule
 from tipoff_orchestrator_client.edgegap.settings import Settings
 from tipoff_orchestrator_client.edgegap.setup.verify import problems_of
-from tipoff_orchestrator_client.edgegap.users import addresses
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.games import EdgegapSpec, Game, Games
 from tipoff_shared.secret import Secret
@@ -159,8 +159,8 @@ def test_the_named_port_is_the_primary_transports() -> None:
 def test_servers_are_placed_near_public_addresses() -> None:
     """Regions, private addresses and nonsense place nothing; without any, the default does."""
     near = ["8.8.4.4", "10.0.0.1", "eu-west", "127.0.0.1", "2001:4860:4860::8888", "8.8.4.4", "999.1.1.1"]
-    assert addresses(near, ["1.1.1.1"]) == ["8.8.4.4", "2001:4860:4860::8888"]
-    assert addresses(["10.0.0.1"], ["1.1.1.1"]) == ["1.1.1.1"]
+    assert public_addresses(near, ["1.1.1.1"]) == ["8.8.4.4", "2001:4860:4860::8888"]
+    assert public_addresses(["10.0.0.1"], ["1.1.1.1"]) == ["1.1.1.1"]
 
 
 @pytest.mark.parametrize("near", ["", "somewhere", "1.1.1"])
@@ -169,35 +169,35 @@ def test_the_default_place_is_an_address(near: str) -> None:
         Settings(near=near)
 
 
-# When to look.
+# When to poll.
 
 
-def test_looks_are_quick_at_first_and_slower_later() -> None:
-    looks = Looks(0.5, 3.0)
-    looks.wait_for("a", 0.0)
+def test_polls_are_quick_at_first_and_slower_later() -> None:
+    schedule = PollSchedule(0.5, 3.0)
+    schedule.add("a", 0.0)
     seen: list[float] = []
-    while (at := looks.next_at()) is not None and at < 20:
-        assert looks.due(at) == ["a"]
+    while (at := schedule.next_at()) is not None and at < 20:
+        assert schedule.due(at) == ["a"]
         seen.append(at)
     gaps = [later - earlier for earlier, later in zip([0.0, *seen], seen, strict=False)]
     assert gaps == sorted(gaps)
     assert (gaps[0], gaps[-1]) == (0.5, 3.0)
-    looks.done("a")
-    assert looks.next_at() is None
+    schedule.remove("a")
+    assert schedule.next_at() is None
 
 
-def test_many_are_looked_at_together_and_a_call_comes_first() -> None:
-    """One list tells of all; a webhook is answered at once."""
-    looks = Looks(1.0, 1.0)
+def test_many_are_polled_together_and_a_webhook_comes_first() -> None:
+    """One list answers for all; a webhook makes its id due at once."""
+    schedule = PollSchedule(1.0, 1.0)
     for number in range(5):
-        looks.wait_for(str(number), number * 0.1)
-    assert sorted(looks.due(1.25)) == ["0", "1", "2", "3", "4"]
-    assert looks.due(1.3) == []
-    looks.call("3")
-    looks.call("3")
-    looks.call("unknown here, maybe known elsewhere")
-    assert looks.next_at() == float("-inf")
-    assert looks.due(1.4) == ["3", "unknown here, maybe known elsewhere"]
+        schedule.add(str(number), number * 0.1)
+    assert sorted(schedule.due(1.25)) == ["0", "1", "2", "3", "4"]
+    assert schedule.due(1.3) == []
+    schedule.poll_now("3")
+    schedule.poll_now("3")
+    schedule.poll_now("unknown here, maybe known elsewhere")
+    assert schedule.next_at() == float("-inf")
+    assert schedule.due(1.4) == ["3", "unknown here, maybe known elsewhere"]
 
 
 # What is wrong with a version.

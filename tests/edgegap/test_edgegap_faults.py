@@ -431,8 +431,8 @@ async def test_an_empty_list_reaps_nothing(edgegap: Edgegap, game: Any) -> None:
         seats = [await world.play() for _ in range(5)]
         world.emulator.misbehave("list", Spoil(empty_list))
         for _ in range(8):
-            await world.matchmakers[0].sweep.once()
-            await asyncio.sleep(0.2)  # sweeps of their own go on meanwhile
+            await world.matchmakers[0].parts.reconciler.once()
+            await asyncio.sleep(0.2)  # the reconciler's own cycles go on meanwhile
         assert len(world.alive) == 5
         records = {record.id: record.state for record in await world.deployments()}
         assert records == {seat.deployment_id: DeploymentState.READY for seat in seats}

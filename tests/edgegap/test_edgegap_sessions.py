@@ -13,11 +13,12 @@ import pytest
 from tests.edgegap.edgegap_world import EdgegapWorld, leave, sleeper, with_sessions
 from tests.matchmaker.world import failed
 from tipoff_edgegap_emulator import Fail, Rules, Silent
-from tipoff_matchmaker.allocators.edgegap.allocator import EdgegapSessions
 from tipoff_matchmaker.allocators.interface import Allocator, Progress
 from tipoff_matchmaker.seats.allocation import Allocation, Seats
+from tipoff_orchestrator_client.edgegap.api.client import EdgegapClient
 from tipoff_shared import names
 from tipoff_shared.errors import Unavailable
+from tipoff_shared.kv.bucket import Bucket
 from tipoff_shared.messages import ProgressReport, SessionReady
 from tipoff_shared.records import SessionState
 
@@ -129,10 +130,8 @@ async def test_who_stops_waiting_for_room_is_not_waited_for_any_more(
             following.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await following
-        at_edgegap = allocator(world)
-        assert isinstance(at_edgegap, EdgegapSessions)
         async with asyncio.timeout(5):
-            await at_edgegap._asking.settle(timeout=10)
+            await allocator(world).settle(timeout=10)
         world.emulator.behave()
         assert world.emulator.sessions == []
 
@@ -142,46 +141,47 @@ async def test_a_session_that_cannot_be_written_down_is_closed(
 ) -> None:
     """NATS went away between the order and the note: afterwards nobody would know of it."""
     async with edgegap(SEAT) as world:
-        at_edgegap = allocator(world)
-        assert isinstance(at_edgegap, EdgegapSessions)
+        create = Bucket.create
 
-        async def away(*_: Any) -> int:
-            raise Unavailable("NATS is away")
+        async def away(bucket: Bucket[Any], *args: Any, **more: Any) -> int:
+            if bucket.bucket.endswith("edgegap_sessions"):
+                raise Unavailable("NATS is away")
+            return await create(bucket, *args, **more)
 
         with monkeypatch.context() as patched:
-            patched.setattr(at_edgegap._parts._store, "create", away)
-            with pytest.raises(Unavailable):
+            patched.setattr(Bucket, "create", away)
+            with pytest.raises(Unavailable, match="NATS is away"):
                 await allocate(world, group("a"))
         assert world.emulator.count("session.create") == 1
         assert world.emulator.sessions == []
 
 
-async def test_an_ask_that_was_let_go_does_not_take_the_next_ones_seat(edgegap: Edgegap) -> None:
+async def test_an_ask_that_was_let_go_does_not_take_the_next_ones_seat(
+    edgegap: Edgegap, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its create is answered late, when the same request has led to a seat by another way: that one stays."""
     async with edgegap(SEAT, changes={"seat_hold": 30.0}) as world:
         at_edgegap = allocator(world)
-        assert isinstance(at_edgegap, EdgegapSessions)
-        create = at_edgegap._asking._client.create_session
+        create = EdgegapClient.create_session
         late = asyncio.Event()
 
-        async def slow(*args: Any, **more: Any) -> str:
+        async def slow(client: EdgegapClient, *args: Any, **more: Any) -> str:
             await late.wait()
-            session_id: str = await create(*args, **more)
-            return session_id
+            return await create(client, *args, **more)
 
-        at_edgegap._asking._client.create_session = slow  # type: ignore[method-assign] # for one call
-        async with aclosing(at_edgegap.allocate(group("a"))) as steps:
-            assert isinstance(await anext(steps), Progress)
-            following = asyncio.ensure_future(anext(steps))
-            await asyncio.sleep(0.1)  # it waits for its create by then
-            following.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await following
-        at_edgegap._asking._client.create_session = create  # type: ignore[method-assign]
+        with monkeypatch.context() as patched:
+            patched.setattr(EdgegapClient, "create_session", slow)
+            async with aclosing(at_edgegap.allocate(group("a"))) as steps:
+                assert isinstance(await anext(steps), Progress)
+                following = asyncio.ensure_future(anext(steps))
+                await asyncio.sleep(0.1)  # it waits for its create by then
+                following.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await following
         await allocate(world, group("a"))
         (session,) = world.emulator.sessions
         late.set()
-        await at_edgegap._asking.settle(timeout=5)
+        await at_edgegap.settle(timeout=5)
         await world.emulator.until(lambda e: e.count("session.delete") >= 1)
         await asyncio.sleep(0.2)  # whatever else would follow
         assert world.emulator.sessions == [session]

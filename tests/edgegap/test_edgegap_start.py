@@ -14,12 +14,13 @@ import pytest
 from tests.edgegap.edgegap_world import EdgegapWorld, sleeper, with_sessions
 from tipoff_edgegap_emulator import Fail
 from tipoff_orchestrator_client.edgegap.api.client import EdgegapClient
-from tipoff_orchestrator_client.edgegap.open import load_settings, open_edgegap
 from tipoff_orchestrator_client.edgegap.settings import Settings
 from tipoff_orchestrator_client.edgegap.setup.verify import verify
+from tipoff_orchestrator_client.registry import open_edgegap
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.games import EdgegapSpec
 from tipoff_shared.secret import Secret
+from tipoff_shared.service import load_settings
 
 Edgegap = Callable[..., Any]
 
@@ -114,10 +115,10 @@ def test_settings_that_cannot_be_are_told_by_their_name(monkeypatch: pytest.Monk
     """And never by their value: it may be a secret in the wrong place."""
     monkeypatch.setenv("TIPOFF_EDGEGAP_URL", "my-secret-token")
     with pytest.raises(ConfigError, match="TIPOFF_EDGEGAP_URL") as caught:
-        load_settings()
+        load_settings(Settings)
     assert "my-secret-token" not in str(caught.value)
     monkeypatch.setenv("TIPOFF_EDGEGAP_URL", "https://api.edgegap.com/")
-    assert load_settings().url == "https://api.edgegap.com"
+    assert load_settings(Settings).url == "https://api.edgegap.com"
 
 
 def test_webhooks_need_a_key(tmp_path: Path) -> None:

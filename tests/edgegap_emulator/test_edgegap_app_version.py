@@ -15,7 +15,7 @@ from tipoff_orchestrator_client.edgegap.setup.app_version import (
     changes,
     wanted_version,
 )
-from tipoff_orchestrator_client.edgegap.setup.examination import (
+from tipoff_orchestrator_client.edgegap.setup.check import (
     Verdict,
     reachable_from_outside,
     version_findings,

@@ -45,7 +45,7 @@ async def test_from_an_empty_account_to_one_that_works(account: Accounts) -> Non
     async with account(at_once(empty=True)) as it:
         before = await tipoff(it, "check")
         assert before.exit_code == 1
-        assert "there is no such application" in before.output
+        assert "application arena-app: it does not exist" in before.output
         made = await tipoff(it, "configure-app", "--create", "--image", IMAGE)
         assert made.exit_code == 0, made.output
         again = await tipoff(it, "configure-app", "--create", "--image", IMAGE, "--json")
@@ -100,7 +100,7 @@ async def test_bevygaps_servers_get_their_authority_as_an_argument(account: Acco
     [
         (["--image", "registry.edgegap.com/org/arena:latest"], "latest"),
         (["other"], "which game"),
-        (["--cpu", "0.25", "--memory", "1024"], "Edgegap gives"),
+        (["--cpu", "0.25", "--memory", "1024"], "Edgegap allows"),
     ],
 )
 async def test_what_cannot_be_is_told_before_anything_is_written(
@@ -163,7 +163,7 @@ async def test_check_tries_the_way_that_webhooks_take(
     monkeypatch.setenv("TIPOFF_EDGEGAP_HOOK_URL", f"http://127.0.0.1:{port}")
     async with server, account() as it:
         for own, code, says in (
-            ("0123456789abcdef", 0, "takes ours and refuses others"),
+            ("0123456789abcdef", 0, "accepts ours and refuses others"),
             ("another key 0123456", 1, "answers 404 to a good webhook"),
         ):
             monkeypatch.setenv("TIPOFF_HOOK_KEY", own)

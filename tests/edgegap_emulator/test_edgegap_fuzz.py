@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tipoff_edgegap_emulator import schema
 from tipoff_orchestrator_client.edgegap.setup.app_version import Image, Wishes, changes, wanted_version
-from tipoff_orchestrator_client.edgegap.setup.examination import Finding, version_findings
+from tipoff_orchestrator_client.edgegap.setup.check import Finding, version_findings
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.games import EdgegapSpec, Game
 

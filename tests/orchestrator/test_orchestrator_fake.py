@@ -128,7 +128,11 @@ async def test_events_can_be_lost_and_doubled(
     fake.lose_events()
     fake.double_events()
     await fake.deploy(lost := spec())
-    await eventually(lambda: fake._deployments[lost.deployment_id].state is RunState.RUNNING)
+
+    async def lost_runs() -> bool:
+        return await state(fake, lost) is RunState.RUNNING
+
+    await eventually(lost_runs)
     await fake.deploy(doubled := spec())
     await eventually(lambda: [event.deployment_id for event in heard] == [doubled.deployment_id] * 2)
     await fake.close()

@@ -86,6 +86,21 @@ def test_a_secret_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
+def test_a_class_may_hide_every_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A secret may be in the wrong variable."""
+
+    class Hidden(Settings):
+        model_config = SettingsConfigDict(hide_input_in_errors=True)
+
+    monkeypatch.setenv("TIPOFF_TEST_URL", "hunter2")
+    monkeypatch.setenv("TIPOFF_TEST_LIMIT", "hunter3")
+    with pytest.raises(ConfigError) as caught:
+        load_settings(Hidden)
+    assert "TIPOFF_TEST_URL: " in str(caught.value)
+    assert "TIPOFF_TEST_LIMIT: must be a valid integer" in str(caught.value)
+    assert "hunter" not in str(caught.value)
+
+
 def test_a_long_value_is_cut_and_keeps_to_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
     (line,) = complaint(monkeypatch, {"TIPOFF_TEST_LIMIT": "one\ntwo " * 100})
     assert line.startswith("TIPOFF_TEST_LIMIT: must be a valid integer")

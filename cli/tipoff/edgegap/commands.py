@@ -5,6 +5,7 @@ pydantic and the Edgegap client are imported when a command runs, because every 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from dataclasses import asdict
@@ -17,7 +18,7 @@ from rich.console import Console
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.games import Game, Games
 from tipoff_shared.games.toml import load_games
-from tipoff_shared.service import exit_code_of, load_settings, run
+from tipoff_shared.service import exit_code_of, load_settings, run, signals
 from tipoff_shared.settings import NatsSettings
 
 app = typer.Typer(
@@ -130,11 +131,11 @@ async def _configure(
     settings: Any, game: Game, wishes: Any, *, create: bool, dry_run: bool
 ) -> dict[str, Any]:
     from tipoff_orchestrator_client.base import OrchestratorError
-    from tipoff_orchestrator_client.edgegap.setup.administration import Administration
-    from tipoff_orchestrator_client.edgegap.setup.configuration import configure
+    from tipoff_orchestrator_client.edgegap.setup.account import AccountApi
+    from tipoff_orchestrator_client.edgegap.setup.configure import configure
 
     try:
-        async with Administration(settings.url, settings.api_token()) as account:
+        async with AccountApi(settings.url, settings.api_token()) as account:
             return asdict(await configure(account, game, wishes, create=create, dry_run=dry_run))
     except OrchestratorError as exc:
         raise ConfigError(str(exc)) from exc
@@ -147,11 +148,11 @@ def check_command(games: GamesFile = _GAMES, as_json: AsJson = False) -> None:
     Exit code 1 when something is wrong. Changes nothing and costs nothing.
     """
     from tipoff_orchestrator_client.edgegap.settings import Settings
-    from tipoff_orchestrator_client.edgegap.setup.examination import Verdict, examine
+    from tipoff_orchestrator_client.edgegap.setup.check import Verdict, check_games
 
     settings = load_settings(Settings)
     nats = NatsSettings.from_environment()
-    findings = run(examine(settings, nats, load_games(games)))
+    findings = run(check_games(settings, nats, load_games(games)))
     wrong = sum(finding.verdict is Verdict.BAD for finding in findings)
     if as_json:
         print(json.dumps({"ok": not wrong, "findings": [asdict(finding) for finding in findings]}))
@@ -200,7 +201,7 @@ def emulator_command(
 ) -> None:
     """Run an emulated Edgegap: its API on this machine, with real game servers. Needs no account."""
     from tipoff_edgegap_emulator.emulator import Emulator
-    from tipoff_edgegap_emulator.service import serve
+    from tipoff_edgegap_emulator.service import run_emulator
     from tipoff_edgegap_emulator.settings import EmulatorSettings
     from tipoff_shared import log
 
@@ -218,13 +219,13 @@ def emulator_command(
         host, _, port = listen.rpartition(":")
         given |= {"host": host or "127.0.0.1", "port": port}
 
-    def ready(emulator: Emulator, show_token: bool) -> None:
+    def show(emulator: Emulator, token: bool) -> None:
         print(f"ready  {emulator.url}", flush=True)
         known = (
             ", ".join(f"{app} {version}" for app, version in emulator.state.catalogue.versions) or "none yet"
         )
         sys.stderr.write(f"applications: {known}\n")
-        if show_token:
+        if token:
             sys.stderr.write(
                 f"for the matchmaker: TIPOFF_EDGEGAP_URL={emulator.url} TIPOFF_EDGEGAP_TOKEN={emulator.token}\n"
             )
@@ -235,7 +236,11 @@ def emulator_command(
             TIPOFF_GAMES=games,
             **{name: value for name, value in given.items() if value is not None},
         )
-        await serve(settings, lambda emulator: ready(emulator, not settings.token.get_secret_value()))
+        stop = asyncio.Event()
+        with signals(lambda _: stop.set()):
+            async with run_emulator(settings) as emulator:
+                show(emulator, token=not settings.token.get_secret_value())
+                await stop.wait()
 
     raise typer.Exit(exit_code_of(work, prefix="tipoff edgegap-emulator: "))
 

@@ -14,16 +14,19 @@ from typing import TypeVar
 
 from tipoff_matchmaker.errors import CircuitOpen
 from tipoff_matchmaker.orchestrators.circuit_breaker import Breaker, BreakerState
-from tipoff_orchestrator_client.answers import usable, usable_list
 from tipoff_orchestrator_client.base import (
     Deployment,
     DeploySpec,
     GameUnavailable,
     KnowsNativeIds,
     NoCapacity,
+    NotConfigured,
     Orchestrator,
     OrchestratorError,
     OrchestratorUnavailable,
+    ServerDirectory,
+    usable,
+    usable_list,
 )
 from tipoff_shared.admin import Failing, OrchestratorStatus
 from tipoff_shared.primitives.text import describe, one_line
@@ -43,11 +46,12 @@ _WELL = (NoCapacity, GameUnavailable)
 
 
 class ResilientOrchestrator:
-    """An `Orchestrator`. `breakers`: one for each of deploy, get, stop and list."""
+    """An `Orchestrator` around `inner`. Where that only is a `ServerDirectory`, `deploy` raises `NotConfigured`.
+    `breakers`: one for each of deploy, get, stop and list."""
 
     def __init__(
         self,
-        inner: Orchestrator,
+        inner: ServerDirectory,
         *,
         threshold: int = 5,
         first_pause: float = 2.0,
@@ -89,8 +93,11 @@ class ResilientOrchestrator:
         return OrchestratorStatus(self.name, worst.value, failing)
 
     async def deploy(self, spec: DeploySpec) -> Deployment:
+        inner = self._inner
+        if not isinstance(inner, Orchestrator):
+            raise NotConfigured(f"{self.name} starts its servers itself")
         return await self._call(
-            "deploy", lambda: self._inner.deploy(spec), lambda found: usable(found, spec.deployment_id)
+            "deploy", lambda: inner.deploy(spec), lambda found: usable(found, spec.deployment_id)
         )
 
     async def get(self, deployment_id: str) -> Deployment | None:

@@ -1,8 +1,8 @@
-"""What a deployment at Edgegap is told, as its environment: (name, value, hidden). No value is over 255 bytes.
+"""Makes the environment of a deployment at Edgegap. No value is over 255 bytes.
 
-Edgegap adds `ARBITRIUM_*` itself: address and ports among them. A certificate authority is longer than one variable may
-be, so it goes in parts (`NATS_CA_CONTENTS_1`, ...), which our SDK puts together; bevygap's servers take it as the
-argument `--ca_contents`, which belongs to the application's version.
+Edgegap adds `ARBITRIUM_*`, with address and ports. A certificate authority is longer than a variable may be, so it is
+passed in parts (`NATS_CA_CONTENTS_1`, ...), which our SDK joins. bevygap's servers read it from the argument
+`--ca_contents` instead, which belongs to the application's version.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from tipoff_shared.games.limits import EDGEGAP_VALUE_LIMIT
 from tipoff_shared.settings import NatsSettings
 
 Variable: TypeAlias = tuple[str, str, bool]
+"""(name, value, hidden)."""
 
 _HIDDEN = frozenset({"TIPOFF_PRIVATE_KEY", "LIGHTYEAR_PRIVATE_KEY", "NATS_PASSWORD", "TIPOFF_EVENT_KEY"})
 _LEAST_CUT = 16
 
 
 class Environment:
-    """Made once at start, so that what cannot be told is a `ConfigError` before anything is started."""
+    """The environments of all games. Made once at the start, so that a bad setting raises `ConfigError` before anything
+    is started."""
 
     def __init__(self, settings: Settings, nats: NatsSettings, games: Games) -> None:
         self._games = games
@@ -34,7 +36,7 @@ class Environment:
         self._ca = _authority(settings, nats) if settings.pass_nats else ""
 
     def of(self, spec: DeploySpec, game: Game) -> list[Variable]:
-        """Raises `ConfigError` naming a variable that is too long."""
+        """The variables of one deployment. Raises `ConfigError`, which names a variable that is too long."""
         own = dict(game.edgegap.env) if game.edgegap is not None else {}
         variables = self._nats | own | dict(spec.environment)
         if self._ca and "NATS_CA_CONTENTS_1" not in own and not game.bevygap:
@@ -66,8 +68,8 @@ class Environment:
 
 
 def _for_bevygap(variables: Mapping[str, str], key: bytes) -> dict[str, str]:
-    """Its plugin takes one NATS server and ends without a user and a password, even where NATS asks for none; lightyear
-    reads its key in decimal."""
+    """bevygap's plugin takes one NATS server, and exits without a user and a password even where NATS needs none;
+    lightyear reads its key in decimal."""
     changed = {"TIPOFF_BEVYGAP": "1", "LIGHTYEAR_PRIVATE_KEY": ",".join(map(str, key))}
     if host := variables.get("NATS_HOST", ""):
         changed["NATS_HOST"] = host.split(",")[0]
@@ -77,7 +79,7 @@ def _for_bevygap(variables: Mapping[str, str], key: bytes) -> dict[str, str]:
 
 
 def _nats(settings: Settings, nats: NatsSettings) -> dict[str, str]:
-    """How game servers reach NATS: with credentials of their own, never the matchmaker's."""
+    """How game servers reach NATS: with their own credentials, never the matchmaker's."""
     user, password = settings.nats_user, settings.servers_password()
     if not user and nats.user:
         raise ConfigError(
@@ -110,7 +112,7 @@ def _authority(settings: Settings, nats: NatsSettings) -> str:
 
 
 def _in_parts(name: str, value: str) -> Mapping[str, str]:
-    """`NAME_1`, `NAME_2`, ...: cut anywhere but beside white space, which some shells and panels take away."""
+    """`NAME_1`, `NAME_2`, ...: never cut beside white space, which some shells and dashboards strip."""
     parts: dict[str, str] = {}
     while value:
         cut = min(EDGEGAP_VALUE_LIMIT, len(value))

@@ -1,6 +1,6 @@
-"""How our deployments are told from everybody else's at Edgegap, and how one of theirs looks as one of ours. Pure.
+"""Names our deployments at Edgegap by tags, and turns Edgegap's deployments into `Deployment`s. Pure.
 
-Three tags: whose it is (the namespace), which deployment, and which game and version as a short digest. They hold
+Each has three tags: the namespace, the deployment's id, and a short digest of game and version. Tags consist of
 letters, digits and dashes and are at most 31 characters long.
 """
 
@@ -22,24 +22,27 @@ _PROTOCOLS: dict[str, tuple[str, ...]] = {
     "websocket": ("ws", "wss", "http", "https", "tcp", "tcp/udp"),
     "tcp": ("tcp", "tcp/udp"),
 }
-"""What Edgegap calls the protocol of a port that a transport of ours can use, likeliest first."""
+"""Transport -> the protocols at Edgegap of a port that it can use, likeliest first."""
 
 
 def namespace_tag(namespace: str) -> str:
+    """The tag of all deployments of a namespace."""
     return f"tipoff-{namespace}" if namespace else "tipoff"
 
 
 def game_tag(key: GameKey) -> str:
+    """The tag of all deployments of a game and version."""
     digest = hashlib.blake2b("\0".join(key).encode(), digest_size=8, person=b"tipoff game")
     return f"game-{digest.hexdigest()}"
 
 
 def tags_of(namespace: str, deployment_id: str, key: GameKey) -> list[str]:
+    """The tags that a deployment is created with."""
     return [namespace_tag(namespace), f"{_ID}{deployment_id}", game_tag(key)]
 
 
 def deployment_id_in(tags: Iterable[str], namespace: str) -> str | None:
-    """Which deployment of ours these tags name; None for one of somebody else's."""
+    """The id of our deployment with these tags; None for one of another namespace or project."""
     tags = list(tags)
     if namespace_tag(namespace) not in tags:
         return None
@@ -48,6 +51,7 @@ def deployment_id_in(tags: Iterable[str], namespace: str) -> str | None:
 
 
 def game_in(tags: Iterable[str], games: Iterable[Game]) -> Game | None:
+    """The game that one of the tags names."""
     known = {game_tag(game.key): game for game in games}
     return next((known[tag] for tag in tags if tag in known), None)
 
@@ -55,7 +59,7 @@ def game_in(tags: Iterable[str], games: Iterable[Game]) -> Game | None:
 def as_deployment(
     server: Server, deployment_id: str, key: GameKey, game: Game | None, *, reason: str = ""
 ) -> Deployment:
-    """One of theirs in our terms. An address that cannot be used is left out; why stands in `reason`."""
+    """A deployment of Edgegap's as a `Deployment`. An unusable address is left out; `reason` then says why."""
     state = RunState.RUNNING if server.running else RunState.STOPPED if server.ended else RunState.STARTING
     ports = ports_of(server.ports, game)
     host = server.ip
@@ -73,19 +77,20 @@ def as_deployment(
 
 
 def as_started(order: EdgegapOrder) -> Deployment:
-    """What was ordered, before more is known of it."""
+    """The deployment of an order of which nothing more is known."""
     return Deployment(
         order.deployment_id, order.game, order.version, RunState.STARTING, native_id=order.request_id
     )
 
 
 def as_stopped(order: EdgegapOrder) -> Deployment:
+    """The deployment of an order that was stopped."""
     return replace(as_started(order), state=RunState.STOPPED, reason=order.reason or "stopped")
 
 
 def ports_of(ports: Mapping[str, NamedPort], game: Game | None) -> dict[str, Port]:
-    """By the names that the matchmaker knows (`udp`, `websocket`, ...): the game's named port carries the name of its
-    primary transport."""
+    """The ports by transport (`udp`, `websocket`, ...): the port that games.toml names gets the name of the primary
+    transport."""
     found = {port.name.lower(): _port(port) for port in ports.values()}
     if game is None or game.edgegap is None:
         return found
@@ -99,8 +104,8 @@ def ports_of(ports: Mapping[str, NamedPort], game: Game | None) -> dict[str, Por
 
 
 def choose_port(protocols: Mapping[str, str], game: Game) -> str | None:
-    """Which of the ports (name -> protocol) the game's primary transport uses: the one that games.toml names, else
-    the one of the transport's name, else the first of a fitting protocol. None: there is none."""
+    """The port, of `protocols` (name -> protocol), that the game's primary transport uses: the one that games.toml
+    names, else the one with the transport's name, else the first with a fitting protocol. None: there is none."""
     wanted = game.edgegap.port if game.edgegap is not None else ""
     if wanted:
         return wanted if wanted in protocols else None
@@ -123,5 +128,5 @@ def _port(port: NamedPort, *, web: bool = False) -> Port:
 
 
 def _browsers_need_a_name(ports: Mapping[str, NamedPort]) -> bool:
-    """A certificate is for a name: where Edgegap speaks TLS before a port, players dial the name."""
+    """Whether Edgegap terminates TLS for a port: its certificate is for the name, so players must dial the name."""
     return any(port.tls or port.protocol in ("wss", "https") for port in ports.values())

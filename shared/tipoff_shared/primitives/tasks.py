@@ -10,11 +10,13 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from tipoff_shared.primitives.waiting import cancel_all
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Tasks:
@@ -22,7 +24,7 @@ class Tasks:
 
     def __init__(self, name: str, on_failure: Callable[[BaseException], None] | None = None) -> None:
         self._name = name
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._on_failure = on_failure
 
     def start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
@@ -31,6 +33,19 @@ class Tasks:
         self._tasks.add(task)
         task.add_done_callback(self._done)
         return task
+
+    def start_awaited(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
+        """As `start`, for work whose outcome belongs to those who await the task: a failure is raised there, and is
+        neither logged nor handed to `on_failure`."""
+        task = asyncio.create_task(work, name=f"{self._name}/{name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._awaited_done)
+        return task
+
+    def _awaited_done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # retrieved: where nobody waits any longer, asyncio is not to log it
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -1,1 +1,1 @@
-"""The allocator `edgegap-sessions`: Edgegap counts the seats."""
+"""Finds seats by Edgegap's v1 sessions: Edgegap counts the seats and starts the servers."""

@@ -1,14 +1,14 @@
-"""The allocator `edgegap-sessions`: Edgegap counts the seats and starts servers itself (v1 sessions, as bevygap does).
+"""Allocates seats for `edgegap-sessions`: Edgegap counts the seats and starts servers itself (v1 sessions).
 
-    session asked for ──> written down (edgegap_sessions) ──> ready: its deployment is ours to know, too
-      ──> that deployment serves (lease, context, or it runs) ──> seat in our ledger ──> Seats
+    session created ──> written (edgegap_sessions) ──> ready: the record of its deployment is written
+      ──> the deployment is ready (lease, context, or it runs) ──> seat in that record ──> Seats
 
-Kind Seat: one of Edgegap's sessions for each member, all on one deployment (where that has no room for all: one for
-the group). Kind Match: one for all members. One of several members is closed when the last of them has left. Our
-ledger follows what Edgegap has decided, so that everything else is as with other games.
+Kind Seat: one session at Edgegap for each member, all on one deployment (one for the whole group where that has no room
+for all). Kind Match: one for all members. A session of several members is deleted when the last of them has left. The
+seats in our records follow Edgegap's decisions, so everything else works as for other games.
 
-Edgegap's sessions carry no tag and their create is not idempotent: one whose create was never answered is nobody's,
-and ages out at Edgegap (the version's session_max_duration, the deployment's max_duration).
+Edgegap's sessions carry no tag and their create is not idempotent. A session whose create was never answered is unknown
+to us, and expires at Edgegap (the version's session_max_duration, the deployment's max_duration).
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import suppress
+from typing import NoReturn
 
-from tipoff_matchmaker.allocators.edgegap.readiness import Arriving
-from tipoff_matchmaker.allocators.edgegap.seat_store import Parts
-from tipoff_matchmaker.allocators.edgegap.session_requests import Asking
-from tipoff_matchmaker.allocators.edgegap.watch import SessionLost, SessionWatch
+from tipoff_matchmaker.allocators.edgegap.seat_store import SeatStore
+from tipoff_matchmaker.allocators.edgegap.server_readiness import ServerReadiness
+from tipoff_matchmaker.allocators.edgegap.session_requests import SessionRequests
+from tipoff_matchmaker.allocators.edgegap.session_watch import SessionLost, SessionWatch
 from tipoff_matchmaker.allocators.interface import Progress, Step
 from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.errors import NoRecord, NoSeat
 from tipoff_matchmaker.seats.allocation import Allocation, Seats
 from tipoff_matchmaker.seats.rules import leave, take
+from tipoff_matchmaker.settings import Settings
 from tipoff_shared.errors import OrchestratorFailed, TipoffError, UnknownGame
 from tipoff_shared.games import EdgegapSpec, Game, GameKey
 from tipoff_shared.primitives.tasks import Tasks
@@ -37,46 +39,51 @@ _TRIES = 5
 
 
 class EdgegapSessions:
-    """`Allocator` for the games of `orchestrator = "edgegap-sessions"`."""
+    """The `Allocator` of `games`. `run` must run while it allocates."""
 
     def __init__(
         self,
         watch: SessionWatch,
-        parts: Parts,
-        asking: Asking,
-        arriving: Arriving,
+        seats: SeatStore,
+        requests: SessionRequests,
+        servers: ServerReadiness,
         deployments: DeploymentStore,
         games: Iterable[Game],
         tasks: Tasks,
+        settings: Settings,
         *,
         clock: Callable[[], float],
-        seat_hold: float,
-        progress_interval: float,
-        backoff: float,
     ) -> None:
         self._watch = watch
-        self._parts = parts
-        self._asking = asking
-        self._arriving = arriving
+        self._seats = seats
+        self._requests = requests
+        self._servers = servers
         self._deployments = deployments
         self._games: dict[GameKey, Game] = {game.key: game for game in games}
         self._tasks = tasks
         self._clock = clock
-        self._seat_hold = seat_hold
-        self._progress_interval = progress_interval
-        self._backoff = backoff
+        self._seat_hold = settings.seat_hold
+        self._progress_interval = settings.progress_interval
+        self._backoff = settings.backoff
+
+    async def run(self) -> NoReturn:
+        """Wait for sessions until cancelled."""
+        await self._watch.run()
 
     async def allocate(self, allocation: Allocation) -> AsyncGenerator[Step, None]:
+        """See `Allocator.allocate`."""
         game = self._games.get(allocation.key)
         if game is None or game.edgegap is None:
             raise UnknownGame("unknown game or version")
-        closed = self._asking.closed
+        closed = self._requests.closed
         keep = closed.done()
         if keep:
             raise closed.result()
         yield Progress("Asking Edgegap for a seat")
-        news: list[str] = []
-        work = asyncio.create_task(self._work(allocation, game, game.edgegap, news), name="edgegap/allocate")
+        failures: list[str] = []
+        work = asyncio.create_task(
+            self._find_seats(allocation, game, game.edgegap, failures), name="edgegap/allocate"
+        )
         delivered = False
         try:
             while True:
@@ -93,7 +100,7 @@ class EdgegapSessions:
                 if closed.done():
                     keep = True
                     raise closed.result()
-                failed, news[:] = "; ".join(news), []
+                failed, failures[:] = "; ".join(failures), []
                 yield Progress("Edgegap is starting a server near you", failed)
         finally:
             work.cancel()
@@ -102,31 +109,33 @@ class EdgegapSessions:
                     self._tasks.start(self._give_up(work, allocation), f"give up/{allocation.id}")
                 await asyncio.wait((work,), timeout=1)
                 if work.done() and not work.cancelled():
-                    work.exception()  # raised above, or of no interest to one who has gone
+                    work.exception()  # raised above, or the player has gone
 
-    async def _work(self, allocation: Allocation, game: Game, spec: EdgegapSpec, news: list[str]) -> Seats:
-        """Until there are seats. `news` are the reasons why something did not work out, for the player."""
-        lost: list[str] = []
+    async def _find_seats(
+        self, allocation: Allocation, game: Game, spec: EdgegapSpec, failures: list[str]
+    ) -> Seats:
+        """Seats for all members, with a new session after each that is lost. The reasons are added to `failures`."""
+        lost = 0
         while True:
-            sessions, shared = await self._asking.ask(allocation, spec)
+            sessions, shared = await self._requests.sessions_for(allocation, spec)
             try:
                 hooks = {session: member for member, session in reversed(sessions.items())}
                 places = [await self._watch.until_ready(one, hook) for one, hook in hooks.items()]
                 if len({place.request_id for place in places}) != 1:
                     raise SessionLost("its members would be on several servers")
-                record = await self._arriving.serving(places[-1], game)
+                record = await self._servers.until_ready(places[-1], game)
                 return await self._take(allocation.members, record.id, shared)
             except SessionLost as exc:
-                lost.append(str(exc))
-                news.append(str(exc))
+                lost += 1
+                failures.append(str(exc))
                 log.warning("Edgegap's session for %s is given back: %s", allocation.id, exc)
                 for member in allocation.members:
-                    await self._parts.release(member)
-                if len(lost) >= _TRIES:
+                    await self._seats.release(member)
+                if lost >= _TRIES:
                     raise OrchestratorFailed(
                         "no server could be started; try again in a moment", retry_after=5
                     ) from exc
-                await asyncio.sleep(self._backoff * 2 ** len(lost))
+                await asyncio.sleep(self._backoff * 2**lost)
 
     async def _take(self, members: tuple[str, ...], deployment_id: str, shared: bool) -> Seats:
         until = round(self._clock() + self._seat_hold, 3)
@@ -137,17 +146,18 @@ class EdgegapSessions:
         return Seats(members, record, until, shared)
 
     async def _give_up(self, work: asyncio.Task[Seats], allocation: Allocation) -> None:
-        """The player has gone before there was a seat: what was found for him meanwhile goes back."""
+        """Release what was found for a player who has gone before there was a seat."""
         await asyncio.wait((work,))
         try:
             if not work.cancelled() and work.exception() is None:
                 await self.undo(work.result())
             for member in allocation.members:
-                await self._parts.release(member)
+                await self._seats.release(member)
         except TipoffError as exc:
-            log.info("Edgegap's session for %s is left to the end of its record: %s", allocation.id, exc)
+            log.info("Edgegap's session for %s is left until its record ends: %s", allocation.id, exc)
 
     async def undo(self, seats: Seats) -> None:
+        """See `Allocator.undo`."""
         if seats.shared:
             return
         now = self._clock()
@@ -157,25 +167,26 @@ class EdgegapSessions:
                     seats.deployment.id, lambda record: leave(record, seats.members, now, until=seats.until)
                 )
             for member in seats.members:
-                await self._parts.release(member)
+                await self._seats.release(member)
         except TipoffError as exc:
             log.info("a seat on %s is left to its deadline: %s", seats.deployment.id, exc)
 
     async def release(self, allocation_id: str, member: str, *, deployment_id: str) -> None:
+        """See `Allocator.release`."""
         now = self._clock()
         if deployment_id:
             with suppress(NoRecord):
                 await self._deployments.change(deployment_id, lambda record: leave(record, (member,), now))
-        await self._parts.release(member)
+        await self._seats.release(member)
 
     async def sessions(self) -> set[str] | None:
-        """Those of ours that Edgegap has a session for."""
-        return await self._parts.all()
+        """Our sessions that have a session at Edgegap."""
+        return await self._seats.all()
 
     def close(self, error: TipoffError) -> None:
-        """What Edgegap has given is kept for the matchmaker that goes on with the request."""
-        self._asking.close(error)
+        """See `Allocator.close`. Sessions at Edgegap are kept for the matchmaker that continues the request."""
+        self._requests.close(error)
 
     async def settle(self, timeout: float) -> None:
-        """Until what has been asked for is written down."""
-        await self._asking.settle(timeout)
+        """Wait until the sessions that are being created are written, at most `timeout` seconds."""
+        await self._requests.settle(timeout)

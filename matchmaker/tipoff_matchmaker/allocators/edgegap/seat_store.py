@@ -1,7 +1,4 @@
-"""Which session of Edgegap's each of ours has a part in: written down, and given back with the last part.
-
-Whoever writes a part down first is right; every step may be repeated.
-"""
+"""Stores which of Edgegap's sessions each of ours sits in, and deletes such a session with its last member."""
 
 from __future__ import annotations
 
@@ -11,88 +8,82 @@ from contextlib import suppress
 import msgspec
 
 from tipoff_orchestrator_client.base import OrchestratorError
-from tipoff_orchestrator_client.edgegap.session_servers import SessionServers
+from tipoff_orchestrator_client.edgegap.api.client import EdgegapClient
 from tipoff_shared.errors import Unavailable
-from tipoff_shared.kv.bucket import Bucket, LostRace
+from tipoff_shared.kv.bucket import Bucket
 from tipoff_shared.records import EdgegapSeat
 
-_WRITES = 20
+_TRIES = 20
 _MARKER_TTL = 60.0
 
 
-class Parts:
-    """`edgegap_sessions[*]`, and the sessions at Edgegap that they are parts of."""
+class SeatStore:
+    """`seats`: the bucket `edgegap_sessions`, by the ids of our sessions. Where two matchmakers write a seat, the first
+    one wins. Methods raise `Unavailable` while NATS or Edgegap is away; every step may be repeated."""
 
-    def __init__(self, servers: SessionServers, store: Bucket[EdgegapSeat]) -> None:
-        self._client = servers.client
-        self._store = store
+    def __init__(self, client: EdgegapClient, seats: Bucket[EdgegapSeat]) -> None:
+        self._client = client
+        self._seats = seats
 
     async def known(self, members: Iterable[str]) -> dict[str, str]:
-        """Member -> its session, for those who have one."""
+        """Member -> its session at Edgegap, for those that have one."""
         found: dict[str, str] = {}
         for member in members:
-            entry = await self._store.get(member)
+            entry = await self._seats.get(member)
             if entry is not None and not entry.value.left:
                 found[member] = entry.value.edgegap_session
         return found
 
     async def note(self, member: str, seat: EdgegapSeat) -> None:
-        """Raises `LostRace` where the member has one already. Where it cannot be written, the session is closed while
-        we still know of it."""
+        """Write a member's seat. Raises `LostRace` when it has one already. When the seat cannot be written, its
+        session is deleted, because nothing would refer to it."""
         try:
-            await self._store.create(member, seat)
+            await self._seats.create(member, seat)
         except Unavailable:
             with suppress(Unavailable):
-                await self.close(seat.edgegap_session)
+                await self.delete_session(seat.edgegap_session)
             raise
 
     async def release(self, member: str) -> None:
-        """This member's part goes back; with the last one, the session. Every step may be repeated."""
-        for _ in range(_WRITES):
-            entry = await self._store.get(member)
-            if entry is None:
-                return
-            seat = entry.value
-            if seat.left:
-                break
-            try:
-                left = msgspec.structs.replace(seat, left=True)
-                await self._store.update(member, left, entry.revision)
-                break
-            except LostRace:
-                continue
-        else:
-            raise Unavailable(f"the part of {member} changes too quickly to be given back", retry_after=1)
+        """Free this member's seat, and delete the session with its last member. Idempotent."""
+
+        def left(seat: EdgegapSeat | None) -> EdgegapSeat | None:
+            return None if seat is None or seat.left else msgspec.structs.replace(seat, left=True)
+
+        result = await self._seats.change(member, left, tries=_TRIES, what=f"the seat of {member}")
+        if result.entry is None:
+            return
+        seat = result.entry.value
         for other in seat.members:
             if other == member:
                 continue
-            entry = await self._store.get(other)
+            entry = await self._seats.get(other)
             if (
                 entry is not None
                 and entry.value.edgegap_session == seat.edgegap_session
                 and not entry.value.left
             ):
-                return  # somebody still plays there
-        await self.close(seat.edgegap_session)
+                return  # the session has another member
+        await self.delete_session(seat.edgegap_session)
         for each in seat.members:
-            entry = await self._store.get(each)
+            entry = await self._seats.get(each)
             if entry is not None and entry.value.edgegap_session == seat.edgegap_session:
-                await self._store.purge(each, ttl=_MARKER_TTL)
+                await self._seats.purge(each, ttl=_MARKER_TTL)
 
-    async def close(self, session_id: str) -> None:
-        """Raises `Unavailable` when it cannot be closed yet."""
+    async def delete_session(self, session_id: str) -> None:
+        """Delete a session at Edgegap. Raises `Unavailable` when that fails."""
         try:
             await self._client.delete_session(session_id)
         except OrchestratorError as exc:
-            raise Unavailable(f"Edgegap's session {session_id} cannot be closed yet: {exc}") from exc
+            raise Unavailable(f"Edgegap's session {session_id} cannot be deleted yet: {exc}") from exc
 
     async def all(self) -> set[str]:
-        """Those of ours that Edgegap has a session for."""
+        """Our sessions that have a session at Edgegap."""
         try:
             there = {session.session_id for session in await self._client.sessions()}
         except OrchestratorError as exc:
             raise Unavailable(f"Edgegap does not list its sessions: {exc}") from exc
-        seats = await self._store.list()
+        seats = await self._seats.list()
         return {
             member
             for member, entry in seats.items()

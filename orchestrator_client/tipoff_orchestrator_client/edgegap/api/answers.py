@@ -1,5 +1,5 @@
-"""Edgegap's JSON -> values of ours. Unknown members are ignored, spellings of states vary, and what cannot be used
-raises `Unreadable`, never anything else."""
+"""Parses Edgegap's JSON. Unknown members are ignored and spellings of states may vary; an unusable answer raises
+`Unreadable`, and nothing raises anything else. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from tipoff_orchestrator_client.answers import MAX_PORTS, MAX_REASON
+from tipoff_orchestrator_client.base import MAX_PORTS, MAX_REASON
 from tipoff_orchestrator_client.edgegap.api.errors import Unreadable
 
 Json: TypeAlias = dict[str, Any]
@@ -27,7 +27,7 @@ _MAX_TAGS = 100
 
 @dataclass(frozen=True, slots=True)
 class NamedPort:
-    """`protocol` in lower case, like `udp`, `tcp`, `tcp/udp`, `ws`; `tls`: Edgegap speaks TLS before it."""
+    """`protocol` in lower case, like `udp`, `tcp`, `tcp/udp`, `ws`; `tls`: Edgegap terminates TLS for it."""
 
     name: str
     internal: int
@@ -38,9 +38,8 @@ class NamedPort:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A deployment, as a status, a row of the list, or a session's `deployment` tells of it. `ip` and `fqdn` are ""
-    until it has them. `failed`: it ended in error, and stays until somebody stops it. `problem`: why its address
-    cannot be used, where it has one that cannot be."""
+    """A deployment, from a status, a row of the list, or a session's `deployment`. `ip` and `fqdn` are "" until it has
+    them. `failed`: it ended in error, and stays until it is stopped. `problem`: why its address cannot be used."""
 
     request_id: str
     running: bool
@@ -57,7 +56,7 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page of a list. `rows` are objects, unread; `more`: there is another page."""
+    """A page of a list. `rows` are unparsed objects; `more`: there is another page."""
 
     rows: list[Json]
     more: bool
@@ -65,7 +64,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A version of an application. `ports`: name -> protocol. `kind`: of its sessions, "" where it says none."""
+    """A version of an application. `ports`: name -> protocol. `kind`: of its sessions, "" where it names none."""
 
     name: str
     active: bool
@@ -77,9 +76,9 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A v1 session. `kind` in lower case. `failed`: why it never gets ready, "" while it may. `request_id`: of the
-    deployment that it is linked to, "" while there is none or where it is not told; `server` is that deployment, where
-    it runs and this tells where."""
+    """A v1 session. `kind` in lower case. `failed`: why it will never be ready; "" while it may. `request_id`: of the
+    deployment that it is linked to; "" while there is none, or where the answer lacks it. `server`: that deployment,
+    where the answer describes it."""
 
     session_id: str
     ready: bool
@@ -90,7 +89,7 @@ class Session:
 
 
 def parse_json(body: bytes) -> Json:
-    """An object; everything Edgegap answers is one."""
+    """The JSON object in `body`. Every answer of Edgegap's is one."""
     try:
         value = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
@@ -101,14 +100,14 @@ def parse_json(body: bytes) -> Json:
 
 
 def word(value: object) -> str:
-    """`Status.READY`, `STATUS_READY`, `Ready` -> `READY`; "" for what is no text."""
+    """`Status.READY`, `STATUS_READY`, `Ready` -> `READY`; "" for a value that is no text."""
     if not isinstance(value, str):
         return ""
     return value.strip().rpartition(".")[2].upper().removeprefix("STATUS_").removeprefix("SESSION_")[:40]
 
 
 def identifier(answer: Mapping[str, Any], member: str) -> str:
-    """An id, safe in a path."""
+    """The id in `member`, which is safe in a path."""
     value = answer.get(member)
     if not isinstance(value, str) or not _ID.fullmatch(value):
         raise Unreadable(f"Edgegap's answer has no usable {member}: {_short(value)}")
@@ -116,11 +115,13 @@ def identifier(answer: Mapping[str, Any], member: str) -> str:
 
 
 def is_id(text: str) -> bool:
+    """Whether it has the form of Edgegap's ids, and is safe in a path."""
     return _ID.fullmatch(text) is not None
 
 
 def parse_server(answer: Mapping[str, Any], *, strict: bool) -> Server:
-    """`strict`: one that runs must have an address that can be used; otherwise `problem` says why not."""
+    """A deployment. `strict`: raise for one that runs without a usable address; otherwise `problem` says why it is
+    unusable."""
     request_id = identifier(answer, "request_id")
     state = word(answer.get("current_status") or answer.get("status"))
     error = answer.get("error") is True or state in ("ERROR", "FAILED")
@@ -161,7 +162,8 @@ def parse_server(answer: Mapping[str, Any], *, strict: bool) -> Server:
 
 
 def parse_page(answer: Mapping[str, Any], *, seen: int) -> Page:
-    """`seen`: rows of the pages before. Where it is not said whether there are more, the total tells."""
+    """A page of a list. `seen`: rows of the pages before; with the total they tell whether there are more, where the
+    answer does not."""
     rows = answer.get("data")
     if rows is None:
         rows = []
@@ -180,6 +182,7 @@ def parse_page(answer: Mapping[str, Any], *, seen: int) -> Page:
 
 
 def parse_version(answer: Mapping[str, Any], name: str) -> Version:
+    """The version with this name."""
     ports = answer.get("ports") or []
     found: dict[str, str] = {}
     if isinstance(ports, dict):
@@ -205,6 +208,7 @@ def parse_version(answer: Mapping[str, Any], name: str) -> Version:
 
 
 def parse_session(answer: Mapping[str, Any]) -> Session:
+    """A session, from its own answer or a row of the list."""
     session_id = identifier(answer, "session_id")
     state = word(answer.get("status"))
     flag = answer.get("ready")
@@ -232,7 +236,7 @@ def protocol(value: object) -> str:
 
 
 def text(value: object) -> str:
-    """Words of theirs for a log or a player: one line, of bounded length."""
+    """A text of Edgegap's for a log or a player: one line, of bounded length; "" for a value that is no text."""
     if not isinstance(value, str):
         return ""
     line = " ".join("".join(c if c.isprintable() else " " for c in value[: 4 * MAX_REASON]).split())
@@ -292,7 +296,7 @@ def _tags(value: object) -> tuple[str, ...]:
 
 
 def _count(value: object) -> int | None:
-    """A number, also as text: lists tell sockets so."""
+    """A number, or its digits as text, as lists hold the number of sockets."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
         return int(value)
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31:

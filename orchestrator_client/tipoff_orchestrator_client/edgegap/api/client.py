@@ -1,7 +1,8 @@
-"""Edgegap's API as typed calls. Facts: https://docs.edgegap.com/api (v2 deployments, v1 status, lists and sessions)."""
+"""Calls Edgegap's API: v2 deployments, v1 status, lists and sessions. Facts: https://docs.edgegap.com/api."""
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from types import TracebackType
@@ -30,14 +31,18 @@ from tipoff_shared.secret import Secret
 PAGE = 100
 MAX_PAGES = 100
 _LOOK_UPS = 60.0
-"""Seconds: at start all games are looked up at once, and nobody waits for that yet."""
+"""Seconds that a look-up may wait for its turn: at the start all games are looked up at once."""
 MAX_USERS = 10
-"""Players' addresses that one request names: a server's place is decided by some, and bodies stay small."""
+"""Players' addresses in one request: a few decide a server's place, and bodies stay small."""
 
 
 class EdgegapClient:
-    """One per process: its rate limits are shared by all who use it. Every call raises `OrchestratorError` only, and
-    may be cancelled. `share`: the part of the account's limits that is this process's."""
+    """One client for each process and account, because it keeps to Edgegap's rate limits; `share` is this process's
+    part of them. Every call raises `OrchestratorError` only. Cancelling a call is safe.
+
+    `timeout`: seconds for one call. `longest_wait`: seconds that a call waits for its turn, beyond which it raises
+    `Busy`.
+    """
 
     def __init__(
         self,
@@ -68,11 +73,12 @@ class EdgegapClient:
         await self.close()
 
     async def close(self) -> None:
+        """Close the connections. Idempotent."""
         await self._http.close()
 
     @property
     def status_is_free(self) -> bool:
-        """Whether a status could be asked for right now, without waiting for others."""
+        """Whether a status call would go out now, without waiting for its turn."""
         return self._statuses.free()
 
     # Deployments.
@@ -88,8 +94,8 @@ class EdgegapClient:
         webhook_url: str = "",
         longest_wait: float = 12.0,
     ) -> str:
-        """Order a deployment: its request id. Not idempotent at Edgegap: after an error with `may_have_started` it
-        may come to be all the same. `environment`: (name, value, hidden)."""
+        """Create a deployment; its request id. Not idempotent: after an error with `may_have_started` the deployment
+        may appear all the same. `environment`: (name, value, hidden)."""
         body: Json = {
             "application": application,
             "version": version,
@@ -108,7 +114,7 @@ class EdgegapClient:
         return identifier(await self._create("/v2/deployments", body, longest_wait), "request_id")
 
     async def status(self, request_id: str, *, longest_wait: float = 3.0) -> Server | None:
-        """None when there is no such deployment."""
+        """The state of a deployment; None for an unknown one."""
         answer = await self._look(f"/v1/status/{_path_id(request_id)}", longest_wait)
         if answer is None:
             return None
@@ -118,11 +124,11 @@ class EdgegapClient:
         return server
 
     async def stop(self, request_id: str, *, longest_wait: float = 8.0) -> None:
-        """Returns when Edgegap has taken it; already gone is success."""
+        """Stop a deployment. Returns when Edgegap has accepted the request; one that is gone already is a success."""
         await self._remove(f"/v1/stop/{_path_id(request_id)}", longest_wait, partial(self.status, request_id))
 
     async def deployments(self) -> list[Server]:
-        """Every deployment of the account, each once. One whose address cannot be used has a `problem`."""
+        """Every deployment of the account, once. One with an unusable address has a `problem`."""
         found: dict[str, Server] = {}
         for row in await self._all("/v1/deployments"):
             server = parse_server(row, strict=False)
@@ -132,13 +138,13 @@ class EdgegapClient:
     # Applications.
 
     async def application(self, application: str) -> Json:
-        """As it is; raises `Gone` when there is none."""
+        """The application as Edgegap shows it. Raises `Gone` for an unknown one."""
         return await self._http.call(
             "GET", f"/v1/app/{quote(application, safe='')}", rate=self._look_ups, longest_wait=_LOOK_UPS
         )
 
     async def version(self, application: str, version: str) -> Version:
-        """Raises `Gone` when there is no such version."""
+        """A version of an application. Raises `Gone` for an unknown one."""
         path = f"/v1/app/{quote(application, safe='')}/version/{quote(version, safe='')}"
         return parse_version(
             await self._http.call("GET", path, rate=self._look_ups, longest_wait=_LOOK_UPS), version
@@ -156,8 +162,8 @@ class EdgegapClient:
         webhook_url: str = "",
         longest_wait: float = 12.0,
     ) -> str:
-        """A session for players at these addresses: its id. Neither idempotent nor tagged: what becomes of it after
-        an `Unreachable` with `sent` is not known."""
+        """Create a session for players at these addresses; its id. Neither idempotent nor tagged: after an error with
+        `may_have_started` it may exist, and cannot be found."""
         body: Json = {
             "app_name": application,
             "version_name": version,
@@ -170,7 +176,7 @@ class EdgegapClient:
         return identifier(await self._create("/v1/session", body, longest_wait), "session_id")
 
     async def session(self, session_id: str, *, longest_wait: float = 10.0) -> Session | None:
-        """None when there is no such session (any more)."""
+        """The state of a session; None for an unknown or deleted one."""
         answer = await self._look(f"/v1/session/{_path_id(session_id)}", longest_wait)
         if answer is None:
             return None
@@ -182,13 +188,13 @@ class EdgegapClient:
         return session
 
     async def delete_session(self, session_id: str, *, longest_wait: float = 8.0) -> None:
-        """Already gone is success. Its deployment goes on."""
+        """Delete a session; its deployment goes on. One that is gone already is a success."""
         path = f"/v1/session/{_path_id(session_id)}"
         await self._remove(path, longest_wait, partial(self.session, session_id))
 
     async def sessions(self) -> list[Session]:
-        """Every session of the account, each once; it may lack what the session's own page tells. Of one that cannot be
-        read (anybody's: the list is the account's) it is only said that it is there, as `ready` without a place."""
+        """Every session of the account, once; members that only `session` returns may be missing. A session that cannot
+        be parsed (the list also holds other projects' sessions) is returned as `ready` without a deployment."""
         found: dict[str, Session] = {}
         for row in await self._all("/v1/sessions"):
             try:
@@ -197,11 +203,11 @@ class EdgegapClient:
                 try:
                     session = Session(identifier(row, "session_id"), ready=True)
                 except Unreadable:
-                    continue  # none of ours: those have an id that can be read
+                    continue  # not ours: our sessions have ids that can be parsed
             found[session.session_id] = session
         return list(found.values())
 
-    # What deployments and sessions share.
+    # Common to deployments and sessions.
 
     async def _create(self, path: str, body: Json, longest_wait: float) -> Json:
         return await self._http.call(
@@ -215,7 +221,7 @@ class EdgegapClient:
         )
 
     async def _look(self, path: str, longest_wait: float) -> Json | None:
-        """None when there is nothing: 404 and 410; the live API says 400."""
+        """None for an unknown id: 404 and 410, or 400 as the live API answers."""
         try:
             return await self._http.call("GET", path, rate=self._statuses, longest_wait=longest_wait)
         except Gone:
@@ -231,12 +237,12 @@ class EdgegapClient:
         except Gone:
             return
         except Rejected as exc:
-            # As when one looks, it may say 400 where there is nothing (any more); so look.
+            # Edgegap may answer 400 for an unknown id, as `_look` knows.
             if exc.status != 400 or await look() is not None:
                 raise
 
     async def _all(self, path: str) -> list[Mapping[str, Any]]:
-        """The rows of all pages. Never a part of them: what cannot be read to its end is an error."""
+        """The rows of all pages. A list that cannot be read to its end is an error, never a part of it."""
         rows: list[Mapping[str, Any]] = []
         for number in range(1, MAX_PAGES + 1):
             answer = await self._http.call(
@@ -247,6 +253,22 @@ class EdgegapClient:
             if not page.more:
                 return rows
         raise Unreachable(f"Edgegap's list has over {MAX_PAGES} pages", sent=False)
+
+
+def public_addresses(near: Iterable[str], default: Iterable[str]) -> list[str]:
+    """The public IP addresses among `near`, each once, in order; without any, `default`.
+
+    Names of regions are left out: Edgegap places a v2 deployment only by addresses.
+    """
+    found: dict[str, None] = {}
+    for text in near:
+        try:
+            address = ipaddress.ip_address(text)
+        except ValueError:
+            continue
+        if address.is_global and not address.is_multicast:
+            found[str(address)] = None
+    return list(found) or list(dict.fromkeys(default))
 
 
 def _path_id(value: str) -> str:

@@ -1,4 +1,4 @@
-"""One HTTP call to Edgegap: in time, of bounded size, with typed errors, and without the token in anything it says."""
+"""Makes HTTP calls to Edgegap: with a deadline, a bounded size and typed errors, whose texts never hold the token."""
 
 from __future__ import annotations
 
@@ -24,19 +24,21 @@ from tipoff_orchestrator_client.edgegap.api.errors import (
     Unreadable,
 )
 from tipoff_orchestrator_client.edgegap.api.rates import Rate
+from tipoff_shared.primitives.text import describe
 from tipoff_shared.secret import Secret
 
 MAX_ANSWER = 2 * 1024 * 1024
-"""Bytes: a page of a hundred deployments is about 100 KB."""
+"""Bytes of the longest answer; a page of a hundred deployments has about 100 KB."""
 _CONNECT = 3.0
 _LONGEST_RETRY_AFTER = 60.0
 _QUOTA = ("quota", "limit", "maximum", "capacity", "too many")
-"""How an account that may run no more is assumed to be told: no page of theirs says it."""
+"""Words by which an answer is assumed to mean that a quota is reached; no page of Edgegap's documents them."""
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
 
 
 class Http:
-    """Keeps connections alive; `close` ends them. `transport` is for tests."""
+    """A pool of connections to the API at `url`; `close` ends them. `timeout`: seconds for one call. `transport` is for
+    tests."""
 
     def __init__(
         self, url: str, token: Secret, *, timeout: float, transport: httpx.AsyncBaseTransport | None = None
@@ -48,7 +50,7 @@ class Http:
             headers={
                 "authorization": f"token {token.reveal()}",
                 "accept": "application/json",
-                "accept-encoding": "identity",  # what is not compressed cannot be a bomb
+                "accept-encoding": "identity",  # so that a small answer cannot become huge
                 "user-agent": "tipoff",
             },
             timeout=httpx.Timeout(timeout, connect=min(_CONNECT, timeout)),
@@ -66,7 +68,7 @@ class Http:
         await self.close()
 
     async def close(self) -> None:
-        """Idempotent."""
+        """Close the connections. Idempotent."""
         await self._client.aclose()
 
     async def call(
@@ -81,11 +83,11 @@ class Http:
         repeatable: bool = True,
         timeout: float | None = None,
     ) -> Json:
-        """The answer's object; {} where a success has no body. `repeatable`: made a second time when its connection
-        is lost under it, which happens to one that was kept alive for too long. Seconds: `longest_wait` for a turn
-        within the rate limit, then `timeout` for the call.
+        """The JSON object of the answer; {} for a success without a body.
 
-        Raises the errors of `errors`, `Gone` for 404 and 410 (of a POST `Rejected`).
+        A `repeatable` call is made a second time when its connection breaks, as one may that was kept alive too long.
+        The call waits at most `longest_wait` seconds for its turn within `rate`, then takes at most `timeout` seconds.
+        Raises the errors of errors.py: `Gone` for 404 and 410 (`Rejected` for a POST). Cancelling is safe.
         """
         await rate.turn(longest_wait)
         timeout = self._timeout if timeout is None else timeout
@@ -101,12 +103,11 @@ class Http:
             raise Unreachable(f"Edgegap has not answered within {timeout:g} s", sent=True) from None
         except httpx.HTTPError as exc:
             sent = not isinstance(exc, _NOT_SENT)
-            said = self._clean(str(exc)) or type(exc).__name__
-            raise Unreachable(f"Edgegap cannot be reached: {said}", sent=sent) from None
+            raise Unreachable(f"Edgegap cannot be reached: {self._clean(describe(exc))}", sent=sent) from None
         if 200 <= status < 300:
             return parse_json(answer) if answer.strip() else {}
         self._refuse(method, status, headers, answer, rate)
-        raise AssertionError("every other status raises")
+        raise AssertionError("_refuse raises for every other status")
 
     async def _exchange(
         self, method: str, path: str, body: Json | None, query: Mapping[str, int | str] | None
@@ -117,7 +118,7 @@ class Http:
             method, path, content=content, params=query, headers=headers
         ) as response:
             if response.headers.get("content-encoding", "identity").lower() != "identity":
-                raise Unreadable("Edgegap's answer is compressed, which was not asked for")
+                raise Unreadable("Edgegap's answer is compressed, against our request")
             parts: list[bytes] = []
             size = 0
             async for part in response.aiter_raw():
@@ -133,7 +134,7 @@ class Http:
         retry_after = _retry_after(headers.get("retry-after", ""))
         if (
             status in (404, 410) and method != "POST"
-        ):  # of a POST: what is ordered from is not there, and stays so
+        ):  # a POST names an application or version, which stays unknown
             raise Gone(message)
         if status in (401, 403):
             raise Unauthorized(f"{message}. Is TIPOFF_EDGEGAP_TOKEN right?")
@@ -148,7 +149,7 @@ class Http:
         raise Unreachable(message, sent=True, retry_after=retry_after)
 
     def _said(self, answer: bytes) -> str:
-        """Edgegap's own words: `message` and `details`, or the beginning of what is no JSON."""
+        """Edgegap's message: `message`, `error` and `details`, or the beginning of an answer that is no JSON."""
         try:
             told: dict[str, Any] = parse_json(answer)
         except Unreadable:
@@ -164,9 +165,7 @@ class Http:
 
     def _clean(self, said: object) -> str:
         if self._token and isinstance(said, str):
-            said = said.replace(
-                self._token.reveal(), "***"
-            )  # before it is cut: half a token is too much, too
+            said = said.replace(self._token.reveal(), "***")  # before it is cut: half a token is secret, too
         return text(said)[:400]
 
 
@@ -179,7 +178,7 @@ def _request_id(answer: bytes) -> str:
 
 
 def _retry_after(value: str) -> float | None:
-    """Seconds, from a number or a date (RFC 9110, 10.2.3); None where it says nothing usable."""
+    """Seconds, from a number or a date (RFC 9110, 10.2.3); None for any other value."""
     seconds: float | None = None
     try:
         seconds = float(value)

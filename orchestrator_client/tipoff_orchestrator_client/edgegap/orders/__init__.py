@@ -1,1 +1,1 @@
-"""Orders one deployment once, and compares Edgegap's list with the orders."""
+"""Orders each deployment once, and compares Edgegap's list with the orders."""

@@ -1,1 +1,1 @@
-"""Asks Edgegap for the state of deployments."""
+"""Polls Edgegap for what is waited for, and keeps what it answered."""

@@ -1,56 +1,68 @@
-"""What was last heard of each deployment, and who is told when it changes. Times are seconds of the caller's clock."""
+"""Keeps the last status of each deployment, and publishes its changes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
-from contextlib import contextmanager
+import asyncio
+from collections.abc import Set
 
 from tipoff_orchestrator_client.base import Deployment, RunState
-from tipoff_orchestrator_client.event_queue import EventQueue
+from tipoff_orchestrator_client.edgegap.poller.poll_loop import PollLoop
+from tipoff_orchestrator_client.events import EventListeners
 
 _FRESH = 0.5
-"""Seconds for which what was just read from Edgegap answers a `get`, too: a look that finds news is followed by one."""
+"""Seconds for which a status is current: a `get` that follows an event is answered from here."""
 
 
-class News:
-    """Told are starts that have come to an end, and ends; what is news is judged by what was heard before."""
+class StatusCache:
+    """What was last heard of each deployment, from Edgegap or by our own calls.
 
-    def __init__(self) -> None:
+    `listeners` get deployments that run or have stopped, when that is news. `poll` polls those that are followed.
+    """
+
+    def __init__(self, poll: PollLoop) -> None:
+        self._poll = poll
         self._heard: dict[str, tuple[Deployment, float]] = {}
-        self._met: set[str] = set()
-        self._listeners: set[EventQueue] = set()
+        self._confirmed: set[str] = set()
+        self.listeners = EventListeners()
 
-    def hear(self, deployment: Deployment, now: float) -> None:
-        """Just read from Edgegap, or just done."""
+    def hear(self, deployment: Deployment) -> Deployment:
+        """Note a status that was just read, or is the result of a call; returns it."""
         before = self._heard.get(deployment.deployment_id)
-        self._heard[deployment.deployment_id] = (deployment, now)
+        self._heard[deployment.deployment_id] = (deployment, _now())
+        if deployment.state is not RunState.STARTING:
+            self._poll.remove(deployment.deployment_id)
+            if before is None or before[0].state is not deployment.state:
+                self.listeners.publish(deployment)
+        return deployment
+
+    def follow(self, deployment: Deployment) -> Deployment:
+        """Poll a deployment that is starting until it runs or has stopped; returns it."""
         if deployment.state is RunState.STARTING:
-            return
-        if before is None or before[0].state is not deployment.state:
-            for queue in self._listeners:
-                queue.tell(deployment)
+            self._poll.add(deployment.deployment_id)
+        return deployment
 
-    def fresh(self, deployment_id: str, now: float) -> Deployment | None:
-        """One heard of a moment ago; None when it has ended."""
-        heard = self._heard.get(deployment_id)
-        if heard is None or now - heard[1] > _FRESH or heard[0].state is RunState.STOPPED:
+    def fresh(self, deployment_id: str) -> Deployment | None:
+        """Its status where that is current and it has not stopped."""
+        deployment, at = self._heard.get(deployment_id, (None, 0.0))
+        if deployment is None or _now() - at > _FRESH or deployment.state is RunState.STOPPED:
             return None
-        return heard[0]
+        return deployment
 
-    def was_running(self, deployment_id: str, now: float) -> bool:
-        """When it was last heard of, which is not just now."""
-        heard = self._heard.get(deployment_id)
-        return heard is not None and heard[0].state is RunState.RUNNING and now - heard[1] > _FRESH
+    def was_running(self, deployment_id: str) -> bool:
+        """Whether its last status, which is no longer current, says that it runs."""
+        deployment, at = self._heard.get(deployment_id, (None, 0.0))
+        return deployment is not None and deployment.state is RunState.RUNNING and _now() - at > _FRESH
 
-    def meet(self, deployment_id: str) -> None:
-        """Edgegap has told of it: should it not know it any more, it is gone."""
-        self._met.add(deployment_id)
+    def confirm(self, deployment_id: str) -> None:
+        """Note that Edgegap knows it: when Edgegap says later that it is unknown, it is gone."""
+        self._confirmed.add(deployment_id)
 
-    def has_met(self, deployment_id: str) -> bool:
-        return deployment_id in self._met
+    def is_confirmed(self, deployment_id: str) -> bool:
+        """Whether Edgegap has ever known it."""
+        return deployment_id in self._confirmed
 
     def named(self, native_id: str) -> str | None:
-        """The deployment with this request id of Edgegap's."""
+        """The id of the deployment with this request id at Edgegap."""
         for deployment_id, (deployment, _) in self._heard.items():
             if deployment.native_id == native_id:
                 return deployment_id
@@ -59,24 +71,14 @@ class News:
     def __contains__(self, deployment_id: str) -> bool:
         return deployment_id in self._heard
 
-    def forget_all_but(self, deployment_ids: Set[str], *, before: float) -> None:
-        """All others of which nothing was heard since `before`."""
+    def keep(self, deployment_ids: Set[str], *, younger_than: float) -> None:
+        """Forget all others, except those heard of in the last `younger_than` seconds."""
+        since = _now() - younger_than
         self._heard = {
-            id: heard for id, heard in self._heard.items() if id in deployment_ids or heard[1] > before
+            id: heard for id, heard in self._heard.items() if id in deployment_ids or heard[1] > since
         }
-        self._met &= deployment_ids
+        self._confirmed &= deployment_ids
 
-    @contextmanager
-    def listener(self) -> Iterator[EventQueue]:
-        """Hears what is news for the time of the block; the queue ends with `end_all`."""
-        queue = EventQueue()
-        self._listeners.add(queue)
-        try:
-            yield queue
-        finally:
-            self._listeners.discard(queue)
 
-    def end_all(self) -> None:
-        """Whoever listens hears the end."""
-        for queue in self._listeners:
-            queue.close()
+def _now() -> float:
+    return asyncio.get_running_loop().time()

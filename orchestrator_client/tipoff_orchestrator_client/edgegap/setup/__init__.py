@@ -1,1 +1,1 @@
-"""Checks and prepares an account, its application and its version."""
+"""Checks and configures applications and versions at Edgegap."""

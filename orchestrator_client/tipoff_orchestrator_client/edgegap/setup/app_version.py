@@ -1,4 +1,4 @@
-"""What the version of an application must look like for a game of ours, and how that differs from what it is. Pure."""
+"""Decides what an application's version must hold for a game, and how that differs from what it holds. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tipoff_shared.games.limits import EDGEGAP_VALUE_LIMIT
 Json: TypeAlias = dict[str, Any]
 
 SET_AND_ENCRYPTED = "This value is set and encrypted"
-"""What Edgegap shows in place of a secret: it can be written, never read."""
+"""Edgegap shows this in place of a secret, which cannot be read."""
 MAX_PORT = 59_999
 _IMAGE = re.compile(
     r"(?P<registry>[a-z0-9.-]+(?::\d+)?)/(?P<image>[a-z0-9._/-]+):(?P<tag>[\w.-]{1,128})", re.ASCII
@@ -42,7 +42,7 @@ class Image:
 
     @classmethod
     def parse(cls, text: str) -> Image:
-        """Raises `ConfigError`: without a tag, or with `latest`, which Edgegap caches for good."""
+        """Raises `ConfigError`, also for the tag `latest`, which Edgegap caches for good."""
         found = _IMAGE.fullmatch(text)
         if found is None:
             raise ConfigError(
@@ -51,15 +51,15 @@ class Image:
             )
         if found["tag"] == "latest":
             raise ConfigError(
-                f"--image {text!r}: Edgegap's locations keep what `latest` once was; give every build a tag of its own"
+                f"--image {text!r}: Edgegap's locations keep the first image of a tag; give every build its own tag"
             )
         return cls(found["registry"], found["image"], found["tag"])
 
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What the caller of `configure-app` asks for; None leaves it as it is. `cpu` in thousandths of a vCPU's 1024
-    units as Edgegap counts, `memory` in MB, `max_duration` in minutes."""
+    """What `configure-app` is to set; None leaves a member unchanged. `cpu` in 1/1024 of a vCPU, `memory` in MB,
+    `max_duration` in minutes."""
 
     image: Image | None = None
     cpu: int | None = None
@@ -75,7 +75,7 @@ class Wishes:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One member that differs, in words; secrets are never among them."""
+    """A member that differs, for people; a secret's value is never shown."""
 
     member: str
     now: str
@@ -86,10 +86,10 @@ class Change:
 
 
 def wanted_version(game: Game, wishes: Wishes) -> Json:
-    """The members that matter to us. Raises `ConfigError`."""
+    """The members of the version that the game needs. Raises `ConfigError`."""
     version: Json = {
         "is_active": True,
-        "restart_policy": "never",  # a server that has died is a deployment that has ended
+        "restart_policy": "never",  # when a server dies, its deployment ends
         "termination_grace_period_seconds": _GRACE,
         "ports": ports(game, tls_upgrade=wishes.tls_upgrade),
     }
@@ -127,8 +127,8 @@ def wanted_version(game: Game, wishes: Wishes) -> Json:
 
 
 def ports(game: Game, *, tls_upgrade: bool) -> list[Json]:
-    """The primary transport's port and the WebSocket's. Our servers listen where ARBITRIUM_PORTS_MAPPING says, so the
-    numbers are ours to choose; a bevygap game's own number is in its code, and left alone where the version has it."""
+    """The ports of the primary transport and of WebSocket. Our servers listen where ARBITRIUM_PORTS_MAPPING says, so
+    any number will do; a bevygap game's number is in its code, and `changes` keeps it where the version has it."""
     name = game.edgegap.port if game.edgegap is not None else ""
     found: list[Json] = []
     for transport in dict.fromkeys((game.primary, "websocket")):
@@ -139,7 +139,7 @@ def ports(game: Game, *, tls_upgrade: bool) -> list[Json]:
             "name": name if name and transport == game.primary else transport,
             "port": number,
             "protocol": protocol,
-            "to_check": False,  # our servers say themselves when they are ready
+            "to_check": False,  # our servers announce themselves when they are ready
             "tls_upgrade": tls_upgrade and protocol == "WS",
         }
         found.append(port)
@@ -147,7 +147,7 @@ def ports(game: Game, *, tls_upgrade: bool) -> list[Json]:
 
 
 def ca_argument(pem: str) -> str:
-    """`--ca_contents '...'`, on one line, as bevygap's script writes it. Raises `ConfigError` for what is no PEM."""
+    """`--ca_contents '...'` on one line, as bevygap's script writes it. Raises `ConfigError` unless `pem` is a PEM."""
     text = pem.strip()
     if not text.startswith("-----BEGIN CERTIFICATE-----") or "'" in text:
         raise ConfigError("the certificate authority is not a PEM certificate")
@@ -155,8 +155,8 @@ def ca_argument(pem: str) -> str:
 
 
 def changes(current: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[Json, list[Change]]:
-    """The members to send, and what they change. Lists are replaced whole, so what we do not know in them is kept:
-    further variables and ports stay. A secret that is set counts as right: it cannot be read."""
+    """The members to send, and what they change. Edgegap replaces lists whole, so these keep their other variables and
+    ports. A secret that is set counts as right, because it cannot be read."""
     body: Json = {}
     told: list[Change] = []
     merged: Any
@@ -185,17 +185,18 @@ def changes(current: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[Json
 
 
 def objects(value: Any) -> list[Json]:
-    """The objects of a list; what else may be in it, or in place of it, is nothing to us."""
+    """The objects in a list; [] for a value that is no list."""
     return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
 
 
 def port_name(port: Mapping[str, Any]) -> str:
-    """By which the port is known, at Edgegap and in ARBITRIUM_PORTS_MAPPING: its name, else its number."""
+    """The port's name at Edgegap and in ARBITRIUM_PORTS_MAPPING: its `name`, else its number."""
     name = port.get("name")
     return name if isinstance(name, str) and name else str(port.get("port"))
 
 
 def is_port(number: Any) -> bool:
+    """Whether Edgegap allows this port number."""
     return isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= MAX_PORT
 
 
@@ -216,14 +217,14 @@ def _environment(current: Iterable[Json], wanted: list[Json]) -> tuple[list[Json
     lost = [env["key"] for env in kept if env.get("value") == SET_AND_ENCRYPTED]
     if told and lost:
         raise ConfigError(
-            f"the version has the secret variable(s) {', '.join(lost)}, which nobody can read and a change would lose: "
-            "write the environment in the dashboard, or make a new version"
+            f"the version has the secret variable(s) {', '.join(lost)}, which cannot be read and which a change would "
+            "lose: write the environment in the dashboard, or create a new version"
         )
     return [*kept, *wanted], told
 
 
 def _merged_ports(current: Iterable[Json], wanted: list[Json]) -> tuple[list[Json], list[Change]]:
-    """Ours, under the numbers that they have, where they have some; and the others as they are."""
+    """Our ports, which keep the numbers they have, and the version's other ports unchanged."""
     before = {port_name(port): port for port in current}
     told: list[Change] = []
     merged: list[Json] = []
@@ -245,7 +246,7 @@ def _merged_ports(current: Iterable[Json], wanted: list[Json]) -> tuple[list[Jso
 
 
 def too_long(environment: Any) -> list[str]:
-    """Names of variables over Edgegap's smallest known limit."""
+    """Names of the variables whose value is over 255 bytes."""
     return [
         str(env.get("key"))
         for env in objects(environment)

@@ -1,4 +1,4 @@
-"""Whether what games.toml says of Edgegap is there and can be started; said before a player finds out."""
+"""Verifies, when a matchmaker starts, that Edgegap has what games.toml names and that it can be deployed."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ log = logging.getLogger(__name__)
 
 
 async def verify(client: EdgegapClient, games: Iterable[Game]) -> None:
-    """Raises `ConfigError` that says what is wrong and what to do. That Edgegap cannot be reached just now is only
-    logged: a matchmaker that starts again has players to look after."""
+    """Raises `ConfigError`, which says what is wrong and what to do. When Edgegap cannot be reached this is only
+    logged, because a matchmaker that restarts must serve its players."""
     async with asyncio.TaskGroup() as group:
         checks = [
             group.create_task(check(client, game, game.edgegap)) for game in games if game.edgegap is not None
@@ -31,7 +31,7 @@ async def verify(client: EdgegapClient, games: Iterable[Game]) -> None:
 
 
 async def check(client: EdgegapClient, game: Game, spec: EdgegapSpec) -> list[str]:
-    """What is wrong with one game, for people; [] when nothing is, or Edgegap cannot be asked."""
+    """What is wrong with one game, for people; [] for nothing, or when Edgegap cannot be reached."""
     who = f"game {game.name!r} version {game.version!r}"
     try:
         try:
@@ -47,7 +47,7 @@ async def check(client: EdgegapClient, game: Game, spec: EdgegapSpec) -> list[st
         except Gone:
             return [
                 f"{who}: the application {spec.application!r} has no version {spec.version!r} at Edgegap; "
-                "`tipoff edgegap configure-app` makes one"
+                "`tipoff edgegap configure-app` creates it"
             ]
     except Unauthorized as exc:
         return [str(exc)]
@@ -58,7 +58,7 @@ async def check(client: EdgegapClient, game: Game, spec: EdgegapSpec) -> list[st
 
 
 def problems_of(version: Version, game: Game, spec: EdgegapSpec) -> list[str]:
-    """Pure: what speaks against starting this version for this game."""
+    """Why this version cannot be deployed for this game. Pure."""
     found: list[str] = []
     name = f"version {spec.version!r} of {spec.application!r}"
     if not version.active:
@@ -66,7 +66,7 @@ def problems_of(version: Version, game: Game, spec: EdgegapSpec) -> list[str]:
     if version.image_tag.lower() == "latest":
         found.append(
             f"{name} has an image with the tag `latest`, which Edgegap caches, so that old images start; "
-            "give each image a tag of its own"
+            "give each image its own tag"
         )
     if choose_port(version.ports, game) is None:
         there = ", ".join(f"{n} ({p})" for n, p in version.ports.items()) or "none"

@@ -8,8 +8,8 @@ from tests.edgegap.edgegap_world import sleeper
 from tipoff_orchestrator_client.base import RunState
 from tipoff_orchestrator_client.edgegap.api.answers import Server
 from tipoff_orchestrator_client.edgegap.naming import tags_of
-from tipoff_orchestrator_client.edgegap.orders.order_diff import COMING, Judgement, judge, suspects
-from tipoff_orchestrator_client.edgegap.orders.stops import STOPPING
+from tipoff_orchestrator_client.edgegap.orders.order_diff import COMING, OrderDiff, compare, suspects
+from tipoff_orchestrator_client.edgegap.orders.stop_requests import STOPPING
 from tipoff_shared.records import EdgegapOrder, OrderState
 
 GAME = sleeper()
@@ -27,16 +27,16 @@ def order(state: OrderState, request_id: str = "", tried_at: float = 0.0) -> Edg
     return EdgegapOrder("arena-1", state, "arena", "1", request_id, tried_at=tried_at, tries=1)
 
 
-def judged(
+def compared(
     *servers: Server, order: EdgegapOrder | None = None, told: dict[str, float] | None = None
-) -> Judgement:
+) -> OrderDiff:
     orders = {} if order is None else {order.deployment_id: order}
-    return judge(servers, orders, told or {}, namespace="ours", games=[GAME], now=NOW)
+    return compare(servers, orders, told or {}, namespace="ours", games=[GAME], now=NOW)
 
 
 def test_what_runs_as_it_was_ordered_is_ours() -> None:
     """Nothing is to be done."""
-    found = judged(server("a"), order=order(OrderState.ORDERED, "a"))
+    found = compared(server("a"), order=order(OrderState.ORDERED, "a"))
     assert found.ours["arena-1"].state is RunState.RUNNING
     assert found.as_ordered == [found.ours["arena-1"]]
     assert (found.to_adopt, found.to_stop) == ([], [])
@@ -44,37 +44,37 @@ def test_what_runs_as_it_was_ordered_is_ours() -> None:
 
 def test_what_is_not_ours_is_left_alone() -> None:
     """Other namespaces, and whatever has no tags of ours."""
-    assert judged(server("a", namespace="theirs"), Server("b", running=True)) == Judgement()
+    assert compared(server("a", namespace="theirs"), Server("b", running=True)) == OrderDiff()
 
 
 def test_a_second_one_of_the_same_name_is_stopped() -> None:
     """The one that the book knows stays, in whatever order they are listed."""
     for servers in ((server("a"), server("b")), (server("b"), server("a"))):
-        found = judged(*servers, order=order(OrderState.ORDERED, "a"))
+        found = compared(*servers, order=order(OrderState.ORDERED, "a"))
         assert found.ours["arena-1"].native_id == "a"
         assert [request_id for request_id, _ in found.to_stop] == ["b"]
 
 
 def test_what_came_of_an_order_of_unknown_outcome_is_adopted() -> None:
     """The first in the list, unless it has ended."""
-    found = judged(server("a"), server("b"), order=order(OrderState.ORDERING))
+    found = compared(server("a"), server("b"), order=order(OrderState.ORDERING))
     assert found.to_adopt == [("arena-1", "a")]
     assert found.ours["arena-1"].native_id == "a"
-    ended = judged(server("a", ended=True), order=order(OrderState.ORDERING))
+    ended = compared(server("a", ended=True), order=order(OrderState.ORDERING))
     assert ended.to_adopt == []
 
 
 def test_one_that_ended_hides_none_that_runs() -> None:
     """Of two tries of one order, in whatever order they are listed."""
     for servers in ((server("a", ended=True), server("b")), (server("b"), server("a", ended=True))):
-        found = judged(*servers, order=order(OrderState.ORDERING))
+        found = compared(*servers, order=order(OrderState.ORDERING))
         assert found.to_adopt == [("arena-1", "b")]
         assert found.ours["arena-1"].native_id == "b"
 
 
 def test_one_of_a_lost_book_is_ours_and_neither_adopted_nor_stopped() -> None:
     """Its tags say so; the reconciler decides."""
-    found = judged(server("a"))
+    found = compared(server("a"))
     assert list(found.ours) == ["arena-1"]
     assert (found.as_ordered, found.to_adopt, found.to_stop) == ([], [], [])
 
@@ -83,7 +83,7 @@ def test_one_of_a_lost_book_is_ours_and_neither_adopted_nor_stopped() -> None:
 def test_one_that_was_stopped_counts_again_when_it_does_not_end(told_ago: float | None, counts: bool) -> None:
     """It is told so again, however long ago it was told."""
     told = {} if told_ago is None else {"a": NOW - told_ago}
-    found = judged(server("a"), order=order(OrderState.STOPPED, "a"), told=told)
+    found = compared(server("a"), order=order(OrderState.STOPPED, "a"), told=told)
     assert [request_id for request_id, _ in found.to_stop] == ["a"]
     assert ("arena-1" in found.ours) is counts
 

@@ -1,10 +1,10 @@
-"""`tipoff edgegap configure-app`: what is missing is made, what differs is changed, what is right is left alone."""
+"""Configures a game's application and version for `tipoff edgegap configure-app`: creates or changes what differs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tipoff_orchestrator_client.edgegap.setup.administration import Administration
+from tipoff_orchestrator_client.edgegap.setup.account import AccountApi
 from tipoff_orchestrator_client.edgegap.setup.app_version import Change, Wishes, changes, wanted_version
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.games import Game
@@ -14,8 +14,8 @@ _LEAST_MEMORY = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
-    """What was changed (or would be). `created`: `application`, `version`, as far as they were missing."""
+class Configured:
+    """What was changed, or would be in a dry run. `created`: which of `application` and `version` were missing."""
 
     application: str
     version: str
@@ -24,12 +24,16 @@ class Done:
 
 
 async def configure(
-    account: Administration, game: Game, wishes: Wishes, *, create: bool, dry_run: bool
-) -> Done:
-    """Raises `ConfigError`, with what to do, and `OrchestratorError`."""
+    account: AccountApi, game: Game, wishes: Wishes, *, create: bool, dry_run: bool
+) -> Configured:
+    """Make the version of `game`, which must have [game.edgegap], hold what the game and `wishes` need.
+
+    Creates what is missing only with `create`; `dry_run` writes nothing. Raises `ConfigError`, which says what to do,
+    and `OrchestratorError`.
+    """
     assert game.edgegap is not None
     application, name = game.edgegap.application, game.edgegap.version
-    done = Done(application, name, [], [])
+    done = Configured(application, name, [], [])
     wanted = wanted_version(game, wishes)
     found = await account.application(application)
     if found is None:
@@ -63,13 +67,13 @@ async def configure(
 
 def _may_create(create: bool, what: str) -> None:
     if not create:
-        raise ConfigError(f"{what}; --create makes it")
+        raise ConfigError(f"{what}; --create creates it")
 
 
 def _check_size(version: dict[str, object]) -> None:
-    """Edgegap gives at most two MB for each of a vCPU's 1024 units."""
+    """Raises `ConfigError`: Edgegap allows at most two MB for each of a vCPU's 1024 units."""
     cpu, memory = version.get("req_cpu"), version.get("req_memory")
     if isinstance(cpu, int) and isinstance(memory, int) and not _LEAST_MEMORY <= memory <= 2 * cpu:
         raise ConfigError(
-            f"{memory} MB with {cpu / 1024:g} vCPU: Edgegap gives {_LEAST_MEMORY} MB to {2 * cpu} MB with that many"
+            f"{memory} MB with {cpu / 1024:g} vCPU: Edgegap allows {_LEAST_MEMORY} MB to {2 * cpu} MB with that many"
         )

@@ -1,7 +1,7 @@
-"""A deployment is ordered from Edgegap once, whoever asks for it how often.
+"""Places the order of each deployment at Edgegap once, however often and by however many matchmakers it is asked for.
 
-What is ordered is written down first (book.py). A create whose outcome is not known is looked for in the list before it
-is repeated.
+The order is written before it is placed (store.py). A create of unknown outcome is looked for in the list before it is
+repeated.
 """
 
 from __future__ import annotations
@@ -21,16 +21,15 @@ from tipoff_orchestrator_client.base import (
     RunState,
 )
 from tipoff_orchestrator_client.edgegap.api.answers import Server
-from tipoff_orchestrator_client.edgegap.api.client import MAX_USERS, EdgegapClient
+from tipoff_orchestrator_client.edgegap.api.client import MAX_USERS, EdgegapClient, public_addresses
 from tipoff_orchestrator_client.edgegap.api.errors import NoRoom
 from tipoff_orchestrator_client.edgegap.environment import Environment
 from tipoff_orchestrator_client.edgegap.naming import as_deployment, as_started, as_stopped, tags_of
-from tipoff_orchestrator_client.edgegap.orders.stops import Stops
-from tipoff_orchestrator_client.edgegap.orders.store import Book
-from tipoff_orchestrator_client.edgegap.poller.deployment_list import Listing
-from tipoff_orchestrator_client.edgegap.poller.watch import Watch
+from tipoff_orchestrator_client.edgegap.orders.stop_requests import StopRequests
+from tipoff_orchestrator_client.edgegap.orders.store import OrderStore
+from tipoff_orchestrator_client.edgegap.poller.deployment_list import DeploymentList
+from tipoff_orchestrator_client.edgegap.poller.status_cache import StatusCache
 from tipoff_orchestrator_client.edgegap.settings import Settings
-from tipoff_orchestrator_client.edgegap.users import addresses
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.games import Game, Games
 from tipoff_shared.kv.bucket import Entry
@@ -41,11 +40,11 @@ log = logging.getLogger(__name__)
 
 _TRIES = 8
 _LATE = 10.0
-"""Seconds after an order in which Edgegap may not know it by its id yet (the create is v2, the status v1: assumed)."""
+"""Seconds after an order in which Edgegap may not know its id yet (the create is v2, the status v1: assumed)."""
 
 
-class Ordering:
-    """`clock`: Unix time, by which orders are dated."""
+class OrderPlacement:
+    """Places orders; all parameters belong to the caller. `clock`: Unix time, in which orders are dated."""
 
     def __init__(
         self,
@@ -54,27 +53,27 @@ class Ordering:
         games: Games,
         settings: Settings,
         *,
-        book: Book,
-        listing: Listing,
-        watch: Watch,
-        stops: Stops,
+        orders: OrderStore,
+        listing: DeploymentList,
+        status: StatusCache,
+        stops: StopRequests,
         clock: Callable[[], float],
     ) -> None:
         self._client = client
         self._games = games
-        self._settings = settings
+        self._default_near = settings.default_near
         self._namespace = bus.settings.namespace
         self._environment = Environment(settings, bus.settings, games)
-        self._hooks = settings.hooks(self._namespace)
-        self._book = book
+        self._webhook_url = settings.webhook_urls(self._namespace)
+        self._orders = orders
         self._listing = listing
-        self._watch = watch
+        self._status = status
         self._stops = stops
         self._clock = clock
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
     async def deploy(self, spec: DeploySpec) -> Deployment:
-        """The one that runs already under this name, or a new one. Raises `OrchestratorError`."""
+        """The deployment that was ordered under this id before, or a new one. Raises `OrchestratorError`."""
         game = self._games.get(spec.game, spec.version)
         if game is None or game.edgegap is None:
             raise NotConfigured(
@@ -86,23 +85,23 @@ class Ordering:
             raise NotConfigured(str(exc)) from exc
         async with self._lock(spec.deployment_id):
             for _ in range(_TRIES):
-                entry = await self._book.read(spec.deployment_id)
+                entry = await self._orders.get(spec.deployment_id)
                 if entry is not None and (known := await self._ordered(entry, game)) is not None:
                     return known
-                if (claim := await self._book.claim(spec, entry, self._clock())) is None:
-                    continue  # somebody else is at it, too
+                if (claim := await self._orders.claim(spec, entry, self._clock())) is None:
+                    continue  # another matchmaker orders it, too
                 try:
                     request_id = await self._client.create(
                         game.edgegap.application,
                         game.edgegap.version,
-                        near=addresses(spec.near, self._settings.default_near)[:MAX_USERS],
+                        near=public_addresses(spec.near, self._default_near)[:MAX_USERS],
                         environment=environment,
                         tags=tags_of(self._namespace, spec.deployment_id, game.key),
                         webhook_url=self._webhook_url(spec.deployment_id),
                     )
                 except NoRoom as exc:
                     if exc.request_id:
-                        self._stops.later(exc.request_id, "it could not be placed")
+                        self._stops.stop_soon(exc.request_id, "no location took it")
                     raise
                 except OrchestratorUnavailable as exc:
                     if (
@@ -110,20 +109,21 @@ class Ordering:
                         or (found := await self._look_for(spec.deployment_id)) is None
                     ):
                         raise
-                    log.warning("deployment %s was created all the same: %s", spec.deployment_id, exc)
+                    log.warning("deployment %s was created in spite of an error: %s", spec.deployment_id, exc)
                     request_id = found.request_id
                 return await self._note(claim, request_id)
         raise OrchestratorUnavailable(
-            f"{spec.deployment_id} is being ordered by others, too", retryable=True, may_have_started=True
+            f"other matchmakers order {spec.deployment_id}, too", retryable=True, may_have_started=True
         )
 
-    def _webhook_url(self, deployment_id: str) -> str:
-        if self._hooks is None:
-            return ""
-        return f"{self._settings.hook_url}/hook/{self._hooks.path_name(deployment_id)}"
+    def may_be_late(self, order: EdgegapOrder) -> bool:
+        """Whether Edgegap may only not know it yet, when it says that an ordered deployment is unknown."""
+        return (
+            not self._status.is_confirmed(order.deployment_id) and 0 <= self._clock() - order.tried_at < _LATE
+        )
 
     async def _ordered(self, entry: Entry[EdgegapOrder], game: Game) -> Deployment | None:
-        """What was ordered before under this name; None when nothing has come of it."""
+        """The deployment that this order led to; None: it led to none yet."""
         order = entry.value
         if order.state is OrderState.STOPPED:
             return as_stopped(order)
@@ -132,43 +132,35 @@ class Ordering:
             if server is None:
                 return None
             return await self._note(entry, server.request_id)
-        seen = self._watch.news.fresh(order.deployment_id, asyncio.get_running_loop().time())
-        if seen is not None:
-            return seen
+        if (fresh := self._status.fresh(order.deployment_id)) is not None:
+            return fresh
         server = await self._client.status(order.request_id)
         if server is None:
             if self.may_be_late(order):
-                return self._watch.follow(as_started(order))
-            return self._watch.heard(
+                return self._status.follow(as_started(order))
+            return self._status.hear(
                 replace(as_started(order), state=RunState.STOPPED, reason="Edgegap has ended it")
             )
-        self._watch.news.meet(order.deployment_id)
-        return self._watch.follow(
-            self._watch.heard(as_deployment(server, order.deployment_id, game.key, game))
-        )
+        self._status.confirm(order.deployment_id)
+        deployment = as_deployment(server, order.deployment_id, game.key, game)
+        return self._status.follow(self._status.hear(deployment))
 
     async def _note(self, claim: Entry[EdgegapOrder], request_id: str) -> Deployment:
-        """What the order has led to; where it was stopped meanwhile, or led to something else, that is stopped."""
-        order = await self._book.note(claim, request_id)
+        """Write what the order led to. Where it was stopped meanwhile, or led to another deployment, stop this one."""
+        order = await self._orders.note(claim, request_id)
         if order.state is OrderState.STOPPED:
-            await self._stops.now(request_id)
+            await self._stops.stop(request_id)
             return as_stopped(order)
         if order.request_id != request_id:
-            self._stops.later(request_id, f"{order.deployment_id} runs as {order.request_id}")
-        return self._watch.follow(self._watch.heard(as_started(order)))
-
-    def may_be_late(self, order: EdgegapOrder) -> bool:
-        """Whether Edgegap may only not know it yet."""
-        return (
-            not self._watch.news.has_met(order.deployment_id) and 0 <= self._clock() - order.tried_at < _LATE
-        )
+            self._stops.stop_soon(request_id, f"{order.deployment_id} runs as {order.request_id}")
+        return self._status.follow(self._status.hear(as_started(order)))
 
     async def _look_for(self, deployment_id: str) -> Server | None:
         """After a create of unknown outcome; None also when the list cannot be read."""
         try:
             return await self._listing.find(deployment_id)
         except OrchestratorError as exc:
-            log.info("whether %s was created is not known: %s", deployment_id, exc)
+            log.info("whether %s was created is unknown: %s", deployment_id, exc)
             return None
 
     def _lock(self, deployment_id: str) -> asyncio.Lock:

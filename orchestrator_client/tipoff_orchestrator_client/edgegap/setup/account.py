@@ -1,4 +1,4 @@
-"""Applications and versions at Edgegap, read whole and written: for `tipoff edgegap`, not for the matchmaker."""
+"""Reads and writes an account's applications and versions, for `tipoff edgegap`. The matchmaker only reads them."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from tipoff_orchestrator_client.edgegap.api.rates import LOOK_UP, Rate
 from tipoff_shared.secret import Secret
 
 _PATIENCE = 10.0
+"""Seconds that a call may wait for its turn."""
 # One transparent pixel: an application must have a picture.
 _PICTURE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
 
 
-class Administration:
-    """Every call raises `OrchestratorError` only."""
+class AccountApi:
+    """One account at the API at `url`. Every call raises `OrchestratorError` only. `timeout`: seconds for one call."""
 
     def __init__(self, url: str, token: Secret, *, timeout: float = 15.0) -> None:
         self._http = Http(url, token, timeout=timeout)
         self._rate = Rate("look-up", LOOK_UP, 1.0)
 
-    async def __aenter__(self) -> Administration:
+    async def __aenter__(self) -> AccountApi:
         return self
 
     async def __aexit__(
@@ -32,18 +33,23 @@ class Administration:
         await self._http.close()
 
     async def application(self, name: str) -> Json | None:
+        """The application as Edgegap shows it; None for an unknown one."""
         return await self._find(_app(name))
 
     async def create_application(self, name: str) -> None:
+        """Create an active application."""
         await self._write("POST", "/v1/app", {"name": name, "is_active": True, "image": _PICTURE})
 
     async def version(self, application: str, name: str) -> Json | None:
+        """The version as Edgegap shows it, its secrets masked; None for an unknown one."""
         return await self._find(f"{_app(application)}/version/{quote(name, safe='')}")
 
     async def create_version(self, application: str, body: Json) -> None:
+        """Create the version that `body` describes."""
         await self._write("POST", f"{_app(application)}/version", body)
 
     async def change_version(self, application: str, name: str, body: Json) -> None:
+        """Change the members in `body`; lists are replaced whole."""
         await self._write("PATCH", f"{_app(application)}/version/{quote(name, safe='')}", body)
 
     async def deployments_total(self) -> int:

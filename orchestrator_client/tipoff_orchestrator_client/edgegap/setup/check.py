@@ -1,5 +1,5 @@
-"""`tipoff edgegap check`: whether an account, its application and version, and our settings fit a game; and if not,
-what to do. It reads only, and costs nothing."""
+"""Checks for `tipoff edgegap check` whether account, application, version and settings fit the games, and says what to
+fix. It only reads, and costs nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tipoff_orchestrator_client.edgegap.api.errors import Unauthorized
 from tipoff_orchestrator_client.edgegap.environment import Environment
 from tipoff_orchestrator_client.edgegap.naming import choose_port
 from tipoff_orchestrator_client.edgegap.settings import Settings
-from tipoff_orchestrator_client.edgegap.setup.administration import Administration
+from tipoff_orchestrator_client.edgegap.setup.account import AccountApi
 from tipoff_orchestrator_client.edgegap.setup.app_version import (
     MAX_PORT,
     is_port,
@@ -33,11 +33,13 @@ from tipoff_shared.games import Game, Games
 from tipoff_shared.settings import NatsSettings
 
 _HOOK_TIMEOUT = 10.0
-"""Edgegap's own patience with a webhook."""
+"""Seconds that Edgegap waits for the answer to a webhook."""
 _HOOK_PROBE = "edgegap-check"
 
 
 class Verdict(StrEnum):
+    """`GOOD`: all right. `NOTE`: it works, but could be better. `BAD`: it must be fixed."""
+
     GOOD = "good"
     NOTE = "note"
     BAD = "bad"
@@ -45,7 +47,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at. `fix` says what to do, where there is something to do."""
+    """One thing that was checked. `fix` says what to do, if anything."""
 
     verdict: Verdict
     subject: str
@@ -54,19 +56,22 @@ class Finding:
 
 
 def good(subject: str, text: str) -> Finding:
+    """A finding that needs no action."""
     return Finding(Verdict.GOOD, subject, text)
 
 
 def note(subject: str, text: str, fix: str = "") -> Finding:
+    """A finding that may be improved."""
     return Finding(Verdict.NOTE, subject, text, fix)
 
 
 def bad(subject: str, text: str, fix: str) -> Finding:
+    """A finding that must be fixed."""
     return Finding(Verdict.BAD, subject, text, fix)
 
 
-async def examine(settings: Settings, nats: NatsSettings, games: Games) -> list[Finding]:
-    """Everything there is to find, in the order in which to mend it."""
+async def check_games(settings: Settings, nats: NatsSettings, games: Games) -> list[Finding]:
+    """All findings about the games at Edgegap, in the order in which to fix them. Raises nothing."""
     ours = [game for game in games.all() if game.edgegap is not None]
     if not ours:
         return [
@@ -82,21 +87,21 @@ async def examine(settings: Settings, nats: NatsSettings, games: Games) -> list[
     except ConfigError as exc:
         findings.append(bad("token", str(exc), "https://app.edgegap.com/user-settings?tab=tokens"))
     else:
-        async with Administration(settings.url, token) as account:
+        async with AccountApi(settings.url, token) as account:
             findings += await _account(account, settings, ours)
     findings += environment(settings, nats, games, ours)
     findings += await webhooks(settings, nats.namespace)
     return findings
 
 
-async def _account(account: Administration, settings: Settings, games: list[Game]) -> list[Finding]:
+async def _account(account: AccountApi, settings: Settings, games: list[Game]) -> list[Finding]:
     try:
         total = await account.deployments_total()
     except Unauthorized as exc:
         return [bad("token", str(exc), "make a new one: https://app.edgegap.com/user-settings?tab=tokens")]
     except OrchestratorError as exc:
         return [bad("API", str(exc), f"is {settings.url} right, and is it reachable from here?")]
-    findings = [good("token", f"{settings.url} takes it; {total} deployment(s) run now")]
+    findings = [good("token", f"{settings.url} accepts it; {total} deployment(s) run now")]
     for game in games:
         try:
             findings += await _game(account, game)
@@ -105,7 +110,7 @@ async def _account(account: Administration, settings: Settings, games: list[Game
     return findings
 
 
-async def _game(account: Administration, game: Game) -> list[Finding]:
+async def _game(account: AccountApi, game: Game) -> list[Finding]:
     assert game.edgegap is not None
     name = game.edgegap.application
     application = await account.application(name)
@@ -113,8 +118,8 @@ async def _game(account: Administration, game: Game) -> list[Finding]:
         return [
             bad(
                 f"application {name}",
-                "there is no such application",
-                f"tipoff edgegap configure-app {game.name!r} --create --image REGISTRY/NAME:TAG makes it",
+                "it does not exist",
+                f"tipoff edgegap configure-app {game.name!r} --create --image REGISTRY/NAME:TAG creates it",
             )
         ]
     findings: list[Finding] = []
@@ -127,8 +132,8 @@ async def _game(account: Administration, game: Game) -> list[Finding]:
             *findings,
             bad(
                 where,
-                "there is no such version",
-                f"tipoff edgegap configure-app {game.name!r} --create --image REGISTRY/NAME:TAG makes it",
+                "it does not exist",
+                f"tipoff edgegap configure-app {game.name!r} --create --image REGISTRY/NAME:TAG creates it",
             ),
         ]
     found = list(version_findings(game, version))
@@ -138,7 +143,7 @@ async def _game(account: Administration, game: Game) -> list[Finding]:
 
 
 def version_findings(game: Game, version: Mapping[str, Any]) -> Iterator[Finding]:
-    """What is to be said of a version, in `game`'s interest. Pure."""
+    """The findings about a version, as Edgegap shows it, for `game`. Pure."""
     where = _name(game)
     again = f"tipoff edgegap configure-app {game.name!r}"
     if version.get("is_active") is not True:
@@ -147,13 +152,13 @@ def version_findings(game: Game, version: Mapping[str, Any]) -> Iterator[Finding
     if tag == "latest" or not tag:
         yield bad(
             where,
-            f"its image has the tag {tag!r}: Edgegap's locations keep what that once was",
-            f"push the build under a tag of its own and run {again} --image REGISTRY/NAME:TAG",
+            f"its image has the tag {tag!r}: Edgegap's locations keep the first image of a tag",
+            f"push the build under its own tag and run {again} --image REGISTRY/NAME:TAG",
         )
     if version.get("docker_repository") == "registry.edgegap.com" and not version.get("private_username"):
         yield note(
             where,
-            "no registry login: Edgegap's own registry wants one, too",
+            "no registry login, which Edgegap's own registry requires",
             f"{again} --registry-user NAME --registry-token-file FILE",
         )
     yield from _port_findings(game, version, where, again)
@@ -198,7 +203,7 @@ def _port_findings(game: Game, version: Mapping[str, Any], where: str, again: st
     if not web:
         yield note(where, "no WebSocket port: browsers cannot play", again)
     elif not any(port.get("tls_upgrade") for port in web):
-        yield note(where, "its WebSocket port has no TLS: a page that came by https cannot use it", again)
+        yield note(where, "its WebSocket port has no TLS: a page loaded by https cannot use it", again)
 
 
 def _session_findings(game: Game, version: Mapping[str, Any], where: str, again: str) -> Iterator[Finding]:
@@ -217,7 +222,7 @@ def _session_findings(game: Game, version: Mapping[str, Any], where: str, again:
 
 
 def environment(settings: Settings, nats: NatsSettings, games: Games, ours: list[Game]) -> list[Finding]:
-    """Whether servers will be told all they need, and will reach NATS. Pure, but for the files named in settings."""
+    """Whether servers get all variables they need, and can reach NATS. Reads only the files that the settings name."""
     findings: list[Finding] = []
     try:
         told = Environment(settings, nats, games)
@@ -248,8 +253,8 @@ def environment(settings: Settings, nats: NatsSettings, games: Games, ours: list
 
 
 async def webhooks(settings: Settings, namespace: str) -> list[Finding]:
-    """Whether httpd answers at the address that Edgegap is told. Asked from here: a firewall between Edgegap and
-    httpd cannot be seen."""
+    """Whether httpd answers at the URL that Edgegap posts to. The request comes from this machine, so a firewall
+    between Edgegap and httpd goes unnoticed."""
     if not settings.hook_url:
         return [
             note(
@@ -259,19 +264,17 @@ async def webhooks(settings: Settings, namespace: str) -> list[Finding]:
             )
         ]
     try:
-        key = settings.hooks(namespace)
+        webhook_url = settings.webhook_urls(namespace)
     except ConfigError as exc:
         return [bad("webhooks", str(exc), "`openssl rand -hex 32` makes a key")]
-    assert key is not None
     if not reachable_from_outside(settings.hook_url) and at_edgegap(settings):
         return [
             bad("webhooks", f"Edgegap cannot reach {settings.hook_url}", "name httpd's public https address")
         ]
-    url = f"{settings.hook_url}/hook/{key.path_name(_HOOK_PROBE)}"
     forged = f"{settings.hook_url}/hook/{_HOOK_PROBE}.{'0' * 32}"
     try:
         async with httpx.AsyncClient(timeout=_HOOK_TIMEOUT, trust_env=False) as client:
-            status = (await client.post(url, json={})).status_code
+            status = (await client.post(webhook_url(_HOOK_PROBE), json={})).status_code
             refused = (await client.post(forged, json={})).status_code
     except (httpx.HTTPError, httpx.InvalidURL) as exc:
         return [
@@ -287,18 +290,20 @@ async def webhooks(settings: Settings, namespace: str) -> list[Finding]:
         )
         return [bad("webhooks", f"httpd answers {status} to a good webhook", fix)]
     if 200 <= refused < 300:
-        return [bad("webhooks", "a forged webhook is taken", "set TIPOFF_HOOK_KEY for httpd")]
-    return [good("webhooks", f"{settings.hook_url} takes ours and refuses others (asked from this machine)")]
+        return [bad("webhooks", "httpd accepts a forged webhook", "set TIPOFF_HOOK_KEY for httpd")]
+    return [
+        good("webhooks", f"{settings.hook_url} accepts ours and refuses others (tried from this machine)")
+    ]
 
 
 def at_edgegap(settings: Settings) -> bool:
-    """Whether this is the real one, whose servers are elsewhere."""
+    """Whether the URL is the real Edgegap's, whose servers run elsewhere."""
     host = urlsplit(settings.url).hostname or ""
     return host == "edgegap.com" or host.endswith(".edgegap.com")
 
 
 def reachable_from_outside(address: str) -> bool:
-    """False for addresses that only this machine or its network knows. `host[:port]`, or a URL."""
+    """False for an address that only this machine or its network can reach. `address`: `host[:port]` or a URL."""
     host = urlsplit(address if "://" in address else f"//{address}").hostname or ""
     try:
         return ipaddress.ip_address(host).is_global

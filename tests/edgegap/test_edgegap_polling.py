@@ -1,22 +1,22 @@
-"""Looking at several that are waited for, when Edgegap's answer about one of them cannot be used."""
+"""Polling several that are waited for, when Edgegap's answer about one of them cannot be used."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from tests.edgegap.edgegap_world import sleeper
 from tipoff_edgegap_emulator import Fail, Rules, Vanishes
-from tipoff_matchmaker.allocators.edgegap.watch import SessionWatch
-from tipoff_orchestrator_client.base import DeploySpec, OrchestratorError, RunState
+from tipoff_matchmaker.allocators.edgegap.session_watch import SessionWatch
+from tipoff_orchestrator_client.base import DeploySpec, RunState
 from tipoff_orchestrator_client.edgegap.api.answers import Session
+from tipoff_orchestrator_client.edgegap.api.client import EdgegapClient
 from tipoff_orchestrator_client.edgegap.api.errors import Unreadable
-from tipoff_orchestrator_client.edgegap.session_servers import SessionServers
+from tipoff_orchestrator_client.edgegap.poller.poll_loop import PollLoop
+from tipoff_orchestrator_client.edgegap.settings import Settings
 from tipoff_shared.nats.connection import Bus
 
 
@@ -30,38 +30,45 @@ class TwoSessions:
 
 
 async def test_a_session_that_cannot_be_read_delays_no_other() -> None:
-    """Whatever the order in which they are looked at."""
-    settings = SimpleNamespace(poll_first=0.1, poll_slowest=0.5)
-    servers = SimpleNamespace(client=TwoSessions(), hooks=None, settings=settings)
-    watch = SessionWatch(cast(SessionServers, servers), cast(Bus, None))
+    """In whatever order they are polled."""
+    poll = PollLoop(cast(Bus, None), Settings(poll_first=60, poll_slowest=60), "session")
+    watch = SessionWatch(cast(EdgegapClient, TwoSessions()), poll)
     bad = asyncio.ensure_future(watch.until_ready("a", "a"))
     good = asyncio.ensure_future(watch.until_ready("b", "b"))
     await asyncio.sleep(0)
-    with suppress(OrchestratorError):
-        await watch._look(["a", "b"])
+    running = asyncio.ensure_future(watch.run())
     async with asyncio.timeout(1):
         assert (await good).request_id == "4f2a"
-    bad.cancel()
+    assert not bad.done()
+    for task in (bad, running):
+        task.cancel()
+    await asyncio.wait((bad, running))
 
 
 @pytest.mark.slow
 async def test_a_deployment_that_cannot_be_read_delays_no_other(
     edgegap: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both are asked about."""
+    """The status of both is read."""
     async with edgegap(sleeper(), matchmaker=False) as world, world.orchestrator() as orchestrator:
         for id in ("arena-1", "arena-2"):
             await orchestrator.deploy(DeploySpec(id, "arena", "1", 4))
-        asked: list[str] = []
+        asked: set[str] = set()
+        both = asyncio.Event()
 
-        async def status(request_id: str) -> None:
-            asked.append(request_id)
+        async def status(self: EdgegapClient, request_id: str) -> None:
+            asked.add(request_id)
+            if len(asked) == 2:
+                both.set()
             raise Unreadable("no JSON")
 
-        monkeypatch.setattr(orchestrator._client, "status", status)
-        with suppress(OrchestratorError):
-            await orchestrator._look(["arena-1", "arena-2"])
-        assert len(set(asked)) == 2
+        monkeypatch.setattr(EdgegapClient, "status", status)
+        events = orchestrator.events()
+        listening = asyncio.ensure_future(anext(events))
+        async with asyncio.timeout(2):
+            await both.wait()
+        listening.cancel()
+        await asyncio.wait((listening,))
 
 
 @pytest.mark.slow
