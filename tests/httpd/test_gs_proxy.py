@@ -82,7 +82,7 @@ def test_a_port_that_the_launcher_did_not_pick_is_the_servers() -> None:
     ],
 )
 def test_without_a_usable_address_or_listener_there_is_no_upstream(changes: dict[str, object]) -> None:
-    """A server elsewhere, one without WebSocket, an address nobody should dial."""
+    """A server elsewhere, one without WebSocket, an address that no proxy should dial."""
     assert upstream_of(record(**changes)) is None
 
 
@@ -119,7 +119,7 @@ async def test_any_other_is_not_found(http: Any, kv: Buckets, name: str) -> None
 
 
 async def test_an_ended_server_is_not_found(http: Any, kv: Buckets) -> None:
-    """Its record stays for a while; nobody is sent there."""
+    """Its record stays for a while; no player is sent there."""
     await kv.deployments.create("arena-1", record(state=DeploymentState.STOPPING))
     assert (await http.get("/internal/gs/arena-1")).status_code == 404
 
@@ -242,7 +242,7 @@ async def test_an_answer_lives_for_seconds(kv: Buckets, counted: Counted) -> Non
 
 
 async def test_a_lease_that_goes_ends_an_answer_at_once(kv: Buckets, counted: Counted) -> None:
-    """Told by the watch; a heartbeat leaves it."""
+    """The watch drops it; a heartbeat does not."""
     upstreams = Upstreams(counted)
     upstreams.hint("arena-1", lease())
     async with upstreams.running(kv.gameservers):
@@ -295,7 +295,7 @@ async def test_names_that_do_not_exist_take_no_memory_without_end(
 async def test_a_nats_that_does_not_answer_is_503(
     kv: Buckets, counted: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Within its patience; and at the end of httpd nobody is left waiting."""
+    """Within its patience; and when httpd ends, every waiter gets an error."""
     monkeypatch.setattr(gs_proxy, "PATIENCE", 0.05)
     counted.go.clear()
     upstreams = Upstreams(counted)

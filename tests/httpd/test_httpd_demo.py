@@ -145,7 +145,7 @@ async def test_nothing_of_a_player_is_shown(start: Any, buckets: Buckets, eventu
     ],
 )
 def test_visitors_see_the_first_clause_of_a_reason(reason: str, shown: str) -> None:
-    """Short, and nobody's address."""
+    """Short, and without addresses."""
     assert public_reason(reason) == shown
 
 
@@ -259,7 +259,7 @@ async def test_without_a_launcher_the_button_says_so(start: Any) -> None:
 
 
 async def test_the_page_and_its_files_are_served(start: Any, tmp_path: Path) -> None:
-    """The built-in one, or one's own; nothing outside of it."""
+    """The built-in one, or your own; nothing outside of it."""
     (tmp_path / "index.html").write_text("<p>mine")
     (tmp_path / "game.js").write_text("1")
     (tmp_path.parent / "secret.txt").write_text("secret")

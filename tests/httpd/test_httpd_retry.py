@@ -132,7 +132,7 @@ async def test_who_falls_silent_is_not_waited_for(nats: Bus, matchmakers: Matchm
 
 
 async def test_who_goes_on_talking_is_waited_for(nats: Bus, matchmakers: Matchmakers) -> None:
-    """However long it takes: nobody else is asked."""
+    """However long it takes: no other matchmaker is asked."""
     async with client_on(nats) as client:
         request = await asked(client)
         first = await next_of(matchmakers.first)
@@ -182,7 +182,7 @@ async def test_one_that_stops_hands_its_players_on(nats: Bus, matchmakers: Match
 
 
 async def test_when_nobody_ever_answers_it_ends_in_time(nats: Bus, matchmakers: Matchmakers) -> None:
-    """All are asked again and again meanwhile, and told at last that nobody waits."""
+    """All are asked again and again, and at last hear that the player has left."""
     async with client_on(nats, acknowledge=0.7) as client:
         request = await asked(client)
         first = await next_of(matchmakers.first)
@@ -193,7 +193,7 @@ async def test_when_nobody_ever_answers_it_ends_in_time(nats: Bus, matchmakers: 
 
 
 async def test_one_that_is_just_being_restarted_is_waited_for(nats: Bus) -> None:
-    """It died with the request; for a moment nobody listens at all."""
+    """It died with the request; for a moment no matchmaker listens."""
     async with client_on(nats, acknowledge=3.0) as client:
         async with Matchmakers().listening(nats) as before:
             request = await asked(client)
@@ -216,7 +216,7 @@ async def test_the_deadline_holds_for_all_attempts_together(nats: Bus, matchmake
 async def test_a_player_who_leaves_is_reported(
     start: Any, nats: Bus, matchmakers: Matchmakers, connect_ws: Any
 ) -> None:
-    """So that no seat is held for nobody; one who has been answered is not."""
+    """So that no seat is kept free for them; a player who has an answer is not reported."""
     httpd = await start()
     async with connect_ws(httpd) as socket:
         await socket.send('{"game":"arena","version":"1"}')

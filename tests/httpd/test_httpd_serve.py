@@ -16,6 +16,7 @@ import httpx
 import pytest
 import websockets
 
+from tipoff_matchmaker_httpd.compose import create_app
 from tipoff_matchmaker_httpd.server.run import run_httpd
 from tipoff_matchmaker_httpd.settings import Settings
 from tipoff_shared.errors import ConfigError, Unavailable
@@ -127,7 +128,7 @@ def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_requests_in_flight_are_finished(
     settings: NatsSettings, matchmaker: Any, connect_ws: Any
 ) -> None:
-    """Stopping waits for a player's answer; nobody new comes in."""
+    """Stopping waits for a player's answer; new connections are refused."""
     matchmaker.script = None
     running = run_httpd(Settings(port=0, drain_timeout=5), settings)
     httpd = await running.__aenter__()
@@ -201,7 +202,7 @@ async def test_clients_that_do_nothing_do_not_hold_up_the_end(settings: NatsSett
 
 
 async def test_the_process_serves_and_drains_on_sigterm(settings: NatsSettings, matchmaker: Any) -> None:
-    """`python -m tipoff_matchmaker_httpd`, from the environment alone; exit code 0."""
+    """`python -m tipoff_matchmaker_httpd`, configured by the environment only; exit code 0."""
     matchmaker.script = None
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -250,3 +251,29 @@ async def test_the_process_says_why_it_cannot_start() -> None:
     assert process.returncode == 2
     assert b"TIPOFF_HTTPD_PORT" in said
     assert len(said.splitlines()) == 1
+
+
+async def test_another_asgi_server_runs_the_app_by_its_lifespan(
+    settings: NatsSettings, matchmaker: Any
+) -> None:
+    """Startup connects to NATS, requests get the app by the scope's state, shutdown ends it."""
+    app = create_app(Settings.load(port=0), settings)
+    told: asyncio.Queue[Any] = asyncio.Queue()
+    said: asyncio.Queue[Any] = asyncio.Queue()
+    state: dict[str, Any] = {}
+    scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": state}
+    lifespan = asyncio.create_task(app(scope, told.get, said.put))
+    async with asyncio.timeout(10):
+        await told.put({"type": "lifespan.startup"})
+        assert await said.get() == {"type": "lifespan.startup.complete"}
+
+        async def with_state(scope: Any, receive: Any, send: Any) -> None:
+            await app({**scope, "state": state}, receive, send)
+
+        transport = httpx.ASGITransport(with_state, client=("127.0.0.1", 4711))
+        async with httpx.AsyncClient(transport=transport, base_url="http://httpd") as client:
+            assert (await client.get("/readyz")).json() == {"ready": True, "missing": []}
+            assert (await client.post("/turn", content="nonsense")).status_code == 400
+        await told.put({"type": "lifespan.shutdown"})
+        assert await said.get() == {"type": "lifespan.shutdown.complete"}
+        await lifespan

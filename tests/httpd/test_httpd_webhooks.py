@@ -52,7 +52,7 @@ async def post(httpd: RunningHttpd, path_name: str, **more: Any) -> httpx.Respon
 async def test_a_call_with_the_right_token_is_passed_on(
     httpd: RunningHttpd, heard: asyncio.Queue[Msg], key: HookKey, nats: Bus
 ) -> None:
-    """Under the name alone: the token stays out of NATS."""
+    """Under the name only: the token stays out of NATS."""
     assert (await post(httpd, key.path_name("arena-1"))).status_code == 204
     msg = await asyncio.wait_for(heard.get(), 5)
     assert msg.subject == nats.subjects.webhook("arena-1")
@@ -95,7 +95,7 @@ async def test_a_body_is_four_kilobytes_at_most(httpd: RunningHttpd, key: HookKe
 
 
 async def test_one_deployment_cannot_fill_nats(httpd: RunningHttpd, key: HookKey) -> None:
-    """It is told of a few times in its life; after twenty at once it is told to slow down. Others are not."""
+    """It has a few webhooks in its life; after twenty at once it gets 429. Others do not."""
     name = key.path_name("arena-1")
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{httpd.port}") as client:
         answers = [(await client.post(f"/hook/{name}")).status_code for _ in range(30)]
@@ -111,7 +111,7 @@ async def test_callers_that_are_no_browsers_need_no_origin(start: Start, key: Ho
 
 
 def test_a_key_may_stand_in_a_file_and_must_be_long(tmp_path: Path) -> None:
-    """What is wrong is told, without the key."""
+    """The error says what is wrong, without the key."""
     file = tmp_path / "hook.key"
     file.write_text(KEY + "\n")
     loaded = load_hook_key("", file, "")

@@ -41,7 +41,7 @@ async def test_the_matchmaker_gets_bevygaps_request(
 
 
 async def test_a_players_request_id_and_login_are_passed_on(httpd: Any, matchmaker: Any, ask: Any) -> None:
-    """The id, which is a secret, by the header alone."""
+    """The id is a secret and travels only in the header."""
     own = "abcdefghijklmnopqrstuv"
     await ask(httpd, json.dumps({"game": "arena", "version": "1", "request_id": own, "auth": {"jwt": "x"}}))
     request = matchmaker.requests[0]
@@ -68,7 +68,7 @@ async def test_a_matchmakers_error_reaches_the_player(httpd: Any, matchmaker: An
 
 
 async def test_an_end_without_an_answer_is_an_error(httpd: Any, matchmaker: Any, ask: Any) -> None:
-    """The empty message alone."""
+    """Only the empty message."""
     matchmaker.script = (ACKNOWLEDGED, b"")
     got = await ask(httpd)
     assert (got.error, got.code) == (500, 1000)
@@ -92,7 +92,7 @@ async def test_the_deadline_is_hard(start: Any, matchmaker: Any, ask: Any) -> No
 
 
 async def test_a_silent_matchmaker_is_given_up_early(start: Any, matchmaker: Any, ask: Any) -> None:
-    """Somebody listens, nobody acknowledges."""
+    """A matchmaker listens and does not acknowledge."""
     matchmaker.script = ()
     httpd = await start(acknowledge_timeout=0.2)
     got = await ask(httpd)
@@ -146,7 +146,7 @@ async def test_hostile_names_are_refused(httpd: Any, matchmaker: Any, ask: Any, 
 async def test_a_second_message_ends_the_conversation(
     httpd: Any, matchmaker: Any, ask: Any, eventually: Any
 ) -> None:
-    """Row 12: 1008, and the request is not waited for any more."""
+    """Row 12: 1008, and the request ends."""
     matchmaker.script = (ACKNOWLEDGED,)
     got = await ask(httpd, ARENA, ARENA)
     assert (got.error, got.code) == (400, 1008)
@@ -251,7 +251,7 @@ async def test_another_path_is_not_found(httpd: Any, ask: Any) -> None:
 async def test_the_address_rule_holds_for_requests(
     start: Any, matchmaker: Any, ask: Any, rule: Any, expected: str
 ) -> None:
-    """Row 11: what the matchmaker is told."""
+    """Row 11: the address that the matchmaker gets."""
     httpd = await start(**rule)
     headers = {"X-Forwarded-For": '9.9.9.9", 2001:db8::7'}
     await ask(httpd, '{"game":"arena","version":"1","client_ip":"1.1.1.1"}', additional_headers=headers)
@@ -275,7 +275,7 @@ async def test_too_many_at_once_are_shed(start: Any, matchmaker: Any, ask: Any, 
 
 
 async def test_one_address_cannot_take_all(start: Any, matchmaker: Any, ask: Any, connect_ws: Any) -> None:
-    """429 for it alone."""
+    """Only it gets 429."""
     matchmaker.script = (ACKNOWLEDGED,)
     httpd = await start(max_requests_per_address=1, trusted_proxies=("127.0.0.1",))
     one, other = ({"X-Forwarded-For": f"203.0.113.{last}"} for last in (1, 2))

@@ -1,7 +1,7 @@
 """Serves `GET /internal/gs/{deployment_id}`: where a reverse proxy connects a browser's WebSocket to a game server.
 
-It answers 204 with `X-Tipoff-Upstream: host:port` for a live deployment of ours that has a WebSocket listener, else
-404. Caddy asks it by `forward_auth`, nginx by `auth_request` (see deploy/), and connects the player to that address.
+It answers 204 with `X-Tipoff-Upstream: host:port` for a live deployment that has a WebSocket listener, else 404.
+Caddy asks it by `forward_auth`, nginx by `auth_request` (see deploy/), and connects the player to that address.
 So game traffic never passes through httpd: it answers one question when a player connects, and none while they play.
 
 The address is what the orchestrator said of the server it started (`DeploymentRecord.proxy`, written by matchmakers

@@ -26,7 +26,7 @@ def health_routes(state: HttpdState, checks: SingleFlight[str, list[str]]) -> AP
         "/readyz",
         summary="Can players be served?",
         description="200 when NATS is connected and a matchmaker answers within a second; else 503, and `missing` "
-        "says what is not there.",
+        "names what is missing.",
         responses={503: {"description": "Something is missing"}},
     )
     async def readyz() -> Response:

@@ -4,7 +4,7 @@ It is a bare ASGI endpoint, because it runs once for each play. Every way out se
 
     1000  the answer, `SessionReady` or an `Error` of the matchmakers
     1008  `{"Error": [code, reason]}`: not a request, a second message, or silence
-    1011  the same: a fault of ours
+    1011  the same: an internal error
     1012  the same: the process is stopping
     1013  the same: there is no room
 

@@ -1,4 +1,12 @@
-"""Holds what the HTTP and the WebSocket protocol share: refusals, and the end of clients that read nothing."""
+"""Holds what the HTTP and the WebSocket protocol share: refusals, and the end of clients that read nothing.
+
+The errors that only a connection can meet, beside those of `tipoff_shared.errors`:
+
+    TipoffError
+    ├── WrongMethod     405  a WebSocket handshake that is not a GET
+    ├── WrongVersion    426  another version of the WebSocket protocol; the answer names the supported one
+    └── HeadTooLarge    431  a request head over a limit
+"""
 
 from __future__ import annotations
 
@@ -13,6 +21,24 @@ from tipoff_shared.admission.answers import error_body, retry_after
 from tipoff_shared.errors import TipoffError
 
 
+class WrongMethod(TipoffError):
+    """A WebSocket handshake is not a GET."""
+
+    code = 405
+
+
+class WrongVersion(TipoffError):
+    """A WebSocket handshake asks for another version, RFC 6455 §4.4."""
+
+    code = 426
+
+
+class HeadTooLarge(TipoffError):
+    """A request head is over a limit."""
+
+    code = 431
+
+
 def refusal(error: TipoffError) -> bytes:
     """A whole HTTP answer, written by the protocol before or instead of any endpoint: status, `{"Error": [code,
     reason]}`, and that the connection closes."""
@@ -21,7 +47,7 @@ def refusal(error: TipoffError) -> bytes:
     return (
         STATUS_LINE[error.code]
         + b"content-type: application/json\r\nconnection: close\r\n"
-        + (b"sec-websocket-version: 13\r\n" if error.code == 426 else b"")
+        + (b"sec-websocket-version: 13\r\n" if error.code == WrongVersion.code else b"")
         + (b"retry-after: %d\r\n" % seconds if seconds is not None else b"")
         + b"content-length: %d\r\n\r\n" % len(body)
         + body

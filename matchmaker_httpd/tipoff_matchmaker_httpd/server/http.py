@@ -15,7 +15,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from tipoff_matchmaker_httpd.server.connection import StallGuard, refusal
+from tipoff_matchmaker_httpd.server.connection import HeadTooLarge, StallGuard, refusal
 from tipoff_matchmaker_httpd.server.websocket import GuardedWebSocket
 from tipoff_matchmaker_httpd.state import HttpdState
 from tipoff_shared.errors import Malformed, NoServerInTime, TipoffError, TooLarge, Unavailable
@@ -29,12 +29,6 @@ MAX_BODY = MAX_MESSAGE
 """Bytes of a request body, where the path has no limit of its own."""
 _SLICE = 4096
 """Bytes parsed at once, so that a refusal stops the work whatever the chunk's size."""
-
-
-class _HeadTooLarge(TipoffError):
-    """The request head is over a limit."""
-
-    code = 431
 
 
 class _Refused(Exception):
@@ -137,7 +131,7 @@ class GuardedHttp(StallGuard, HttpToolsProtocol):
             if self._should_upgrade():
                 return self._upgrade(), data[exc.args[0] :]
         if self._in_head and self._head_size > MAX_HEAD and not self.transport.is_closing():
-            self._refuse(_HeadTooLarge(f"a request head is at most {MAX_HEAD} bytes"), "head too large")
+            self._refuse(HeadTooLarge(f"a request head is at most {MAX_HEAD} bytes"), "head too large")
         return None
 
     def on_message_begin(self) -> None:
@@ -150,7 +144,7 @@ class GuardedHttp(StallGuard, HttpToolsProtocol):
         """One header of the head."""
         super().on_header(name, value)
         if len(self.headers) > MAX_HEADERS:
-            self._stop(_HeadTooLarge(f"a request has at most {MAX_HEADERS} headers"))
+            self._stop(HeadTooLarge(f"a request has at most {MAX_HEADERS} headers"))
 
     def on_headers_complete(self) -> None:
         """The head is complete: check it, then start the endpoint."""
@@ -164,7 +158,7 @@ class GuardedHttp(StallGuard, HttpToolsProtocol):
             if name == b"content-length":
                 length = value
         if size > MAX_HEAD:
-            self._stop(_HeadTooLarge(f"a request head is at most {MAX_HEAD} bytes"))
+            self._stop(HeadTooLarge(f"a request head is at most {MAX_HEAD} bytes"))
         if length is not None and (not length.isdigit() or len(length) > 9 or int(length) > self._max_body):
             self._stop(TooLarge(f"a request body is at most {self._max_body} bytes"))
         if self._state.connections > self._state.settings.max_connections:

@@ -172,7 +172,7 @@ class _Listener:
         for connection in list(self._state.connections):
             connection.shutdown()
         if not await self._tasks_end(self._httpd.settings.drain_seconds):
-            log.info("%d players are still waiting; they are told to ask again", len(self._state.tasks))
+            log.info("%d players are still waiting; they get 503 and may ask again", len(self._state.tasks))
             self._httpd.client.stop()
             if not await self._tasks_end(_FAREWELL):
                 for task in list(self._state.tasks):

@@ -26,7 +26,7 @@ from uvicorn.server import ServerState
 from websockets.frames import Frame
 from websockets.protocol import State
 
-from tipoff_matchmaker_httpd.server.connection import StallGuard, refusal
+from tipoff_matchmaker_httpd.server.connection import StallGuard, WrongMethod, WrongVersion, refusal
 from tipoff_matchmaker_httpd.state import HttpdState
 from tipoff_shared.errors import Malformed, TipoffError
 
@@ -38,18 +38,6 @@ MAX_EARLY = 8192
 _SLICE = 1024
 """Bytes parsed at once, so that a refusal stops the work whatever the chunk's size."""
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-
-
-class WrongMethod(TipoffError):
-    """The handshake is not a GET."""
-
-    code = 405
-
-
-class WrongVersion(TipoffError):
-    """Another version of the protocol. The answer names the supported one, §4.4."""
-
-    code = 426
 
 
 def accept_key(method: str, http_version: str, headers: list[tuple[bytes, bytes]]) -> bytes:
