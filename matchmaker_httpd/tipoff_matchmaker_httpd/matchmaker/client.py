@@ -129,9 +129,8 @@ class PendingRequest:
                 self._waiter = None
         return merge.messages.popleft()
 
-    # What the merge wants after an event.
-
     def _settle(self) -> None:
+        """Carry out what the merge wants after an event: publish, set the timer or end, wake the reader."""
         merge = self._merge
         if merge.publishes:
             self._client.start(self._publish_all(), "publish")
