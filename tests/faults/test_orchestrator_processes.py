@@ -194,7 +194,11 @@ async def test_a_forged_event_ends_no_process(world: World, launcher: Launcher, 
         {"launcher": LauncherOrchestrator(world.bus)},
     ) as matchmaker:
         await world.ask("silent", timeout=5)
-        await launched(launcher, 1, world)
+
+        async def runs() -> bool:
+            return [one.state for one in launcher.supervisor.living()] == [RunState.RUNNING]
+
+        await world.eventually(runs, "the process runs", timeout=10)
         (deployment,) = launcher.supervisor.living()
         forged = wire.encode_deployment(replace(deployment, state=RunState.STOPPED, reason="forged"))
         for _ in range(10):
