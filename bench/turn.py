@@ -28,8 +28,10 @@ from tipoff_shared.admission.limits import ConcurrencyLimit
 from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.settings import NatsSettings
 from tipoff_turn_relay.admission import TurnAdmission, TurnSettings
-from tipoff_turn_relay.service import PATH, open_on_stores
-from tipoff_turn_relay.store import MemoryRecords
+from tipoff_turn_relay.games import GAME_CODEC
+from tipoff_turn_relay.pairing_list import LIST_CODEC
+from tipoff_turn_relay.service import PATH, open_on_buckets
+from tipoff_turn_relay.store import MemoryBucket
 
 FLAT_OUT_CLIENTS = 40
 ROUNDS = 3
@@ -109,7 +111,9 @@ async def _serve(state: str) -> None:
             settings = TurnSettings()
             admission = TurnAdmission(settings, AddressRule(), ConcurrencyLimit(1, 1), CollectorRegistry())
             turn = await stack.enter_async_context(
-                open_on_stores(MemoryRecords(), MemoryRecords(), tasks, settings, admission)
+                open_on_buckets(
+                    MemoryBucket(LIST_CODEC), MemoryBucket(GAME_CODEC), tasks, settings, admission
+                )
             )
             httpd.parts.app.endpoints[PATH] = turn.text
         print(httpd.url, flush=True)

@@ -1,8 +1,8 @@
-"""Games over a store: each request read, decided and written by compare-and-set, at most one write for each.
+"""Carries out requests to games that all httpds share: read, decide, compare-and-set, at most one write per request.
 
-The last known state of a game is kept with its revision. A decision that changes it is proved right by its write; one
-that changes nothing (an idle poll, an error) by asking the store whether there is something newer. So any number of
-httpds serve one game, and every answer is true at the moment it is given.
+The last known state of a game is kept with its revision. A decision that changes the game is confirmed by its write;
+one that changes nothing (an idle poll, an error) by reading whether there is anything newer. So any number of httpds
+serve one game, and every answer is true at the moment it is given.
 """
 
 from __future__ import annotations
@@ -11,197 +11,168 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TypeAlias, TypeVar
 
 import msgspec
 
-from tipoff_shared.errors import Unavailable
-from tipoff_shared.kv.bucket import LostRace
+from tipoff_shared.kv.bucket import UNREAD, Codec, Entry, Unread
 from tipoff_turn_relay.game import Game
 from tipoff_turn_relay.messages import Answer, Error, Failed, Updates
-from tipoff_turn_relay.store import Abandoned, ClientGone, Patience, RecordStore, StoreFull
+from tipoff_turn_relay.store import Abandoned, ClientGone, Patience, RecordBucket
 
 log = logging.getLogger(__name__)
 
 ENDED_LIFETIME = 60.0
-"""Seconds after which the record of a game that is over goes; longer than the pairing list repeats its start."""
+"""Seconds for which the record of an ended game lives: longer than the pairing list repeats its start."""
 MAX_KNOWN = 10_000
 """Games whose last state is kept in memory."""
-_MAX_RACES = 100
+_MAX_TRIES = 100
 
 AnswerT = TypeVar("AnswerT", bound=Answer)
 Step: TypeAlias = Callable[[Game, float, float], tuple[Game, AnswerT]]
 """game, now, heard since -> game after it, answer"""
 
+_decode_game = msgspec.msgpack.Decoder(Game).decode
+
+
+def _decode(data: bytes) -> Game | None:
+    try:
+        return _decode_game(data)
+    except (msgspec.DecodeError, UnicodeError):
+        log.exception("a game's record in NATS cannot be read; the game is over")
+        return None
+
+
 # Not JSON, as other records are: its escapes can make six bytes of one, and updates may be 16 KB each.
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Game).decode
+GAME_CODEC: Codec[Game] = Codec(msgspec.msgpack.Encoder().encode, _decode)
 
 
 class _KnownGame:
-    """What this process knows of one game. `revision` None: nothing."""
+    """What this process knows of one game; `users` counts the requests and long polls that use it."""
 
-    __slots__ = ("changed", "game", "lock", "revision", "users")
+    __slots__ = ("changed", "entry", "lock", "users")
 
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
-        self.game: Game | None = None
-        self.revision: int | None = None
+        self.entry: Entry[Game] | Unread | None = UNREAD
         self.users = 0
         self.changed: set[asyncio.Event] = set()
 
-    def know(self, value: bytes | None, revision: int) -> None:
-        try:
-            self.game = None if value is None else _decode(value)
-        except (msgspec.DecodeError, UnicodeError):
-            log.exception("a game's record in NATS cannot be read; the game is over")
-            self.game = None
-        self.revision = revision
-
-    def forget(self) -> None:
-        self.game, self.revision = None, None
-
-    def tell(self) -> None:
-        for event in self.changed:
-            event.set()
+    @property
+    def worth_keeping(self) -> bool:
+        return isinstance(self.entry, Entry) and not self.entry.value.over
 
 
 class SharedGames:
-    """All games. `patience` are the seconds a request outlives failures of the store."""
+    """All games. `patience`: the seconds for which a request outlives failures of the bucket."""
 
-    def __init__(self, store: RecordStore, *, patience: float) -> None:
-        self._store = store
+    def __init__(self, bucket: RecordBucket[Game], *, patience: float) -> None:
+        self._bucket = bucket
         self._patience = patience
-        self._known: OrderedDict[str, _KnownGame] = OrderedDict()
+        self._known: OrderedDict[int, _KnownGame] = OrderedDict()
 
     def __len__(self) -> int:
+        """Games whose last state is kept."""
         return len(self._known)
 
     def _enter(self, game_id: int) -> _KnownGame:
-        key = str(game_id)
-        known = self._known.get(key)
+        known = self._known.get(game_id)
         if known is None:
-            known = self._known[key] = _KnownGame()
+            known = self._known[game_id] = _KnownGame()
             if len(self._known) > MAX_KNOWN:
                 self._evict()
         else:
-            self._known.move_to_end(key)
+            self._known.move_to_end(game_id)
         known.users += 1
         return known
 
     def _evict(self) -> None:
-        """The known that was used longest ago, of those nobody is in."""
-        for key, known in self._known.items():
+        """Forget the game that was used longest ago, of those without users."""
+        for game_id, known in self._known.items():
             if not known.users:
-                del self._known[key]
+                del self._known[game_id]
                 return
 
     def _leave(self, game_id: int, known: _KnownGame) -> None:
         known.users -= 1
-        if not known.users and (known.game is None or known.game.over):
-            self._known.pop(str(game_id), None)
+        if not known.users and not known.worth_keeping:
+            self._known.pop(game_id, None)
 
     async def create(self, game_id: int, game: Game) -> bool:
-        """Make the game's record unless it is there. False: the id is another game's.
+        """Write the game's record unless there is one. False: the id is another game's.
 
-        Raises `StoreFull` and `Unavailable`.
+        Raises `Full` and `Unavailable`.
         """
-        known = self._enter(game_id)
-        try:
-            async with known.lock:
-                patience = Patience(self._store, self._patience)
-                while True:
-                    try:
-                        if known.revision is None:
-                            stored = await self._store.get(str(game_id))
-                            known.know(stored.value, stored.revision)
-                        if known.game is not None:
-                            return known.game.secrets == game.secrets
-                        await self._write(game_id, known, game)
-                        return True
-                    except LostRace:
-                        known.forget()
-                    except BaseException as exc:
-                        known.forget()
-                        if not isinstance(exc, Unavailable) or isinstance(exc, StoreFull):
-                            raise
-                        await patience.after(exc)
-        finally:
-            self._leave(game_id, known)
+        present = await self._change(game_id, lambda present: game if present is None else None)
+        return present is not None and present.secrets == game.secrets
 
     async def run(
         self, game_id: int, step: Step[AnswerT], *, abandoned: Abandoned | None = None
     ) -> AnswerT | Failed:
         """Carry out one request. Raises `Unavailable`; `ClientGone` where a repetition would give away something new
-        and `abandoned` says that nobody waits for it.
+        and `abandoned` says that its client has disconnected.
 
-        A write that failed may have been carried out: the step is taken again from what is stored then, where it
-        finds its own request done and answers it as a repetition.
+        A write that failed may have been carried out: then `step` runs again on what is stored, finds its own request
+        done and answers it as a repetition.
         """
+        answer: AnswerT | Failed = Failed(Error.NO_GAME)
+
+        def decide(game: Game | None) -> Game | None:
+            nonlocal answer
+            if game is None:
+                answer = Failed(Error.NO_GAME)
+                return None
+            after, answer = step(game, time.time(), self._bucket.heard_since)
+            return after
+
+        async def keep_news() -> None:
+            # A late copy of a request whose client has gone on would take the new updates with it.
+            if (
+                abandoned is not None
+                and isinstance(answer, Updates)
+                and answer.repeated
+                and await abandoned()
+            ):
+                raise ClientGone
+
+        await self._change(game_id, decide, before_write=None if abandoned is None else keep_news)
+        return answer
+
+    async def _change(
+        self,
+        game_id: int,
+        decide: Callable[[Game | None], Game | None],
+        *,
+        before_write: Callable[[], Awaitable[None]] | None = None,
+    ) -> Game | None:
+        """Change the record by `decide`, one request at a time; the game after it."""
         known = self._enter(game_id)
         try:
             async with known.lock:
-                return await self._run(game_id, known, step, abandoned)
+                try:
+                    result = await self._bucket.change(
+                        str(game_id),
+                        decide,
+                        known=known.entry,
+                        ttl=_lifetime,
+                        on_unavailable=Patience(self._bucket, self._patience).after,
+                        confirm_by_newer=True,
+                        before_write=before_write,
+                        tries=_MAX_TRIES,
+                        what="the game",
+                    )
+                except BaseException:  # a write may still be carried out: nothing is known any more
+                    known.entry = UNREAD
+                    raise
+                known.entry = result.entry
+                if result.written:
+                    for event in known.changed:
+                        event.set()
+                return None if result.entry is None else result.entry.value
         finally:
             self._leave(game_id, known)
-
-    async def _run(
-        self, game_id: int, known: _KnownGame, step: Step[AnswerT], abandoned: Abandoned | None
-    ) -> AnswerT | Failed:
-        patience: Patience | None = None
-        for _ in range(_MAX_RACES):
-            proved = False
-            try:
-                if known.revision is None:
-                    stored = await self._store.get(str(game_id))
-                    known.know(stored.value, stored.revision)
-                    proved = True
-                while True:
-                    game = known.game
-                    after: Game | None = None
-                    answer: AnswerT | Failed = Failed(Error.NO_GAME)
-                    if game is not None:
-                        after, answer = step(game, time.time(), self._store.heard_since)
-                    if after is not None and after is not game:
-                        # The copy of a request whose client went on long ago would take what is new with it.
-                        if (
-                            isinstance(answer, Updates)
-                            and answer.repeated
-                            and abandoned is not None
-                            and await abandoned()
-                        ):
-                            raise ClientGone
-                        await self._write(game_id, known, after)
-                        return answer
-                    if proved:
-                        return answer
-                    assert known.revision is not None
-                    stored_now = await self._store.newer(str(game_id), known.revision)
-                    if stored_now is None:
-                        return answer
-                    known.know(stored_now.value, stored_now.revision)
-                    proved = True
-            except LostRace:
-                known.forget()
-            except ClientGone:
-                raise
-            except (
-                BaseException
-            ) as exc:  # its write may be carried out, now or later: what is known is not known
-                known.forget()
-                if not isinstance(exc, Unavailable):
-                    raise
-                patience = patience or Patience(self._store, self._patience)
-                await patience.after(exc)
-        raise Unavailable("too many requests for one game at once", retry_after=1)
-
-    async def _write(self, game_id: int, known: _KnownGame, game: Game) -> None:
-        ttl = ENDED_LIFETIME if game.over else None
-        known.revision = await self._store.set(str(game_id), _encode(game), known.revision or 0, ttl=ttl)
-        known.game = game
-        known.tell()
 
     @asynccontextmanager
     async def watching(self, game_id: int) -> AsyncIterator[asyncio.Event]:
@@ -210,8 +181,12 @@ class SharedGames:
         event = asyncio.Event()
         known.changed.add(event)
         try:
-            async with self._store.changes(str(game_id), event.set):
+            async with self._bucket.listen(str(game_id), event.set):
                 yield event
         finally:
             known.changed.discard(event)
             self._leave(game_id, known)
+
+
+def _lifetime(game: Game) -> float | None:
+    return ENDED_LIFETIME if game.over else None

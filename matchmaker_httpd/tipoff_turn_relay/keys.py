@@ -11,7 +11,7 @@ from dataclasses import dataclass
 KEY_BITS = 63
 SECRET_BITS = 31
 ID_BITS = KEY_BITS - SECRET_BITS
-LUCK_BITS = 2 * KEY_BITS
+RANDOM_BITS = 2 * KEY_BITS
 """Random bits from which one request makes whatever new key it needs."""
 
 
@@ -34,14 +34,14 @@ class GameKey:
         return cls(number >> SECRET_BITS, number & ((1 << SECRET_BITS) - 1))
 
 
-def new_pairing_key(luck: int) -> str:
-    return str(luck & ((1 << KEY_BITS) - 1))
+def new_pairing_key(random_bits: int) -> str:
+    return str(random_bits & ((1 << KEY_BITS) - 1))
 
 
-def new_game(luck: int) -> tuple[int, tuple[int, int]]:
+def new_game(random_bits: int) -> tuple[int, tuple[int, int]]:
     """A game's id and the secrets of its two sides, which differ."""
     mask = (1 << SECRET_BITS) - 1
-    first, second = luck & mask, luck >> SECRET_BITS & mask
+    first, second = random_bits & mask, random_bits >> SECRET_BITS & mask
     if first == second:
         second ^= 1
-    return luck >> 2 * SECRET_BITS & ((1 << ID_BITS) - 1), (first, second)
+    return random_bits >> 2 * SECRET_BITS & ((1 << ID_BITS) - 1), (first, second)

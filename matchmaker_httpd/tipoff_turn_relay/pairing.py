@@ -113,14 +113,14 @@ def games_full(state: PairingList, key: str) -> tuple[PairingList, Failed]:
 
 
 def step(
-    state: PairingList, request: PairingRequest, now: float, *, heard_since: float, luck: int
+    state: PairingList, request: PairingRequest, now: float, *, heard_since: float, random_bits: int
 ) -> tuple[PairingList, PairingAnswer]:
     """The list after `request`, and its answer. The very same list means that nothing has to be written.
 
-    `luck` are `keys.LUCK_BITS` random bits of this request: repeated with the same, it makes no second registration.
+    `random_bits`: as many as `keys.RANDOM_BITS`, drawn for this request. Repeated with the same, it registers once.
     """
     if isinstance(request, Register):
-        return _register(state, request, now, heard_since, luck)
+        return _register(state, request, now, heard_since, random_bits)
     player = state.players.get(request.key)
     if player is None or is_gone(player, now, heard_since):
         return without(state, request.key), Failed(Error.NOT_REGISTERED)
@@ -139,13 +139,13 @@ def step(
         case MapInit(key=key):
             return _map_init(state, key, player, now, heard_since)
         case MapReady(key=key):
-            return _map_ready(state, key, player, now, heard_since, luck)
+            return _map_ready(state, key, player, now, heard_since, random_bits)
 
 
 def _register(
-    state: PairingList, request: Register, now: float, heard_since: float, luck: int
+    state: PairingList, request: Register, now: float, heard_since: float, random_bits: int
 ) -> tuple[PairingList, PairingAnswer]:
-    key = new_pairing_key(luck)
+    key = new_pairing_key(random_bits)
     if key in state.players:  # the same request, carried out before
         return state, Registered(key)
     state = without_gone(state, now, heard_since)
@@ -227,7 +227,7 @@ def _map_init(
 
 
 def _map_ready(
-    state: PairingList, key: str, player: Player, now: float, heard_since: float, luck: int
+    state: PairingList, key: str, player: Player, now: float, heard_since: float, random_bits: int
 ) -> tuple[PairingList, PairingAnswer]:
     if player.stage is Stage.PLAYING:
         return state, _start(key, player)
@@ -242,7 +242,7 @@ def _map_ready(
         return without(state, key), Failed(Error.DROPPED)
     if partner.stage is not Stage.READY:
         return _changed(state, key, player, now, stage=Stage.READY), PartnerLoading()
-    game_id, secrets = new_game(luck)
+    game_id, secrets = new_game(random_bits)
     begun: dict[str, Any] = {
         "stage": Stage.PLAYING,
         "seen": now,

@@ -1,7 +1,7 @@
-"""The pairing list over a store: one record for everybody, so every pairing is one atomic step.
+"""Carries out requests to the pairing list that all httpds share: one record, so every pairing is one atomic step.
 
-It is written in groups: all requests that wait at one moment are decided one after the other and share one
-compare-and-set. A group that changes nothing asks the store whether the list it was decided on is the present one.
+Requests are carried out in groups: all that wait at one moment are decided one after the other and share one
+compare-and-set. A group that changes nothing only reads whether the list it was decided on is the current one.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import TypeAlias
 import msgspec
 
 from tipoff_shared.errors import TipoffError, Unavailable
-from tipoff_shared.kv.bucket import LostRace
+from tipoff_shared.kv.bucket import UNREAD, Codec, Entry, Unread
 from tipoff_shared.primitives.tasks import Tasks
-from tipoff_turn_relay.keys import LUCK_BITS
+from tipoff_turn_relay.keys import RANDOM_BITS
 from tipoff_turn_relay.messages import (
     Failed,
     Gone,
@@ -29,25 +29,36 @@ from tipoff_turn_relay.messages import (
     Unregister,
 )
 from tipoff_turn_relay.pairing import PairingList, games_full, step, without, without_gone
-from tipoff_turn_relay.store import Patience, RecordStore
+from tipoff_turn_relay.store import Patience, RecordBucket
 
 log = logging.getLogger(__name__)
 
 KEY = "list"
-MAX_WAITING = 4000
-"""Requests in hand at one time."""
+MAX_PENDING = 4000
+"""Requests that may wait at one time."""
 MAX_GROUP = 500
 """Requests decided in one go."""
-_MAX_RACES = 100
+_MAX_TRIES = 100
 
-_decode = msgspec.json.Decoder(PairingList).decode
-_encode = msgspec.json.Encoder().encode
+_decode_list = msgspec.json.Decoder(PairingList).decode
 _Decide: TypeAlias = Callable[[PairingList, float, float], tuple[PairingList, PairingAnswer]]
+"""list, now, heard since -> list after it, answer"""
+
+
+def _decode(data: bytes) -> PairingList | None:
+    try:
+        return _decode_list(data)
+    except (msgspec.DecodeError, UnicodeError):
+        log.exception("the pairing list in NATS cannot be read; beginning with an empty one")
+        return None
+
+
+LIST_CODEC: Codec[PairingList] = Codec(msgspec.json.Encoder().encode, _decode)
 
 
 @dataclass(slots=True, eq=False)
-class _Asked:
-    """One request: what decides it, and who waits."""
+class _Pending:
+    """One request: the function that decides it, and the future of its answer."""
 
     decide: _Decide
     answer: asyncio.Future[PairingAnswer]
@@ -65,52 +76,53 @@ class _Watcher:
 
 
 class SharedPairingList:
-    """The list as seen from this process. `tasks` owns the work, `patience` are the seconds a request outlives
-    failures of the store."""
+    """The pairing list as this process sees it. `tasks` owns the work; `patience`: the seconds for which a request
+    outlives failures of the bucket."""
 
-    def __init__(self, store: RecordStore, tasks: Tasks, *, patience: float) -> None:
-        self._store = store
+    def __init__(self, bucket: RecordBucket[PairingList], tasks: Tasks, *, patience: float) -> None:
+        self._bucket = bucket
         self._tasks = tasks
         self._patience = patience
-        self._asked: list[_Asked] = []
+        self._pending: list[_Pending] = []
         self._working = False
+        self._known: Entry[PairingList] | Unread | None = UNREAD
         self._state = PairingList()
-        self._revision: int | None = None
+        """The list as last seen."""
         self._watchers: set[_Watcher] = set()
-        self._hints = AsyncExitStack()
-        self._hinted = False
-        self._looking = False
+        self._listening = AsyncExitStack()
+        self._listens = False
+        self._refreshing = False
         self._closed = False
 
     def __len__(self) -> int:
         """Players in the list, as last seen."""
         return len(self._state.players)
 
-    async def ask(self, request: PairingRequest) -> PairingAnswer:
+    async def handle(self, request: PairingRequest) -> PairingAnswer:
         """Carry out one request. Raises `Unavailable`. Cancelling is safe; the request may still be carried out."""
-        luck = secrets.randbits(LUCK_BITS)
-        asked: _Asked
+        random_bits = secrets.randbits(RANDOM_BITS)
+        pending: _Pending
 
         def decide(state: PairingList, now: float, heard_since: float) -> tuple[PairingList, PairingAnswer]:
-            after, answer = step(state, request, now, heard_since=heard_since, luck=luck)
-            if asked.uncertain and isinstance(request, Unregister) and isinstance(answer, Failed):
-                return after, Gone()  # it is gone because we took it out
+            after, answer = step(state, request, now, heard_since=heard_since, random_bits=random_bits)
+            if pending.uncertain and isinstance(request, Unregister) and isinstance(answer, Failed):
+                return after, Gone()  # an earlier try of this request has removed it
             return after, answer
 
-        asked = self._submit(decide)
-        return await asked.answer
+        pending = self._submit(decide)
+        return await pending.answer
 
     async def games_full(self, key: str) -> PairingAnswer:
-        """The game of the player with this key cannot be made: both of its players leave the list."""
+        """Remove the player with this key and its partner, whose game cannot be created."""
         return await self._submit(lambda state, *_: games_full(state, key)).answer
 
-    def forget(self, *keys: str) -> None:
-        """These players have begun to play. Nobody waits for it; a hint that keeps the list short."""
-        self._unheard(lambda state, *_: (without(state, *keys), Gone()))
+    def remove(self, *keys: str) -> None:
+        """Remove these players, who have begun to play. Returns at once; a hint that keeps the list short."""
+        self._submit_unawaited(lambda state, *_: (without(state, *keys), Gone()))
 
-    def _unheard(self, decide: _Decide, done: Callable[[object], None] | None = None) -> None:
-        """A request that nobody waits for. One that fails or finds no place does no harm."""
-        if self._closed or len(self._asked) >= MAX_WAITING:
+    def _submit_unawaited(self, decide: _Decide, done: Callable[[object], None] | None = None) -> None:
+        """Submit a request that nobody waits for. One that fails or finds no room does no harm."""
+        if self._closed or len(self._pending) >= MAX_PENDING:
             if done is not None:
                 done(None)
             return
@@ -123,109 +135,94 @@ class SharedPairingList:
 
         self._submit(decide).answer.add_done_callback(answered)
 
-    def _submit(self, decide: _Decide) -> _Asked:
-        if self._closed or len(self._asked) >= MAX_WAITING:
+    def _submit(self, decide: _Decide) -> _Pending:
+        if self._closed or len(self._pending) >= MAX_PENDING:
             raise Unavailable("too many players at once; try again in a moment", retry_after=1)
-        asked = _Asked(decide, asyncio.get_running_loop().create_future())
-        self._asked.append(asked)
+        pending = _Pending(decide, asyncio.get_running_loop().create_future())
+        self._pending.append(pending)
         if not self._working:
             self._working = True
             self._tasks.start(self._work(), "pairing list")
-        return asked
+        return pending
 
     async def _work(self) -> None:
-        """Group after group, as long as there are requests."""
+        """Carry out group after group, until no request is left."""
         try:
-            while self._asked:
-                group, self._asked = self._asked[:MAX_GROUP], self._asked[MAX_GROUP:]
-                group = [asked for asked in group if not asked.answer.done()]
+            while self._pending:
+                group, self._pending = self._pending[:MAX_GROUP], self._pending[MAX_GROUP:]
+                group = [pending for pending in group if not pending.answer.done()]
                 try:
                     await self._carry_out(group)
                 except TipoffError as exc:
-                    for asked in group:
-                        if not asked.answer.done():
-                            asked.answer.set_exception(exc)
+                    for pending in group:
+                        if not pending.answer.done():
+                            pending.answer.set_exception(exc)
                 except BaseException:
-                    self._asked = group + self._asked
+                    self._pending = group + self._pending
                     raise
         finally:
             self._working = False
-            for asked in self._asked:  # only when this task was cancelled or broke
-                if not asked.answer.done():
-                    asked.answer.set_exception(
-                        Unavailable("this server is going away; ask again", retry_after=1)
+            for pending in self._pending:  # only when this task was cancelled or failed
+                if not pending.answer.done():
+                    pending.answer.set_exception(
+                        Unavailable("this server is stopping; ask again", retry_after=1)
                     )
-            self._asked.clear()
+            self._pending.clear()
 
-    async def _carry_out(self, group: list[_Asked]) -> None:
-        patience = Patience(self._store, self._patience)
-        for _ in range(_MAX_RACES):
-            proved = False
-            try:
-                if self._revision is None:
-                    stored = await self._store.get(KEY)
-                    self._know(stored.value, stored.revision)
-                    proved = True
-                while True:
-                    assert self._revision is not None
-                    state, answers = self._decide(group)
-                    if state is not self._state:
-                        data = _encode(state)
-                        self._revision = await self._store.set(KEY, data, self._revision)
-                        self._adopt(state)
-                        break
-                    if proved:
-                        break
-                    stored_now = await self._store.newer(KEY, self._revision)
-                    if stored_now is None:
-                        break
-                    self._know(stored_now.value, stored_now.revision)
-                    proved = True
-            except LostRace:
-                self._revision = None
-                continue
-            except BaseException as exc:
-                self._revision = None
-                for asked in group:
-                    asked.uncertain = True
-                if not isinstance(exc, Unavailable):
-                    raise
-                await patience.after(exc)
-                continue
-            for asked, answer in zip(group, answers, strict=True):
-                if not asked.answer.done():
-                    asked.answer.set_result(answer)
-            return
-        raise Unavailable("too many httpds change the pairing list at once", retry_after=1)
+    async def _carry_out(self, group: list[_Pending]) -> None:
+        patience = Patience(self._bucket, self._patience)
+        answers: list[PairingAnswer] = []
 
-    def _decide(self, group: list[_Asked]) -> tuple[PairingList, list[PairingAnswer]]:
-        """All of the group, in order, on the list as it is known. Without a change: the very same list."""
-        state, answers = self._state, []
-        now, heard_since = time.time(), self._store.heard_since
-        for asked in group:
-            state, answer = asked.decide(state, now, heard_since)
+        def decide(present: PairingList | None) -> PairingList | None:
+            nonlocal answers
+            before = PairingList() if present is None else present
+            after, answers = self._decide(group, before)
+            return None if after is before else after
+
+        async def failed(failure: Unavailable) -> None:
+            for pending in group:
+                pending.uncertain = True
+            await patience.after(failure)
+
+        try:
+            result = await self._bucket.change(
+                KEY,
+                decide,
+                known=self._known,
+                on_unavailable=failed,
+                confirm_by_newer=True,
+                tries=_MAX_TRIES,
+                what="the pairing list",
+            )
+        except BaseException:  # a write may still be carried out: nothing is known any more
+            self._known = UNREAD
+            raise
+        self._known = result.entry
+        self._adopt(PairingList() if result.entry is None else result.entry.value)
+        for pending, answer in zip(group, answers, strict=True):
+            if not pending.answer.done():
+                pending.answer.set_result(answer)
+
+    def _decide(self, group: list[_Pending], before: PairingList) -> tuple[PairingList, list[PairingAnswer]]:
+        """Decide the requests of the group in order. A group without a change returns the very same list."""
+        state, answers = before, []
+        now, heard_since = time.time(), self._bucket.heard_since
+        for pending in group:
+            state, answer = pending.decide(state, now, heard_since)
             answers.append(answer)
-        if state is not self._state:
+        if state is not before:
             state = without_gone(state, now, heard_since)
         return state, answers
-
-    def _know(self, value: bytes | None, revision: int) -> None:
-        try:
-            self._adopt(PairingList() if value is None else _decode(value))
-        except (msgspec.DecodeError, UnicodeError):
-            log.exception("the pairing list in NATS cannot be read; beginning with an empty one")
-            self._adopt(PairingList())
-        self._revision = revision
 
     @asynccontextmanager
     async def watching(self, key: str) -> AsyncIterator[asyncio.Event]:
         """An event that is set when a player's own part of the list changes, here or at another httpd: a hint."""
-        if not self._hinted:
-            self._hinted = True
+        if not self._listens:
+            self._listens = True
             try:
-                await self._hints.enter_async_context(self._store.changes(KEY, self._look))
+                await self._listening.enter_async_context(self._bucket.listen(KEY, self._refresh))
             except BaseException:
-                self._hinted = False
+                self._listens = False
                 raise
         watcher = _Watcher(key, _part(self._state, key))
         self._watchers.add(watcher)
@@ -234,16 +231,16 @@ class SharedPairingList:
         finally:
             self._watchers.discard(watcher)
 
-    def _look(self) -> None:
-        """Somebody, perhaps we ourselves, wrote the list: see what it says, once for all who wait."""
-        if not self._watchers or self._looking or self._closed:
+    def _refresh(self) -> None:
+        """Read the list, which a process (perhaps this one) has written, once for all long polls."""
+        if not self._watchers or self._refreshing or self._closed:
             return
-        self._looking = True
+        self._refreshing = True
 
-        def seen(_: object) -> None:
-            self._looking = False
+        def refreshed(_: object) -> None:
+            self._refreshing = False
 
-        self._unheard(lambda state, *_: (state, Gone()), seen)
+        self._submit_unawaited(lambda state, *_: (state, Gone()), refreshed)
 
     def _adopt(self, state: PairingList) -> None:
         self._state = state
@@ -255,8 +252,8 @@ class SharedPairingList:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[SharedPairingList]:
-        """Leaving takes no more requests; what is in hand is answered by the task that has it."""
-        async with self._hints:
+        """Accept requests within the block. Those that wait when it ends are answered by the task that has them."""
+        async with self._listening:
             try:
                 yield self
             finally:
@@ -264,7 +261,7 @@ class SharedPairingList:
 
 
 def _part(state: PairingList, key: str) -> tuple[object, ...]:
-    """What of the list a player's next step depends on."""
+    """The part of the list on which a player's next step depends."""
     player = state.players.get(key)
     if player is None:
         return ()

@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from tipoff_shared.kv.bucket import Full
 from tipoff_shared.primitives.tasks import Tasks
 from tipoff_turn_relay import game as rules
 from tipoff_turn_relay.game import Game
@@ -33,8 +34,9 @@ from tipoff_turn_relay.messages import (
     StillPairing,
     Updates,
 )
+from tipoff_turn_relay.pairing import PairingList
 from tipoff_turn_relay.pairing_list import SharedPairingList
-from tipoff_turn_relay.store import Abandoned, RecordStore, StoreFull
+from tipoff_turn_relay.store import Abandoned, RecordBucket
 
 PATIENCE = 1.5
 """Seconds a request outlives failures of the store."""
@@ -48,10 +50,15 @@ class TurnRelay:
     """Holds nothing that another copy would miss. Every call may raise `Unavailable`."""
 
     def __init__(
-        self, pairing: RecordStore, games: RecordStore, tasks: Tasks, *, patience: float = PATIENCE
+        self,
+        pairing: RecordBucket[PairingList],
+        games: RecordBucket[Game],
+        tasks: Tasks,
+        *,
+        patience: float = PATIENCE,
     ) -> None:
         self.games = SharedGames(games, patience=patience)
-        self.list = SharedPairingList(pairing, tasks, patience=patience)
+        self.pairing = SharedPairingList(pairing, tasks, patience=patience)
         self._polls: set[asyncio.Event] = set()
         self._draining = False
 
@@ -65,14 +72,14 @@ class TurnRelay:
 
     async def pair(self, request: PairingRequest) -> PairingAnswer:
         """One request to the pairing list. When it says `Start`, the game is there."""
-        answer = await self.list.ask(request)
+        answer = await self.pairing.handle(request)
         if isinstance(answer, Start) and isinstance(request, MapReady):
             try:
                 made = await self.games.create(answer.game_id, rules.new_game(answer, time.time()))
-            except StoreFull:
+            except Full:
                 made = False
             if not made:  # no room, or (once in 2**32) another game's id
-                return await self.list.games_full(request.key)
+                return await self.pairing.games_full(request.key)
         return answer
 
     async def _update(self, request: GameUpdate, abandoned: Abandoned | None) -> Updates | Failed:
@@ -89,7 +96,7 @@ class TurnRelay:
             return after, answer
 
         answer = await self.games.run(key.game_id, step, abandoned=abandoned)
-        self._forget(began)
+        self._remove_from_list(began)
         return answer
 
     async def _quit(self, request: GameQuit) -> Gone | Failed:
@@ -105,10 +112,10 @@ class TurnRelay:
 
         return await self.games.run(key.game_id, step)
 
-    def _forget(self, began: list[Game]) -> None:
+    def _remove_from_list(self, began: list[Game]) -> None:
         """Both sides of a game have begun: the pairing list can do without them."""
         if began:
-            self.list.forget(*began[-1].pairing_keys)
+            self.pairing.remove(*began[-1].pairing_keys)
 
     # The JSON API: the same rules, with waiting.
 
@@ -121,7 +128,7 @@ class TurnRelay:
         answer = await self._advance(key, loaded)
         if wait <= 0 or not unfinished(answer):
             return answer
-        async with self.list.watching(key) as changed:
+        async with self.pairing.watching(key) as changed:
             return await self._poll(lambda: self._advance(key, loaded), unfinished, changed, wait)
 
     async def _advance(self, key: str, loaded: bool) -> PairingAnswer:
@@ -164,7 +171,7 @@ class TurnRelay:
             return after, answer
 
         answer = await self.games.run(key.game_id, step)
-        self._forget(began)
+        self._remove_from_list(began)
         return answer
 
     async def _poll(

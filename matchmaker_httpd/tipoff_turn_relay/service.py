@@ -15,16 +15,13 @@ from tipoff_shared.admission.limits import ConcurrencyLimit
 from tipoff_shared.nats.connection import Bus
 from tipoff_shared.primitives.tasks import Tasks
 from tipoff_turn_relay.admission import TurnAdmission, TurnSettings
+from tipoff_turn_relay.game import Game
+from tipoff_turn_relay.games import GAME_CODEC
 from tipoff_turn_relay.json_routes import json_routes
+from tipoff_turn_relay.pairing import PairingList
+from tipoff_turn_relay.pairing_list import LIST_CODEC
 from tipoff_turn_relay.relay import TurnRelay
-from tipoff_turn_relay.store import (
-    GAMES_BUCKET,
-    MAX_GAMES,
-    PAIRING_BUCKET,
-    Inbox,
-    NatsRecords,
-    RecordStore,
-)
+from tipoff_turn_relay.store import GAMES_BUCKET, MAX_GAMES, PAIRING_BUCKET, RecordBucket, open_bucket
 from tipoff_turn_relay.text_endpoint import TextEndpoint
 
 PATH = "/turn"
@@ -65,28 +62,39 @@ async def open_turn_relay(
     `places` are those of the whole service; each long poll takes one. `registry` gets the relay's metrics. Raises
     `Unavailable` when the buckets cannot be created.
     """
-    inbox = Inbox(bus)
-    await inbox.subscribe()
-    try:
-        pairing = NatsRecords(bus, PAIRING_BUCKET, inbox)
-        games = NatsRecords(bus, GAMES_BUCKET, inbox)
-        await pairing.create_bucket("The turn relay's pairing list", max_records=16)
-        await games.create_bucket("Game id -> the turn relay's record of the game", max_records=MAX_GAMES)
-        admission = TurnAdmission(settings, addresses, places, registry)
-        async with open_on_stores(pairing, games, tasks, settings, admission) as endpoints:
-            _observe(registry, endpoints.relay)
-            yield endpoints
-    finally:
-        inbox.close()
+    pairing = await open_bucket(
+        bus,
+        PAIRING_BUCKET,
+        PairingList,
+        LIST_CODEC,
+        description="The turn relay's pairing list",
+        max_records=16,
+    )
+    games = await open_bucket(
+        bus,
+        GAMES_BUCKET,
+        Game,
+        GAME_CODEC,
+        description="Game id -> the turn relay's record of the game",
+        max_records=MAX_GAMES,
+    )
+    admission = TurnAdmission(settings, addresses, places, registry)
+    async with open_on_buckets(pairing, games, tasks, settings, admission) as endpoints:
+        _observe(registry, endpoints.relay)
+        yield endpoints
 
 
 @asynccontextmanager
-async def open_on_stores(
-    pairing: RecordStore, games: RecordStore, tasks: Tasks, settings: TurnSettings, admission: TurnAdmission
+async def open_on_buckets(
+    pairing: RecordBucket[PairingList],
+    games: RecordBucket[Game],
+    tasks: Tasks,
+    settings: TurnSettings,
+    admission: TurnAdmission,
 ) -> AsyncIterator[TurnEndpoints]:
-    """Run a turn relay whose state is in these stores."""
+    """Run a turn relay whose state is in these buckets."""
     relay = TurnRelay(pairing, games, tasks, patience=settings.nats_patience)
-    async with relay.list.running():
+    async with relay.pairing.running():
         yield TurnEndpoints(TextEndpoint(relay, admission), json_routes(relay, admission), relay)
 
 
@@ -96,7 +104,7 @@ def _observe(registry: CollectorRegistry, relay: TurnRelay) -> None:
         (
             "tipoff_turn_players",
             "Players in the pairing list, as last seen by this process",
-            relay.list.__len__,
+            relay.pairing.__len__,
         ),
         ("tipoff_turn_games", "Games whose last state this process keeps", relay.games.__len__),
     ):

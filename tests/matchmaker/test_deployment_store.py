@@ -148,14 +148,13 @@ async def test_after_an_unknown_outcome_the_record_is_read_first(buckets: Bucket
     assert sorted(record.seats) == ["a", "b"]
 
 
-async def test_a_gone_record_is_forgotten_and_expires(buckets: Buckets, tasks: Tasks) -> None:
+async def test_a_gone_record_is_forgotten_and_expires(nats: Bus, buckets: Buckets, tasks: Tasks) -> None:
     """It stays for a while, for those who look, and then goes by itself."""
     store = DeploymentStore(buckets.deployments, tasks)
     await store.create(RECORD)
     await store.change("d1", lambda record: msgspec.structs.replace(record, state=DeploymentState.GONE))
     assert store.get("d1") is None
-    raw = await buckets.deployments._last("d1")
-    assert raw is not None
+    raw = await nats.js.get_last_msg(buckets.deployments.stream, f"$KV.{buckets.deployments.bucket}.d1")
     assert (raw.headers or {})["Nats-TTL"] == "60"
 
 

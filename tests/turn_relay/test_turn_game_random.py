@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.turn_relay.turn_table import Table
+from tests.turn_relay.world import GameWorld
 from tipoff_turn_relay import game as rules
 from tipoff_turn_relay.messages import (
     Error,
@@ -27,7 +27,7 @@ class TextClient:
     accepted: list[str] = field(default_factory=list)
     got: list[str] = field(default_factory=list)
 
-    def ask(self, table: Table, data: str | None, fate: str) -> None:
+    def ask(self, table: GameWorld, data: str | None, fate: str) -> None:
         """Repetitions carry other data than the first time, so that any that is taken twice would show."""
         if fate == "request lost":
             return
@@ -67,7 +67,7 @@ def test_random_text_clients_get_every_update_once_and_in_order(
     with pytest.MonkeyPatch.context() as patch:
         if small:
             patch.setattr(rules, "MAX_CACHE", 64)
-        table, clients = Table(), (TextClient(0), TextClient(1))
+        table, clients = GameWorld(), (TextClient(0), TextClient(1))
         for what, player, value, fate in steps:
             client = clients[player]
             if what == "ask":
@@ -140,7 +140,7 @@ def test_random_json_clients_get_every_update_once_and_in_order(
     with pytest.MonkeyPatch.context() as patch:
         if small:
             patch.setattr(rules, "MAX_CACHE", 40)
-        table, clients = Table(), (JsonClient(0), JsonClient(1))
+        table, clients = GameWorld(), (JsonClient(0), JsonClient(1))
         requests: list[tuple[int, Any]] = []
         answers: list[tuple[int, Any, Updates | Failed]] = []
 

@@ -8,71 +8,35 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.turn_relay.world import PairingWorld
 from tipoff_turn_relay import pairing
-from tipoff_turn_relay.keys import LUCK_BITS
 from tipoff_turn_relay.messages import (
     LONG_PATIENCE,
     Failed,
     MapInit,
     MapReady,
-    PairingAnswer,
-    PairingRequest,
     Register,
-    Registered,
     RequestPair,
     Start,
     Unregister,
 )
-from tipoff_turn_relay.pairing import PairingList, Stage, step
+from tipoff_turn_relay.pairing import PairingList, Stage
 from tipoff_turn_relay.text import encode_answer
 
 
-class World:
-    """The list, a clock that tests move, and luck that never repeats."""
-
-    def __init__(self) -> None:
-        self.state = PairingList()
-        self.now = 1000.0
-        self.heard_since = 0.0
-        self._luck = 0
-
-    def ask(self, request: PairingRequest, luck: int | None = None) -> PairingAnswer:
-        self._luck += 1
-        luck = luck or (self._luck * 0x9E3779B97F4A7C15F39CC0605CEDC834) % (1 << LUCK_BITS)
-        self.state, answer = step(self.state, request, self.now, heard_since=self.heard_since, luck=luck)
-        return answer
-
-    def register(self, name: str, partner: str = "", patience: float = 25.0) -> str:
-        answer = self.ask(Register(name, partner, patience))
-        assert isinstance(answer, Registered)
-        return answer.key
-
-    def say(self, request: PairingRequest) -> str:
-        return encode_answer(self.ask(request))
-
-    def pair(self, one: str, other: str) -> None:
-        """`other` becomes the server."""
-        assert self.say(RequestPair(one)) == "0/2/*"
-        assert self.say(RequestPair(other)).startswith("0/3/")
-
-    def load(self, *keys: str) -> None:
-        for key in keys:
-            assert self.say(MapInit(key)).startswith(("0/5/", "0/6/"))
-
-
 @pytest.fixture
-def world() -> World:
-    return World()
+def world() -> PairingWorld:
+    return PairingWorld()
 
 
-def test_two_who_want_anybody_are_paired_and_the_later_is_the_server(world: World) -> None:
+def test_two_who_want_anybody_are_paired_and_the_later_is_the_server(world: PairingWorld) -> None:
     ada, bob = world.register("Ada"), world.register("Bob")
     assert world.say(RequestPair(ada)) == "0/3/Bob"  # whoever asks first finds the other
     assert world.say(RequestPair(bob)) == "0/4/Ada"
     assert world.say(RequestPair(ada)) == "0/3/Bob"  # its answer was lost
 
 
-def test_the_first_in_the_list_is_served_first(world: World) -> None:
+def test_the_first_in_the_list_is_served_first(world: PairingWorld) -> None:
     first, second = world.register("first"), world.register("second", "nobody")
     third = world.register("third")
     assert world.say(RequestPair(second)) == "0/2/*"
@@ -80,7 +44,7 @@ def test_the_first_in_the_list_is_served_first(world: World) -> None:
     assert world.say(RequestPair(first)) == "0/4/third"
 
 
-def test_two_who_name_each_other_are_paired_only_with_each_other(world: World) -> None:
+def test_two_who_name_each_other_are_paired_only_with_each_other(world: PairingWorld) -> None:
     anybody = world.register("Eve")
     ada = world.register("Ada", "Bob")
     wrong = world.register("Bob", "Eve")
@@ -92,7 +56,7 @@ def test_two_who_name_each_other_are_paired_only_with_each_other(world: World) -
     assert world.say(RequestPair(anybody)) == "0/2/*"
 
 
-def test_the_way_into_a_game(world: World) -> None:
+def test_the_way_into_a_game(world: PairingWorld) -> None:
     ada, bob = world.register("Ada"), world.register("Bob")
     assert world.say(RequestPair(bob)) == "0/3/Ada"
     assert world.say(RequestPair(ada)) == "0/4/Bob"
@@ -109,7 +73,7 @@ def test_the_way_into_a_game(world: World) -> None:
     assert last.pairing_keys == first.pairing_keys == (bob, ada)
 
 
-def test_every_answer_comes_again_when_it_is_asked_again(world: World) -> None:
+def test_every_answer_comes_again_when_it_is_asked_again(world: PairingWorld) -> None:
     ada, bob = world.register("Ada"), world.register("Bob")
     for request in (
         RequestPair(ada),
@@ -123,7 +87,7 @@ def test_every_answer_comes_again_when_it_is_asked_again(world: World) -> None:
         assert world.ask(request) == answer
 
 
-def test_a_request_that_arrives_late_does_no_harm(world: World) -> None:
+def test_a_request_that_arrives_late_does_no_harm(world: PairingWorld) -> None:
     """A copy of an earlier request reaches the relay after later ones."""
     ada, bob = world.register("Ada"), world.register("Bob")
     world.ask(RequestPair(ada))
@@ -139,7 +103,7 @@ def test_a_request_that_arrives_late_does_no_harm(world: World) -> None:
 
 
 @pytest.mark.parametrize(("patience", "long"), [(25.0, False), (LONG_PATIENCE, True)])
-def test_a_player_is_dropped_after_its_patience(world: World, patience: float, long: bool) -> None:
+def test_a_player_is_dropped_after_its_patience(world: PairingWorld, patience: float, long: bool) -> None:
     ada = world.register("Ada", patience=patience)
     world.now += patience
     assert world.say(RequestPair(ada)) == "0/2/*"
@@ -148,7 +112,7 @@ def test_a_player_is_dropped_after_its_patience(world: World, patience: float, l
     assert long or world.state.players == {}
 
 
-def test_a_poll_is_a_sign_of_life_and_mostly_no_write(world: World) -> None:
+def test_a_poll_is_a_sign_of_life_and_mostly_no_write(world: PairingWorld) -> None:
     ada = world.register("Ada")
     before = world.state
     writes = 0
@@ -160,7 +124,7 @@ def test_a_poll_is_a_sign_of_life_and_mostly_no_write(world: World) -> None:
     assert writes <= 100 * 0.2 / pairing.REFRESH + 1
 
 
-def test_silence_is_counted_only_while_the_relay_could_be_reached(world: World) -> None:
+def test_silence_is_counted_only_while_the_relay_could_be_reached(world: PairingWorld) -> None:
     ada = world.register("Ada")
     world.now += 300
     world.heard_since = world.now - 5
@@ -170,7 +134,7 @@ def test_silence_is_counted_only_while_the_relay_could_be_reached(world: World) 
 @pytest.mark.parametrize("stage", ["paired", "loading", "ready"])
 @pytest.mark.parametrize("by", ["silence", "unregistering"])
 def test_who_loses_its_partner_is_back_in_the_list_and_never_gets_the_same_again(
-    world: World, stage: str, by: str
+    world: PairingWorld, stage: str, by: str
 ) -> None:
     ada, bob = world.register("Ada"), world.register("Bob")
     world.ask(RequestPair(ada))
@@ -195,7 +159,7 @@ def test_who_loses_its_partner_is_back_in_the_list_and_never_gets_the_same_again
     assert world.say(RequestPair(eve)) == "0/3/Ada"
 
 
-def test_who_does_not_know_of_the_drop_yet_is_told_before_a_new_partner(world: World) -> None:
+def test_who_does_not_know_of_the_drop_yet_is_told_before_a_new_partner(world: PairingWorld) -> None:
     ada, bob = world.register("Ada"), world.register("Bob")
     world.ask(RequestPair(ada))
     world.load(ada, bob)
@@ -209,7 +173,7 @@ def test_who_does_not_know_of_the_drop_yet_is_told_before_a_new_partner(world: W
     assert world.say(MapInit(ada)) == "0/6/"
 
 
-def test_who_named_its_partner_and_loses_it_has_to_register_again(world: World) -> None:
+def test_who_named_its_partner_and_loses_it_has_to_register_again(world: PairingWorld) -> None:
     ada, bob = world.register("Ada", "Bob"), world.register("Bob", "Ada")
     world.ask(RequestPair(ada))
     world.ask(Unregister(bob))
@@ -218,20 +182,22 @@ def test_who_named_its_partner_and_loses_it_has_to_register_again(world: World) 
 
 
 @pytest.mark.parametrize("request_type", [MapInit, MapReady])
-def test_who_skips_a_step_is_dropped(world: World, request_type: Any) -> None:
+def test_who_skips_a_step_is_dropped(world: PairingWorld, request_type: Any) -> None:
     ada = world.register("Ada")
     assert world.say(request_type(ada)) == "10/*/*"
     assert world.say(request_type(ada)) == "5/*/*"
 
 
-def test_ready_without_loading_is_dropped_and_the_partner_told(world: World) -> None:
+def test_ready_without_loading_is_dropped_and_the_partner_told(world: PairingWorld) -> None:
     ada, bob = world.register("Ada"), world.register("Bob")
     world.ask(RequestPair(ada))
     assert world.say(MapReady(ada)) == "10/*/*"
     assert world.say(RequestPair(bob)) == "9/2/*"
 
 
-def test_a_full_list_refuses_and_empties_by_itself(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_list_refuses_and_empties_by_itself(
+    world: PairingWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pairing, "MAX_PLAYERS", 2)
     world.register("Ada", "nobody")
     world.register("Bob", "nobody")
@@ -240,14 +206,14 @@ def test_a_full_list_refuses_and_empties_by_itself(world: World, monkeypatch: py
     assert world.say(Register("Eve")).startswith("0/0/")
 
 
-def test_a_registration_repeated_with_the_same_luck_is_the_same(world: World) -> None:
+def test_a_registration_repeated_with_the_same_random_bits_is_the_same(world: PairingWorld) -> None:
     """What a driver does after a write whose outcome it does not know."""
-    one = world.ask(Register("Ada"), luck=5)
-    assert world.ask(Register("Ada"), luck=5) == one
+    one = world.ask(Register("Ada"), random_bits=5)
+    assert world.ask(Register("Ada"), random_bits=5) == one
     assert len(world.state.players) == 1
 
 
-def test_no_room_for_another_game_drops_both(world: World) -> None:
+def test_no_room_for_another_game_drops_both(world: PairingWorld) -> None:
     ada, bob = world.register("Ada"), world.register("Bob")
     world.ask(RequestPair(ada))
     world.load(ada, bob)
@@ -258,7 +224,7 @@ def test_no_room_for_another_game_drops_both(world: World) -> None:
     assert world.say(MapReady(ada)) == "5/*/*"
 
 
-def test_the_start_of_a_game_is_forgotten_in_the_end(world: World) -> None:
+def test_the_start_of_a_game_is_forgotten_in_the_end(world: PairingWorld) -> None:
     ada, bob = world.register("Ada", patience=180), world.register("Bob", patience=180)
     world.ask(RequestPair(ada))
     world.load(ada, bob)
@@ -282,7 +248,7 @@ STEPS = st.one_of(
 @given(st.lists(STEPS, max_size=60))
 def test_random_players_never_see_the_list_contradict_itself(steps: list[tuple[str, Any, str]]) -> None:
     """Whatever players do in whatever order: partners are mutual, wishes are kept, games have two players."""
-    world, keys = World(), []
+    world, keys = PairingWorld(), []
     games: dict[int, dict[int, str]] = {}
     requests = {"pair": RequestPair, "init": MapInit, "ready": MapReady, "unregister": Unregister}
     for what, which, partner in steps:

@@ -1,19 +1,23 @@
-"""Relays on stores that fail: what is promised to players holds whatever happens to a write."""
+"""Relays on buckets that fail: what is promised to players holds whatever happens to a write."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import uvloop
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.turn_relay.world import UnreliableBucket, games_bucket, list_bucket, relays
 from tipoff_shared.errors import Unavailable
+from tipoff_shared.kv.changes import Change
 from tipoff_turn_relay import games as shared_games
 from tipoff_turn_relay import pairing_list, store
+from tipoff_turn_relay.games import GAME_CODEC
 from tipoff_turn_relay.keys import GameKey
 from tipoff_turn_relay.messages import (
     Answer,
@@ -31,9 +35,12 @@ from tipoff_turn_relay.messages import (
     Unregister,
     Updates,
 )
+from tipoff_turn_relay.pairing_list import LIST_CODEC
 from tipoff_turn_relay.relay import TurnRelay
-from tipoff_turn_relay.store import ClientGone, MemoryRecords
+from tipoff_turn_relay.store import ClientGone, MemoryBucket
 from tipoff_turn_relay.text import encode_answer
+
+T = TypeVar("T")
 
 
 async def begin(one: TurnRelay, other: TurnRelay) -> tuple[str, str]:
@@ -66,8 +73,8 @@ async def insist(ask: Any) -> Answer:
     raise AssertionError("no answer")
 
 
-async def test_two_relays_serve_the_two_players_of_one_game(relays: Any) -> None:
-    async with relays(MemoryRecords(), MemoryRecords()) as (one, other):
+async def test_two_relays_serve_the_two_players_of_one_game() -> None:
+    async with relays(list_bucket(), games_bucket()) as (one, other):
         ada, bob = await begin(one, other)
         assert encode_answer(await one.handle(GameUpdate(ada, 0, 0, "hello"))) == "0/10/*"
         assert encode_answer(await other.handle(GameUpdate(bob, 1, 0, "hi"))) == "0/9/hello"
@@ -76,8 +83,8 @@ async def test_two_relays_serve_the_two_players_of_one_game(relays: Any) -> None
         assert encode_answer(await one.handle(GameUpdate(bob, 1, 1, None))) == "0/9/moved|and back"
 
 
-async def test_a_relay_that_knows_an_old_state_answers_from_the_new_one(relays: Any) -> None:
-    async with relays(MemoryRecords(), MemoryRecords()) as (one, other):
+async def test_a_relay_that_knows_an_old_state_answers_from_the_new_one() -> None:
+    async with relays(list_bucket(), games_bucket()) as (one, other):
         ada, bob = await begin(one, other)
         await one.handle(GameUpdate(ada, 0, 0, "0"))
         for number in range(1, 5):
@@ -87,8 +94,8 @@ async def test_a_relay_that_knows_an_old_state_answers_from_the_new_one(relays: 
         assert encode_answer(await one.handle(GameUpdate(bob, 1, 0, None))) == "0/9/0|1|2|3|4"
 
 
-async def test_the_key_of_one_player_does_not_serve_as_the_other(relays: Any) -> None:
-    async with relays(MemoryRecords(), MemoryRecords(), 1) as (relay,):
+async def test_the_key_of_one_player_does_not_serve_as_the_other() -> None:
+    async with relays(list_bucket(), games_bucket(), 1) as (relay,):
         ada, bob = await begin(relay, relay)
         for key, player in ((ada, 1), (bob, 0)):
             assert await relay.handle(GameUpdate(key, player, 0, "x")) == Failed(Error.NOT_IN_GAME)
@@ -100,8 +107,8 @@ async def test_the_key_of_one_player_does_not_serve_as_the_other(relays: Any) ->
         assert await relay.handle(GameUpdate(unknown, 0, 0, "x")) == Failed(Error.NO_GAME)
 
 
-async def test_one_write_for_an_update_and_none_for_an_idle_poll(relays: Any, unreliable: Any) -> None:
-    pairing, games = unreliable(0, 0.0), unreliable(0, 0.0)
+async def test_one_write_for_an_update_and_none_for_an_idle_poll() -> None:
+    pairing, games = UnreliableBucket(LIST_CODEC, 0, 0.0), UnreliableBucket(GAME_CODEC, 0, 0.0)
     async with relays(pairing, games, 1) as (relay,):
         ada, bob = await begin(relay, relay)
         games.writes = 0
@@ -122,26 +129,26 @@ async def test_one_write_for_an_update_and_none_for_an_idle_poll(relays: Any, un
         assert pairing.writes == 0
 
 
-async def test_requests_to_the_list_at_one_moment_share_one_write(relays: Any, unreliable: Any) -> None:
-    pairing = unreliable(0, 0.0)
-    async with relays(pairing, MemoryRecords(), 1) as (relay,):
+async def test_requests_to_the_list_at_one_moment_share_one_write() -> None:
+    pairing = UnreliableBucket(LIST_CODEC, 0, 0.0)
+    async with relays(pairing, games_bucket(), 1) as (relay,):
         await asyncio.gather(*(relay.pair(Register(f"player {n}", "nobody")) for n in range(200)))
         assert pairing.writes <= 3
 
 
-async def test_who_plays_leaves_the_list(relays: Any) -> None:
-    pairing = MemoryRecords()
-    async with relays(pairing, MemoryRecords(), 1) as (relay,):
+async def test_who_plays_leaves_the_list() -> None:
+    pairing = list_bucket()
+    async with relays(pairing, games_bucket(), 1) as (relay,):
         ada, bob = await begin(relay, relay)
         await relay.handle(GameUpdate(ada, 0, 0, None))
-        assert len(relay.list) == 2
+        assert len(relay.pairing) == 2
         await relay.handle(GameUpdate(bob, 1, 0, None))
         await relay.pair(Unregister("1"))
-        assert len(relay.list) == 0
+        assert len(relay.pairing) == 0
 
 
-async def test_no_room_for_another_game_is_error_12_for_both(relays: Any) -> None:
-    async with relays(MemoryRecords(), MemoryRecords(max_records=1), 1) as (relay,):
+async def test_no_room_for_another_game_is_error_12_for_both() -> None:
+    async with relays(list_bucket(), games_bucket(max_records=1), 1) as (relay,):
         await begin(relay, relay)
         keys = []
         for name in ("Eve", "Max"):
@@ -156,7 +163,7 @@ async def test_no_room_for_another_game_is_error_12_for_both(relays: Any) -> Non
         assert await relay.pair(MapReady(keys[0])) == Failed(Error.NOT_REGISTERED)
 
 
-async def test_a_repetition_nobody_waits_for_gives_nothing_away(relays: Any) -> None:
+async def test_a_repetition_nobody_waits_for_gives_nothing_away() -> None:
     """Its client has closed the connection: what came meanwhile must go out with an answer that is read."""
 
     async def gone() -> bool:
@@ -165,7 +172,7 @@ async def test_a_repetition_nobody_waits_for_gives_nothing_away(relays: Any) -> 
     async def there() -> bool:
         return False
 
-    async with relays(MemoryRecords(), MemoryRecords(), 1) as (relay,):
+    async with relays(list_bucket(), games_bucket(), 1) as (relay,):
         ada, bob = await begin(relay, relay)
         await relay.handle(GameUpdate(ada, 0, 0, None), abandoned=gone)
         await relay.handle(GameUpdate(bob, 1, 0, "news"))
@@ -174,8 +181,8 @@ async def test_a_repetition_nobody_waits_for_gives_nothing_away(relays: Any) -> 
         assert encode_answer(await relay.handle(GameUpdate(ada, 0, 1, None), abandoned=there)) == "0/9/news"
 
 
-async def test_a_long_poll_is_answered_by_an_update_at_another_relay(relays: Any) -> None:
-    async with relays(MemoryRecords(), MemoryRecords()) as (one, other):
+async def test_a_long_poll_is_answered_by_an_update_at_another_relay() -> None:
+    async with relays(list_bucket(), games_bucket()) as (one, other):
         ada, bob = await begin(one, other)
         poll = asyncio.ensure_future(one.exchange(Exchange(ada, after=0), wait=20))
         await asyncio.sleep(0.01)
@@ -184,8 +191,8 @@ async def test_a_long_poll_is_answered_by_an_update_at_another_relay(relays: Any
             assert await poll == Updates(("news",), -1, 1)
 
 
-async def test_a_long_poll_for_a_partner_is_answered_when_it_comes(relays: Any) -> None:
-    async with relays(MemoryRecords(), MemoryRecords()) as (one, other):
+async def test_a_long_poll_for_a_partner_is_answered_when_it_comes() -> None:
+    async with relays(list_bucket(), games_bucket()) as (one, other):
         polls = []
         for relay, name in ((one, "Ada"), (other, "Bob")):
             answer = await relay.pair(Register(name))
@@ -197,13 +204,11 @@ async def test_a_long_poll_for_a_partner_is_answered_when_it_comes(relays: Any) 
         assert {type(start) for start in starts} == {Start}
 
 
-async def test_an_update_that_finds_no_room_waits_for_it(
-    relays: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_update_that_finds_no_room_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     from tipoff_turn_relay import game
 
     monkeypatch.setattr(game, "MAX_CACHE", 10)
-    async with relays(MemoryRecords(), MemoryRecords(), 1) as (relay,):
+    async with relays(list_bucket(), games_bucket(), 1) as (relay,):
         ada, bob = await begin(relay, relay)
         await relay.exchange(Exchange(ada, 0, "12345678"), wait=0)
         assert await relay.exchange(Exchange(ada, 1, "12345678"), wait=0) == Failed(Error.CACHE_FULL)
@@ -214,8 +219,8 @@ async def test_an_update_that_finds_no_room_waits_for_it(
             assert await send == Updates((), 1, 0)
 
 
-async def test_draining_ends_long_polls(relays: Any) -> None:
-    async with relays(MemoryRecords(), MemoryRecords(), 1) as (relay,):
+async def test_draining_ends_long_polls() -> None:
+    async with relays(list_bucket(), games_bucket(), 1) as (relay,):
         ada, _ = await begin(relay, relay)
         poll = asyncio.ensure_future(relay.exchange(Exchange(ada, after=0), wait=20))
         await asyncio.sleep(0.01)
@@ -224,37 +229,35 @@ async def test_draining_ends_long_polls(relays: Any) -> None:
             assert await poll == Updates((), -1, 0)
 
 
-async def test_a_store_that_stays_away_is_an_error_after_the_patience(relays: Any) -> None:
-    class Away(MemoryRecords):
-        async def get(self, key: str) -> Any:
+async def test_a_bucket_that_stays_away_is_an_error_after_the_patience() -> None:
+    class Away(MemoryBucket[T]):
+        async def latest(self, key: str) -> Change[T] | None:
             raise Unavailable("away")
 
-        async def available(self, timeout: float) -> bool:
+        async def wait_reachable(self, timeout: float) -> bool:
             await asyncio.sleep(0)
             return False
 
-    async with relays(Away(), Away(), 1) as (relay,):
+    async with relays(Away(LIST_CODEC), Away(GAME_CODEC), 1) as (relay,):
         with pytest.raises(Unavailable):
             await relay.pair(Register("Ada"))
         with pytest.raises(Unavailable):
             await relay.handle(GameUpdate(str(1 << 40), 0, 0, "x"))
 
 
-async def test_records_that_cannot_be_read_harm_nobody_else(
-    relays: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    pairing, games = MemoryRecords(), MemoryRecords()
-    await pairing.set(pairing_list.KEY, b"not a list", 0)
-    await games.set("5", b"not a game", 0)
+async def test_records_that_cannot_be_read_harm_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
+    pairing, games = list_bucket(), games_bucket()
+    pairing.records[pairing_list.KEY] = (b"not a list", 1, math.inf)
+    games.records["5"] = (b"not a game", 1, math.inf)
     async with relays(pairing, games, 1) as (relay,):
         assert await relay.handle(GameUpdate(str(GameKey(5, 1)), 0, 0, "x")) == Failed(Error.NO_GAME)
         await begin(relay, relay)
     assert "cannot be read" in caplog.text
 
 
-async def test_games_are_forgotten_beyond_their_bound(relays: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_games_are_forgotten_beyond_their_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared_games, "MAX_KNOWN", 3)
-    async with relays(MemoryRecords(), MemoryRecords(), 1) as (relay,):
+    async with relays(list_bucket(), games_bucket(), 1) as (relay,):
         games = [await begin(relay, relay) for _ in range(10)]
         for ada, _ in games:
             assert encode_answer(await relay.handle(GameUpdate(ada, 0, 0, "x"))) == "0/10/*"
@@ -262,10 +265,11 @@ async def test_games_are_forgotten_beyond_their_bound(relays: Any, monkeypatch: 
         assert encode_answer(await relay.handle(GameUpdate(games[0][1], 1, 0, None))) == "0/9/x"
 
 
-async def play_on_failing_stores(relays: Any, unreliable: Any, seed: int, failures: float) -> None:
+async def play_on_failing_buckets(seed: int, failures: float) -> None:
     """A game over two relays whose writes fail, late, early or half; every client insists."""
     chance = random.Random(seed)
-    async with relays(unreliable(seed, failures), unreliable(seed + 1, failures)) as both:
+    pairing = UnreliableBucket(LIST_CODEC, seed, failures)
+    async with relays(pairing, UnreliableBucket(GAME_CODEC, seed + 1, failures)) as both:
 
         async def ask(request: Any) -> Answer:
             return await insist(lambda: chance.choice(both).handle(request))
@@ -299,11 +303,9 @@ async def play_on_failing_stores(relays: Any, unreliable: Any, seed: int, failur
     assert got == [[str(n) for n in range(sent)]] * 2
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from([0.0, 0.1, 0.4]))
-def test_every_update_arrives_once_and_in_order_on_stores_that_fail(
-    relays: Any, unreliable: Any, seed: int, failures: float
-) -> None:
+def test_every_update_arrives_once_and_in_order_on_buckets_that_fail(seed: int, failures: float) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store, "PAUSE", 0.0)
-        uvloop.run(play_on_failing_stores(relays, unreliable, seed, failures))
+        uvloop.run(play_on_failing_buckets(seed, failures))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tipoff_turn_relay.keys import LUCK_BITS, GameKey, new_game, new_pairing_key
+from tipoff_turn_relay.keys import RANDOM_BITS, GameKey, new_game, new_pairing_key
 from tipoff_turn_relay.messages import (
     Answer,
     Error,
@@ -139,7 +139,7 @@ def test_what_a_client_writes_is_what_the_relay_reads(data: str, player: int, nu
     assert parse_request(body) == GameUpdate(KEY, player, number, data)
 
 
-@given(st.integers(0, (1 << LUCK_BITS) - 1))
+@given(st.integers(0, (1 << RANDOM_BITS) - 1))
 def test_keys_are_decimal_digits_of_a_positive_64_bit_integer(luck: int) -> None:
     game_id, secrets = new_game(luck)
     assert secrets[0] != secrets[1]

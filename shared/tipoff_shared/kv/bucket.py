@@ -14,11 +14,13 @@ import asyncio
 import contextlib
 import enum
 import re
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
+import msgspec
 from nats.aio.msg import Msg
 from nats.js import api
 from nats.js.client import JetStreamContext
@@ -28,6 +30,7 @@ from tipoff_shared.kv.changes import Change, Changes
 from tipoff_shared.kv.listing import brief_consumer, listing
 from tipoff_shared.nats.connection import Bus
 from tipoff_shared.nats.errors import NotFound, PermissionDenied, Refused, translated
+from tipoff_shared.nats.jetstream import StoredMessage, ask
 from tipoff_shared.records import decode, encode
 
 T = TypeVar("T")
@@ -35,11 +38,13 @@ T = TypeVar("T")
 _KEY = re.compile(r"[-/_=.a-zA-Z0-9]+", re.ASCII)
 _WRONG_LAST_SEQUENCE = 10071
 _STORE_FAILED = 10077
+_NO_MESSAGE = 10037
 _LAST_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
 _TTL = "Nats-TTL"
 _OPERATION = "KV-Operation"
 _MARKER = "Nats-Marker-Reason"
 _ROLLUP = "Nats-Rollup"
+_MARKER_HEADER = re.compile(rb"^(?:KV-Operation|Nats-Marker-Reason):", re.MULTILINE)
 
 
 class LostRace(TipoffError):
@@ -89,69 +94,51 @@ class ChangeResult(Generic[T]):
     written: bool
 
 
-class Bucket(Generic[T]):
-    """One bucket. Values are `kind`, a msgspec Struct as JSON, or `str` as plain text (bevygap's buckets)."""
+@dataclass(frozen=True, slots=True)
+class Codec(Generic[T]):
+    """How values are written. `decode` raises `Malformed`, or returns None for a value to be treated as deleted."""
 
-    def __init__(self, bus: Bus, bucket: str, kind: type[T]) -> None:
-        self._bus = bus
-        self._js: JetStreamContext = bus.js
-        self.bucket = bus.subjects.bucket(bucket)
-        self.stream = f"KV_{self.bucket}"
-        self._prefix = f"$KV.{self.bucket}."
-        self._kind = kind
+    encode: Callable[[T], bytes]
+    decode: Callable[[bytes], T | None]
 
-    def _subject(self, key: str) -> str:
-        if not _KEY.fullmatch(key) or key.startswith(".") or key.endswith("."):
-            raise Internal(f"{key!r} is not a key")
-        return self._prefix + key
 
-    def _encode(self, value: T) -> bytes:
-        return value.encode() if isinstance(value, str) else encode(value)
+def codec_of(kind: type[T]) -> Codec[T]:
+    """The usual codec: `str` and `bytes` as they are, a msgspec Struct as JSON."""
+    codec: Codec[Any]
+    if kind is str:
+        codec = Codec(str.encode, lambda data: data.decode(errors="replace"))
+    elif kind is bytes:
+        codec = Codec(bytes, bytes)
+    else:
+        codec = Codec(encode, lambda data: decode(data, kind))
+    return codec
 
-    def _decode(self, data: bytes) -> T:
-        if self._kind is str:
-            return data.decode(errors="replace")  # type: ignore[return-value] # T is str here
-        return decode(data, self._kind)
 
-    async def get(self, key: str) -> Entry[T] | None:
-        """The current entry, or None. Reads from the stream's leader, so a caller reads its own writes."""
-        latest = await self.latest(key)
-        return None if latest is None or latest.value is None else Entry(key, latest.value, latest.revision)
+class Changeable(ABC, Generic[T]):
+    """The compare-and-set loop `change`, for a `Bucket` and for its stand-ins in memory."""
 
+    bucket: str
+    """The bucket's name."""
+
+    @abstractmethod
     async def latest(self, key: str) -> Change[T] | None:
-        """As `get`, or the tombstone of a deleted key; None without either."""
-        raw = await self._last(key)
-        if raw is None:
-            return None
-        if _is_marker(raw.headers, raw.data or b""):
-            return Change(key, None, raw.seq or 0)
-        return Change(key, self._decode(raw.data or b""), raw.seq or 0)
+        """The current entry or tombstone, or None."""
 
-    async def _last(self, key: str) -> api.RawStreamMsg | None:
-        try:
-            with translated():
-                return await self._js.get_last_msg(self.stream, self._subject(key))
-        except NotFound:
-            return None
-        except Unavailable as exc:
-            raise self._unavailable(exc) from exc
+    @abstractmethod
+    async def newer(self, key: str, revision: int) -> Change[T] | None:
+        """As `latest`, or None when nothing was written after `revision`."""
 
-    async def create(self, key: str, value: T, *, ttl: float | None = None) -> int:
-        """Write a key that has no value; returns the revision. Raises `LostRace` when it has one."""
-        try:
-            return await self._publish(key, self._encode(value), revision=0, ttl=ttl)
-        except LostRace:
-            raw = await self._last(key)
-            if raw is None or not _is_marker(raw.headers, raw.data or b""):
-                raise
-            return await self._publish(key, self._encode(value), revision=raw.seq or 0, ttl=ttl)
-
+    @abstractmethod
     async def update(self, key: str, value: T, revision: int, *, ttl: float | None = None) -> int:
-        """Compare-and-set; returns the new revision. Raises `LostRace` when `revision` is not the current one.
+        """Compare-and-set; returns the new revision. Raises `LostRace`."""
 
-        Without `ttl` (seconds, at least 1) the entry never expires, whatever TTL it had before.
-        """
-        return await self._publish(key, self._encode(value), revision=revision, ttl=ttl)
+    @abstractmethod
+    async def delete(self, key: str, revision: int | None = None) -> None:
+        """Delete the key."""
+
+    @abstractmethod
+    async def forget(self, key: str, up_to: int) -> None:
+        """Remove the key's messages up to a revision."""
 
     async def change(
         self,
@@ -163,6 +150,8 @@ class Bucket(Generic[T]):
         ttl: float | Callable[[T], float | None] | None = None,
         when_full: Callable[[T], T | Removal | None] | None = None,
         on_unavailable: Callable[[Unavailable], Awaitable[None]] | None = None,
+        confirm_by_newer: bool = False,
+        before_write: Callable[[], Awaitable[None]] | None = None,
         tries: int = 50,
         what: str = "",
     ) -> ChangeResult[T]:
@@ -180,6 +169,9 @@ class Bucket(Generic[T]):
         * `on_unavailable`: called when reading or writing fails. The outcome of a write is then unknown: when it
           returns, the entry is read again, so `function` must recognize its own earlier write. What it raises, the
           caller gets. Without it raises `Unavailable`; the caller must then forget what it knows of the entry.
+        * `confirm_by_newer`: read only what is `newer` than the known entry, which costs less for large values. A key
+          that expired without a tombstone then looks unchanged, until a write finds out.
+        * `before_write`: called before each write; what it raises, the caller gets, and nothing is written.
         * After `tries` attempts raises `Unavailable`, naming `what` ("the fleet of arena 1"; by default the key).
 
         A write whose caller is cancelled may still be carried out.
@@ -191,7 +183,11 @@ class Bucket(Generic[T]):
         for _ in range(tries):
             try:
                 if must_read:
-                    latest, must_read, has_read = await self.latest(key), False, True
+                    if confirm_by_newer and latest is not None:
+                        latest = await self.newer(key, latest.revision) or latest
+                    else:
+                        latest = await self.latest(key)
+                    must_read, has_read = False, True
             except Unavailable as exc:
                 if on_unavailable is None:
                     raise
@@ -213,7 +209,9 @@ class Bucket(Generic[T]):
                     return ChangeResult(entry, written=False)
                 must_read = True
                 continue
-            must_read = True  # for all that fails from here
+            if before_write is not None:
+                await before_write()
+            must_read, latest = True, None  # for all that fails from here
             try:
                 try:
                     entry = await _replace(self, key, after, revision, ttl)
@@ -236,9 +234,91 @@ class Bucket(Generic[T]):
             f"{what or f'{self.bucket}/{key}'} changes too quickly to be written", retry_after=1
         )
 
+
+class Bucket(Changeable[T]):
+    """One bucket of values of type `kind`, written by `codec`: by default a msgspec Struct as JSON, `str` as plain
+    text (bevygap's buckets), `bytes` unchanged. `timeout`: seconds for which a read or write waits for its answer."""
+
+    def __init__(
+        self, bus: Bus, bucket: str, kind: type[T], *, codec: Codec[T] | None = None, timeout: float = 5.0
+    ) -> None:
+        self._bus = bus
+        self._js: JetStreamContext = bus.js
+        self.bucket = bus.subjects.bucket(bucket)
+        self.stream = f"KV_{self.bucket}"
+        self._prefix = f"$KV.{self.bucket}."
+        self._codec = codec or codec_of(kind)
+        self._timeout = timeout
+
+    def _subject(self, key: str) -> str:
+        if not _KEY.fullmatch(key) or key.startswith(".") or key.endswith("."):
+            raise Internal(f"{key!r} is not a key")
+        return self._prefix + key
+
+    @property
+    def heard_since(self) -> float:
+        """Unix seconds since when this process has reached NATS without a break."""
+        return self._bus.heard_since
+
+    async def wait_reachable(self, timeout: float) -> bool:
+        """Wait until NATS is connected, at most `timeout` seconds; whether it is."""
+        return await self._bus.wait_connected(timeout)
+
+    async def get(self, key: str) -> Entry[T] | None:
+        """The current entry, or None. Reads from the stream's leader, so a caller reads its own writes."""
+        latest = await self.latest(key)
+        return None if latest is None or latest.value is None else Entry(key, latest.value, latest.revision)
+
+    async def latest(self, key: str) -> Change[T] | None:
+        """As `get`, or the tombstone of a deleted key; None without either."""
+        stored = await self._read({"last_by_subj": self._subject(key)})
+        return None if stored is None else self._change_of(key, stored)
+
+    async def newer(self, key: str, revision: int) -> Change[T] | None:
+        """As `latest` when the key was written or deleted after `revision`, else None: cheaper when nothing changed.
+
+        A key that expired or was purged without a tombstone since then looks unchanged.
+        """
+        # A bucket keeps one message for each subject, so the next one is the current one.
+        stored = await self._read({"seq": revision + 1, "next_by_subj": self._subject(key)})
+        return None if stored is None else self._change_of(key, stored)
+
+    def _change_of(self, key: str, stored: StoredMessage) -> Change[T]:
+        if _is_stored_marker(stored):
+            return Change(key, None, stored.seq)
+        return Change(key, self._codec.decode(stored.data), stored.seq)
+
+    async def _read(self, which: dict[str, str | int]) -> StoredMessage | None:
+        """The message of the stream that `which` names, or None."""
+        try:
+            subject = f"$JS.API.STREAM.MSG.GET.{self.stream}"
+            answer = await ask(self._bus, subject, msgspec.json.encode(which), timeout=self._timeout)
+        except Unavailable as exc:
+            if isinstance(exc, NotFound) and exc.err_code == _NO_MESSAGE:
+                return None
+            raise self._unavailable(exc) from exc
+        return answer.message
+
+    async def create(self, key: str, value: T, *, ttl: float | None = None) -> int:
+        """Write a key that has no value; returns the revision. Raises `LostRace` when it has one."""
+        try:
+            return await self._publish(key, self._codec.encode(value), revision=0, ttl=ttl)
+        except LostRace:
+            stored = await self._read({"last_by_subj": self._subject(key)})
+            if stored is None or not _is_stored_marker(stored):
+                raise
+            return await self._publish(key, self._codec.encode(value), revision=stored.seq, ttl=ttl)
+
+    async def update(self, key: str, value: T, revision: int, *, ttl: float | None = None) -> int:
+        """Compare-and-set; returns the new revision. Raises `LostRace` when `revision` is not the current one.
+
+        Without `ttl` (seconds, at least 1) the entry never expires, whatever TTL it had before.
+        """
+        return await self._publish(key, self._codec.encode(value), revision=revision, ttl=ttl)
+
     async def put(self, key: str, value: T, *, ttl: float | None = None) -> int:
         """Write without a compare-and-set, for keys that have exactly one writer."""
-        return await self._publish(key, self._encode(value), revision=None, ttl=ttl)
+        return await self._publish(key, self._codec.encode(value), revision=None, ttl=ttl)
 
     async def delete(self, key: str, revision: int | None = None) -> None:
         """Delete a key; a missing key is no error. Raises `LostRace` as `update` does."""
@@ -276,8 +356,7 @@ class Bucket(Generic[T]):
         if ttl is not None:
             headers[_TTL] = str(max(1, round(ttl)))
         try:
-            with translated():
-                ack = await self._js.publish(self._subject(key), data, headers=headers or None)
+            answer = await ask(self._bus, self._subject(key), data, headers or None, timeout=self._timeout)
         except Refused as exc:
             if exc.err_code == _WRONG_LAST_SEQUENCE:
                 raise LostRace(f"{self.bucket}/{key} was changed by somebody else") from exc
@@ -286,7 +365,7 @@ class Bucket(Generic[T]):
             raise self._unavailable(exc) from exc
         except Unavailable as exc:
             raise self._unavailable(exc) from exc
-        return ack.seq
+        return answer.seq
 
     def _unavailable(self, exc: Unavailable) -> Unavailable:
         """The same error in this bucket's words."""
@@ -299,6 +378,20 @@ class Bucket(Generic[T]):
         return Unavailable(
             f"the store {self.bucket} is not available: {self._bus.last_error or exc}", retry_after=2
         )
+
+    @asynccontextmanager
+    async def listen(self, key: str, callback: Callable[[], None]) -> AsyncIterator[None]:
+        """Call `callback` at each write of the key, within the block. A hint that needs no consumer: writes made while
+        NATS is away go unheard, and one that failed may be heard. Raises `Unavailable`."""
+
+        async def received(_: Msg) -> None:
+            callback()
+
+        subscription = await self._bus.subscribe(self._subject(key), received)
+        try:
+            yield
+        finally:
+            await subscription.unsubscribe()
 
     async def list(self, pattern: str = ">") -> dict[str, Entry[T]]:
         """The current entries of all keys that match (`a.*`, `>`). A key that exists during the whole call is included,
@@ -335,7 +428,7 @@ class Bucket(Generic[T]):
             expired = bool(msg.headers and msg.headers.get(_MARKER) == "MaxAge")
             return Change(key, None, revision, expired=expired)
         try:
-            return Change(key, self._decode(msg.data), revision)
+            return Change(key, self._codec.decode(msg.data), revision)
         except Malformed:
             return None
 
@@ -385,7 +478,7 @@ class Bucket(Generic[T]):
 
 
 async def _replace(
-    bucket: Bucket[T],
+    bucket: Changeable[T],
     key: str,
     after: T | Removal,
     revision: int,
@@ -397,7 +490,8 @@ async def _replace(
         return None
     if after is Removal.FORGET:
         await bucket.forget(key, revision)
-        if await bucket.get(key) is not None:
+        latest = await bucket.latest(key)
+        if latest is not None and latest.value is not None:
             raise LostRace(f"{bucket.bucket}/{key} was changed by somebody else")
         return None
     assert not isinstance(after, Removal)  # for type checkers: it has no third member
@@ -410,3 +504,7 @@ def _is_marker(headers: dict[str, str] | None, data: bytes) -> bool:
     if data:
         return False
     return headers is not None and (_OPERATION in headers or _MARKER in headers)
+
+
+def _is_stored_marker(stored: StoredMessage) -> bool:
+    return not stored.data and _MARKER_HEADER.search(stored.hdrs) is not None

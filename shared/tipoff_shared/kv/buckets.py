@@ -99,8 +99,20 @@ def _bevygap_bucket(
     )
 
 
-def _own_bucket(bucket: str, description: str, replicas: int, *, markers: bool = False) -> api.StreamConfig:
-    """Non-direct, so that a caller reads its own writes; with a TTL per key; `markers`: consumers see expiry."""
+def own_bucket(
+    bucket: str,
+    description: str,
+    replicas: int,
+    *,
+    markers: bool = False,
+    max_value: int = 1 << 18,
+    max_entries: int = -1,
+    max_age: float | None = None,
+) -> api.StreamConfig:
+    """The configuration of a bucket of tipoff's own: not direct, so that a caller reads its own writes; per-key TTL.
+
+    `markers`: expiry shows to consumers. `max_value` is in bytes, `max_age` in seconds.
+    """
     return api.StreamConfig(
         name=f"KV_{bucket}",
         description=description,
@@ -109,14 +121,15 @@ def _own_bucket(bucket: str, description: str, replicas: int, *, markers: bool =
         allow_rollup_hdrs=True,
         deny_delete=True,
         discard=api.DiscardPolicy.NEW,
-        max_msg_size=1 << 18,
+        max_age=max_age,
+        max_msg_size=max_value,
         max_msgs_per_subject=1,
         num_replicas=replicas,
         storage=api.StorageType.FILE,
         allow_msg_ttl=True,
         subject_delete_marker_ttl=60 if markers else None,
         max_bytes=-1,
-        max_msgs=-1,
+        max_msgs=max_entries,
         max_consumers=-1,
     )
 
@@ -163,14 +176,14 @@ def declarations(bus: Bus) -> list[api.StreamConfig]:
             storage=api.StorageType.FILE,
             num_replicas=bevygap,
         ),
-        _own_bucket(name("sessions"), "Session id -> the session's record", replicas),
-        _own_bucket(name("deployments"), "Deployment id -> its record, the seat ledger", replicas),
-        _own_bucket(name("fleets"), "Game and version -> the deployments that may exist", replicas),
-        _own_bucket(name("gameservers"), "Deployment id -> lease of its game server", replicas, markers=True),
-        _own_bucket(name("connect_tokens"), "Session id -> its connect token: secret", replicas),
-        _own_bucket(name("matchmakers"), "Which matchmaker reconciles: a lease", replicas),
-        _own_bucket(name("edgegap_orders"), "Deployment id -> what was ordered from Edgegap", replicas),
-        _own_bucket(name("edgegap_sessions"), "Session id -> its part in a session of Edgegap's", replicas),
+        own_bucket(name("sessions"), "Session id -> the session's record", replicas),
+        own_bucket(name("deployments"), "Deployment id -> its record, the seat ledger", replicas),
+        own_bucket(name("fleets"), "Game and version -> the deployments that may exist", replicas),
+        own_bucket(name("gameservers"), "Deployment id -> lease of its game server", replicas, markers=True),
+        own_bucket(name("connect_tokens"), "Session id -> its connect token: secret", replicas),
+        own_bucket(name("matchmakers"), "Which matchmaker reconciles: a lease", replicas),
+        own_bucket(name("edgegap_orders"), "Deployment id -> what was ordered from Edgegap", replicas),
+        own_bucket(name("edgegap_sessions"), "Session id -> its part in a session of Edgegap's", replicas),
     ]
 
 

@@ -22,7 +22,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import nats.errors
-from nats.aio.client import Client as NatsClient
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as NatsSubscription
 from nats.js import JetStreamContext
@@ -32,6 +31,7 @@ from tipoff_shared.nats.client import HardenedClient
 from tipoff_shared.nats.errors import NoAnswer, NoListener, PermissionDenied, typed
 from tipoff_shared.primitives.tasks import BoundedHandlers
 from tipoff_shared.primitives.text import describe
+from tipoff_shared.primitives.waiting import wait_for_event
 from tipoff_shared.settings import NatsSettings
 from tipoff_shared.subjects import Subjects
 
@@ -80,7 +80,7 @@ class Subscription:
 class Bus:
     """A live connection. `nc` and `js` are nats-py's own objects; `subjects` names everything."""
 
-    def __init__(self, nc: NatsClient, settings: NatsSettings) -> None:
+    def __init__(self, nc: HardenedClient, settings: NatsSettings) -> None:
         self.nc = nc
         self.settings = settings
         self.subjects: Subjects = settings.subjects
@@ -94,6 +94,9 @@ class Bus:
         """Set when the connection is closed for good (credentials expired): the process must end."""
         self.closing = False
         """Set when the owner closes the connection, so that its end is not logged as a fault."""
+        self._here = asyncio.Event()
+        """Not set while NATS is away."""
+        self._here.set()
         self._arrived = False
         self._denials: set[str] = set()
         self._deaf_to: list[PermissionDenied] = []
@@ -106,6 +109,16 @@ class Bus:
     def connected(self) -> bool:
         """Whether NATS can be reached now."""
         return self.connected_since is not None and self.nc.is_connected
+
+    @property
+    def heard_since(self) -> float:
+        """Unix seconds since when NATS has been reachable without a break; now, while it is away."""
+        since = self.connected_since
+        return time.time() - (0.0 if since is None else time.monotonic() - since)
+
+    async def wait_connected(self, timeout: float) -> bool:
+        """Wait until NATS is connected, at most `timeout` seconds. False when it is not, or closed for good."""
+        return await wait_for_event(self._here, timeout) and not self.closed.is_set()
 
     def on_reconnect(self, callback: Callable[[], None]) -> None:
         """Run `callback` after every reconnect. The caller owns the tasks that it starts."""
@@ -241,6 +254,8 @@ class Bus:
         if self._arrived and self.connected_since is not None and not self.closing:
             log.warning("NATS is away; trying again for as long as it takes")
         self.connected_since = None
+        self._here.clear()
+        self.nc.fail_questions()
         self._denials.clear()  # the permissions may differ on the next connection
         self._deaf_to.clear()
         for callback in self._disconnected:
@@ -248,6 +263,7 @@ class Bus:
 
     async def _on_reconnected(self) -> None:
         self.connected_since = time.monotonic()
+        self._here.set()
         self.last_error = ""
         log.info("NATS is back")
         for callback in self._reconnected:
@@ -256,6 +272,7 @@ class Bus:
     async def _on_closed(self) -> None:
         self.connected_since = None
         self.closed.set()
+        self._here.set()
 
 
 @asynccontextmanager
@@ -321,8 +338,7 @@ async def _close(bus: Bus) -> None:
     except (TimeoutError, nats.errors.Error, OSError) as exc:
         level = logging.WARNING if bus._arrived else logging.DEBUG
         log.log(level, "closing the NATS connection: %s", describe(exc))
-    if isinstance(nc, HardenedClient):
-        nc.abort()  # gives up on what could not be sent in that time
+    nc.abort()  # gives up on what could not be sent in that time
 
 
 def _why_not(bus: Bus, exc: BaseException, timeout: float) -> str:

@@ -1,4 +1,4 @@
-"""JetStream operations that several parts need: make a stream, read it through a durable consumer, acknowledge."""
+"""JetStream operations that several parts need: ask its API, make a stream, read it, acknowledge."""
 
 from __future__ import annotations
 
@@ -7,17 +7,65 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import NoReturn
 
+import msgspec
+import nats.errors
 from nats.aio.msg import Msg
 from nats.js import api
 
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.nats.connection import Bus
-from tipoff_shared.nats.errors import NoAnswer, PermissionDenied, Refused, translated
+from tipoff_shared.nats.errors import NoAnswer, NotFound, PermissionDenied, Refused, translated, typed
 
 log = logging.getLogger(__name__)
 
 _OTHER_CONFIGURATION = 10058
 """nats-server's number for a stream that exists with another configuration."""
+
+
+class _ApiError(msgspec.Struct):
+    code: int = 0
+    err_code: int = 0
+    description: str = ""
+
+
+class StoredMessage(msgspec.Struct):
+    """A message of a stream, as the API answers it; `hdrs` are its headers as they are on the wire."""
+
+    seq: int
+    data: bytes = b""
+    hdrs: bytes = b""
+
+
+class Answer(msgspec.Struct):
+    """The API's answer: `seq` acknowledges a write, `message` was asked for."""
+
+    seq: int = 0
+    message: StoredMessage | None = None
+    error: _ApiError | None = None
+
+
+_decode = msgspec.json.Decoder(Answer).decode
+
+
+async def ask(
+    bus: Bus, subject: str, payload: bytes, headers: dict[str, str] | None = None, *, timeout: float
+) -> Answer:
+    """Write to a stream's subject, or call the API; the answer, within about `timeout` seconds.
+
+    Raises `Refused` with JetStream's error (`NotFound`: no such stream or message), `NoListener`, `NoAnswer`,
+    `PermissionDenied`, and `Unavailable` at once when the connection is lost. Cancelling is safe; a write may still be
+    done.
+    """
+    try:
+        answer = _decode(await bus.nc.ask(subject, payload, headers, timeout=timeout))
+    except nats.errors.Error as exc:
+        raise typed(exc) from exc
+    except msgspec.DecodeError as exc:
+        raise Unavailable(f"JetStream's answer on {subject} cannot be read") from exc
+    if (error := answer.error) is not None:
+        kind = NotFound if error.code == 404 else Refused
+        raise kind(error.description, err_code=error.err_code, description=error.description)
+    return answer
 
 
 async def create_stream(bus: Bus, config: api.StreamConfig) -> None:
