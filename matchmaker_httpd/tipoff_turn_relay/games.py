@@ -13,10 +13,11 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TypeAlias, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 import msgspec
 
+from tipoff_shared.errors import Unavailable
 from tipoff_shared.kv.bucket import UNREAD, Codec, Entry, Unread
 from tipoff_turn_relay.game import Game
 from tipoff_turn_relay.messages import Answer, Error, Failed, Updates
@@ -29,6 +30,7 @@ ENDED_LIFETIME = 60.0
 MAX_KNOWN = 10_000
 """Games whose last state is kept in memory."""
 _MAX_TRIES = 100
+_NO_GAME = Failed(Error.NO_GAME)
 
 AnswerT = TypeVar("AnswerT", bound=Answer)
 Step: TypeAlias = Callable[[Game, float, float], tuple[Game, AnswerT]]
@@ -63,6 +65,42 @@ class _KnownGame:
     @property
     def worth_keeping(self) -> bool:
         return isinstance(self.entry, Entry) and not self.entry.value.over
+
+
+class _Request(Patience[Game], Generic[AnswerT]):
+    """One request: the function that decides it, and the answer of its last try.
+
+    One object instead of three closures: each live object brings the garbage collector's next run nearer.
+    """
+
+    __slots__ = ("_abandoned", "_step", "answer")
+
+    def __init__(
+        self, step: Step[AnswerT], abandoned: Abandoned | None, bucket: RecordBucket[Game], patience: float
+    ) -> None:
+        super().__init__(bucket, patience)
+        self._step = step
+        self._abandoned = abandoned
+        self.answer: AnswerT | Failed = _NO_GAME
+
+    def decide(self, game: Game | None) -> Game | None:
+        """The game after the request; the very same one when there is nothing to write."""
+        if game is None:
+            self.answer = _NO_GAME
+            return None
+        after, self.answer = self._step(game, time.time(), self._bucket.heard_since)
+        return after
+
+    async def keep_news(self) -> None:
+        """Raise `ClientGone` for a late copy of a request: it would take new updates with it."""
+        answer = self.answer
+        if (
+            isinstance(answer, Updates)
+            and answer.repeated
+            and self._abandoned is not None
+            and await self._abandoned()
+        ):
+            raise ClientGone
 
 
 class SharedGames:
@@ -105,7 +143,10 @@ class SharedGames:
 
         Raises `Full` and `Unavailable`.
         """
-        present = await self._change(game_id, lambda present: game if present is None else None)
+        patience = Patience(self._bucket, self._patience)
+        present = await self._change(
+            game_id, lambda present: game if present is None else None, None, patience.after
+        )
         return present is not None and present.secrets == game.secrets
 
     async def run(
@@ -117,35 +158,16 @@ class SharedGames:
         A write that failed may have been carried out: then `step` runs again on what is stored, finds its own request
         done and answers it as a repetition.
         """
-        answer: AnswerT | Failed = Failed(Error.NO_GAME)
-
-        def decide(game: Game | None) -> Game | None:
-            nonlocal answer
-            if game is None:
-                answer = Failed(Error.NO_GAME)
-                return None
-            after, answer = step(game, time.time(), self._bucket.heard_since)
-            return after
-
-        async def keep_news() -> None:
-            # A late copy of a request whose client has gone on would take the new updates with it.
-            if (
-                abandoned is not None
-                and isinstance(answer, Updates)
-                and answer.repeated
-                and await abandoned()
-            ):
-                raise ClientGone
-
-        await self._change(game_id, decide, before_write=None if abandoned is None else keep_news)
-        return answer
+        request = _Request(step, abandoned, self._bucket, self._patience)
+        await self._change(game_id, request.decide, request.keep_news, request.after)
+        return request.answer
 
     async def _change(
         self,
         game_id: int,
         decide: Callable[[Game | None], Game | None],
-        *,
-        before_write: Callable[[], Awaitable[None]] | None = None,
+        before_write: Callable[[], Awaitable[None]] | None,
+        on_unavailable: Callable[[Unavailable], Awaitable[None]],
     ) -> Game | None:
         """Change the record by `decide`, one request at a time; the game after it."""
         known = self._enter(game_id)
@@ -157,7 +179,7 @@ class SharedGames:
                         decide,
                         known=known.entry,
                         ttl=_lifetime,
-                        on_unavailable=Patience(self._bucket, self._patience).after,
+                        on_unavailable=on_unavailable,
                         confirm_by_newer=True,
                         before_write=before_write,
                         tries=_MAX_TRIES,

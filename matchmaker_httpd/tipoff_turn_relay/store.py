@@ -139,6 +139,8 @@ RecordBucket: TypeAlias = Bucket[T] | MemoryBucket[T]
 class Patience(Generic[T]):
     """The tries of one request after failures of its bucket, up to `seconds` from the first failure."""
 
+    __slots__ = ("_bucket", "_failures", "_seconds", "_until")
+
     def __init__(self, bucket: RecordBucket[T], seconds: float) -> None:
         self._bucket = bucket
         self._seconds = seconds

@@ -35,7 +35,7 @@ from tipoff_shared.records import decode, encode
 
 T = TypeVar("T")
 
-_KEY = re.compile(r"[-/_=.a-zA-Z0-9]+", re.ASCII)
+_KEY = re.compile(r"(?!\.)[-/_=.a-zA-Z0-9]+(?<!\.)", re.ASCII)
 _WRONG_LAST_SEQUENCE = 10071
 _STORE_FAILED = 10077
 _NO_MESSAGE = 10037
@@ -58,8 +58,7 @@ class Full(Unavailable):
     values still work."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry(Generic[T]):
+class Entry(msgspec.Struct, Generic[T], frozen=True):
     """One key's value and the revision for a compare-and-set."""
 
     key: str
@@ -86,8 +85,7 @@ UNREAD: Final = Unread.UNREAD
 """For `change`: nothing is known of the entry yet."""
 
 
-@dataclass(frozen=True, slots=True)
-class ChangeResult(Generic[T]):
+class ChangeResult(msgspec.Struct, Generic[T], frozen=True):
     """`entry`: what the key holds after the change (None: nothing); `written`: whether this call wrote or removed."""
 
     entry: Entry[T] | None
@@ -251,7 +249,7 @@ class Bucket(Changeable[T]):
         self._timeout = timeout
 
     def _subject(self, key: str) -> str:
-        if not _KEY.fullmatch(key) or key.startswith(".") or key.endswith("."):
+        if not _KEY.fullmatch(key):
             raise Internal(f"{key!r} is not a key")
         return self._prefix + key
 

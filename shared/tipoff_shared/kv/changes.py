@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
+import msgspec
 from nats.aio.msg import Msg
 from nats.js.client import JetStreamContext
 
@@ -19,8 +19,7 @@ _Unavailable: TypeAlias = Callable[[Unavailable], Unavailable]
 """Rewords an error of NATS for one bucket."""
 
 
-@dataclass(frozen=True, slots=True)
-class Change(Generic[T]):
+class Change(msgspec.Struct, Generic[T], frozen=True):
     """One change of a key. `value` is None for a tombstone: the key was deleted, or its TTL ended (`expired`)."""
 
     key: str

@@ -72,9 +72,12 @@ class HardenedClient(NatsClient):
         super().__init__()
         self._asked: dict[str, str] = {}
         """Token of each pending request -> its subject."""
-        self._questions: dict[str, tuple[asyncio.Future[Msg], float, float]] = {}
-        """Token of each call of `ask` -> its answer, the loop's time until which it may come, seconds it was given."""
+        self._questions: dict[str, tuple[asyncio.Future[bytes], float, float, str]] = {}
+        """Token of each call of `ask` -> its answer, the loop's time until which it may come, seconds it was given, the
+        subject that was asked."""
         self._count = 0
+        self._inbox = ""
+        """What stands before the token in the subject of an answer to `ask`."""
         self._overdue_timer: asyncio.TimerHandle | None = None
         self._opened = asyncio.Event()
         """Set while no socket is being opened."""
@@ -128,33 +131,41 @@ class HardenedClient(NatsClient):
         """
         if not self._resp_sub_prefix:
             await self._init_request_sub()
+        if not self._inbox:
+            self._inbox = bytes(self._resp_sub_prefix or b"").decode()
         if self.deaf is not None:
             raise self.deaf.again()
         loop = asyncio.get_running_loop()
         self._count += 1
         token = str(self._count)  # nats-py's own tokens have 26 characters
-        future: asyncio.Future[Msg] = loop.create_future()
-        self._resp_map[token], self._asked[token] = future, subject
-        self._questions[token] = (future, loop.time() + timeout, timeout)
+        future: asyncio.Future[bytes] = loop.create_future()
+        self._questions[token] = (future, loop.time() + timeout, timeout, subject)
         if self._overdue_timer is None:
             self._overdue_timer = loop.call_later(_LOOK_FOR_OVERDUE, self._fail_overdue)
         try:
-            inbox = f"{bytes(self._resp_sub_prefix or b'').decode()}{token}"
-            await super().publish(subject, payload, inbox, headers)
-            msg = await future
+            await super().publish(subject, payload, self._inbox + token, headers)
+            return await future
         finally:
             self._questions.pop(token, None)
-            self._resp_map.pop(token, None)
-            self._asked.pop(token, None)
-        if not msg.data:
-            raise NoListener(f"nobody listens on {subject}")
-        return msg.data
+
+    async def _request_sub_callback(self, msg: Msg) -> None:
+        question = self._questions.get(msg.subject[len(self._inbox) :]) if self._inbox else None
+        if question is None:
+            await super()._request_sub_callback(msg)
+            return
+        future, _, _, subject = question
+        if future.done():
+            return
+        if msg.data:
+            future.set_result(msg.data)
+        else:  # a status without a body
+            future.set_exception(NoListener(f"nobody listens on {subject}"))
 
     def _fail_overdue(self) -> None:
         self._overdue_timer = None
         loop = asyncio.get_running_loop()
         now = loop.time()
-        for future, deadline, timeout in list(self._questions.values()):
+        for future, deadline, timeout, _ in list(self._questions.values()):
             if deadline <= now and not future.done():
                 future.set_exception(NoAnswer(f"no answer within {timeout:g} s"))
         if self._questions:
@@ -162,7 +173,7 @@ class HardenedClient(NatsClient):
 
     def fail_questions(self) -> None:
         """Every `ask` raises `Unavailable` now: the connection is gone, and the answers with it."""
-        for future, _, _ in list(self._questions.values()):
+        for future, *_ in list(self._questions.values()):
             if not future.done():
                 future.set_exception(Unavailable("the connection to NATS was lost"))
 
@@ -176,8 +187,9 @@ class HardenedClient(NatsClient):
         denied = PermissionDenied(subject, self.who, subscription=subscription, inbox=inbox)
         if inbox:
             self.deaf = denied
-        for token, asked in list(self._asked.items()):
-            waiting = self._resp_map.get(token)
+        requests = [(self._resp_map.get(token), asked) for token, asked in self._asked.items()]
+        questions = [(future, asked) for future, _, _, asked in self._questions.values()]
+        for waiting, asked in [*requests, *questions]:
             if waiting is None or waiting.done():
                 continue
             if inbox or (not subscription and denied.concerns(asked)):

@@ -22,13 +22,13 @@ _OTHER_CONFIGURATION = 10058
 """nats-server's number for a stream that exists with another configuration."""
 
 
-class _ApiError(msgspec.Struct):
+class _ApiError(msgspec.Struct, gc=False):
     code: int = 0
     err_code: int = 0
     description: str = ""
 
 
-class StoredMessage(msgspec.Struct):
+class StoredMessage(msgspec.Struct, gc=False):
     """A message of a stream, as the API answers it; `hdrs` are its headers as they are on the wire."""
 
     seq: int
@@ -36,7 +36,7 @@ class StoredMessage(msgspec.Struct):
     hdrs: bytes = b""
 
 
-class Answer(msgspec.Struct):
+class Answer(msgspec.Struct, gc=False):
     """The API's answer: `seq` acknowledges a write, `message` was asked for."""
 
     seq: int = 0
