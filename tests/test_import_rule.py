@@ -1,7 +1,7 @@
 """Imports run one way: between packages, between the subpackages of a package, and without circles of modules.
 
 Each table lists groups from left to right; a module may import its own group and every group left of it.
-`TYPE_CHECKING` imports count. The baseline (import_baseline.txt) holds the violations that remain; it only shrinks.
+`TYPE_CHECKING` imports count.
 """
 
 from __future__ import annotations
@@ -133,8 +133,6 @@ only, and every module of the package may import it."""
 
 NETCODE = {"nats", "fastapi", "websockets", "structlog", "pydantic"}
 
-BASELINE = Path(__file__).with_name("import_baseline.txt")
-
 
 def modules(source_tree: Path) -> dict[str, Path]:
     """Dotted name -> file, of every module of ours; the template of a new game is not one."""
@@ -229,10 +227,9 @@ def circles(graph: Mapping[str, set[str]]) -> Iterable[str]:
 
 
 def test_imports_run_one_way(graph: Mapping[str, set[str]]) -> None:
-    """Between packages, between subpackages, and without circles: what is not in the baseline is new."""
-    baseline = set(BASELINE.read_text().splitlines()) if BASELINE.exists() else set[str]()
+    """Between packages, between subpackages, and without circles."""
     wrong = {*wrong_packages(graph), *wrong_subpackages(graph), *circles(graph)}
-    assert sorted(wrong - baseline) == []
+    assert sorted(wrong) == []
 
 
 def test_every_package_has_its_place_in_the_order(source_tree: Path) -> None:

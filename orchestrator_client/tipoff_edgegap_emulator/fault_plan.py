@@ -178,7 +178,7 @@ class PlannedFault:
 
     @property
     def over(self) -> bool:
-        """Whether it happens no more."""
+        """Whether it has happened often enough, or was cancelled."""
         return self._cancelled or self.left == 0
 
     def cancel(self) -> None:

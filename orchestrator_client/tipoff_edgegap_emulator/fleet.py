@@ -91,7 +91,7 @@ class Fleet:
         variables = {name: os.environ[name] for name in around.inherited if name in os.environ}
         if "PATH" in around.inherited:
             variables.setdefault("PATH", os.defpath)
-        # The emulator says where it listens: at Edgegap a server has an address space of its own.
+        # The emulator says where it listens: at Edgegap each server has its own address.
         variables |= {"PYTHONUNBUFFERED": "1", "TIPOFF_BIND_HOST": around.bind_host}
         variables |= dict(around.variables) | dict(environment)
         request_id = one.request_id

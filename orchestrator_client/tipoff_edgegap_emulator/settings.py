@@ -18,34 +18,34 @@ class EmulatorSettings(BaseSettings):
     )
 
     games: Path = Field(default=Path("games.toml"), validation_alias="TIPOFF_GAMES")
-    """Its games with `[game.edgegap]` are the applications of the account, and how their servers are started."""
+    """The games file. Games with `[game.edgegap]` become the account's applications, and say how servers start."""
 
     token: SecretStr = Field(default=SecretStr(""), validation_alias="TIPOFF_EDGEGAP_TOKEN")
-    """The API token it takes; the same as the matchmaker's. Empty: a random one, told at the start."""
+    """The API token that it accepts; the same as the matchmaker's. Empty: a random one, printed at the start."""
 
     host: str = "127.0.0.1"
-    """Where it listens."""
+    """The address that it listens on."""
 
     port: int = Field(default=8099, ge=0, le=65535)
-    """Its port; 0 is any free one."""
+    """The port that it listens on; 0 is any free one."""
 
     listen_fd: int | None = Field(default=None, ge=0)
-    """A socket that listens already, handed down by whoever starts the emulator, instead of host and port."""
+    """A listening socket that the emulator inherits, instead of host and port."""
 
     url: str = ""
-    """How game servers reach it, where that is not simply where it listens."""
+    """The emulator's URL for game servers; by default the address that it listens on."""
 
     public_host: str = "127.0.0.1"
     """The IPv4 address of this machine that players dial."""
 
     start_delay: float = Field(default=1.0, ge=0, le=3600)
-    """From the order to the start of a server."""
+    """Time from a request to the start of its server."""
 
     capacity: int = Field(default=0, ge=0, le=10_000)
-    """Deployments there may be at once: 1 is Edgegap's free plan, 0 is no limit."""
+    """Deployments at once: 1 as in Edgegap's free plan, 0 for no limit."""
 
     limits: bool = True
-    """Keep to Edgegap's rate limits (create 40, status 20, list 10 a second)."""
+    """Enforce Edgegap's rate limits (create 40, status 20, list 10 a second)."""
 
     backend: Literal["process", "docker"] = "process"
     """What runs the servers: processes, by `[game.process]`, or containers, by `[game.docker]` and the
@@ -55,13 +55,13 @@ class EmulatorSettings(BaseSettings):
     """Ports for the servers."""
 
     logs: Path | None = None
-    """Directory for the servers' output; by default it is thrown away."""
+    """Directory for the servers' output; by default it is discarded."""
 
     empty: bool = False
-    """Begin without applications: `tipoff edgegap configure-app --create` then makes them, as on a new account."""
+    """Start without applications, like a new account; `tipoff edgegap configure-app --create` creates them."""
 
     die_with_parent: bool = True
-    """Let Linux end the servers when the emulator dies."""
+    """Let Linux kill the servers when the emulator dies."""
 
     @field_validator("public_host")
     @classmethod
@@ -70,5 +70,6 @@ class EmulatorSettings(BaseSettings):
 
     @property
     def ports(self) -> range:
+        """The ports in `port_range`."""
         first, last = self.port_range.split("-")
         return range(int(first), int(last) + 1)

@@ -128,7 +128,7 @@ class FakeOrchestrator:
             await _call(self.on_death, deployment_id)
 
     def lose_events(self, times: int = 1) -> None:
-        """The next `times` events reach nobody."""
+        """The next `times` events are not sent."""
         self._lost_events += times
 
     def double_events(self, times: int = 1) -> None:

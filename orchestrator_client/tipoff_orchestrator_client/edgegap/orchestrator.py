@@ -1,4 +1,4 @@
-"""Implements the orchestrator `edgegap`: one v2 deployment at Edgegap for each of ours, told by tags, ordered once.
+"""Implements the orchestrator `edgegap`: each of our deployments is one v2 deployment, found by tags, ordered once.
 
 deploy ──> orders/placement: write the order, create, write its outcome
 get    ──> the order's status at Edgegap

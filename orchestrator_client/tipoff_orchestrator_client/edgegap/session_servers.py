@@ -38,7 +38,7 @@ class SessionServers:
         return SESSIONS
 
     def note(self, request_id: str, game: Game) -> None:
-        """A session of ours uses this server."""
+        """Note that one of our sessions uses this server."""
         self._known[request_id] = game.key
 
     def as_deployment(self, server: Server) -> Deployment:

@@ -23,7 +23,7 @@ class WebhookUrls:
     key: HookKey | None
 
     def __call__(self, name: str) -> str:
-        """The URL for a deployment or session with this name of ours; "" where Edgegap is to post none."""
+        """The URL for our deployment or session `name`; "" when webhooks are not configured."""
         return "" if self.key is None else f"{self.base}/hook/{self.key.path_name(name)}"
 
 

@@ -65,7 +65,7 @@ class SessionRequests:
         """Done when this matchmaker stops, with the error for those who wait."""
 
     def close(self, error: TipoffError) -> None:
-        """Create no more sessions. Those that exist are kept for the matchmaker that continues their request."""
+        """Create no further sessions. Those that exist are kept for the matchmaker that continues their request."""
         if not self.closed.done():
             self.closed.set_result(error)
 

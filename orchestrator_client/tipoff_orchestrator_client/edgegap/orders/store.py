@@ -97,7 +97,7 @@ class OrderStore:
             await self._orders.change(deployment_id, adopted, tries=_TRIES)
 
     async def note_ended(self, order: EdgegapOrder, reason: str) -> None:
-        """Write that the deployment has ended by itself: nobody need stop it, and the order expires."""
+        """Write that the deployment has ended by itself: it need not be stopped, and the order expires."""
 
         def ended(current: EdgegapOrder | None) -> EdgegapOrder | None:
             if current != order:

@@ -27,7 +27,7 @@ class DeploymentList:
             raise OrchestratorUnavailable(str(exc), retryable=True) from exc
 
     async def named(self, deployment_id: str) -> list[Server]:
-        """Every deployment with the tag of this one of ours, in the order of the list."""
+        """Every deployment that has this id as its tag, in the order of the list."""
         return [
             server
             for server in await self.all()

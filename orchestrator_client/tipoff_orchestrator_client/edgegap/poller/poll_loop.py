@@ -49,7 +49,7 @@ class PollLoop:
         self._wake.set()
 
     def remove(self, id: str) -> None:
-        """Poll `id` no more; idempotent."""
+        """Stop polling `id`; idempotent."""
         self._schedule.remove(id)
 
     async def run(

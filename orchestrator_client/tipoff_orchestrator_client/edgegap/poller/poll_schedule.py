@@ -42,7 +42,7 @@ class PollSchedule:
             self._at_once.add(id)
 
     def remove(self, id: str) -> None:
-        """Poll `id` no more; idempotent."""
+        """Stop polling `id`; idempotent."""
         self._waiting.pop(id, None)
 
     @property

@@ -176,7 +176,7 @@ def version_findings(game: Game, version: Mapping[str, Any]) -> Iterator[Finding
     minutes = version.get("max_duration")
     if isinstance(minutes, int) and 0 < minutes < 60:
         yield note(
-            where, f"servers end after {minutes} minutes, whoever plays", f"{again} --max-duration 1440"
+            where, f"servers end after {minutes} minutes, even with players", f"{again} --max-duration 1440"
         )
     if game.orchestrator == SESSIONS:
         yield from _session_findings(game, version, where, again)
