@@ -67,6 +67,8 @@ def _check_url(url: str) -> str:
     import http.client
     from urllib.parse import urlsplit
 
+    from tipoff_shared.primitives.text import describe
+
     parts = urlsplit(url)
     if parts.scheme != "http" or not parts.hostname:
         return f"{url}: http://HOST:PORT/PATH is expected"
@@ -75,7 +77,7 @@ def _check_url(url: str) -> str:
         connection.request("GET", parts.path or "/")
         status = connection.getresponse().status
     except (OSError, http.client.HTTPException) as exc:
-        return f"{url}: {str(exc) or type(exc).__name__}"
+        return f"{url}: {describe(exc)}"
     finally:
         connection.close()
     return "" if status == 200 else f"{url}: HTTP {status}"

@@ -46,12 +46,17 @@ class DeploymentStore:
         self._tasks = tasks
         self._waiting: dict[str, list[tuple[Change, asyncio.Future[DeploymentRecord]]]] = {}
         self._listeners: list[Listener] = []
+        self._state_listeners: list[Listener] = []
         self._doubtful: set[str] = set()
         self.entries: dict[str, Entry[DeploymentRecord]] = {}
 
     def subscribe(self, listener: Listener) -> None:
         """Call `listener` for every change that this process learns."""
         self._listeners.append(listener)
+
+    def subscribe_states(self, listener: Listener) -> None:
+        """Call `listener` for each record that is new to this process or has another state than before."""
+        self._state_listeners.append(listener)
 
     def get(self, deployment_id: str) -> DeploymentRecord | None:
         """The record as this process knows it; None when it knows none, or it is gone."""
@@ -75,17 +80,20 @@ class DeploymentStore:
             self.entries.pop(entry.key, None)
         else:
             self.entries[entry.key] = entry
-        before = None if known is None else known.value
-        for listener in self._listeners:
-            listener(before, entry.value)
+        self._publish(None if known is None else known.value, entry.value)
 
     def vanished(self, deployment_id: str) -> None:
         """Learn that the key was deleted."""
         known = self.entries.pop(deployment_id, None)
         if known is not None:
-            gone = msgspec.structs.replace(known.value, state=DeploymentState.GONE)
-            for listener in self._listeners:
-                listener(known.value, gone)
+            self._publish(known.value, msgspec.structs.replace(known.value, state=DeploymentState.GONE))
+
+    def _publish(self, before: DeploymentRecord | None, after: DeploymentRecord) -> None:
+        for listener in self._listeners:
+            listener(before, after)
+        if before is None or before.state is not after.state:
+            for listener in self._state_listeners:
+                listener(before, after)
 
     async def refresh(self) -> dict[str, DeploymentRecord]:
         """List and learn all records. Raises `Unavailable`."""

@@ -59,9 +59,9 @@ class Liveness:
         self._confirming: set[str] = set()
         self._again: dict[str, str] = {}
         """Deployments to ask about once more, because something was heard during the question; and why."""
-        deployments.subscribe(self._deployment_changed)
+        deployments.subscribe_states(self._state_changed)
 
-    def _deployment_changed(self, before: DeploymentRecord | None, after: DeploymentRecord) -> None:
+    def _state_changed(self, before: DeploymentRecord | None, after: DeploymentRecord) -> None:
         if after.state is DeploymentState.GONE:
             self._leases.pop(after.id, None)
 

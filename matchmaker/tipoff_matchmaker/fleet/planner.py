@@ -66,7 +66,7 @@ class Planner:
         self._backoffs = {key: StartBackoff() for key in self._games}
         self._wanted = {key: asyncio.Event() for key in self._games}
         self._later: dict[GameKey, asyncio.TimerHandle] = {}
-        deployments.subscribe(self._deployment_changed)
+        deployments.subscribe_states(self._state_changed)
         starter.subscribe(self._start_failed)
         stopper.subscribe(self.want)
 
@@ -99,7 +99,7 @@ class Planner:
             blocked=self._blocked(self._games[key]),
         )
 
-    def _deployment_changed(self, before: DeploymentRecord | None, after: DeploymentRecord) -> None:
+    def _state_changed(self, before: DeploymentRecord | None, after: DeploymentRecord) -> None:
         """Any matchmaker may have moved it on."""
         key = (after.game, after.version)
         if after.state is DeploymentState.READY and before is not None and machine.is_coming(before):

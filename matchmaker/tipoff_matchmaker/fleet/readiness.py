@@ -45,7 +45,7 @@ class Readiness:
         self._ender = ender
         self._stopper = stopper
         self._clock = clock
-        deployments.subscribe(self._deployment_changed)
+        deployments.subscribe_states(self._state_changed)
 
     async def lease_seen(self, lease: GameserverLease) -> None:
         """Make the record follow a current lease. Raises `Unavailable`."""
@@ -100,6 +100,6 @@ class Readiness:
             await self._ender.end_sessions(before, "the server was restarted", living_boot=server.boot_id)
         return True
 
-    def _deployment_changed(self, before: DeploymentRecord | None, after: DeploymentRecord) -> None:
+    def _state_changed(self, before: DeploymentRecord | None, after: DeploymentRecord) -> None:
         if after.state is DeploymentState.GONE:
             self._tokens.forget(after.id)

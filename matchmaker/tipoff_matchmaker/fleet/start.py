@@ -73,7 +73,7 @@ class Starter:
         self._timeouts: dict[str, asyncio.Timeout] = {}
         self._progress: dict[str, str] = {}
         """What starts that take long are doing, as their orchestrators tell; also of other matchmakers' starts."""
-        deployments.subscribe(self._deployment_changed)
+        deployments.subscribe_states(self._state_changed)
 
     def subscribe(self, listener: Listener) -> None:
         """Call `listener` for every start of this process that has failed."""
@@ -115,7 +115,7 @@ class Starter:
                 self._tasks.start(self._give_time(deployment_id, deadline), f"time/{deployment_id}")
         self._lines[game.key].announce()
 
-    def _deployment_changed(self, before: DeploymentRecord | None, after: DeploymentRecord) -> None:
+    def _state_changed(self, before: DeploymentRecord | None, after: DeploymentRecord) -> None:
         """Any matchmaker may have moved it on."""
         if not machine.is_coming(after):
             self._progress.pop(after.id, None)

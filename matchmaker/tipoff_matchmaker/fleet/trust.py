@@ -20,7 +20,7 @@ class Trust:
     def __init__(self, deployments: DeploymentStore) -> None:
         self._trusted: set[str] = set()
         self._listeners: list[Listener] = []
-        deployments.subscribe(self._deployment_changed)
+        deployments.subscribe_states(self._state_changed)
 
     def subscribe(self, listener: Listener) -> None:
         """Call `listener` whenever the trust in a server changes."""
@@ -45,7 +45,7 @@ class Trust:
         for listener in self._listeners:
             listener(deployment_id)
 
-    def _deployment_changed(self, before: DeploymentRecord | None, after: DeploymentRecord) -> None:
+    def _state_changed(self, before: DeploymentRecord | None, after: DeploymentRecord) -> None:
         """Any matchmaker may have moved it on."""
         if after.state is DeploymentState.READY and before is not None and is_coming(before):
             self.add(after.id)

@@ -52,9 +52,9 @@ class ServerReadiness:
             "edgegap/ready", begin=tasks.start_awaited
         )
         self._ready: dict[str, asyncio.Event] = {}
-        deployments.subscribe(self._deployment_changed)
+        deployments.subscribe_states(self._state_changed)
 
-    def _deployment_changed(self, before: DeploymentRecord | None, after: DeploymentRecord) -> None:
+    def _state_changed(self, before: DeploymentRecord | None, after: DeploymentRecord) -> None:
         if (event := self._ready.get(after.id)) is not None and not machine.is_coming(after):
             event.set()
 
