@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import threading
 import uuid
@@ -13,6 +12,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests import blocking
 from tipoff.up.embedded_nats import EmbeddedNats, embedded_nats
 from tipoff_shared.nats.connection import Bus, connect
 from tipoff_shared.settings import NatsSettings
@@ -22,24 +22,15 @@ hypothesis.settings.register_profile("tipoff", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("tipoff")
 
 
-try:
-    from tests import blocking
-except ModuleNotFoundError:  # an environment without blockbuster: `make .venv/.ready` adds it
-    blocking = None
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _blocking_raises() -> Iterator[None]:
-    with blocking.blocking_raises() if blocking else contextlib.nullcontext():
+    with blocking.blocking_raises():
         yield
 
 
 @pytest.fixture(autouse=True)
 def _nothing_blocks() -> Iterator[None]:
     """Fails a test in which our code blocks an event loop, also where the code catches the exception."""
-    if blocking is None:
-        yield
-        return
     blocking.blocked.clear()
     yield
     assert not blocking.blocked, "our code blocks an event loop: " + "\n".join(blocking.blocked)
