@@ -157,6 +157,7 @@ class DeploymentStore:
 
     async def _write_all(self, key: str) -> None:
         """Write changes of `key` while there are any; the only writer of that key in this process."""
+        batch: list[tuple[Change, asyncio.Future[DeploymentRecord]]] = []
         try:
             while batch := self._waiting[key]:
                 self._waiting[key] = []
@@ -164,11 +165,11 @@ class DeploymentStore:
                     await self._write(key, batch)
                 except TipoffError as exc:
                     _fail(batch, exc)
-                except BaseException:
-                    _fail(batch, Unavailable("the matchmaker is stopping", retry_after=1))
-                    raise
+        except BaseException:
+            _fail(batch + self._waiting[key], Unavailable("the matchmaker is stopping", retry_after=1))
+            raise
         finally:
-            _fail(self._waiting.pop(key, []), Unavailable("the matchmaker is stopping", retry_after=1))
+            del self._waiting[key]
 
     async def _write(self, key: str, batch: list[tuple[Change, asyncio.Future[DeploymentRecord]]]) -> None:
         entry = None if key in self._doubtful else self.entries.get(key)

@@ -177,17 +177,18 @@ class PendingRequests:
         """Handle the request; repetitions of its id wait for the outcome."""
         session_id = request.session_id
         self._pending[session_id] = request
-        error: TipoffError | None = ShuttingDown()
+        error: TipoffError | None = None
         try:
             async with request.within():
-                ready = await self._place(request)
-            error = None
-            return ready
+                return await self._place(request)
         except TimeoutError:
             error = request.too_late()
             raise error from None
         except TipoffError as exc:
             error = exc
+            raise
+        except BaseException:  # cancelled, or a fault
+            error = ShuttingDown()
             raise
         finally:
             if self._pending.get(session_id) is request:
