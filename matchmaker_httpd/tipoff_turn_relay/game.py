@@ -1,8 +1,8 @@
-"""One game as a pure state machine: what two players hand to each other, every update exactly once and in order.
+"""Decides what two players of a game receive: every update exactly once and in order. Pure, no I/O.
 
 Each side has a queue of its partner's updates. The text protocol's number confirms: a request with the next number
-releases what the answer before gave, hands over its own data and is given the queue; the same number again is given the
-same and whatever came meanwhile. The JSON API confirms by position instead (`after`), so that its requests may come
+releases what the previous answer held, hands over its own data and gets the queue; the same number again gets the same
+answer and whatever came meanwhile. The JSON API confirms by position instead (`after`), so that its requests may come
 late, twice or in any order.
 """
 
@@ -24,11 +24,11 @@ from tipoff_turn_relay.messages import (
 MAX_CACHE = 131_072
 """Bytes of a player's updates that wait, and of one answer; each update counts one more than its UTF-8."""
 SILENCE = 20.0
-"""Seconds after which a game ends when one of the two was not heard of."""
+"""Seconds of silence of one player after which the game ends."""
 REFRESH = 2.0
-"""Seconds after which a request that changes nothing else is written down, as a sign of life."""
+"""Seconds after which a request that changes nothing else is recorded as a sign of life."""
 _WORTH_RELEASING = 8_192
-"""Bytes of confirmed updates from which they are taken out of the record without another reason to write."""
+"""Bytes of confirmed updates that are worth a write of their own, to remove them from the record."""
 
 
 class Side(Struct, frozen=True, array_like=True):
@@ -53,25 +53,26 @@ class Game(Struct, frozen=True, array_like=True):
     over: bool = False
 
     def player_of(self, secret: int) -> int | None:
-        """Whose key holds this secret."""
+        """The player whose key holds this secret."""
         if secret == self.secrets[0]:
             return 0
         return 1 if secret == self.secrets[1] else None
 
     @property
     def both_began(self) -> bool:
-        """Both have asked something: nobody needs the pairing list any more."""
+        """Both have sent an update, so neither needs the pairing list."""
         return self.sides[0].number >= 0 and self.sides[1].number >= 0
 
 
 def new_game(start: Start, now: float) -> Game:
+    """The record of a game that begins `now`."""
     return Game(start.secrets, start.names, start.pairing_keys, (Side(now), Side(now)))
 
 
 def update(
     game: Game, player: int, request: GameUpdate, now: float, *, heard_since: float
 ) -> tuple[Game, Updates | Failed]:
-    """One request of the text protocol. The very same game means that nothing has to be written."""
+    """One request of the text protocol. The same object means that there is nothing to write."""
     ended = _ended(game, player, now, heard_since)
     if ended is not None:
         return ended
@@ -108,9 +109,9 @@ def _again(game: Game, player: int, now: float) -> tuple[Game, Updates | Failed]
 def exchange(
     game: Game, player: int, request: Exchange, now: float, *, heard_since: float
 ) -> tuple[Game, Updates | Failed]:
-    """One request of the JSON API. The very same game means that nothing has to be written.
+    """One request of the JSON API. The same object means that there is nothing to write.
 
-    A number that was accepted before is not accepted again and no error: whoever asks cannot know.
+    A number that was accepted before is neither accepted again nor an error: the client cannot know.
     """
     ended = _ended(game, player, now, heard_since)
     if ended is not None:
@@ -149,7 +150,7 @@ def exchange(
 
 
 def leave(game: Game, player: int, now: float, *, heard_since: float) -> tuple[Game, Gone | Failed]:
-    """What was handed over before still reaches the partner, who is then told that you are gone."""
+    """Leave the game. What was handed over before still reaches the partner, who then gets `PARTNER_GONE`."""
     if game.sides[player].has_quit:
         return game, Gone()
     ended = _ended(game, player, now, heard_since)
@@ -161,7 +162,7 @@ def leave(game: Game, player: int, now: float, *, heard_since: float) -> tuple[G
 
 
 def _ended(game: Game, player: int, now: float, heard_since: float) -> tuple[Game, Failed] | None:
-    """The error for who asks when there is nothing more to play."""
+    """The error for a player when the game, or its part in it, is over; None while it goes on."""
     if game.over:
         return game, Failed(Error.NO_GAME)
     for side in game.sides:
@@ -188,5 +189,5 @@ def _updates(me: Side, given: tuple[str, ...], *, repeated: bool = False) -> Upd
 
 
 def _size(updates: tuple[str, ...]) -> int:
-    """Bytes, with the `|` that joins them: an empty update takes room, too."""
+    """Bytes, with the `|` that joins them: an empty update counts, too."""
     return sum(len(update.encode()) + 1 for update in updates)

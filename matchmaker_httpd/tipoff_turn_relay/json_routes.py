@@ -1,4 +1,4 @@
-"""`/v1/turn/...`: the same relay for new games. JSON in and out, long polls, and confirmation by position.
+"""Serves the JSON API at `/v1/turn/...`: long polls, and confirmation by position.
 
 Keys travel in bodies, never in a URL, where logs would keep them.
 """
@@ -40,10 +40,10 @@ from tipoff_turn_relay.relay import TurnRelay
 from tipoff_turn_relay.text import MAX_BODY
 
 MAX_WAIT = 25.0
-"""Seconds a long poll may take: under the patience of the pairing list and of usual proxies."""
+"""Seconds a long poll may take: less than the pairing list and usual proxies wait."""
 
-Key = Annotated[str, Field(pattern=r"^[0-9]{1,19}$", description="A key as it was given to you: a secret")]
-Wait = Annotated[float, Field(ge=0, le=MAX_WAIT, description="Seconds to wait for something to tell")]
+Key = Annotated[str, Field(pattern=r"^[0-9]{1,19}$", description="A key you were given: a secret")]
+Wait = Annotated[float, Field(ge=0, le=MAX_WAIT, description="Seconds to wait for news")]
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
 Counter = Annotated[int, Field(ge=0, lt=2**53)]
 
@@ -53,9 +53,11 @@ class _Body(BaseModel):
 
 
 class RegisterBody(_Body):
+    """Your name and whom you want to play with."""
+
     name: Name
     partner: Annotated[
-        Name | None, Field(description="The only partner wanted, who names you, too. None: anybody")
+        Name | None, Field(description="The only partner wanted, who must name you as well. None: anybody")
     ] = None
     patient: Annotated[
         bool, Field(description="Stay in the list for 180 seconds of silence instead of 25")
@@ -63,20 +65,24 @@ class RegisterBody(_Body):
 
 
 class RegisteredBody(_Body):
+    """Your pairing key."""
+
     key: Key
 
 
 class PlayBody(_Body):
+    """How far you are, and how long you wait."""
+
     key: Key
     loaded: Annotated[
-        bool, Field(description="You are ready to play. False: stop at `paired`, load, then ask with True")
+        bool, Field(description="You are ready to play. False: stop at `paired`, load, then send True")
     ] = True
     wait: Wait = 20.0
 
 
 class PlayingBody(_Body):
-    """`waiting`: nobody yet, ask again; `paired`: load; `loading`: the partner loads, ask again; `playing`: go on with
-    `key` and /v1/turn/exchange."""
+    """`waiting`: no partner yet, ask again; `paired`: load; `loading`: the partner loads, ask again; `playing`: go on
+    with `key` and /v1/turn/exchange."""
 
     state: Literal["waiting", "paired", "loading", "playing"]
     partner: Annotated[str | None, Field(description="Its name")] = None
@@ -86,6 +92,8 @@ class PlayingBody(_Body):
 
 
 class ExchangeBody(_Body):
+    """What you hand over and what you fetch."""
+
     key: Key
     number: Annotated[
         Counter | None,
@@ -106,16 +114,22 @@ class ExchangeBody(_Body):
 
 
 class ExchangedBody(_Body):
+    """What was accepted, and the partner's updates."""
+
     number: Annotated[int, Field(description="The last number accepted from you; -1: none yet")]
     after: Annotated[int | None, Field(description="The position behind the last of `updates`")]
     updates: Annotated[list[str], Field(description="The partner's updates, in order")]
 
 
 class KeyBody(_Body):
+    """Your key."""
+
     key: Key
 
 
 class GoneBody(_Body):
+    """You have left."""
+
     left: bool = True
 
 
@@ -127,7 +141,7 @@ class TurnFailedBody(BaseModel):
 
 
 class TurnFailed(TipoffError):
-    """The relay said no."""
+    """The relay refuses a request."""
 
     def __init__(self, failed: Failed) -> None:
         super().__init__(MEANING[failed.error])
@@ -151,9 +165,9 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": TurnFailedBody, "description": text}
     for status, text in {
         400: "The request cannot be understood",
-        403: "You are not in this game (14), or pages of this origin may not ask here",
-        404: "No such registration (5, 10) or game (13), or not any more",
-        409: "A number or position behind (18) or ahead (19) of what was asked before",
+        403: "You are not in this game (14), or pages of this origin are not allowed here",
+        404: "No such registration (5, 10) or game (13), or it has ended",
+        409: "A number or position behind (18) or ahead (19) of what was sent before",
         410: "The partner left (15), or the one you named dropped (17)",
         413: "The body is over 16 KB",
         429: "The partner has too much to fetch yet (21), or too many requests from one address",
@@ -256,7 +270,7 @@ def _playing(answer: Answer) -> PlayingBody:
                 player=0 if player == 0 else 1,
                 partner=names[1 - player],
             )
-    raise Internal("the relay answered something else")
+    raise Internal("the relay gave an unexpected answer")
 
 
 def _failed_response(exc: TurnFailed) -> Response:

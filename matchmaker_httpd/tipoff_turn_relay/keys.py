@@ -1,4 +1,4 @@
-"""Keys: decimal numbers of 63 random bits, opaque to players, who may keep them as signed 64-bit integers.
+"""Makes and reads keys: decimal numbers of 63 random bits, opaque to players, who may keep them as 64-bit integers.
 
 A pairing key is random as a whole. A game key is the game's id (32 bits) and one side's secret (31 bits): both sides
 find the same record, and neither can act as the other, whose key it never sees.
@@ -12,11 +12,13 @@ KEY_BITS = 63
 SECRET_BITS = 31
 ID_BITS = KEY_BITS - SECRET_BITS
 RANDOM_BITS = 2 * KEY_BITS
-"""Random bits from which one request makes whatever new key it needs."""
+"""Random bits from which one request makes any new key it needs."""
 
 
 @dataclass(frozen=True, slots=True)
 class GameKey:
+    """One player's key of a game."""
+
     game_id: int
     secret: int
 
@@ -25,7 +27,7 @@ class GameKey:
 
     @classmethod
     def parse(cls, text: str) -> GameKey | None:
-        """None for what cannot be a key."""
+        """The key in `text`; None when it cannot be one."""
         if not (text.isascii() and text.isdigit() and len(text) <= 19):
             return None
         number = int(text)
@@ -35,11 +37,12 @@ class GameKey:
 
 
 def new_pairing_key(random_bits: int) -> str:
+    """A pairing key made from `RANDOM_BITS` random bits."""
     return str(random_bits & ((1 << KEY_BITS) - 1))
 
 
 def new_game(random_bits: int) -> tuple[int, tuple[int, int]]:
-    """A game's id and the secrets of its two sides, which differ."""
+    """A game's id and the two different secrets of its sides."""
     mask = (1 << SECRET_BITS) - 1
     first, second = random_bits & mask, random_bits >> SECRET_BITS & mask
     if first == second:

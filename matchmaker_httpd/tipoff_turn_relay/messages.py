@@ -1,4 +1,4 @@
-"""What players ask and what they are answered, whatever way in they use. No bytes here: `text` has those."""
+"""Defines the requests and answers of both protocols. Their bytes are in `text`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TypeAlias
 from msgspec import Struct
 
 NORMAL_PATIENCE = 25.0
-"""Seconds without a sign of life after which a player in the pairing list is dropped."""
+"""Seconds of silence after which a player in the pairing list is dropped."""
 LONG_PATIENCE = 180.0
 """The same for those who registered with the key `bibbybabbis`."""
 MAX_NAME = 64
@@ -56,25 +56,25 @@ class Error(IntEnum):
 MEANING: dict[Error, str] = {
     Error.BAD_CONTENT_LENGTH: "Content-Length is missing or not a number",
     Error.NO_DATA: "the body is empty or not UTF-8",
-    Error.NO_ADDRESS: "your address cannot be told",
-    Error.FORMAT: "the request is not of the form it should have",
-    Error.NOT_REGISTERED: "this pairing key is not registered, or not any more: register again",
+    Error.NO_ADDRESS: "the server does not know your address",
+    Error.FORMAT: "the request does not have the expected form",
+    Error.NOT_REGISTERED: "this pairing key is not registered, or has been dropped: register again",
     Error.BAD_REGISTER_SYMBOL: "this cannot be registered",
     Error.REGISTER_FAILED: "the registration failed: try again in a moment, with a name of 1 to 64 characters",
-    Error.KEEP_ALIVE_FAILED: "this request could not be carried out now: send it again",
-    Error.PARTNER_DROPPED: "your partner dropped; you are back in the list",
+    Error.KEEP_ALIVE_FAILED: "this request cannot be carried out now: send it again",
+    Error.PARTNER_DROPPED: "your partner dropped out; you are back in the list",
     Error.DROPPED: "you were dropped from the list: register again",
     Error.LIST_FULL: "the pairing list is full: try again in a moment",
     Error.GAMES_FULL: "there is no room for another game: register again in a moment",
-    Error.NO_GAME: "there is no such game, or not any more",
-    Error.NOT_IN_GAME: "you are not in this game, or not any more",
+    Error.NO_GAME: "there is no such game, or it has ended",
+    Error.NOT_IN_GAME: "you are not in this game, or you have left it",
     Error.PARTNER_GONE: "your partner left the game",
     Error.BAD_PARTNER_NAME: "a partner's name has 1 to 64 characters",
     Error.NAMED_PARTNER_DROPPED: "the partner you named dropped: register again",
     Error.BEHIND: "this number was answered long ago",
-    Error.AHEAD: "the number before this one was never asked",
+    Error.AHEAD: "the number before this one was never sent",
     Error.TOO_LONG: "a body is at most 16,384 bytes",
-    Error.CACHE_FULL: "what waits for a player is at most 131,072 bytes",
+    Error.CACHE_FULL: "at most 131,072 bytes may wait for a player",
 }
 
 
@@ -82,7 +82,7 @@ MEANING: dict[Error, str] = {
 
 
 class Register(Struct, frozen=True):
-    """Enter the pairing list. `partner` is the only one wanted, "" for anybody; `patience` is in seconds."""
+    """Enter the pairing list. `partner` is the only partner wanted, "" for anybody; `patience` is in seconds."""
 
     name: str
     partner: str = ""
@@ -90,23 +90,31 @@ class Register(Struct, frozen=True):
 
 
 class Unregister(Struct, frozen=True):
+    """Leave the pairing list."""
+
     key: str
 
 
 class RequestPair(Struct, frozen=True):
+    """Ask for a partner."""
+
     key: str
 
 
 class MapInit(Struct, frozen=True):
+    """Begin to load the game."""
+
     key: str
 
 
 class MapReady(Struct, frozen=True):
+    """The game is loaded."""
+
     key: str
 
 
 class GameQuit(Struct, frozen=True):
-    """Leave the game. `player` is 0 or 1, or None where the key alone says which."""
+    """Leave the game. `player` is 0 or 1, or None where the key says which."""
 
     key: str
     player: int | None
@@ -139,15 +147,17 @@ Request: TypeAlias = PairingRequest | GameQuit | GameUpdate
 
 
 class Registered(Struct, frozen=True):
+    """You are in the pairing list; `key` is your pairing key."""
+
     key: str
 
 
 class Gone(Struct, frozen=True):
-    """You left, the list or the game."""
+    """You have left the list or the game."""
 
 
 class StillPairing(Struct, frozen=True):
-    """Nobody yet."""
+    """No partner yet."""
 
 
 class Paired(Struct, frozen=True):
@@ -158,16 +168,18 @@ class Paired(Struct, frozen=True):
 
 
 class Load(Struct, frozen=True):
+    """Load the game, as the server of the two or as the client."""
+
     server: bool
 
 
 class PartnerLoading(Struct, frozen=True):
-    """Loaded; your partner is not yet."""
+    """Your partner is still loading."""
 
 
 class Start(Struct, frozen=True):
-    """Play. All that the record of the game is made of: both sides' secrets, names and pairing keys, in order of
-    the player keys; `player` is whose answer this is."""
+    """Play. Holds all that the game's record is made from: both sides' secrets, names and pairing keys, in order of the
+    player keys. `player` is the player key of the one who gets this answer."""
 
     game_id: int
     secrets: tuple[int, int]
@@ -177,7 +189,7 @@ class Start(Struct, frozen=True):
 
 
 class Updates(Struct, frozen=True):
-    """The partner's updates, perhaps none. `repeated`: the number was not new, and the answer before may be lost.
+    """The partner's updates, if any. `repeated`: the number was not new, so the previous answer may be lost.
 
     `number` is the last one accepted, `after` the position behind the last of `updates` (JSON API).
     """
@@ -189,7 +201,7 @@ class Updates(Struct, frozen=True):
 
 
 class Failed(Struct, frozen=True):
-    """`detail` and `data` are the second and third field, `*` where there is nothing to say."""
+    """`detail` and `data` are the second and third field, `*` where there is none."""
 
     error: Error
     detail: str = "*"

@@ -1,11 +1,11 @@
-"""The pairing list as a pure state machine: a request and `now` in, an answer and the list as it is then out.
+"""Decides who is paired with whom. Pure: the list, a request and `now` in, the new list and an answer out.
 
-A player's way: waiting -> paired -> loading -> ready -> playing. First come, first served among those who want
-anybody; two who name each other only with each other. Requests may come twice or late: whatever was answered before is
-answered again, so a lost answer costs nothing.
+A player's stages: waiting -> paired -> loading -> ready -> playing. First come, first served among those who want
+anybody; two who name each other only with each other. Requests may come twice or late: they get the same answer, so
+a lost one costs nothing.
 
-Silence is counted from `heard_since` at the earliest: the moment from which this process could be reached and could
-reach the list. Otherwise an outage would drop everybody.
+Silence counts from `heard_since` at the earliest: the moment since when this process can reach the list. Otherwise an
+outage would drop everybody.
 """
 
 from __future__ import annotations
@@ -39,14 +39,16 @@ from tipoff_turn_relay.messages import (
 MAX_PLAYERS = 2000
 """In the list at one time; a full list is about 250 KB."""
 REFRESH = 1.0
-"""Seconds after which a poll that changes nothing else is written down, as a sign of life."""
+"""Seconds after which a poll that changes nothing else is recorded as a sign of life."""
 PLAYING_PATIENCE = 25.0
-"""Seconds for which the start of a game is repeated to those who ask for it."""
+"""Seconds for which a player can ask again for the start of its game."""
 MAX_AVOIDED = 16
-"""Names remembered of partners who dropped."""
+"""Most names of dropped partners that a player avoids."""
 
 
 class Stage(StrEnum):
+    """How far a player is on the way into a game."""
+
     WAITING = "waiting"
     PAIRED = "paired"
     LOADING = "loading"
@@ -79,7 +81,7 @@ class PairingList(Struct, frozen=True):
     players: dict[str, Player] = {}
 
     def with_(self, changed: dict[str, Player | None]) -> PairingList:
-        """With these players as they are now; None takes one out."""
+        """The list with these players changed; None removes one."""
         players = dict(self.players)
         for key, player in changed.items():
             if player is None:
@@ -95,19 +97,19 @@ def is_gone(player: Player, now: float, heard_since: float) -> bool:
 
 
 def without_gone(state: PairingList, now: float, heard_since: float) -> PairingList:
-    """The list without those who dropped; their partners notice by themselves."""
+    """The list without those who dropped; their partners find out at their next request."""
     gone = [key for key, player in state.players.items() if is_gone(player, now, heard_since)]
     return state.with_(dict.fromkeys(gone)) if gone else state
 
 
 def without(state: PairingList, *keys: str) -> PairingList:
-    """The list without these players, because they play."""
+    """The list without these players."""
     there = [key for key in keys if key in state.players]
     return state.with_(dict.fromkeys(there)) if there else state
 
 
 def games_full(state: PairingList, key: str) -> tuple[PairingList, Failed]:
-    """There is no room for the game that was to begin: both its players have to register again."""
+    """The list without the player and its partner, for whose game there is no room: both register again."""
     player = state.players.get(key)
     return without(state, key, *([player.partner] if player else [])), Failed(Error.GAMES_FULL)
 
@@ -115,7 +117,7 @@ def games_full(state: PairingList, key: str) -> tuple[PairingList, Failed]:
 def step(
     state: PairingList, request: PairingRequest, now: float, *, heard_since: float, random_bits: int
 ) -> tuple[PairingList, PairingAnswer]:
-    """The list after `request`, and its answer. The very same list means that nothing has to be written.
+    """The list after `request`, and its answer. The same object means that there is nothing to write.
 
     `random_bits`: as many as `keys.RANDOM_BITS`, drawn for this request. Repeated with the same, it registers once.
     """
@@ -176,7 +178,7 @@ def _look_for_partner(
             )
             theirs = replace(
                 other, stage=Stage.PAIRED, partner=key, partner_name=player.name, server=False
-            )  # `left_alone` stays: perhaps they have not been told yet
+            )  # `left_alone` stays: they may not know yet
             return state.with_({key: mine, other_key: theirs}), Paired(other.name, server=True)
     return _changed(state, key, player, now, left_alone=False), StillPairing()
 
@@ -188,7 +190,7 @@ def _match(one: Player, other: Player) -> bool:
 
 
 def _partner(state: PairingList, key: str, player: Player, now: float, heard_since: float) -> Player | None:
-    """The partner, if it is still there and still paired with `key`."""
+    """The partner, if it is in the list and paired with `key`."""
     partner = state.players.get(player.partner)
     if partner is None or partner.partner != key or is_gone(partner, now, heard_since):
         return None
@@ -262,7 +264,7 @@ def _start(key: str, player: Player) -> Start:
 
 
 def _changed(state: PairingList, key: str, player: Player, now: float, **changes: Any) -> PairingList:
-    """The list with these changes of `player` and a sign of life; the same list when there is nothing to write."""
+    """The list with these changes of `player` and a sign of life; the same object when there is nothing to write."""
     same = all(getattr(player, name) == value for name, value in changes.items())
     if same and now - player.seen < REFRESH:
         return state

@@ -1,4 +1,4 @@
-"""The turn relay as one object: requests of either protocol in, answers out, state in the two stores."""
+"""Answers the requests of both protocols from the pairing list and the games, with long polls for the JSON API."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ from tipoff_turn_relay.pairing_list import SharedPairingList
 from tipoff_turn_relay.store import Abandoned, RecordBucket
 
 PATIENCE = 1.5
-"""Seconds a request outlives failures of the store."""
+"""Seconds for which a request outlives failures of its bucket."""
 _LOOK_AGAIN = 5.0
-"""Seconds after which a long poll looks by itself: what tells it of changes is a hint, and its player must be heard."""
+"""Seconds after which a long poll asks by itself: news of changes is only a hint, and the poll is a sign of life."""
 
 AnswerT = TypeVar("AnswerT")
 
 
 class TurnRelay:
-    """Holds nothing that another copy would miss. Every call may raise `Unavailable`."""
+    """One process's relay; it holds nothing that another one needs. Every call may raise `Unavailable`."""
 
     def __init__(
         self,
@@ -63,7 +63,8 @@ class TurnRelay:
         self._draining = False
 
     async def handle(self, request: Request, *, abandoned: Abandoned | None = None) -> Answer:
-        """One request of the text protocol. Raises `ClientGone` when `abandoned` says so in time."""
+        """One request of the text protocol. Raises `ClientGone` when the client has disconnected and the
+        answer would have taken new updates with it."""
         if isinstance(request, GameUpdate):
             return await self._update(request, abandoned)
         if isinstance(request, GameQuit):
@@ -71,7 +72,7 @@ class TurnRelay:
         return await self.pair(request)
 
     async def pair(self, request: PairingRequest) -> PairingAnswer:
-        """One request to the pairing list. When it says `Start`, the game is there."""
+        """One request to the pairing list. When the answer is `Start`, the game exists."""
         answer = await self.pairing.handle(request)
         if isinstance(answer, Start) and isinstance(request, MapReady):
             try:
@@ -113,11 +114,9 @@ class TurnRelay:
         return await self.games.run(key.game_id, step)
 
     def _remove_from_list(self, began: list[Game]) -> None:
-        """Both sides of a game have begun: the pairing list can do without them."""
+        """Remove the players of a game that both have begun from the pairing list."""
         if began:
             self.pairing.remove(*began[-1].pairing_keys)
-
-    # The JSON API: the same rules, with waiting.
 
     async def play(self, key: str, *, loaded: bool, wait: float) -> PairingAnswer:
         """From the list into a game: as far as it goes within `wait` seconds. `loaded` False stops at `Paired`."""
@@ -181,7 +180,7 @@ class TurnRelay:
         changed: asyncio.Event,
         wait: float,
     ) -> AnswerT:
-        """Ask whenever something changed, until the answer is worth giving or `wait` seconds are over."""
+        """Ask at each change, until the answer is finished or `wait` seconds are over."""
         loop = asyncio.get_running_loop()
         until = loop.time() + wait
         self._polls.add(changed)
@@ -199,7 +198,7 @@ class TurnRelay:
             self._polls.discard(changed)
 
     def drain(self) -> None:
-        """Who waits in a long poll is answered with what there is."""
+        """Answer all long polls now, with what there is."""
         self._draining = True
         for event in self._polls:
             event.set()

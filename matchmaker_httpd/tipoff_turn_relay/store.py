@@ -32,7 +32,7 @@ PAUSE = 0.05
 """Seconds between two tries while NATS is connected and its JetStream is not ready yet."""
 
 Abandoned: TypeAlias = Callable[[], Awaitable[bool]]
-"""Whether the client has disconnected, so that nobody would read the answer."""
+"""Whether the client has disconnected, so that its answer would be lost."""
 
 
 class ClientGone(Exception):

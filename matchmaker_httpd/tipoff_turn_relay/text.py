@@ -1,6 +1,6 @@
-"""The text protocol, byte for byte: `<symbol>,<data>,<key>,<player key>,<player state>` and `<error>/<code>/<data>`.
+"""Reads and writes the text protocol: `<symbol>,<data>,<key>,<player key>,<player state>` and `<error>/<code>/<data>`.
 
-Both directions, for the endpoint and for clients. Hostile input ends in a `Failed` with its error code.
+Both directions, for the endpoint and for clients. Input that cannot be read becomes a `Failed` with its error code.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MAX_BODY = 16_384
 """Bytes of a request."""
 NOTHING = "*"
 LONG_KEY = "bibbybabbis"
-"""Registering with this key gives the long patience."""
+"""The key that registers a player with `LONG_PATIENCE`."""
 
 _FIELDS = 5
 _MAX_NUMBER = 18
@@ -88,7 +88,7 @@ def parse_request(body: bytes) -> Request | Failed:
 
 
 def checked(register: Register, *, names_partner: bool) -> Register | Failed:
-    """`register` when its names can be used."""
+    """`register`, or the error of a name that cannot be used."""
     if not 0 < len(register.name) <= MAX_NAME:
         return Failed(Error.REGISTER_FAILED)
     if names_partner and not 0 < len(register.partner) <= MAX_NAME:
@@ -104,7 +104,7 @@ def _number(field: str) -> int | None:
 
 
 def encode_answer(answer: Answer) -> str:
-    """The body of a response; status 200 goes with those that begin with `0/`, 400 with the others."""
+    """The body of a response; its status is 200 when it begins with `0/`, else 400."""
     match answer:
         case Updates(updates=()):
             return "0/10/*"
@@ -131,7 +131,7 @@ def encode_answer(answer: Answer) -> str:
 def encode_request(
     symbol: Symbol, data: str = NOTHING, key: str = NOTHING, player: str = NOTHING, state: str = NOTHING
 ) -> bytes:
-    """A request as a client writes it; `,` must not be in any field."""
+    """A request as a client sends it. No field may contain `,`."""
     return f"{int(symbol)},{data},{key},{player},{state}".encode()
 
 

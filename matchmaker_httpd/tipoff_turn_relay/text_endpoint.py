@@ -1,7 +1,7 @@
-"""`POST /turn` (and `/` on the relay's own port): the text protocol as a bare ASGI endpoint, for its price.
+"""Serves the text protocol at `POST /turn` (and `/` on the relay's own port): a bare ASGI endpoint, which is cheap.
 
-Status 200 where the answer begins with `0/`, else 400; what the original never met has a status of its own: 429 for too
-many requests and 503 while the store is away, both with `Retry-After` and an answer that means "send it again".
+Status 200 where the answer begins with `0/`, else 400. Cases that the original did not have get other statuses: 429 for
+too many requests, 503 while NATS is away, both with `Retry-After` and an answer that means "send it again".
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tipoff_turn_relay.text import MAX_BODY, encode_answer, parse_request
 log = logging.getLogger(__name__)
 
 MAX_SKIPPED = 128 * 1024
-"""Bytes of a body that is too long which are read, so that its sender gets to read the answer."""
+"""Most bytes of a too long body that are read and dropped, so that its sender reads the answer."""
 
 _TYPE = (b"content-type", b"text/plain; charset=utf-8")
 _AGAIN = Failed(Error.KEEP_ALIVE_FAILED)
@@ -40,7 +40,7 @@ class TextEndpoint:
         self._relay = relay
         self._admission = admission
         self.last_seconds = 0.0
-        """Spent on the last POST; what GET answers."""
+        """Seconds spent on the last POST; GET answers them."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request. Cancelling it is safe: its client may send it again."""

@@ -140,10 +140,10 @@ def test_what_a_client_writes_is_what_the_relay_reads(data: str, player: int, nu
 
 
 @given(st.integers(0, (1 << RANDOM_BITS) - 1))
-def test_keys_are_decimal_digits_of_a_positive_64_bit_integer(luck: int) -> None:
-    game_id, secrets = new_game(luck)
+def test_keys_are_decimal_digits_of_a_positive_64_bit_integer(random_bits: int) -> None:
+    game_id, secrets = new_game(random_bits)
     assert secrets[0] != secrets[1]
-    for key in (new_pairing_key(luck), *(str(GameKey(game_id, secret)) for secret in secrets)):
+    for key in (new_pairing_key(random_bits), *(str(GameKey(game_id, secret)) for secret in secrets)):
         assert key.isdigit()
         assert int(key) < 1 << 63
     assert GameKey.parse(str(GameKey(game_id, secrets[1]))) == GameKey(game_id, secrets[1])

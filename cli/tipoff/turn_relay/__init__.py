@@ -1,2 +1,1 @@
-"""The turn relay from the other side: `client.py` speaks its JSON, `pipe.py` is `tipoff relay`, `load.py` is
-`tipoff bench`."""
+"""Clients of the turn relay: `client` speaks its JSON API, `pipe` is `tipoff relay`, `load` is `tipoff bench`."""

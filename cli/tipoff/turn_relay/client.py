@@ -1,6 +1,6 @@
-"""The turn relay's JSON API from the other side: for `tipoff relay`, and for programs of one's own in Python.
+"""Speaks the turn relay's JSON API, for `tipoff relay` and for other Python programs.
 
-Every call may be repeated, so every call is: while the relay is away or busy, for `patience` seconds.
+The relay does nothing twice, so every call is repeated while the relay is away or busy, for `patience` seconds.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from typing import Any
 import httpx
 
 from tipoff_shared.errors import ConfigError, TipoffError, Unavailable
+from tipoff_shared.primitives.text import describe
 from tipoff_turn_relay.messages import Error
 
 LONG_POLL = 20.0
-"""Seconds one request waits for something to tell."""
+"""Seconds for which one request waits for news."""
 _PAUSE = 0.25
 
 
 class TurnRefused(TipoffError):
-    """The relay said no; `error` is its code, None where the refusal is not the relay's."""
+    """The relay refuses a request; `error` is its code, None where something else refuses (httpd, a proxy)."""
 
     code = 409
 
@@ -31,8 +32,8 @@ class TurnRefused(TipoffError):
 
 
 class TurnClient:
-    """One player. `async with`; `patience` are seconds for which failures of the network and the relay are outlived:
-    the relay ends a game after 20 s of silence."""
+    """One player; use it by `async with`. `patience`: seconds for which a call outlives failures of the network and the
+    relay, which ends a game after 20 s of silence."""
 
     def __init__(self, url: str, *, patience: float = 15.0) -> None:
         if not url.startswith(("http://", "https://")):
@@ -54,7 +55,7 @@ class TurnClient:
         await self._http.aclose()
 
     async def join(self, name: str, partner: str | None = None) -> str:
-        """Enter the list and wait for a partner, however long that takes; its name. Raises `TurnRefused`."""
+        """Enter the list and wait for a partner without a time limit; returns its name. Raises `TurnRefused`."""
         while True:
             answer = await self._call("register", name=name, partner=partner)
             self._key = answer["key"]
@@ -75,7 +76,7 @@ class TurnClient:
                 await asyncio.sleep(_PAUSE)
 
     async def send(self, data: str) -> None:
-        """Hand one update over; returns when the relay has it for good. One at a time."""
+        """Hand over one update; returns when the relay has stored it. One call at a time."""
         while True:
             try:
                 await self._call("exchange", key=self._key, number=self._number, data=data, wait=LONG_POLL)
@@ -108,7 +109,7 @@ class TurnClient:
                 failure, again = _refusal(response)
             except httpx.TransportError as exc:
                 failure, again = (
-                    Unavailable(f"the relay cannot be reached: {str(exc) or type(exc).__name__}"),
+                    Unavailable(f"the relay cannot be reached: {describe(exc)}"),
                     _PAUSE,
                 )
             except ValueError as exc:

@@ -1,4 +1,4 @@
-"""`tipoff relay` and `tipoff bench`: their options and help."""
+"""The commands `tipoff relay` and `tipoff bench`."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def relay_command(
     url: Annotated[str, typer.Option(help="Where httpd is.")] = _URL,
     partner: Annotated[
         str | None,
-        typer.Option(help="The name of the only partner wanted, who names you, too. Default: anybody."),
+        typer.Option(help="The only partner wanted, who must name you as well. Default: anybody."),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing on standard error.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing on standard error.")] = False,
 ) -> None:
-    """Pair with somebody: your standard input is their standard output, and theirs is yours.
+    """Pair with another player: your standard input becomes their standard output, and theirs yours.
 
     A chat between two terminals, or a pipe for any program's data. Ends when both inputs have ended; exit code 1
     when the partner left.
@@ -67,7 +67,7 @@ def relay_command(
     except (asyncio.CancelledError, KeyboardInterrupt):
         raise typer.Exit(130) from None
     except BrokenPipeError:
-        raise typer.Exit(1) from None  # nobody reads what we write: not worth a word
+        raise typer.Exit(1) from None  # the reader of our output has ended: no message
     if not complete:
         raise typer.Exit(1)
 

@@ -1,7 +1,7 @@
-"""Load for a turn relay: pairs of players that hand each other numbered updates by the text protocol, and check them.
+"""Puts load on a turn relay: pairs of players hand each other numbered updates by the text protocol, and check them.
 
-A client that costs little (one keep-alive connection for each player, no HTTP library), so that what is measured is the
-relay. Every update a player gets must be the one after the last: lost, doubled and swapped ones are counted.
+The client costs little (one keep-alive connection per player, no HTTP library), so that the relay is what is measured.
+Every update a player gets must be the one after the last: lost, doubled and swapped ones are counted.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import cast
 from urllib.parse import urlsplit
 
 from tipoff_shared.errors import ConfigError, TipoffError, Unavailable
+from tipoff_shared.primitives.text import describe
 from tipoff_turn_relay.messages import Error, Symbol
 from tipoff_turn_relay.text import NOTHING, encode_request, parse_answer
 
@@ -61,7 +62,7 @@ class LoadReport:
 
 
 class TurnConnection(asyncio.Protocol):
-    """One HTTP connection that asks one thing at a time, and is made anew, to the next of `urls`, when it breaks."""
+    """One HTTP connection with one request at a time. When it breaks, the next one goes to the next of `urls`."""
 
     def __init__(self, urls: Sequence[str]) -> None:
         self._targets = [turn_url(url) for url in urls]
@@ -116,7 +117,7 @@ class TurnConnection(asyncio.Protocol):
         except (OSError, TimeoutError, TipoffError) as exc:
             self.close()
             self._at += 1
-            raise Unavailable(str(exc) or type(exc).__name__) from exc
+            raise Unavailable(describe(exc)) from exc
         finally:
             if timer is not None:
                 timer.cancel()
@@ -220,7 +221,7 @@ class LoadPlayer:
             self._report.arrived += 1
 
     async def leave(self) -> None:
-        """Say goodbye, if that works."""
+        """Leave the game if the relay answers, and close the connection."""
         if self._game_key:
             quit_game = encode_request(
                 Symbol.GAME_QUIT, NOTHING, self._game_key, self._player_key, str(self._number)

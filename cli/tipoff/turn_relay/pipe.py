@@ -1,7 +1,7 @@
-"""`tipoff relay`: standard input to the partner's standard output, and the other way round.
+"""Connects two programs for `tipoff relay`: standard input goes to the partner's standard output, in both directions.
 
-Any bytes: each update is base64 behind `b:`, the end of the input is an empty update. Like a pipe through the turn
-relay, with half-close: it ends when both sides' inputs have ended and everything has arrived.
+Any bytes pass: an update is base64 behind `b:`, the end of the input is an empty update. With half-close: it ends when
+both inputs have ended and everything has arrived.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ _END = ""
 
 
 class Input(Protocol):
+    """What `relay` reads from."""
+
     async def read(self) -> bytes:
         """At most `CHUNK` bytes as soon as there are some; b"" at the end."""
         ...
@@ -46,10 +48,11 @@ class FileInput:
         except OSError:
             pass  # a terminal that is gone: the same as its end
         except RuntimeError:
-            return  # the loop has ended; nobody reads any more
+            return  # the loop has ended, and with it the reader
         asyncio.run_coroutine_threadsafe(self._chunks.put(b""), self._loop)
 
     async def read(self) -> bytes:
+        """As `Input.read`."""
         return await self._chunks.get()
 
 
@@ -89,7 +92,7 @@ async def relay(
             async with asyncio.timeout(2):
                 await client.leave(playing=playing)
         except (TipoffError, TimeoutError):
-            pass  # it notices by our silence
+            pass  # the relay drops a silent player
 
 
 async def _send(client: TurnClient, source: Input) -> None:
