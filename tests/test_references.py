@@ -16,8 +16,6 @@ _FILE = re.compile(r"(?<![\w./-])(?:\.\./)*((?:[\w.-]+/)*[\w-]+\.(?:py|md))\b")
 _DOTTED = re.compile(r"\b(tipoff(?:_[a-z_]+)?(?:\.[A-Za-z_]\w*)+)")
 NOT_OURS = {"folder/file.py", "tipoff.conf", "tipoff.orchestrators"}
 """An example of a path, a file of nginx's, a group of entry points."""
-UNFINISHED = ("matchmaker/", "matchmaker_httpd/", "orchestrator_client/", "cli/")
-"""Folders whose prose has not followed the moves yet."""
 
 
 @pytest.fixture(scope="module")
@@ -84,4 +82,4 @@ def test_files_and_modules_that_prose_names_exist(tree: Path) -> None:
         page = tree / file[1:]
         if page.suffix in (".py", ".md") and gone(page.read_text()):  # reading prose alone takes much longer
             found += [f"{file[1:]}: {name}" for text in prose(page) for name in sorted(gone(text))]
-    assert [line for line in sorted(found) if not line.startswith(UNFINISHED)] == []
+    assert sorted(found) == []
