@@ -98,10 +98,6 @@ class Emulator:
         """How many requests of `operation` there were; with `status`, how many of them got it."""
         return sum(one.operation == operation and status in (None, one.status) for one in self.requests)
 
-    def used_sockets(self, one: Deployment) -> int:
-        """Sockets of a deployment that sessions take."""
-        return self._sessions.used(one)
-
     def vanish(self, request_id: str) -> None:
         """Make a deployment unknown to every operation, and stop its server."""
         self._runner.vanish(request_id)

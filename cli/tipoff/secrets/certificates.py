@@ -47,10 +47,6 @@ class Described:
     names: tuple[str, ...]
     expires: datetime.datetime
 
-    def days_left(self, now: datetime.datetime) -> int:
-        """Whole days until it expires; negative afterwards."""
-        return (self.expires - now).days
-
 
 def check_host(name: str) -> str:
     """The form of a host name or address for a certificate. Raises `ConfigError`."""
