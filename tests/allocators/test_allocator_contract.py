@@ -1,5 +1,5 @@
-"""What every `Allocator` promises, whatever counts the seats: our ledger, on fake servers and at Edgegap, and Edgegap's
-own sessions. The emulator stands in for Edgegap, with real processes."""
+"""What every `Allocator` promises: `LedgerAllocator` on fake servers and at Edgegap, and `EdgegapSessions`. The emulator
+stands in for Edgegap, with real processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tipoff_shared.settings import NatsSettings
 pytestmark = pytest.mark.slow
 
 CHANGES = {"seat_hold": 30.0, "orphan_grace": 30.0}
-"""No seat here has a session record: it counts by its own deadline alone."""
+"""No seat here has a session record: only its own deadline counts."""
 
 
 @dataclass
@@ -126,7 +126,7 @@ async def test_seats_of_one_server_are_filled_before_another_is_started(place: P
 
 
 async def test_the_same_request_again_holds_one_seat(place: Place) -> None:
-    """Whoever asks twice sits where he sat."""
+    """Repeating a request returns the same seat."""
     first = await place.seat("a")
     again = await place.seat("a")
     assert again.deployment.id == first.deployment.id

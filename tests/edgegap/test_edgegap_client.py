@@ -94,7 +94,7 @@ async def order(edgegap: EdgegapClient) -> str:
 
 
 async def test_one_session_that_cannot_be_read_hides_no_other() -> None:
-    """The list is the account's: somebody else's broken session is no reason to look at none."""
+    """The list is the account's: a broken session of another project does not hide ours."""
     broken = {"session_id": "b", "ready": True, "deployment": {"request_id": "4f2a", "running": True}}
     rows = [
         {"session_id": "a", "ready": False},
@@ -145,7 +145,7 @@ def test_shares_together_are_the_limit(limit: float, processes: int) -> None:
 
 
 def test_who_would_wait_too_long_takes_no_turn() -> None:
-    """The others are not kept waiting by somebody who has gone."""
+    """A caller that has gone delays no other."""
     turns = TokenBucket(1.0)
     assert turns.take(0.0, 5) == 0.0
     assert turns.take(0.0, 0.5) is None
@@ -155,7 +155,7 @@ def test_who_would_wait_too_long_takes_no_turn() -> None:
 
 
 async def test_a_turn_not_used_is_free_again() -> None:
-    """Whoever is cancelled while waiting gives it back."""
+    """A cancelled caller returns its turn."""
     rate = Rate("status", 10.0)
     await rate.turn(1)
     waiting = [asyncio.ensure_future(rate.turn(5)) for _ in range(20)]
@@ -259,7 +259,7 @@ async def test_what_is_looked_for_and_not_there_is_gone(status: int) -> None:
 
 
 async def test_words_of_a_quota_are_no_room() -> None:
-    """As an account that may run no more is told; a server may be free later."""
+    """Edgegap answers so when the quota is reached; a server may be free later."""
     with pytest.raises(NoCapacity):
         await order(answering(400, {"message": "You have reached the deployment limit of your plan"}))
 

@@ -56,7 +56,7 @@ def test_a_server_is_told_who_it_is() -> None:
 
 
 def test_secrets_are_hidden_variables() -> None:
-    """Edgegap then shows them to nobody."""
+    """Edgegap then never shows them."""
     games = Games({GAME.key: GAME}, {GAME.key: KEY}, Path())
     settings = Settings(nats_user="gameserver", nats_password="secret")  # type: ignore[arg-type] # as pydantic takes it
     made = Environment(settings, NatsSettings(user="matchmaker", insecure=True), games).of(SPEC, GAME)

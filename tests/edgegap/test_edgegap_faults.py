@@ -77,7 +77,7 @@ async def test_what_certainly_created_nothing_is_tried_again(edgegap: Edgegap, g
 @pytest.mark.row(37)
 @BOTH
 async def test_it_is_tried_five_times_at_most(edgegap: Edgegap, game: Any) -> None:
-    """Then the player is told, with a time to come back; nothing is left."""
+    """The player gets an error with a Retry-After; nothing is left."""
     async with edgegap(game, changes={"start_failures": 1, "breaker_pause": 0.5}) as world:
         world.emulator.misbehave(create_of(game), Fail(429))
         error = failed(await (await world.ask()).end(timeout=15))
@@ -138,7 +138,7 @@ async def test_a_server_created_late_is_stopped(edgegap: Edgegap) -> None:
 
 @pytest.mark.row(38)
 async def test_a_server_created_after_its_stop_is_stopped(edgegap: Edgegap) -> None:
-    """Nobody waits for it any more, and the next listing ends it."""
+    """No player waits for it, and the next listing stops it."""
     async with edgegap(GAME, matchmaker=False, timeout=0.3) as world, world.orchestrator() as orchestrator:
         world.emulator.misbehave("deploy", Silent(carried_out_after=1.0), times=1)
         with pytest.raises(OrchestratorUnavailable):
@@ -184,7 +184,7 @@ async def test_another_matchmaker_finds_what_a_dead_one_has_ordered(edgegap: Edg
 @pytest.mark.row(38)
 @pytest.mark.row(45)
 async def test_what_a_dead_matchmaker_has_ordered_is_known_by_its_id(edgegap: Edgegap) -> None:
-    """It died before the answer: whoever lists finds it by its tag, and an empty list is then no proof any more."""
+    """It died before the answer: the next listing finds the deployment by its tag, and an empty list proves nothing."""
     async with edgegap(GAME, matchmaker=False, timeout=0.3) as world:
         async with world.orchestrator() as first:
             world.emulator.misbehave("deploy", Silent(carried_out_after=0.6), times=1)
@@ -278,7 +278,7 @@ async def test_a_status_that_cannot_be_used_is_a_typed_error(edgegap: Edgegap, h
 @pytest.mark.row(40)
 @BOTH
 async def test_a_server_nobody_can_reach_is_closed(edgegap: Edgegap, game: Any) -> None:
-    """Its address is nonsense for ever: the player is told in time, and it is stopped."""
+    """Its address stays invalid: the player gets an error in time, and the deployment is stopped."""
     game = msgspec.structs.replace(game, start_timeout=1.5, request_timeout=6.0)
     async with edgegap(game) as world:
         for operation in ("status", "list", "session.get"):

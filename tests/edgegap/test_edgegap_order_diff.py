@@ -81,7 +81,7 @@ def test_one_of_a_lost_book_is_ours_and_neither_adopted_nor_stopped() -> None:
 
 @pytest.mark.parametrize(("told_ago", "counts"), [(None, False), (STOPPING - 1, False), (STOPPING + 1, True)])
 def test_one_that_was_stopped_counts_again_when_it_does_not_end(told_ago: float | None, counts: bool) -> None:
-    """It is told so again, however long ago it was told."""
+    """It is told to stop again, however long ago the first request was."""
     told = {} if told_ago is None else {"a": NOW - told_ago}
     found = compared(server("a"), order=order(OrderState.STOPPED, "a"), told=told)
     assert [request_id for request_id, _ in found.to_stop] == ["a"]

@@ -29,7 +29,7 @@ GAME = sleeper(seats=SEATS, max_deployments=200, empty_ttl=60.0, request_timeout
     ],
 )
 async def test_three_hundred_at_once_all_play(edgegap: Callable[..., Any], game: Any, hooks: bool) -> None:
-    """No 429 is received, nobody is lost, and no deployment is started more than needed."""
+    """No 429 is received, no player is lost, and no deployment is started in excess."""
     httpd = {"hooks_per_second": 0}
     async with edgegap(
         game,

@@ -91,7 +91,7 @@ async def test_a_match_is_one_session_until_the_last_one_leaves(edgegap: Edgegap
 
 
 async def test_the_last_two_of_a_match_may_leave_at_once(edgegap: Edgegap) -> None:
-    """Whoever is later sees that nobody is left, so that the session is closed."""
+    """The later release sees that no member is left, and deletes the session."""
     async with edgegap(MATCH, changes={"seat_hold": 30.0}) as world:
         seats = await allocate(world, group(*"abcd"))
         await asyncio.gather(
@@ -119,7 +119,7 @@ async def test_who_stops_waiting_leaves_nothing(edgegap: Edgegap, game: Any) -> 
 async def test_who_stops_waiting_for_room_is_not_waited_for_any_more(
     edgegap: Edgegap, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No session is asked for in the name of somebody who has gone: it could start a server for nobody."""
+    """No session is created for a player who has gone: it could start a server without players."""
     monkeypatch.setattr("tipoff_matchmaker.allocators.edgegap.session_requests._NO_ROOM_PAUSE", 0.05)
     async with edgegap(SEAT) as world:
         world.emulator.misbehave("session.create", Fail(422, retry_after=0.0))
@@ -139,7 +139,7 @@ async def test_who_stops_waiting_for_room_is_not_waited_for_any_more(
 async def test_a_session_that_cannot_be_written_down_is_closed(
     edgegap: Edgegap, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """NATS went away between the order and the note: afterwards nobody would know of it."""
+    """NATS went away between creating and writing it: nothing would refer to it."""
     async with edgegap(SEAT) as world:
         create = Bucket.create
 
@@ -201,7 +201,7 @@ async def test_the_same_request_twice_is_one_session(edgegap: Edgegap) -> None:
 
 
 async def test_the_next_matchmaker_goes_on_with_a_session(edgegap: Edgegap) -> None:
-    """The one that asked for it stops in order: its player is told to ask elsewhere, and the session is not lost."""
+    """The matchmaker that created it stops in order: its player repeats the request elsewhere, and the session is kept."""
     async with edgegap(SEAT, matchmaker=False, rules=Rules(start_delay=1.5)) as world:
         request_id = names.new_request_id()
         async with world.another_matchmaker():
@@ -230,7 +230,7 @@ async def test_a_session_whose_request_ended_is_closed_by_whoever_finds_it(edgeg
 
 
 async def test_a_session_without_an_answer_is_not_asked_for_twice(edgegap: Edgegap) -> None:
-    """Nobody would find the first; the player is told, and the next one plays."""
+    """The first could not be found; the player gets an error, and the next one plays."""
     async with edgegap(SEAT, timeout=0.4) as world:
         world.emulator.misbehave("session.create", Silent(carried_out_after=None), times=1)
         error = failed(await (await world.ask()).end())
@@ -253,7 +253,7 @@ async def test_a_server_that_ended_under_a_session_costs_its_player_a_retry(edge
 
 
 async def test_status_calls_that_fail_cost_time_and_no_seat(edgegap: Edgegap) -> None:
-    """The session is looked at again."""
+    """The session is polled again."""
     async with edgegap(SEAT) as world:
         for operation in ("session.get", "sessions", "status"):
             world.emulator.misbehave(operation, Fail(500), times=2)

@@ -115,7 +115,7 @@ async def test_what_cannot_be_is_told_before_anything_is_written(
 async def test_check_tells_a_token_that_is_not_taken(
     account: Accounts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And shows it to nobody."""
+    """And never shows it."""
     async with account() as it:
         it.emulator.token = "canary"
         result = await tipoff(it, "check")
@@ -172,7 +172,7 @@ async def test_check_tries_the_way_that_webhooks_take(
 
 
 async def test_check_costs_nothing(account: Accounts) -> None:
-    """It reads, and reads alone."""
+    """It only reads."""
     async with account() as it:
         await tipoff(it, "check")
         assert {one.method for one in it.emulator.requests} == {"GET"}

@@ -73,7 +73,7 @@ async def test_an_answer_that_drips(account: Accounts) -> None:
 
 
 async def test_an_answer_without_end(account: Accounts) -> None:
-    """Whoever reads all of it gets all of it; whoever stops reading stops it."""
+    """A client that reads on gets all of it; one that stops reading stops it."""
     async with account() as it:
         it.emulator.misbehave("list", Huge(1_000_000), times=1)
         assert len((await it.client.get("/v1/deployments")).content) == 1_000_000

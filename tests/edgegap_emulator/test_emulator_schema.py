@@ -71,7 +71,7 @@ def test_a_whole_deployment_is_understood() -> None:
     ],
 )
 def test_a_deployment_that_is_not_understood(members: dict[str, Any], says: str) -> None:
-    """Each is told by the place where it is wrong."""
+    """Each is reported with its place in the body."""
     found = schema.problems(schema.deployment, deployment(**members))
     assert len(found) == 1
     assert says in found[0]

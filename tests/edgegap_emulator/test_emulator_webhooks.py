@@ -136,7 +136,7 @@ async def test_the_last_first_to_order(account: Accounts, sink: Sink) -> None:
 
 
 async def test_anything_to_anybody(account: Accounts, sink: Sink) -> None:
-    """Forged, or of an id nobody knows."""
+    """Forged, or with an unknown id."""
     async with account() as it:
         delivery = await it.emulator.send_webhook(f"{sink.url}/forged", {"request_id": "nobody"})
     assert delivery.outcome == 200

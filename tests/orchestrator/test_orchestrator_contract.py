@@ -325,7 +325,7 @@ async def test_list_carries_only_our_namespace(world: World, spec: Spec) -> None
 
 
 async def test_close_stops_no_server_and_may_be_repeated(world: World, spec: Spec) -> None:
-    """Whoever drives an orchestrator may go away; the servers play on."""
+    """The orchestrator's user may go away; the servers run on."""
     wanted = spec()
     await world.orchestrator.deploy(wanted)
     await world.orchestrator.close()
