@@ -184,7 +184,7 @@ async def test_another_matchmaker_finds_what_a_dead_one_has_ordered(edgegap: Edg
 @pytest.mark.row(38)
 @pytest.mark.row(45)
 async def test_what_a_dead_matchmaker_has_ordered_is_known_by_its_id(edgegap: Edgegap) -> None:
-    """It died before the answer: the next listing finds the deployment by its tag, and an empty list proves nothing."""
+    """It died before the answer: the next listing finds it by its tag, and an empty list proves nothing."""
     async with edgegap(GAME, matchmaker=False, timeout=0.3) as world:
         async with world.orchestrator() as first:
             world.emulator.misbehave("deploy", Silent(carried_out_after=0.6), times=1)

@@ -201,7 +201,7 @@ async def test_the_same_request_twice_is_one_session(edgegap: Edgegap) -> None:
 
 
 async def test_the_next_matchmaker_goes_on_with_a_session(edgegap: Edgegap) -> None:
-    """The matchmaker that created it stops in order: its player repeats the request elsewhere, and the session is kept."""
+    """The matchmaker that created it stops in order: its player asks elsewhere, and the session is kept."""
     async with edgegap(SEAT, matchmaker=False, rules=Rules(start_delay=1.5)) as world:
         request_id = names.new_request_id()
         async with world.another_matchmaker():
