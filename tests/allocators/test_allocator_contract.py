@@ -1,5 +1,5 @@
-"""What every `Allocator` promises: `LedgerAllocator` on fake servers and at Edgegap, and `EdgegapSessions`. The emulator
-stands in for Edgegap, with real processes."""
+"""What every `Allocator` promises: `LedgerAllocator` on fake servers and at Edgegap, and `EdgegapSessions`. Edgegap is
+the emulator, with real processes."""
 
 from __future__ import annotations
 
