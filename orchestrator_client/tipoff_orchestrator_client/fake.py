@@ -95,6 +95,10 @@ class FakeOrchestrator:
         """The next `times` calls of `operation` raise `error` and do nothing."""
         self._errors[operation].extend([error] * times)
 
+    def mend(self, operation: Operation) -> None:
+        """Calls of `operation` no longer fail."""
+        self._errors[operation].clear()
+
     def lose_answers(self, times: int = 1) -> None:
         """The next `times` deploys start their server, but the caller only sees a time-out."""
         self._lost_answers += times
@@ -107,6 +111,10 @@ class FakeOrchestrator:
     def never_ready(self, times: int = 1) -> None:
         """The next `times` servers stay `STARTING`: no `on_start`, no event."""
         self._never_ready += times
+
+    def run(self, deployment_id: str) -> None:
+        """A server that stayed `STARTING` runs now."""
+        self._update(deployment_id, RunState.RUNNING)
 
     def empty_lists(self, times: int = 1) -> None:
         """The next `times` lists are empty, without an error."""

@@ -87,7 +87,7 @@ async def test_a_forged_event_leads_no_player_astray(world: World) -> None:
 
         await world.eventually(confirmed, "it was asked")
         assert not any(isinstance(feedback, SessionReady) for feedback in answers.seen)
-        world.fake._update(starting.deployment_id, RunState.RUNNING)
+        world.fake.run(starting.deployment_id)
         ready = await answers.end()
         assert isinstance(ready, SessionReady)
         assert (ready.ip, ready.port) == ("127.0.0.1", 7777)

@@ -60,7 +60,7 @@ async def test_while_the_orchestrator_is_away_players_are_told_at_once(world: Wo
             return matchmaker.parts.orchestrators["fake"].wait("deploy") == 0
 
         await world.eventually(back, "it may be asked again")
-        world.fake._errors["deploy"].clear()
+        world.fake.mend("deploy")
         assert isinstance(await world.play(), SessionReady)
 
 

@@ -503,5 +503,5 @@ def stop(process: Process) -> None:
 def crash(process: Process) -> None:
     """kill -9: nothing that it still wanted to do happens."""
     process.dead = process.disturbed = True
-    for task in process.tasks.union(*(owner._tasks for owner in process.owners)):
+    for task in process.tasks.union(*(owner.running for owner in process.owners)):
         task.cancel()

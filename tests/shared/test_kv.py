@@ -112,7 +112,7 @@ async def test_a_listing_believes_no_node_without_a_leader(
     async def stale(name: str) -> StreamInfo:
         return info
 
-    monkeypatch.setattr(sessions._js, "stream_info", stale)
+    monkeypatch.setattr(nats.js, "stream_info", stale)
     with pytest.raises(Unavailable, match="no leader"):
         await sessions.list()
 

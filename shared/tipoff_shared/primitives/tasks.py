@@ -47,6 +47,11 @@ class Tasks:
         if not task.cancelled():
             task.exception()  # retrieved: where nobody waits any longer, asyncio is not to log it
 
+    @property
+    def running(self) -> frozenset[asyncio.Task[Any]]:
+        """The tasks that run now."""
+        return frozenset(self._tasks)
+
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if task.cancelled():
