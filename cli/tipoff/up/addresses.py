@@ -14,6 +14,7 @@ def lan_address() -> str | None:
     """The IPv4 source address of this machine's default route, None without one. Sends nothing."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
+            probe.setblocking(False)
             # TEST-NET-1: connecting a datagram socket only asks the routing table
             probe.connect(("192.0.2.1", 9))
         except OSError:
