@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 import msgspec
 from nats.aio.msg import Msg
 
-from tipoff_matchmaker.deployments import machine
+from tipoff_matchmaker.deployments import state_machine
 from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.errors import NoRecord, NotFound
 from tipoff_matchmaker.fleet.stop import Stopper
@@ -20,7 +20,7 @@ from tipoff_matchmaker.fleet.trust import Trust
 from tipoff_matchmaker.orchestrators.resilient import ResilientOrchestrator
 from tipoff_matchmaker.requests.subscription import QUEUE
 from tipoff_matchmaker.sessions.kicker import Kicker
-from tipoff_matchmaker.sessions.machine import Ended, is_open
+from tipoff_matchmaker.sessions.state_machine import Ended, is_open
 from tipoff_matchmaker.sessions.store import SessionStore
 from tipoff_shared import admin
 from tipoff_shared.errors import Internal, TipoffError, Unavailable
@@ -132,10 +132,10 @@ class Admin:
         asked = admin.decode_drain(data)
         reason = asked.reason or "drained by an operator"
         before = await self._deployments.fetch(asked.deployment_id)
-        if before is None or not machine.is_live(before):
+        if before is None or not state_machine.is_live(before):
             raise NotFound(f"there is no server {asked.deployment_id}; `tipoff status` lists them")
         log.warning("server %s is drained by an operator: %s", asked.deployment_id, reason)
-        if asked.now or machine.is_coming(before):
+        if asked.now or state_machine.is_coming(before):
             self._trust.remove(asked.deployment_id)
             self._stopper.stop(asked.deployment_id, reason)
         else:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from tipoff_matchmaker.admin import Admin
 from tipoff_matchmaker.allocators.interface import Allocator
-from tipoff_matchmaker.allocators.ledger_allocator import LedgerAllocator
 from tipoff_matchmaker.allocators.router import Router
+from tipoff_matchmaker.allocators.seat_allocator import SeatAllocator
 from tipoff_matchmaker.bevygap.contexts import BevygapContexts
 from tipoff_matchmaker.bevygap.delete_queue import DeleteQueue
 from tipoff_matchmaker.deployments.fleet_limit import FleetLimit
@@ -45,8 +45,8 @@ from tipoff_matchmaker.seats.waiting_line import WaitingLines
 from tipoff_matchmaker.sessions.deadlines import SessionDeadlines
 from tipoff_matchmaker.sessions.end import SessionEnder
 from tipoff_matchmaker.sessions.kicker import Kicker
-from tipoff_matchmaker.sessions.machine import Effect
 from tipoff_matchmaker.sessions.release import Releaser
+from tipoff_matchmaker.sessions.state_machine import Effect
 from tipoff_matchmaker.sessions.store import SessionStore
 from tipoff_matchmaker.settings import Settings
 from tipoff_matchmaker.tokens import Tokens
@@ -150,7 +150,7 @@ def compose(
     contexts = BevygapContexts(games, deployments, resilient, readiness, stopper, buckets.cert_digests)
     planner = Planner(deployments, fleet_limit, resilient, ours, lines, starter, stopper, settings, clock)
 
-    usual = LedgerAllocator(deployments, trust, lines, planner, our_keys, tasks, settings, clock)
+    usual = SeatAllocator(deployments, trust, lines, planner, our_keys, tasks, settings, clock)
     others: dict[GameKey, Allocator] = {}
     edgegap: EdgegapSessions | None = None
     if (servers := orchestrators.get(SESSIONS)) is not None:

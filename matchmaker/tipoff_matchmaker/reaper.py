@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from tipoff_matchmaker.fleet.liveness import Liveness
-from tipoff_matchmaker.sessions.machine import Connected, Left
+from tipoff_matchmaker.sessions.state_machine import Connected, Left
 from tipoff_matchmaker.sessions.store import SessionStore
 from tipoff_shared.errors import Internal, Malformed, TipoffError, Unavailable
 from tipoff_shared.kv.bucket import Bucket

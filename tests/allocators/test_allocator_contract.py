@@ -1,4 +1,4 @@
-"""What every `Allocator` promises: `LedgerAllocator` on fake servers and at Edgegap, and `EdgegapSessions`. Edgegap is
+"""What every `Allocator` promises: `SeatAllocator` on fake servers and at Edgegap, and `EdgegapSessions`. Edgegap is
 the emulator, with real processes."""
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pytest
 from tests.edgegap.edgegap_world import EdgegapWorld, sleeper, with_sessions
 from tests.matchmaker.world import ARENA, World
 from tipoff_matchmaker.allocators.interface import Allocator, Progress
-from tipoff_matchmaker.seats.allocation import Allocation, Seats
+from tipoff_matchmaker.seats.allocation_request import AllocationRequest, Seats
 from tipoff_shared.errors import UnknownGame
 from tipoff_shared.nats.connection import connect
 from tipoff_shared.settings import NatsSettings
@@ -35,7 +35,7 @@ class Place:
     held: Callable[[], Awaitable[set[str]]]
 
     async def seat(self, *members: str, version: str = "1") -> Seats:
-        allocation = Allocation(members[0], members, "arena", version, ("203.0.113.7",))
+        allocation = AllocationRequest(members[0], members, "arena", version, ("203.0.113.7",))
         async with asyncio.timeout(8), aclosing(self.allocator.allocate(allocation)) as steps:
             async for step in steps:
                 if isinstance(step, Seats):
@@ -168,5 +168,5 @@ async def test_an_unknown_game_is_refused(place: Place) -> None:
         await place.seat("a", version="no such version")
 
 
-def _of(*members: str) -> Allocation:
-    return Allocation(members[0], members, "arena", "1", ("203.0.113.7",))
+def _of(*members: str) -> AllocationRequest:
+    return AllocationRequest(members[0], members, "arena", "1", ("203.0.113.7",))

@@ -14,7 +14,7 @@ from tests.edgegap.edgegap_world import EdgegapWorld, leave, sleeper, with_sessi
 from tests.matchmaker.world import failed
 from tipoff_edgegap_emulator import Fail, Rules, Silent
 from tipoff_matchmaker.allocators.interface import Allocator, Progress
-from tipoff_matchmaker.seats.allocation import Allocation, Seats
+from tipoff_matchmaker.seats.allocation_request import AllocationRequest, Seats
 from tipoff_orchestrator_client.edgegap.api.client import EdgegapClient
 from tipoff_shared import names
 from tipoff_shared.errors import Unavailable
@@ -34,11 +34,11 @@ def allocator(world: EdgegapWorld) -> Allocator:
     return world.matchmakers[0].parts.router.of(game.key)
 
 
-def group(*members: str) -> Allocation:
-    return Allocation(members[0], members, "arena", "1", ("8.8.4.4", "1.1.1.1"))
+def group(*members: str) -> AllocationRequest:
+    return AllocationRequest(members[0], members, "arena", "1", ("8.8.4.4", "1.1.1.1"))
 
 
-async def allocate(world: EdgegapWorld, allocation: Allocation) -> Seats:
+async def allocate(world: EdgegapWorld, allocation: AllocationRequest) -> Seats:
     async with asyncio.timeout(8), aclosing(allocator(world).allocate(allocation)) as steps:
         async for step in steps:
             if isinstance(step, Seats):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.matchmaker.world import ARENA
 from tipoff_matchmaker.bevygap.contexts import decode_context
-from tipoff_matchmaker.deployments import machine
+from tipoff_matchmaker.deployments import state_machine
 from tipoff_matchmaker.deployments.readiness import ReadyServer, from_orchestrator
 from tipoff_matchmaker.reconciler import actions, rules
 from tipoff_matchmaker.settings import Settings
@@ -54,14 +54,14 @@ def seats(*members: str) -> dict[str, float]:
 
 def test_a_deployment_goes_its_way() -> None:
     """planned, starting, ready, draining, stopping, gone."""
-    first = machine.planned("d1", ARENA, 5.0)
+    first = state_machine.planned("d1", ARENA, 5.0)
     assert (first.state, first.deadline) == (D.PLANNED, 5.0 + ARENA.start_timeout)
-    second = machine.started(first)
-    third = machine.ready(second, ReadyServer(UDP, 16, "b1"), 6.0)
+    second = state_machine.started(first)
+    third = state_machine.ready(second, ReadyServer(UDP, 16, "b1"), 6.0)
     assert (third.state, third.capacity, third.empty_since, third.deadline) == (D.READY, 4, 6.0, 0.0)
-    fourth = machine.draining(third, "why", only_empty=True)
-    fifth = machine.stopping(fourth, "why", 16.0)
-    sixth = machine.gone(fifth, "over")
+    fourth = state_machine.draining(third, "why", only_empty=True)
+    fifth = state_machine.stopping(fourth, "why", 16.0)
+    sixth = state_machine.gone(fifth, "over")
     assert [r.state for r in (second, fourth, fifth, sixth)] == [D.STARTING, D.DRAINING, D.STOPPING, D.GONE]
     assert sixth.reason == "why"
 
@@ -71,28 +71,28 @@ def test_late_and_doubled_events_change_nothing(state: DeploymentState) -> None:
     """Each answers with the very same record when it does not apply."""
     before = record(state=state, empty_since=1.0)
     if state is not D.PLANNED:
-        assert machine.started(before) is before
+        assert state_machine.started(before) is before
     if state not in (D.PLANNED, D.STARTING):
-        assert machine.ready(before, ReadyServer(UDP, 4, "b1"), 9.0) is before
+        assert state_machine.ready(before, ReadyServer(UDP, 4, "b1"), 9.0) is before
     if state is not D.READY:
-        assert machine.draining(before, "", only_empty=False) is before
+        assert state_machine.draining(before, "", only_empty=False) is before
     if state in (D.STOPPING, D.GONE):
-        assert machine.stopping(before, "", 1.0) is before
+        assert state_machine.stopping(before, "", 1.0) is before
     if state is D.GONE:
-        assert machine.gone(before, "") is before
+        assert state_machine.gone(before, "") is before
 
 
 def test_a_server_with_players_does_not_drain_for_being_empty() -> None:
     """Somebody came between the judgement and the write."""
     taken = record(seats=seats("a"))
-    assert machine.draining(taken, "", only_empty=True) is taken
+    assert state_machine.draining(taken, "", only_empty=True) is taken
 
 
 def test_what_the_orchestrator_says_does_not_undo_what_the_server_said() -> None:
     """An announcement without a boot id is worth less than one with it."""
     before = record(empty_since=1.0)
     other = Transports(udp=UdpAddress("10.0.0.1", 1))
-    assert machine.ready(before, ReadyServer(other), 9.0) is before
+    assert state_machine.ready(before, ReadyServer(other), 9.0) is before
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_how_many_servers_to_start(
     game: dict[str, int], waiting: int, fleet: list[DeploymentRecord], expected: int
 ) -> None:
     """Enough for those who wait and for min_ready, less those on their way, within max_deployments."""
-    assert machine.starts_wanted(msgspec.structs.replace(ARENA, **game), waiting, fleet) == expected
+    assert state_machine.starts_wanted(msgspec.structs.replace(ARENA, **game), waiting, fleet) == expected
 
 
 fleets = st.lists(
@@ -143,8 +143,8 @@ def test_a_fleet_is_never_larger_than_allowed_and_never_starts_in_vain(
 ) -> None:
     """Whatever there is: within max_deployments, and no more than one server for each who waits beyond min_ready."""
     game = msgspec.structs.replace(ARENA, min_ready=min(min_ready, most), max_deployments=most)
-    count = machine.starts_wanted(game, waiting, fleet)
-    live = sum(map(machine.is_live, fleet))
+    count = state_machine.starts_wanted(game, waiting, fleet)
+    live = sum(map(state_machine.is_live, fleet))
     assert 0 <= count <= max(0, most - live)
     assert count <= waiting + min_ready
 
@@ -159,8 +159,8 @@ def test_the_longest_empty_retire_first_and_min_ready_stay() -> None:
         record("taken", seats=seats("a")),
         record("draining", state=D.DRAINING, empty_since=1.0),
     ]
-    assert [r.id for r in machine.to_retire(game, fleet, 100.0)] == ["older", "old"]
-    assert machine.to_retire(game, fleet[:1], 200.0) == []
+    assert [r.id for r in state_machine.to_retire(game, fleet, 100.0)] == ["older", "old"]
+    assert state_machine.to_retire(game, fleet[:1], 200.0) == []
 
 
 # What makes it ready.

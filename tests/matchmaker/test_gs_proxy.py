@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from tests.matchmaker.world import World, _WithPorts
-from tipoff_matchmaker.deployments import machine
+from tipoff_matchmaker.deployments import state_machine
 from tipoff_matchmaker.deployments.readiness import from_lease
 from tipoff_matchmaker.reconciler import actions, rules
 from tipoff_matchmaker.settings import Settings
@@ -75,7 +75,7 @@ def test_a_server_has_no_say_in_where_the_proxy_goes() -> None:
         internal=["169.254.169.254:80"],
         websocket_port=4222,
     )
-    after = machine.ready(record(proxy="tipoff-d1:7778"), from_lease(lease), 1.0)
+    after = state_machine.ready(record(proxy="tipoff-d1:7778"), from_lease(lease), 1.0)
     assert after.proxy == "tipoff-d1:7778"
     assert after.websocket_port == 4222  # used for a proxy without a port alone: then in its own container
 
@@ -104,9 +104,9 @@ def test_the_reconciler_notes_what_a_dead_matchmaker_did_not() -> None:
 
 def test_noting_the_same_twice_changes_nothing() -> None:
     """The very same record."""
-    noted = machine.placed(record(), running("tipoff-d1"))
+    noted = state_machine.placed(record(), running("tipoff-d1"))
     assert noted.proxy == "tipoff-d1"
-    assert machine.placed(noted, running("tipoff-d1")) is noted
+    assert state_machine.placed(noted, running("tipoff-d1")) is noted
 
 
 @pytest.mark.parametrize(

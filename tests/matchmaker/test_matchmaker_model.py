@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from tests.matchmaker.simulation import MemoryNats, Message, Process, VirtualLoop, crash, start_process, stop
 from tests.matchmaker.world import games_of
-from tipoff_matchmaker.deployments.machine import is_live
+from tipoff_matchmaker.deployments.state_machine import is_live
 from tipoff_matchmaker.requests.pending import PendingRequest
 from tipoff_orchestrator_client.base import DeploySpec
 from tipoff_orchestrator_client.fake import FakeOrchestrator

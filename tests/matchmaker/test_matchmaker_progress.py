@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from tests.matchmaker.world import ARENA, World
-from tipoff_matchmaker.deployments.machine import given_time, planned, started
+from tipoff_matchmaker.deployments.state_machine import given_time, planned, started
 from tipoff_orchestrator_client.base import Deployment, RunState
 from tipoff_shared.messages import SessionReady
 from tipoff_shared.records import DeploymentState

@@ -8,7 +8,7 @@ import msgspec
 
 from tests.matchmaker.world import ARENA, World
 from tipoff_matchmaker.deployments.fleet_limit import fleet_key
-from tipoff_matchmaker.deployments.machine import planned
+from tipoff_matchmaker.deployments.state_machine import planned
 from tipoff_orchestrator_client.base import DeploySpec
 from tipoff_orchestrator_client.fake import FakeOrchestrator
 from tipoff_shared import names

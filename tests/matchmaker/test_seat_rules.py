@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 
 from tipoff_matchmaker.errors import NoSeat
 from tipoff_matchmaker.seats.rules import Packing, free_seats, holds_seat, leave, stale_seats, take
-from tipoff_matchmaker.sessions.machine import (
+from tipoff_matchmaker.sessions.state_machine import (
     Connected,
     DeadlinePassed,
     Effect,

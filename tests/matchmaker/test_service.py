@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests.matchmaker.world import World
-from tipoff_matchmaker.sessions.machine import Effect
+from tipoff_matchmaker.sessions.state_machine import Effect
 from tipoff_matchmaker.sessions.store import SessionStore
 from tipoff_matchmaker.settings import Settings
 from tipoff_shared.errors import Internal

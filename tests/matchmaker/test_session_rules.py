@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tipoff_matchmaker.seats.rules import holds_seat
-from tipoff_matchmaker.sessions.machine import (
+from tipoff_matchmaker.sessions.state_machine import (
     AskedAgain,
     Connected,
     DeadlinePassed,

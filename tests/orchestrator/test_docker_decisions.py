@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tipoff_launcher.backends.docker.backend import DockerBackend
+from tipoff_launcher.backends.docker.backend import Containers, DockerBackend
 from tipoff_launcher.backends.docker.container_config import (
     configuration,
     container_environment,
@@ -21,7 +21,6 @@ from tipoff_launcher.backends.docker.container_config import (
     owner_labels,
     record_of,
 )
-from tipoff_launcher.backends.docker.containers import Containers
 from tipoff_launcher.backends.docker.engine import ContainerState, EngineError, open_engine
 from tipoff_launcher.backends.docker.images import PullProgress, credentials, is_allowed
 from tipoff_launcher.backends.docker.server import DockerServer, KnownContainers

@@ -1,6 +1,6 @@
 """Defines the seam to whatever counts seats: an `Allocator` finds seats for players, all or none, and takes them back.
 
-`LedgerAllocator` (ledger_allocator.py) is the usual one: seats in our own deployment records, on servers that an
+`SeatAllocator` (seat_allocator.py) is the usual one: seats in our own deployment records, on servers that an
 `Orchestrator` starts. Services that count seats themselves (Edgegap sessions, Agones) are allocators of their own.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from tipoff_matchmaker.seats.allocation import Allocation, Seats
+from tipoff_matchmaker.seats.allocation_request import AllocationRequest, Seats
 from tipoff_shared.errors import TipoffError
 
 
@@ -28,7 +28,7 @@ Step: TypeAlias = Progress | Seats
 class Allocator(Protocol):
     """Finds seats for the games that are its own. Every call raises `TipoffError` only."""
 
-    def allocate(self, allocation: Allocation) -> AsyncGenerator[Step, None]:
+    def allocate(self, allocation: AllocationRequest) -> AsyncGenerator[Step, None]:
         """Yields `Seats` as soon as there are any, and `Progress` until then. The first `Progress` comes before
         anything is started for this allocation, so that its record can be written first. Ends after `Seats`; waits
         without a limit: the deadline is the caller's. Closed early, it gives back what it holds."""

@@ -1,6 +1,6 @@
 """Routes each game to its allocator: the one that its `orchestrator` in games.toml asks for.
 
-Where we count the seats ourselves, that is the `LedgerAllocator`. `edgegap-sessions` counts them at Edgegap.
+Where we count the seats ourselves, that is the `SeatAllocator`. `edgegap-sessions` counts them at Edgegap.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping
 
 from tipoff_matchmaker.allocators.interface import Allocator, Step
-from tipoff_matchmaker.seats.allocation import Allocation, Seats
+from tipoff_matchmaker.seats.allocation_request import AllocationRequest, Seats
 from tipoff_shared.errors import TipoffError
 from tipoff_shared.games import GameKey
 from tipoff_shared.records import SessionRecord
@@ -27,7 +27,7 @@ class Router:
         """The game's allocator."""
         return self._others.get(key, self._usual)
 
-    def allocate(self, allocation: Allocation) -> AsyncGenerator[Step, None]:
+    def allocate(self, allocation: AllocationRequest) -> AsyncGenerator[Step, None]:
         """See `Allocator.allocate`."""
         return self.of(allocation.key).allocate(allocation)
 

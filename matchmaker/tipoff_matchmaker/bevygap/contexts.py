@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from tipoff_matchmaker.deployments.machine import is_coming
+from tipoff_matchmaker.deployments.state_machine import is_coming
 from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.fleet.readiness import Readiness
 from tipoff_matchmaker.fleet.stop import Stopper

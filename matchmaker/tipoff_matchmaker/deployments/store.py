@@ -17,7 +17,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from tipoff_matchmaker.deployments.machine import in_brief
+from tipoff_matchmaker.deployments.state_machine import in_brief
 from tipoff_matchmaker.errors import NoRecord
 from tipoff_shared.errors import TipoffError, Unavailable
 from tipoff_shared.kv.bucket import Bucket, Entry, Full, LostRace

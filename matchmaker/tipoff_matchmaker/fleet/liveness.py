@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 
-from tipoff_matchmaker.deployments import machine
+from tipoff_matchmaker.deployments import state_machine
 from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.fleet.readiness import Readiness
 from tipoff_matchmaker.fleet.start import Starter
@@ -145,7 +145,7 @@ class Liveness:
             # While this process starts it, the orchestrator may be about to get our call: then it is told to stop, too.
             gone = not self._starter.is_starting(deployment_id)
             self._stopper.stop(deployment_id, reason, confirmed_gone=gone)
-        elif machine.is_coming(record) and self._is_ready_by_running(record, found):
+        elif state_machine.is_coming(record) and self._is_ready_by_running(record, found):
             try:
                 await self._readiness.runs(found)
             except TipoffError as exc:
@@ -179,7 +179,7 @@ class Liveness:
             self.suspect(record.id, deployment.reason or "it stopped")
             return
         self._starter.progress(record.id, deployment.reason)
-        if machine.is_coming(record) and self._is_ready_by_running(record, deployment):
+        if state_machine.is_coming(record) and self._is_ready_by_running(record, deployment):
             self.confirm(
                 record.id, "it runs"
             )  # anybody may have sent the event, so the orchestrator is asked

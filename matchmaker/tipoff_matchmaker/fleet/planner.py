@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 
-from tipoff_matchmaker.deployments import machine
+from tipoff_matchmaker.deployments import state_machine
 from tipoff_matchmaker.deployments.fleet_limit import FleetLimit
 from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.fleet.progress import explain
@@ -102,11 +102,11 @@ class Planner:
     def _state_changed(self, before: DeploymentRecord | None, after: DeploymentRecord) -> None:
         """Any matchmaker may have moved it on."""
         key = (after.game, after.version)
-        if after.state is DeploymentState.READY and before is not None and machine.is_coming(before):
+        if after.state is DeploymentState.READY and before is not None and state_machine.is_coming(before):
             if key in self._backoffs:
                 self._backoffs[key].ready()
             self.want(key)
-        elif after.state is DeploymentState.GONE and (before is None or machine.is_live(before)):
+        elif after.state is DeploymentState.GONE and (before is None or state_machine.is_live(before)):
             self.want(key)
 
     async def _plan_for_ever(self, game: Game) -> None:
@@ -148,10 +148,10 @@ class Planner:
 
     async def _plan(self, game: Game) -> None:
         line = self._lines[game.key]
-        if machine.starts_wanted(game, line.players, self._deployments.of(*game.key)) <= 0:
+        if state_machine.starts_wanted(game, line.players, self._deployments.of(*game.key)) <= 0:
             return  # the usual case, and records that we do not know yet would only mean fewer
         known = await self._fleet(game)
-        count = machine.starts_wanted(game, line.players, known.values())
+        count = state_machine.starts_wanted(game, line.players, known.values())
         if count <= 0:
             return
         wished = [new_deployment_id(game.name) for _ in range(count)]
@@ -165,7 +165,7 @@ class Planner:
             return
         near = line.client_ips(10)
         for deployment_id in reserved:
-            await self._deployments.create(machine.planned(deployment_id, game, now))
+            await self._deployments.create(state_machine.planned(deployment_id, game, now))
             self._starter.start(game, deployment_id, near)
         log.info("starting %d server(s) of %s %s", len(reserved), game.name, game.version)
 
@@ -174,13 +174,13 @@ class Planner:
         known = {
             record.id: record
             for record in self._deployments.of(game.name, game.version)
-            if machine.is_live(record)
+            if state_machine.is_live(record)
         }
         reserved = (await self._fleet_limit.read(game.name, game.version)).deployments
         for deployment_id, at in reserved.items():
             if deployment_id not in known:
                 record = await self._deployments.fetch(deployment_id)
-                known[deployment_id] = record or machine.planned(deployment_id, game, at)
+                known[deployment_id] = record or state_machine.planned(deployment_id, game, at)
         return known
 
     def _start_failed(self, game: Game, deployment_id: str, exc: OrchestratorError) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from tipoff_matchmaker.deployments.machine import is_coming, is_live
+from tipoff_matchmaker.deployments.state_machine import is_coming, is_live
 from tipoff_matchmaker.fleet.start_backoff import StartBackoff
 from tipoff_shared.games import Game
 from tipoff_shared.records import DeploymentRecord

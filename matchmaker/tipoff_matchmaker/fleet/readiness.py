@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from tipoff_matchmaker.deployments import machine
+from tipoff_matchmaker.deployments import state_machine
 from tipoff_matchmaker.deployments.readiness import ReadyServer, from_lease, from_orchestrator
 from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.errors import NoRecord
@@ -51,7 +51,7 @@ class Readiness:
         """Make the record follow a current lease. Raises `Unavailable`."""
         deployment_id = lease.deployment_id
         record = self._deployments.get(deployment_id) or await self._deployments.fetch(deployment_id)
-        if record is None or not machine.is_live(record):
+        if record is None or not state_machine.is_live(record):
             return
         if (record.game, record.version) != (lease.game, lease.version):
             log.warning(
@@ -85,14 +85,14 @@ class Readiness:
         game = self._games.get(before.game, before.version)
         if game is not None:
             try:
-                await self._tokens.endpoint(game, machine.ready(before, server, now))
+                await self._tokens.endpoint(game, state_machine.ready(before, server, now))
             except OrchestratorFailed as exc:
                 log.warning("server %s cannot be used: %s", before.id, exc)
                 self._stopper.stop(before.id, str(exc))
                 return False
         try:
             now = self._clock()  # a name may have taken long to resolve
-            await self._deployments.change(before.id, lambda record: machine.ready(record, server, now))
+            await self._deployments.change(before.id, lambda record: state_machine.ready(record, server, now))
         except NoRecord:
             pass  # its sessions end all the same
         if before.boot_id and server.boot_id != before.boot_id:

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from tipoff_matchmaker import failpoints
 from tipoff_matchmaker.backoff import retried
-from tipoff_matchmaker.deployments import machine
+from tipoff_matchmaker.deployments import state_machine
 from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.errors import NoRecord
 from tipoff_matchmaker.event_secret import EventSecret
@@ -98,7 +98,7 @@ class Starter:
         record = self._deployments.get(deployment_id)
         game = None if record is None else self._games.get((record.game, record.version))
         text = one_line("".join(c if c.isprintable() else " " for c in text))
-        if record is None or game is None or not machine.is_coming(record):
+        if record is None or game is None or not state_machine.is_coming(record):
             return
         if not text:
             self._progress.pop(deployment_id, None)
@@ -117,13 +117,13 @@ class Starter:
 
     def _state_changed(self, before: DeploymentRecord | None, after: DeploymentRecord) -> None:
         """Any matchmaker may have moved it on."""
-        if not machine.is_coming(after):
+        if not state_machine.is_coming(after):
             self._progress.pop(after.id, None)
-        if after.state is DeploymentState.READY and before is not None and machine.is_coming(before):
+        if after.state is DeploymentState.READY and before is not None and state_machine.is_coming(before):
             self._resolve(after.id, "")
         elif after.state is DeploymentState.STOPPING:
             self._resolve(after.id, after.reason or "it was stopped")
-        elif after.state is DeploymentState.GONE and (before is None or machine.is_live(before)):
+        elif after.state is DeploymentState.GONE and (before is None or state_machine.is_live(before)):
             self._resolve(after.id, after.reason)
 
     def _resolve(self, deployment_id: str, outcome: str) -> None:
@@ -168,7 +168,7 @@ class Starter:
         try:
             await self._deployments.change(
                 deployment.deployment_id,
-                lambda record: machine.placed(machine.started(record), deployment),
+                lambda record: state_machine.placed(state_machine.started(record), deployment),
             )
         except Unavailable as exc:  # a server that is only `planned` becomes ready all the same
             log.warning("the start of %s could not be written down: %s", deployment.deployment_id, exc)
@@ -198,6 +198,8 @@ class Starter:
     async def _give_time(self, deployment_id: str, deadline: float) -> None:
         """Extend the record's deadline, so that no other matchmaker stops the server."""
         try:
-            await self._deployments.change(deployment_id, lambda record: machine.given_time(record, deadline))
+            await self._deployments.change(
+                deployment_id, lambda record: state_machine.given_time(record, deadline)
+            )
         except TipoffError as exc:
             log.info("%s keeps its old deadline: %s", deployment_id, exc)

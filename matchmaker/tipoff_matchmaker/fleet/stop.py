@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from tipoff_matchmaker import failpoints
 from tipoff_matchmaker.backoff import retried
-from tipoff_matchmaker.deployments import machine
+from tipoff_matchmaker.deployments import state_machine
 from tipoff_matchmaker.deployments.fleet_limit import FleetLimit
 from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.errors import NoRecord
@@ -80,7 +80,7 @@ class Stopper:
         """No new players there; the server is stopped when its last player has left. Raises `Unavailable`."""
         try:
             record = await self._deployments.change(
-                deployment_id, lambda record: machine.draining(record, reason, only_empty=False)
+                deployment_id, lambda record: state_machine.draining(record, reason, only_empty=False)
             )
         except NoRecord:
             return
@@ -95,7 +95,7 @@ class Stopper:
         until = self._clock() + STOP_RETRY
         try:
             record = await self._deployments.change(
-                deployment_id, lambda record: machine.stopping(record, reason, until)
+                deployment_id, lambda record: state_machine.stopping(record, reason, until)
             )
             log.info("stopping server %s: %s", deployment_id, reason)
             # Each is tried whatever becomes of the other; only then is the record closed.
@@ -104,7 +104,7 @@ class Stopper:
                 works.append(self._stop_at_orchestrator(record))
             await gather_then_raise(*works)
             failpoints.reach("E3")
-            await self._deployments.change(deployment_id, lambda record: machine.gone(record, reason))
+            await self._deployments.change(deployment_id, lambda record: state_machine.gone(record, reason))
             await self._fleet_limit.remove(record.game, record.version, deployment_id)
         except NoRecord:
             log.info("server %s was stopped by another matchmaker", deployment_id)

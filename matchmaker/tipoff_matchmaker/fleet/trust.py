@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-from tipoff_matchmaker.deployments.machine import is_coming
+from tipoff_matchmaker.deployments.state_machine import is_coming
 from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_shared.records import DeploymentRecord, DeploymentState
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from tipoff_matchmaker.deployments import machine
+from tipoff_matchmaker.deployments import state_machine
 from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.isolated import rules
 from tipoff_matchmaker.isolated.rules import Join, Leave
@@ -47,7 +47,7 @@ class EventWriter:
     async def write_down(self, deployment_id: str, event: ServerEvent) -> None:
         """Write one event of this deployment; may be repeated. Raises a `TipoffError` when it must be repeated."""
         record = self._deployments.get(deployment_id) or await self._deployments.fetch(deployment_id)
-        if record is None or not machine.is_live(record):
+        if record is None or not state_machine.is_live(record):
             return  # it is over, and what it held has been released
         match event.what:
             case Lease(lease, ttl):

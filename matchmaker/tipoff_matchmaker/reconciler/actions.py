@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from tipoff_matchmaker.sessions.machine import Event
+from tipoff_matchmaker.sessions.state_machine import Event
 from tipoff_orchestrator_client.base import Deployment
 from tipoff_shared.records import GameserverLease, SessionRecord
 

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Mapping
 
 from tipoff_matchmaker.bevygap.contexts import BevygapContexts
-from tipoff_matchmaker.deployments import machine
+from tipoff_matchmaker.deployments import state_machine
 from tipoff_matchmaker.deployments.fleet_limit import FleetLimit
 from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.errors import NoRecord
@@ -23,8 +23,8 @@ from tipoff_matchmaker.reconciler import actions
 from tipoff_matchmaker.seats.rules import leave
 from tipoff_matchmaker.sessions.deadlines import SessionDeadlines
 from tipoff_matchmaker.sessions.end import SessionEnder
-from tipoff_matchmaker.sessions.machine import ServerGone
 from tipoff_matchmaker.sessions.release import Releaser
+from tipoff_matchmaker.sessions.state_machine import ServerGone
 from tipoff_matchmaker.sessions.store import SessionStore
 from tipoff_orchestrator_client.base import Orchestrator, OrchestratorError
 from tipoff_shared.kv.bucket import Full
@@ -83,7 +83,7 @@ class Executor:
             case actions.RecordPlace(deployment):
                 with contextlib.suppress(NoRecord):
                     await self._deployments.change(
-                        deployment.deployment_id, lambda record: machine.placed(record, deployment)
+                        deployment.deployment_id, lambda record: state_machine.placed(record, deployment)
                     )
             case actions.Confirm(deployment_id, why):
                 self._liveness.suspect(deployment_id, why)
@@ -120,20 +120,20 @@ class Executor:
         reason = "it is not needed"
         try:
             record = await self._deployments.change(
-                deployment_id, lambda record: machine.draining(record, reason, only_empty=True)
+                deployment_id, lambda record: state_machine.draining(record, reason, only_empty=True)
             )
         except Full:  # of all that may follow `ready`, only `stopping` can be written in fewer bytes
             until = self._clock() + STOP_RETRY
             record = await self._deployments.change(
                 deployment_id,
-                lambda record: record if record.seats else machine.stopping(record, reason, until),
+                lambda record: record if record.seats else state_machine.stopping(record, reason, until),
             )
         if not record.seats:
             self._stopper.stop(deployment_id, reason)
 
     async def _stop_unknown(self, orchestrator: str, deployment_id: str) -> None:
         record = await self._deployments.fetch(deployment_id)
-        if record is not None and machine.is_live(record):
+        if record is not None and state_machine.is_live(record):
             return
         log.warning("%s runs %s, which has no record; stopping it", orchestrator, deployment_id)
         try:

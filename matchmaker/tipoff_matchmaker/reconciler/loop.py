@@ -13,7 +13,7 @@ import asyncio
 import logging
 import random
 
-from tipoff_matchmaker.deployments import machine
+from tipoff_matchmaker.deployments import state_machine
 from tipoff_matchmaker.fleet.planner import Planner
 from tipoff_matchmaker.fleet.start import Starter
 from tipoff_matchmaker.fleet.stop import Stopper
@@ -92,7 +92,7 @@ class Reconciler:
         return self._starter.is_starting(deployment_id) or self._stopper.is_stopping(deployment_id)
 
     async def _act(self, wanted: list[actions.Action], snapshot: rules.Snapshot) -> None:
-        kept, held = rules.brake(wanted, sum(map(machine.is_live, snapshot.after.values())))
+        kept, held = rules.brake(wanted, sum(map(state_machine.is_live, snapshot.after.values())))
         if held:
             log.error(
                 "%d more servers would be stopped than may be at once; the next cycle checks them", held

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from tipoff_matchmaker.deployments.machine import is_coming, is_live, to_retire
+from tipoff_matchmaker.deployments.state_machine import is_coming, is_live, to_retire
 from tipoff_matchmaker.reconciler.actions import (
     DESTRUCTIVE,
     Action,
@@ -34,7 +34,7 @@ from tipoff_matchmaker.reconciler.actions import (
     Unreserve,
 )
 from tipoff_matchmaker.seats.rules import stale_seats
-from tipoff_matchmaker.sessions.machine import Connected, DeadlinePassed, ServerGone
+from tipoff_matchmaker.sessions.state_machine import Connected, DeadlinePassed, ServerGone
 from tipoff_orchestrator_client.base import Deployment, RunState
 from tipoff_shared.games import Game, GameKey
 from tipoff_shared.records import (

@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from tipoff_matchmaker.errors import ShuttingDown
 from tipoff_matchmaker.requests.reply_interest import ReplyInterest
-from tipoff_matchmaker.sessions.machine import GivenUp, TakenOver
+from tipoff_matchmaker.sessions.state_machine import GivenUp, TakenOver
 from tipoff_matchmaker.sessions.store import SessionStore
 from tipoff_matchmaker.settings import Settings
 from tipoff_shared.errors import Conflict, NoServerInTime, TipoffError

@@ -20,14 +20,14 @@ import msgspec
 
 from tipoff_matchmaker import failpoints
 from tipoff_matchmaker.allocators.router import Router
-from tipoff_matchmaker.deployments.machine import serves
+from tipoff_matchmaker.deployments.state_machine import serves
 from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.errors import AnsweredElsewhere, ShuttingDown
 from tipoff_matchmaker.mappings import Mappings
 from tipoff_matchmaker.peers import Peers
 from tipoff_matchmaker.requests.pending import PendingRequest
-from tipoff_matchmaker.seats.allocation import Allocation, Seats
-from tipoff_matchmaker.sessions.machine import AskedAgain, SeatFound, StartFailed, TakenOver
+from tipoff_matchmaker.seats.allocation_request import AllocationRequest, Seats
+from tipoff_matchmaker.sessions.state_machine import AskedAgain, SeatFound, StartFailed, TakenOver
 from tipoff_matchmaker.sessions.store import SessionStore
 from tipoff_matchmaker.settings import Settings
 from tipoff_matchmaker.tokens import Endpoint, Issued, Tokens, new_client_id
@@ -192,7 +192,7 @@ class Placement:
     async def _allocate(self, request: PendingRequest, record: SessionRecord | None) -> SessionReady:
         """Get a seat and take it. `record`: the one written as `requested` and ours; None when there is none."""
         client_ips = (request.client_ip,) if request.client_ip else ()
-        allocation = Allocation(
+        allocation = AllocationRequest(
             request.session_id, (request.session_id,), request.game.name, request.game.version, client_ips
         )
         async with aclosing(self._router.allocate(allocation)) as steps:

@@ -6,7 +6,7 @@ import asyncio
 from bisect import bisect_left, insort
 from collections.abc import Iterable
 
-from tipoff_matchmaker.seats.allocation import Allocation, Seats
+from tipoff_matchmaker.seats.allocation_request import AllocationRequest, Seats
 from tipoff_shared.errors import TipoffError
 from tipoff_shared.games import GameKey
 
@@ -31,7 +31,7 @@ class Waiter:
         "start_failed",
     )
 
-    def __init__(self, number: int, allocation: Allocation, since: float) -> None:
+    def __init__(self, number: int, allocation: AllocationRequest, since: float) -> None:
         self.number = number
         self.allocation = allocation
         self.since = since
@@ -93,7 +93,7 @@ class WaitingLine:
         found = [ip for waiter in self._waiters[:count] for ip in waiter.allocation.client_ips]
         return tuple(dict.fromkeys(found))
 
-    def enter(self, allocation: Allocation, now: float) -> Waiter:
+    def enter(self, allocation: AllocationRequest, now: float) -> Waiter:
         """Join the end of the line. `now`: Unix seconds."""
         self._numbers += 1
         waiter = Waiter(self._numbers, allocation, now)

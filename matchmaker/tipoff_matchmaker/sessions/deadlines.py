@@ -10,7 +10,7 @@ import heapq
 import time
 from collections.abc import Awaitable, Callable
 
-from tipoff_matchmaker.sessions.machine import DeadlinePassed, Left
+from tipoff_matchmaker.sessions.state_machine import DeadlinePassed, Left
 from tipoff_matchmaker.sessions.store import SessionStore
 from tipoff_matchmaker.settings import Settings
 from tipoff_shared.errors import TipoffError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tipoff_matchmaker.sessions.machine import ServerGone
+from tipoff_matchmaker.sessions.state_machine import ServerGone
 from tipoff_matchmaker.sessions.store import SessionStore
 from tipoff_shared.kv.buckets import Buckets
 from tipoff_shared.primitives.waiting import gather_then_raise

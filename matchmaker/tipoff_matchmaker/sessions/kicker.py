@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 
-from tipoff_matchmaker.deployments.machine import serves
+from tipoff_matchmaker.deployments.state_machine import serves
 from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_shared.errors import TipoffError
 from tipoff_shared.nats.connection import Bus

@@ -1,4 +1,4 @@
-"""Stores the session records: the state machine (machine.py) decides, a compare-and-set writes, effects are published.
+"""Stores the session records: the state machine (state_machine.py) decides, a compare-and-set writes, effects are published.
 
 What this process wrote or read last of an open session is remembered, so that the usual next step needs no read; a
 lost compare-and-set reads.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from tipoff_matchmaker import failpoints
-from tipoff_matchmaker.sessions.machine import Effect, Event, Step, is_open, step
+from tipoff_matchmaker.sessions.state_machine import Effect, Event, Step, is_open, step
 from tipoff_matchmaker.settings import Settings
 from tipoff_shared.errors import Internal, Unavailable
 from tipoff_shared.kv.bucket import UNREAD, Bucket, Entry, Removal

@@ -26,7 +26,7 @@ from tipoff_matchmaker.allocators.edgegap.session_watch import SessionLost, Sess
 from tipoff_matchmaker.allocators.interface import Progress, Step
 from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.errors import NoRecord, NoSeat
-from tipoff_matchmaker.seats.allocation import Allocation, Seats
+from tipoff_matchmaker.seats.allocation_request import AllocationRequest, Seats
 from tipoff_matchmaker.seats.rules import leave, take
 from tipoff_matchmaker.settings import Settings
 from tipoff_shared.errors import OrchestratorFailed, TipoffError, UnknownGame
@@ -70,7 +70,7 @@ class EdgegapSessions:
         """Wait for sessions until cancelled."""
         await self._watch.run()
 
-    async def allocate(self, allocation: Allocation) -> AsyncGenerator[Step, None]:
+    async def allocate(self, allocation: AllocationRequest) -> AsyncGenerator[Step, None]:
         """See `Allocator.allocate`."""
         game = self._games.get(allocation.key)
         if game is None or game.edgegap is None:
@@ -112,7 +112,7 @@ class EdgegapSessions:
                     work.exception()  # raised above, or the player has gone
 
     async def _find_seats(
-        self, allocation: Allocation, game: Game, spec: EdgegapSpec, failures: list[str]
+        self, allocation: AllocationRequest, game: Game, spec: EdgegapSpec, failures: list[str]
     ) -> Seats:
         """Seats for all members, with a new session after each that is lost. The reasons are added to `failures`."""
         lost = 0
@@ -145,7 +145,7 @@ class EdgegapSessions:
             raise SessionLost("its server is full or ending") from None
         return Seats(members, record, until, shared)
 
-    async def _give_up(self, work: asyncio.Task[Seats], allocation: Allocation) -> None:
+    async def _give_up(self, work: asyncio.Task[Seats], allocation: AllocationRequest) -> None:
         """Release what was found for a player who has gone before there was a seat."""
         await asyncio.wait((work,))
         try:

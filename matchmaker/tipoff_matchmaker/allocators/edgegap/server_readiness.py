@@ -10,7 +10,7 @@ import msgspec
 
 from tipoff_matchmaker.allocators.edgegap.session_watch import Place, SessionLost
 from tipoff_matchmaker.bevygap.contexts import BevygapContexts
-from tipoff_matchmaker.deployments import machine
+from tipoff_matchmaker.deployments import state_machine
 from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.fleet.readiness import Readiness
 from tipoff_orchestrator_client.base import Deployment, OrchestratorError, RunState
@@ -55,7 +55,7 @@ class ServerReadiness:
         deployments.subscribe_states(self._state_changed)
 
     def _state_changed(self, before: DeploymentRecord | None, after: DeploymentRecord) -> None:
-        if (event := self._ready.get(after.id)) is not None and not machine.is_coming(after):
+        if (event := self._ready.get(after.id)) is not None and not state_machine.is_coming(after):
             event.set()
 
     async def until_ready(self, place: Place, game: Game) -> DeploymentRecord:
@@ -77,10 +77,10 @@ class ServerReadiness:
                 else:
                     deployment = self._servers.as_deployment(place.server)
                 record = await self._record(request_id, game)
-                if record is not None and machine.is_coming(record):
+                if record is not None and state_machine.is_coming(record):
                     await self._apply_earlier_signs(record, game, deployment)
                     now = self._deployments.get(request_id)
-                    if now is not None and machine.is_coming(now):
+                    if now is not None and state_machine.is_coming(now):
                         await event.wait()
         except TimeoutError:
             raise SessionLost(f"its server was not ready within {game.start_timeout:g} s") from None
@@ -96,7 +96,7 @@ class ServerReadiness:
         record = self._deployments.get(request_id) or await self._deployments.fetch(request_id)
         if record is not None:
             return record
-        coming = machine.started(machine.planned(request_id, game, self._clock()))
+        coming = state_machine.started(state_machine.planned(request_id, game, self._clock()))
         record = msgspec.structs.replace(coming, id=request_id)
         try:
             await self._deployments.create(record)

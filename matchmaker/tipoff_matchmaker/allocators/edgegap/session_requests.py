@@ -14,7 +14,7 @@ from typing import TypeAlias
 from tipoff_matchmaker.allocators.edgegap.seat_store import SeatStore
 from tipoff_matchmaker.allocators.edgegap.session_watch import SessionWatch
 from tipoff_matchmaker.backoff import retried
-from tipoff_matchmaker.seats.allocation import Allocation
+from tipoff_matchmaker.seats.allocation_request import AllocationRequest
 from tipoff_orchestrator_client.base import NoCapacity, OrchestratorError
 from tipoff_orchestrator_client.edgegap.api.client import EdgegapClient, public_addresses
 from tipoff_orchestrator_client.edgegap.api.errors import Rejected
@@ -74,7 +74,7 @@ class SessionRequests:
         if self._creating:
             await asyncio.wait(set(self._creating), timeout=timeout)
 
-    async def sessions_for(self, allocation: Allocation, spec: EdgegapSpec) -> Created:
+    async def sessions_for(self, allocation: AllocationRequest, spec: EdgegapSpec) -> Created:
         """The sessions of all members: those that exist, or new ones. Raises a `TipoffError`, or `SessionLost`."""
         members = allocation.members
         known = await self._seats.known(members)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.matchmaker.world import ARENA, World
 from tipoff_matchmaker.allocators.interface import Progress
-from tipoff_matchmaker.seats.allocation import Allocation, Seats
+from tipoff_matchmaker.seats.allocation_request import AllocationRequest, Seats
 from tipoff_matchmaker.seats.waiting_line import WaitingLine
 from tipoff_matchmaker.service import Matchmaker
 from tipoff_matchmaker.sessions.deadlines import Deadlines
@@ -20,11 +20,11 @@ from tipoff_shared.errors import UnknownGame
 TWO = msgspec.structs.replace(ARENA, min_ready=2, empty_ttl=60, max_deployments=2)
 
 
-def group(*members: str) -> Allocation:
-    return Allocation(members[0], members, "arena", "1")
+def group(*members: str) -> AllocationRequest:
+    return AllocationRequest(members[0], members, "arena", "1")
 
 
-async def _allocate(matchmaker: Matchmaker, allocation: Allocation) -> Seats:
+async def _allocate(matchmaker: Matchmaker, allocation: AllocationRequest) -> Seats:
     async with (
         asyncio.timeout(5),
         aclosing(matchmaker.parts.router.of(ARENA.key).allocate(allocation)) as steps,
@@ -71,7 +71,7 @@ async def test_an_unknown_game_has_no_seats(world: World) -> None:
     """The allocator says so by itself, too."""
     async with world.matchmaker() as matchmaker:
         with pytest.raises(UnknownGame):
-            await _allocate(matchmaker, Allocation("a", ("a",), "chess", "1"))
+            await _allocate(matchmaker, AllocationRequest("a", ("a",), "chess", "1"))
 
 
 async def test_a_line_keeps_its_order() -> None:

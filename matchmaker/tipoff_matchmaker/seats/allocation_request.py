@@ -1,4 +1,4 @@
-"""Describes what players want and what they get: an `Allocation` is answered with `Seats`."""
+"""Describes what players want and what they get: an `AllocationRequest` is answered with `Seats`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tipoff_shared.records import DeploymentRecord
 
 
 @dataclass(frozen=True, slots=True)
-class Allocation:
+class AllocationRequest:
     """Seats wanted for `members` (session ids) together on one server. `client_ips`, `regions`: where they are."""
 
     id: str

@@ -21,7 +21,7 @@ from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.errors import NoRecord, NoSeat
 from tipoff_matchmaker.fleet.planner import Planner
 from tipoff_matchmaker.fleet.trust import Trust
-from tipoff_matchmaker.seats.allocation import Allocation, Seats
+from tipoff_matchmaker.seats.allocation_request import AllocationRequest, Seats
 from tipoff_matchmaker.seats.rules import Packing, free_seats, leave, take
 from tipoff_matchmaker.seats.waiting_line import Waiter, WaitingLine, WaitingLines
 from tipoff_matchmaker.settings import Settings
@@ -52,7 +52,7 @@ class _Claim:
         return take(record, self.members, self.until)
 
 
-class LedgerAllocator:
+class SeatAllocator:
     """The `Allocator` of all games whose seats we count."""
 
     def __init__(
@@ -86,7 +86,7 @@ class LedgerAllocator:
     async def settle(self, timeout: float) -> None:
         """Nothing to wait for: seats that are being written are undone by tasks of their own, or expire."""
 
-    async def allocate(self, allocation: Allocation) -> AsyncGenerator[Step, None]:
+    async def allocate(self, allocation: AllocationRequest) -> AsyncGenerator[Step, None]:
         key = allocation.key
         line = self._lines.get(key)
         if line is None:
