@@ -1,4 +1,4 @@
-"""Stores the session records: the state machine (state_machine.py) decides, a compare-and-set writes, effects are published.
+"""Stores session records: the pure state_machine.py decides, a compare-and-set writes, effects are published.
 
 What this process wrote or read last of an open session is remembered, so that the usual next step needs no read; a
 lost compare-and-set reads.
