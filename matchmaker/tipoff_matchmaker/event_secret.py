@@ -14,6 +14,8 @@ from tipoff_shared.server_events import EventKey
 
 
 class EventSecret:
+    """The secret of the isolated profile; `ensure` creates or reads it."""
+
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._namespace = bus.subjects.namespace
@@ -36,6 +38,7 @@ class EventSecret:
                 self._secret = Secret(entry.value)
 
     def key_of(self, deployment_id: str) -> EventKey:
+        """The event key of a deployment. Raises `Internal` before `ensure`."""
         if self._secret is None:
             raise Internal("the event secret has not been read")
         return EventKey.derive(self._secret, self._namespace, deployment_id)

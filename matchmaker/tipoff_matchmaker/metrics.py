@@ -80,20 +80,25 @@ class Metrics:
         self._requests.labels(str(code)).inc()
 
     def breaker_changed(self, orchestrator: str, operation: str, state: BreakerState) -> None:
+        """Record the state of one breaker."""
         self._breakers.labels(orchestrator, operation).set(state is not BreakerState.CLOSED)
 
     def orchestrator_failed(self, orchestrator: str, operation: str) -> None:
+        """Count one failed call of an orchestrator."""
         self._orchestrator_errors.labels(orchestrator, operation).inc()
 
     def event_refused(self, code: int) -> None:
+        """Count one refused event of a game server."""
         self._events_refused.labels(str(code)).inc()
 
     def sessions_seen(self, records: Iterable[SessionRecord]) -> None:
+        """Record how many sessions are in each state."""
         counts = Count(record.state for record in records)
         for state in SessionState:
             self._sessions.labels(state).set(counts[state])
 
     def deployments_seen(self, records: Iterable[DeploymentRecord]) -> None:
+        """Record how many deployments are in each state, and how many seats are taken."""
         seen = list(records)
         counts = Count((r.game, r.version, r.state) for r in seen)
         seats: Count[tuple[str, str]] = Count()

@@ -40,6 +40,7 @@ class Server:
 
     @property
     def id(self) -> str:
+        """The deployment id."""
         return self.record.deployment_id
 
     def change(self, **changes: object) -> Record:
@@ -58,6 +59,7 @@ class ServerRegistry:
         self._stopped_before: OrderedDict[str, None] = OrderedDict()
 
     def get(self, deployment_id: str) -> Server | None:
+        """The server of this deployment id, or None."""
         return self._servers.get(deployment_id)
 
     def living(self) -> list[Server]:

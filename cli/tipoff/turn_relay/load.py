@@ -46,6 +46,7 @@ class LoadReport:
 
     @property
     def requests_per_second(self) -> float:
+        """Requests per second over the whole run."""
         return len(self.latencies) / self.seconds if self.seconds else 0.0
 
     @property
@@ -124,6 +125,7 @@ class TurnConnection(asyncio.Protocol):
             self._answer = None
 
     def close(self) -> None:
+        """Close the connection. Idempotent."""
         if self._transport is not None:
             self._transport.abort()
             self._transport = None

@@ -15,6 +15,8 @@ from enum import StrEnum
 
 
 class BreakerState(StrEnum):
+    """Closed: calls pass. Open: calls are refused. Half-open: one call is tried."""
+
     CLOSED = "closed"
     HALF_OPEN = "half-open"
     OPEN = "open"

@@ -69,6 +69,7 @@ class ResilientOrchestrator:
 
     @property
     def name(self) -> str:
+        """The name of the orchestrator behind it."""
         return self._inner.name
 
     def wait(self, operation: str) -> float:

@@ -53,6 +53,7 @@ class StartRequest:
 
     @property
     def deployment_id(self) -> str:
+        """The deployment to start."""
         return self.record.deployment_id
 
 

@@ -136,6 +136,7 @@ class Game(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def key(self) -> GameKey:
+        """(name, version)."""
         return (self.name, self.version)
 
     @property
@@ -159,10 +160,13 @@ class Games:
         """Directory that relative paths start from."""
 
     def all(self) -> list[Game]:
+        """Every game."""
         return list(self._games.values())
 
     def get(self, name: str, version: str) -> Game | None:
+        """The game of this name and version, or None."""
         return self._games.get((name, version))
 
     def private_key(self, game: Game) -> PrivateKey:
+        """The private key of `game`."""
         return self._keys[game.key]

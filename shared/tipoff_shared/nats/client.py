@@ -108,6 +108,7 @@ class HardenedClient(NatsClient):
     async def publish(
         self, subject: str, payload: bytes = b"", reply: str = "", headers: dict[str, Any] | None = None
     ) -> None:
+        """Publish, and remember the subject of a request so that a permission error ends it at once."""
         if reply:
             token = reply.rpartition(".")[2]
             waiting = self._resp_map.get(token)

@@ -95,18 +95,22 @@ class Address(tuple[str, int]):
 
     @property
     def host(self) -> str:
+        """The IP address as text."""
         return self[0]
 
     @property
     def port(self) -> int:
+        """The port."""
         return self[1]
 
     @property
     def ip(self) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+        """The IP address."""
         return ipaddress.ip_address(self[0])
 
     @property
     def family(self) -> socket.AddressFamily:
+        """The socket address family."""
         return socket.AF_INET6 if ":" in self[0] else socket.AF_INET
 
     def __str__(self) -> str:

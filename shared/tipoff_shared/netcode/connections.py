@@ -39,10 +39,12 @@ class Pending:
         self.expires = now + self.patience
 
     def decide(self, denial: Denial | None) -> None:
+        """Record the application's decision."""
         self.stage = Stage.ADMITTED if denial is None else Stage.DENIED
         self.denial = denial
 
     def refresh(self, now: float) -> None:
+        """Note that the client repeated its request."""
         self.expires = now + self.patience
 
 
@@ -86,4 +88,5 @@ class Slot:
         self.batch = self.queued = 0
 
     def connected(self) -> Connected:
+        """Whether a client is connected in this slot."""
         return Connected(self.index, self.client_id, self.address, self.user_data, self.token_tag)

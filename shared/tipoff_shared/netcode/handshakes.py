@@ -185,6 +185,7 @@ class Handshakes:
         return min((pending.expires for pending in self.pending.values()), default=math.inf)
 
     def clear(self) -> None:
+        """Forget every pending handshake."""
         self.pending.clear()
         self._asked.clear()
 

@@ -52,6 +52,7 @@ class PrivateKey:
 
     @classmethod
     def generate(cls, random: Callable[[int], bytes] = os.urandom) -> PrivateKey:
+        """A random key."""
         return cls(random(KEY_BYTES))
 
     def reveal(self) -> bytes:

@@ -46,6 +46,7 @@ class RoundTripMeter:
         self.rtt = sample
 
     def connected(self, now: float) -> None:
+        """The connection is established; times are seconds of one monotonic clock."""
         self._connected = self._last_heard = self._gap_ended = now
 
     def heard(self, now: float) -> None:
@@ -55,6 +56,7 @@ class RoundTripMeter:
         self._last_heard = now
 
     def keep_alive_sent(self, now: float) -> None:
+        """Call for each keep-alive that the client sends."""
         # In the first second the server may still repeat its own keep-alive, until it knows that we are
         # connected.
         oldest = max(self._last_sent, self._connected)

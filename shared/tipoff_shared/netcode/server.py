@@ -256,6 +256,7 @@ class Server:
 
     @property
     def connected_count(self) -> int:
+        """How many clients are connected."""
         return len(self._slots)
 
     @property

@@ -18,6 +18,7 @@ class TokenClaim(StrEnum):
 
     @property
     def granted(self) -> bool:
+        """Whether the token may be used."""
         return self in (TokenClaim.NEW, TokenClaim.REPEATED)
 
 

@@ -36,15 +36,19 @@ class KnownContainers:
         self._creating: set[str] = set()
 
     def add(self, server: DockerServer) -> None:
+        """Add a server that runs."""
         self._servers[server.native_id] = server
 
     def forget(self, container_id: str) -> None:
+        """Remove a server that has ended."""
         self._servers.pop(container_id, None)
 
     def get(self, container_id: str) -> DockerServer | None:
+        """The server of this container, or None."""
         return self._servers.get(container_id)
 
     def servers(self) -> list[DockerServer]:
+        """Every running server."""
         return list(self._servers.values())
 
     @contextmanager
@@ -57,6 +61,7 @@ class KnownContainers:
             self._creating.discard(container_id)
 
     def is_orphan(self, container_id: str) -> bool:
+        """Whether the container belongs to no server of this launcher."""
         return self.recovered and container_id not in self._servers and container_id not in self._creating
 
 
