@@ -14,7 +14,7 @@ from tipoff_shared.server_events import EventKey
 
 
 class EventSecret:
-    """The secret of the isolated profile; `ensure` creates or reads it."""
+    """The secret as this matchmaker knows it; call `ensure` before `key_of`."""
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
@@ -38,7 +38,7 @@ class EventSecret:
                 self._secret = Secret(entry.value)
 
     def key_of(self, deployment_id: str) -> EventKey:
-        """The event key of a deployment. Raises `Internal` before `ensure`."""
+        """The key that this deployment's events are sealed with. Raises `Internal` before `ensure`."""
         if self._secret is None:
             raise Internal("the event secret has not been read")
         return EventKey.derive(self._secret, self._namespace, deployment_id)

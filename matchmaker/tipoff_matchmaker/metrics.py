@@ -80,25 +80,25 @@ class Metrics:
         self._requests.labels(str(code)).inc()
 
     def breaker_changed(self, orchestrator: str, operation: str, state: BreakerState) -> None:
-        """Record the state of one breaker."""
+        """A circuit breaker has another state."""
         self._breakers.labels(orchestrator, operation).set(state is not BreakerState.CLOSED)
 
     def orchestrator_failed(self, orchestrator: str, operation: str) -> None:
-        """Count one failed call of an orchestrator."""
+        """A call to an orchestrator has failed."""
         self._orchestrator_errors.labels(orchestrator, operation).inc()
 
     def event_refused(self, code: int) -> None:
-        """Count one refused event of a game server."""
+        """An event of a game server was refused with this error code."""
         self._events_refused.labels(str(code)).inc()
 
     def sessions_seen(self, records: Iterable[SessionRecord]) -> None:
-        """Record how many sessions are in each state."""
+        """Count all sessions by state."""
         counts = Count(record.state for record in records)
         for state in SessionState:
             self._sessions.labels(state).set(counts[state])
 
     def deployments_seen(self, records: Iterable[DeploymentRecord]) -> None:
-        """Record how many deployments are in each state, and how many seats are taken."""
+        """Count all deployments by state, and their seats."""
         seen = list(records)
         counts = Count((r.game, r.version, r.state) for r in seen)
         seats: Count[tuple[str, str]] = Count()

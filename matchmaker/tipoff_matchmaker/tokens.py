@@ -111,7 +111,7 @@ class Tokens:
         return endpoint
 
     def forget(self, deployment_id: str) -> None:
-        """Drop the resolved address of a deployment that is gone."""
+        """Forget the endpoint of a deployment that is gone; idempotent."""
         self._endpoints.pop(deployment_id, None)
 
     def issue(

@@ -15,7 +15,7 @@ from enum import StrEnum
 
 
 class BreakerState(StrEnum):
-    """Closed: calls pass. Open: calls are refused. Half-open: one call is tried."""
+    """Closed: calls are made. Open: none is. Half-open: one trial call is."""
 
     CLOSED = "closed"
     HALF_OPEN = "half-open"

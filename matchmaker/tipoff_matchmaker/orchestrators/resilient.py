@@ -69,7 +69,7 @@ class ResilientOrchestrator:
 
     @property
     def name(self) -> str:
-        """The name of the orchestrator behind it."""
+        """The orchestrator's name, as in games.toml."""
         return self._inner.name
 
     def wait(self, operation: str) -> float:
@@ -94,6 +94,7 @@ class ResilientOrchestrator:
         return OrchestratorStatus(self.name, worst.value, failing)
 
     async def deploy(self, spec: DeploySpec) -> Deployment:
+        """See `Orchestrator.deploy`; raises `OrchestratorError` only."""
         inner = self._inner
         if not isinstance(inner, Orchestrator):
             raise NotConfigured(f"{self.name} starts its servers itself")
@@ -102,6 +103,7 @@ class ResilientOrchestrator:
         )
 
     async def get(self, deployment_id: str) -> Deployment | None:
+        """See `Orchestrator.get`; raises `OrchestratorError` only."""
         return await self._call(
             "get",
             lambda: self._inner.get(deployment_id),
@@ -109,9 +111,11 @@ class ResilientOrchestrator:
         )
 
     async def stop(self, deployment_id: str) -> None:
+        """See `Orchestrator.stop`; raises `OrchestratorError` only."""
         await self._call("stop", lambda: self._inner.stop(deployment_id), lambda nothing: nothing)
 
     async def list(self) -> list[Deployment]:
+        """See `Orchestrator.list`; raises `OrchestratorError` only."""
         return await self._call("list", self._inner.list, usable_list)
 
     async def deployment_named(self, native_id: str) -> str | None:
@@ -128,6 +132,7 @@ class ResilientOrchestrator:
         return None
 
     def events(self) -> AsyncIterator[Deployment]:
+        """See `Orchestrator.events`: the client's own, without a deadline or a breaker."""
         return self._inner.events()
 
     async def close(self) -> None:
