@@ -110,7 +110,7 @@ class Admin:
                 log.info("an operator's answer is lost: %s", exc)
 
     async def _kick(self, data: bytes) -> admin.Kicked:
-        """End the session as if the player had left; its server is told, so that the player learns why."""
+        """End the session as if the player had left; its server gets the reason for the player."""
         asked = admin.decode_kick(data)
         reason = asked.reason or "an operator ended the session"
         before = await self._sessions.read(asked.session_id)

@@ -1,5 +1,5 @@
 """The secret from which event keys are made: one for all matchmakers, made by the first, kept in a bucket that only
-their role reads. So there is no file to hand out: a game server is told its own key when it is started."""
+their role reads. So there is no file to distribute: a game server gets its own key at its start."""
 
 from __future__ import annotations
 

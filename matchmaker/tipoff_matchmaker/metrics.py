@@ -1,4 +1,4 @@
-"""What Prometheus may read: counters of one matchmaker, and the records as its last sweep saw them."""
+"""What Prometheus may read: counters of one matchmaker, and the records as its last reconciliation saw them."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ class Settings(BaseSettings):
     """How long it is then left alone before one call tries it; doubled (to at most 30 s) while that fails."""
 
     drain_timeout: float = Field(default=6.0, gt=0)
-    """How long requests in hand may still take when the process is told to stop."""
+    """How long pending requests may still take after the process was told to stop."""
 
     gs_proxy_url: str = ""
     """What browsers dial to reach game servers of the launcher through a reverse proxy, like

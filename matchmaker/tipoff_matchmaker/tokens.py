@@ -144,7 +144,7 @@ class Tokens:
     def ready(
         self, session: SessionRecord, deployment: DeploymentRecord, endpoint: Endpoint, issued: Issued
     ) -> SessionReady:
-        """What the player is told."""
+        """The answer to the player."""
         return SessionReady(
             token=issued.text,
             ip=endpoint.ip,

@@ -142,7 +142,7 @@ class Liveness:
         if found is None or found.state is RunState.STOPPED:
             reason = one_line(found.reason if found is not None else "") or "the server is gone"
             self._trust.remove(deployment_id)
-            # While this process starts it, the orchestrator may be about to get our call: then it is told to stop, too.
+            # While this process starts it, the orchestrator may be about to get our call: then it is stopped, too.
             gone = not self._starter.is_starting(deployment_id)
             self._stopper.stop(deployment_id, reason, confirmed_gone=gone)
         elif state_machine.is_coming(record) and self._is_ready_by_running(record, found):

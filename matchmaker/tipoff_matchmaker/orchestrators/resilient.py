@@ -161,7 +161,7 @@ class ResilientOrchestrator:
                 retryable=True,
                 may_have_started=operation == "deploy",
             )
-        except Exception:  # a client of somebody else's: its mistake must not end a loop of ours
+        except Exception:  # a third-party orchestrator: its fault must not end our loops
             log.exception("%s of orchestrator %s failed by a mistake of its client", operation, self.name)
             error = OrchestratorUnavailable(
                 f"the client of {self.name} has made a mistake; the matchmaker's log shows it",

@@ -83,7 +83,7 @@ class PendingRequest:
             raise TimeoutError
 
     def too_late(self) -> TipoffError:
-        """What the player is told when the time is over."""
+        """The error for the player when the time is over."""
         if self._ended:
             return Conflict(f"{self._ended}; ask with a new request id")
         last = f" (last heard: {self._last})" if self._last else ""

@@ -140,7 +140,7 @@ class WaitingLines:
     def __init__(self, games: Iterable[GameKey]) -> None:
         self._lines = {key: WaitingLine() for key in games}
         self.closed: TipoffError | None = None
-        """What everybody is told since the lines were closed."""
+        """The error for every waiter, once the lines are closed."""
 
     def __getitem__(self, key: GameKey) -> WaitingLine:
         return self._lines[key]

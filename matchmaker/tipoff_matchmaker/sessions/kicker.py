@@ -29,7 +29,7 @@ class Kicker:
     def start(
         self, session_id: str, record: SessionRecord | None, reason: str = "the session is over"
     ) -> None:
-        """End the session's connection. `reason`: what the player is told."""
+        """End the session's connection. `reason` is shown to the player."""
         self._tasks.start(self._kick(session_id, record, reason), f"kick/{session_id}")
 
     async def _kick(self, session_id: str, record: SessionRecord | None, reason: str) -> None:

@@ -14,7 +14,7 @@ from tipoff_shared.errors import SlowDown, Unavailable
 from tipoff_shared.primitives.token_bucket import TokenBuckets
 
 RETRY_AFTER = 2.0
-"""Seconds that a client who finds no place is told to wait."""
+"""Seconds after which a refused client may try again."""
 
 
 @lru_cache(maxsize=4096)

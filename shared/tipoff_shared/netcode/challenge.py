@@ -35,7 +35,7 @@ class ChallengeTokens:
         return _SEQUENCE.pack(sequence) + self._cipher.encrypt(nonce(sequence), plain, None)
 
     def open(self, body: bytes) -> tuple[int, bytes] | None:
-        """Client id and user data of a 308-byte response body, or None when it is not one of ours."""
+        """Client id and user data of a 308-byte response body, or None when this server did not issue it."""
         (sequence,) = _SEQUENCE.unpack_from(body)
         try:
             plain = self._cipher.decrypt(nonce(sequence), body[_SEQUENCE.size :], None)

@@ -1,6 +1,6 @@
 """The player's side of a connection, from a token to payloads, without I/O.
 
-Whoever drives it passes in every datagram and the time, sends what ``datagrams_to_send`` returns after each
+The driver passes in every datagram and the time, sends what ``datagrams_to_send`` returns after each
 call, and calls ``update`` at ``next_timeout``. All times are seconds of one monotonic clock.
 """
 

@@ -134,7 +134,7 @@ class Handshakes:
     def decide(self, request_id: int, denial: Denial | None, now: float) -> tuple[bytes, Address] | None:
         """The application's answer to an AdmitRequest, None meaning yes.
 
-        None when nobody waits for it any more.
+        None when the handshake has ended.
         """
         pending = self._asked.pop(request_id, None)
         if pending is None:

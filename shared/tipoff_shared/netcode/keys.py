@@ -56,7 +56,7 @@ class PrivateKey:
         return cls(random(KEY_BYTES))
 
     def reveal(self) -> bytes:
-        """The 32 bytes. Whoever calls this answers for where they go."""
+        """The 32 bytes. The caller must not log or show them."""
         return self._secret
 
     @property

@@ -1,11 +1,11 @@
 """The gameserver's side: from connection requests to payloads of many clients, without I/O.
 
-Whoever drives it passes in every datagram and the time, sends what ``datagrams_to_send`` returns after each
+The driver passes in every datagram and the time, sends what ``datagrams_to_send`` returns after each
 call (or each batch of calls), takes ``events``, and calls ``update`` at ``next_timeout``. Times are seconds
 of one monotonic clock, except the expiry of tokens, which is judged by `wall_clock`.
 
-Nothing that arrives can raise, disconnect somebody else, or make the server send more bytes to an address
-that has not proved itself than came from there.
+No datagram can raise, disconnect another client, or make the server send more bytes to an unproven address than
+came from it.
 """
 
 from __future__ import annotations
