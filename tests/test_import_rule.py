@@ -65,7 +65,7 @@ ORDER = {
         allocators
         queue
         isolated
-        reconciler reaper
+        reconciler presence_reader
         requests
         admin
         compose

@@ -32,7 +32,7 @@ from tipoff_matchmaker.mappings import Mappings
 from tipoff_matchmaker.metrics import Metrics
 from tipoff_matchmaker.orchestrators.resilient import ResilientOrchestrator
 from tipoff_matchmaker.peers import Peers
-from tipoff_matchmaker.reaper import Reaper
+from tipoff_matchmaker.presence_reader import PresenceReader
 from tipoff_matchmaker.reconciler.executor import Executor
 from tipoff_matchmaker.reconciler.lease import ReconcilerLease
 from tipoff_matchmaker.reconciler.loop import Reconciler
@@ -89,7 +89,7 @@ class Parts:
     event_reader: EventReader | None
     lease: ReconcilerLease
     reconciler: Reconciler
-    reaper: Reaper
+    presence_reader: PresenceReader
     delete_queue: DeleteQueue
     handlers: BoundedHandlers
     pending: PendingRequests
@@ -203,7 +203,7 @@ def compose(
         clock,
     )
     reconciler = Reconciler(reader, executor, lease, trust, starter, stopper, planner, metrics, settings)
-    reaper = Reaper(buckets, sessions, liveness)
+    presence_reader = PresenceReader(buckets, sessions, liveness)
     delete_queue = DeleteQueue(bus, sessions, releaser)
 
     placement = Placement(buckets, deployments, router, sessions, tokens, peers, mappings, settings, clock)
@@ -237,7 +237,7 @@ def compose(
         event_reader=event_reader,
         lease=lease,
         reconciler=reconciler,
-        reaper=reaper,
+        presence_reader=presence_reader,
         delete_queue=delete_queue,
         handlers=handlers,
         pending=pending,

@@ -74,8 +74,8 @@ class Matchmaker:
         start(parts.reconciler.run(), "reconciler")
         start(parts.deadlines.run(), "deadlines")
         start(parts.mappings.run(), "mappings")
-        start(parts.reaper.connections(), "connections")
-        start(parts.reaper.leases(), "leases")
+        start(parts.presence_reader.connections(), "connections")
+        start(parts.presence_reader.leases(), "leases")
         if parts.event_reader is not None:
             start(parts.event_reader.run(), "events")
         start(parts.deployments.follow(), "deployments")

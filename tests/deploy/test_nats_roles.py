@@ -17,7 +17,7 @@ from tipoff.nats_roles import permissions
 from tipoff.operate.admin import kick
 from tipoff.operate.status import read_status
 from tipoff.operate.watch import watch_changes
-from tipoff_matchmaker import reaper
+from tipoff_matchmaker import presence_reader
 from tipoff_matchmaker.bevygap import delete_queue
 from tipoff_shared.kv.buckets import buckets, create_buckets, declarations
 from tipoff_shared.nats.connection import Bus, connect
@@ -169,8 +169,8 @@ def durables(subjects: Subjects) -> list[str]:
     """What would take messages away from the matchmakers."""
     found: list[str] = []
     for stream, name in (
-        (f"KV_{subjects.bucket('active_connections')}", reaper.CONNECTIONS),
-        (f"KV_{subjects.bucket('gameservers')}", reaper.LEASES),
+        (f"KV_{subjects.bucket('active_connections')}", presence_reader.CONNECTIONS),
+        (f"KV_{subjects.bucket('gameservers')}", presence_reader.LEASES),
         (subjects.delete_stream, delete_queue.DURABLE),
     ):
         found += [

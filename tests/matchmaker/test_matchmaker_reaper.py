@@ -12,7 +12,7 @@ import pytest
 from nats.aio.msg import Msg
 
 from tests.matchmaker.world import ARENA, Gameserver, World
-from tipoff_matchmaker.reaper import CONNECTIONS
+from tipoff_matchmaker.presence_reader import CONNECTIONS
 from tipoff_shared.kv.changes import Change
 from tipoff_shared.messages import SessionReady
 from tipoff_shared.records import Kick, SessionState

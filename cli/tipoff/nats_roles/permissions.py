@@ -24,7 +24,7 @@ import enum
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tipoff_matchmaker import reaper
+from tipoff_matchmaker import presence_reader
 from tipoff_matchmaker.bevygap import delete_queue
 from tipoff_shared.admin import OPERATIONS
 from tipoff_shared.kv.buckets import BEVYGAP_BUCKETS, Buckets
@@ -38,8 +38,8 @@ SECRET_BUCKET = "connect_tokens"  # noqa: S105 # a bucket's name
 """Tokens as issued: only for the role `matchmaker`."""
 
 DURABLES = (
-    ("KV_", "active_connections", reaper.CONNECTIONS),
-    ("KV_", "gameservers", reaper.LEASES),
+    ("KV_", "active_connections", presence_reader.CONNECTIONS),
+    ("KV_", "gameservers", presence_reader.LEASES),
     ("", "DELETE_SESSION_STREAM", delete_queue.DURABLE),
 )
 """The matchmakers' own consumers: prefix of the stream, bucket or stream, name. Another reader would take messages away

@@ -46,7 +46,8 @@ class Leave(Enum):
     """What to do when a server says that a player has left."""
 
     TELL = "tell"
-    """The session has its seat there: delete its connection; the reaper must see that, also where there was none."""
+    """The session has its seat there: delete its connection, so that the presence reader sees a departure even where
+    there was no connection."""
 
     CLEAN = "clean"
     """The session is over: remove a connection that was left behind."""

@@ -1,7 +1,7 @@
 """Writes what game servers of the isolated profile say into the buckets on their behalf, as far as they may say it.
 
 rules.py judges by the current records; every write is a compare-and-set. From the buckets everything goes on as in the
-trusted profile (reaper.py, fleet/liveness.py).
+trusted profile (presence_reader.py, fleet/liveness.py).
 """
 
 from __future__ import annotations
@@ -103,7 +103,9 @@ class EventWriter:
             session_id, lambda current: None if current is None else Removal.DELETE
         )
         if not result.written and verdict is Leave.TELL:
-            await connections.delete(session_id)  # the reaper sees it, also where there was no connection
+            await connections.delete(
+                session_id
+            )  # the presence reader sees it, also where there was no connection
 
     async def _kick(self, deployment_id: str, session_id: str) -> None:
         command = encode(Kick(session_id, "the session is over"))

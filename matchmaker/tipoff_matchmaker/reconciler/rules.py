@@ -291,7 +291,7 @@ def _seated(
     if session.boot_id and deployment.boot_id and deployment.boot_id != session.boot_id:
         event = ServerGone(deployment.id, "the server was restarted", living_boot=deployment.boot_id)
         return [ApplyEvent(session.id, event)]
-    if session.id in snapshot.departures:  # it left, and the reaper that read so died before it acted
+    if session.id in snapshot.departures:  # it left, and the matchmaker that read so died before it acted
         return [CheckSession(session.id)]
     if session.state is SessionState.READY:
         if session.id in connections or (snapshot.settled and snapshot.now > session.deadline + grace.slack):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import re
 import time
 from typing import Any
@@ -75,7 +76,6 @@ class HardenedClient(NatsClient):
         self._questions: dict[str, tuple[asyncio.Future[bytes], float, float, str]] = {}
         """Token of each call of `ask` -> its answer, the loop's time until which it may come, seconds it was given, the
         subject that was asked."""
-        self._count = 0
         self._inbox = ""
         """What stands before the token in the subject of an answer to `ask`."""
         self._overdue_timer: asyncio.TimerHandle | None = None
@@ -137,8 +137,8 @@ class HardenedClient(NatsClient):
         if self.deaf is not None:
             raise self.deaf.again()
         loop = asyncio.get_running_loop()
-        self._count += 1
-        token = str(self._count)  # nats-py's own tokens have 26 characters
+        # Other roles may publish to this inbox and learn its prefix from requests, so a token must be unguessable.
+        token = os.urandom(12).hex()  # nats-py's own tokens have other lengths
         future: asyncio.Future[bytes] = loop.create_future()
         self._questions[token] = (future, loop.time() + timeout, timeout, subject)
         if self._overdue_timer is None:

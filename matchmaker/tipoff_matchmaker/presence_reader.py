@@ -34,7 +34,7 @@ LEASES = "matchmaker-leases"
 """Names of the durable consumers, shared by all matchmakers of a namespace."""
 
 
-class Reaper:
+class PresenceReader:
     """Two loops: one reads connections, one reads leases."""
 
     def __init__(self, buckets: Buckets, sessions: SessionStore, liveness: Liveness) -> None:
