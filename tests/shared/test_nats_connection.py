@@ -9,12 +9,14 @@ import socket
 from pathlib import Path
 
 import pytest
+from nats.aio.msg import Msg
 
 from tests.timing import quickest
 from tipoff.up.embedded_nats import embedded_nats
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.nats import connection as nats_connection
 from tipoff_shared.nats.connection import Bus, connect
+from tipoff_shared.nats.errors import NoAnswer
 from tipoff_shared.primitives.tasks import BoundedHandlers
 from tipoff_shared.secret import Secret
 from tipoff_shared.settings import NatsSettings
@@ -188,3 +190,60 @@ async def test_who_leaves_while_it_reconnects_leaves_no_connection(monkeypatch: 
     await asyncio.wait_for(fake.nobody.wait(), 2)
     server.close()
     await server.wait_closed()
+
+
+async def _until_away(bus: Bus) -> None:
+    async with asyncio.timeout(5):
+        while bus.connected:  # noqa: ASYNC110 # nats-py tells by a callback that others use
+            await asyncio.sleep(0.01)
+
+
+async def test_a_subscription_that_ended_while_nats_was_away_stays_ended(tmp_path: Path) -> None:
+    """nats-py subscribes again, after a reconnect, to all that it still knows."""
+    async with embedded_nats(tmp_path) as server, connect(server.settings(), name="test") as bus:
+        heard: list[str] = []
+
+        async def received(msg: Msg) -> None:
+            heard.append(msg.subject)
+
+        ended = [await bus.subscribe(subject, received) for subject in ("unsubscribed", "drained")]
+        await bus.subscribe("kept", received)
+        back = asyncio.Event()
+        bus.on_reconnect(back.set)
+        await server.kill()
+        await _until_away(bus)
+        await ended[0].unsubscribe()
+        await ended[1].drain(1)
+        await server.start()
+        async with asyncio.timeout(10):
+            await back.wait()
+        for subject in ("unsubscribed", "drained", "kept"):
+            await bus.publish(subject, b"")
+        await bus.flush()
+        async with asyncio.timeout(5):
+            while "kept" not in heard:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert heard == ["kept"]
+
+
+async def test_nobody_who_answers_requests_can_guess_where_jetstream_answers(nats: Bus) -> None:
+    """A launcher may publish to all inboxes of the matchmaker, and sees one with each request."""
+    seen: list[str] = []
+
+    async def answer(msg: Msg) -> None:
+        seen.append(msg.reply)
+        await nats.publish(msg.reply, b"answer")
+
+    async def quiet(_: Msg) -> None:
+        pass
+
+    await nats.subscribe("launcher", answer)
+    await nats.subscribe("jetstream", quiet)
+    await nats.request("launcher", b"", timeout=5)
+    question = asyncio.create_task(nats.nc.ask("jetstream", b"", timeout=1))
+    await nats.flush()
+    inbox = seen[0].rpartition(".")[0]
+    for guess in range(1000):
+        await nats.publish(f"{inbox}.{guess}", b"forged")
+    with pytest.raises(NoAnswer):
+        await question

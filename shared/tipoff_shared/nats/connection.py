@@ -48,7 +48,8 @@ def _away(exc: BaseException) -> Unavailable:
 
 
 class Subscription:
-    """What `Bus.subscribe` returns. Ending it never fails: where NATS is away, the subscription is gone with it."""
+    """What `Bus.subscribe` returns. Ending it never fails, and holds also where NATS is away: nats-py does not
+    subscribe to it again after the reconnect."""
 
     def __init__(self, bus: Bus, sub: NatsSubscription) -> None:
         self._bus = bus
@@ -57,7 +58,7 @@ class Subscription:
     async def unsubscribe(self) -> None:
         """Receive no more messages. Idempotent."""
         sub, self._sub = self._sub, None
-        if sub is None or not self._bus.connected:
+        if sub is None:
             return
         try:
             await sub.unsubscribe()
@@ -67,8 +68,11 @@ class Subscription:
     async def drain(self, timeout: float) -> None:
         """Receive no new messages, and return when the callback has had those that NATS sent before, or after
         `timeout` seconds. Idempotent."""
+        if not self._bus.connected:  # nothing can be drained
+            await self.unsubscribe()
+            return
         sub, self._sub = self._sub, None
-        if sub is None or not self._bus.connected:
+        if sub is None:
             return
         try:
             async with asyncio.timeout(timeout):
