@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 from nats.js.api import ClusterInfo, StreamInfo
 
+from tipoff.up.embedded_nats import embedded_nats
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.kv.bucket import LostRace
 from tipoff_shared.kv.buckets import create_buckets
@@ -166,3 +168,17 @@ async def test_two_namespaces_share_nothing(nats: Bus, settings: NatsSettings) -
     other = dataclasses.replace(settings, namespace=settings.namespace + "x")
     async with connect(other, name="other") as bus:
         assert await (await create_buckets(bus)).sessions.get("a") is None
+
+
+async def test_a_reader_that_ended_while_nats_was_away_leaves_no_subscription(tmp_path: Path) -> None:
+    """nats-py would subscribe again after each outage, and what a server still has for that reader would go there."""
+    async with embedded_nats(tmp_path) as server, connect(server.settings(), name="test") as bus:
+        sessions = (await create_buckets(bus)).sessions
+        before = set(bus.nc._subs)  # nats-py has no public list of them
+        async with sessions.watch(), sessions.durable("reader"):
+            assert len(bus.nc._subs) > len(before)
+            await server.kill()
+            async with asyncio.timeout(5):
+                while bus.connected:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+        assert set(bus.nc._subs) - before == set()

@@ -451,7 +451,7 @@ class Bucket(Changeable[T]):
         try:
             yield Changes(self._bus, sub, self._change, self._unavailable)
         finally:
-            if self._bus.connected:
+            with contextlib.suppress(Unavailable), translated():
                 await sub.unsubscribe()
 
     @asynccontextmanager
@@ -468,8 +468,9 @@ class Bucket(Changeable[T]):
         try:
             yield Changes(self._bus, sub, self._change, self._unavailable)
         finally:
-            if self._bus.connected:
+            with contextlib.suppress(Unavailable), translated():
                 await sub.unsubscribe()
+            if self._bus.connected:
                 with contextlib.suppress(Unavailable), translated():
                     # Otherwise the server removes it after 30 s without a reader.
                     await self._js.delete_consumer(self.stream, info.name or "")
