@@ -1,14 +1,14 @@
-# Every target installs what it needs into .venv by itself.
+# Every target installs its requirements into .venv.
 PYTHON ?= python3
 VENV   := .venv
-# Hundreds of processes are started: what they import is compiled once, not by each of them.
+# Tests start hundreds of processes: compile their imports once, not in each process.
 export PYTHONDONTWRITEBYTECODE =
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .PHONY: help up test test-slow test-all check format bench wheel clean
 
-help: ## what there is
+help: ## list the targets
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(VENV)/.ready: pyproject.toml uv.lock
@@ -23,10 +23,10 @@ up: $(VENV)/.ready ## the whole system on this machine; Ctrl-C stops it
 test: $(VENV)/.ready ## the fast tests (a real nats-server; neither Docker nor a browser)
 	$(BIN)/python -m pytest -n 4 --dist worksteal -m "not slow and not browser" $(ARGS)
 
-test-all: test test-slow ## everything, also what is slow
+test-all: test test-slow ## all tests, including the slow ones
 
-# Most of what is slow waits; what loads the machine, or measures it, has it to itself.
-test-slow: $(VENV)/.ready ## what is slow, or needs a browser or a Docker engine
+# Most slow tests only wait, so they run in parallel; tests that load or measure the machine run one at a time.
+test-slow: $(VENV)/.ready ## the slow tests, and those that need a browser or a Docker engine
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "(slow or browser) and not alone" --timeout 240 $(ARGS)
 	$(BIN)/python -m pytest -m alone --timeout 240 $(ARGS)
 
@@ -36,15 +36,15 @@ check: $(VENV)/.ready ## formatting, lint, types
 	$(BIN)/mypy
 	$(BIN)/pyright
 
-format: $(VENV)/.ready ## let ruff put the code in order
+format: $(VENV)/.ready ## format the code and fix lint with ruff
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.ready ## figures of this machine, one JSON line each
+bench: $(VENV)/.ready ## measure this machine, one JSON line per figure
 	$(BIN)/python -m bench $(ARGS)
 
 wheel: $(VENV)/.ready ## build the wheel into dist/
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
 
-clean: ## remove what the targets made
+clean: ## remove everything that the targets made
 	rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

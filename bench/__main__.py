@@ -1,4 +1,4 @@
-"""`make bench`: every figure, one JSON line each."""
+"""Runs the benchmarks and prints one JSON line per figure (`make bench`)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""A game server under load: the CPU share of one whose players all send and receive at its tick rate.
+"""Measures the CPU share of a game server whose players all send and receive at its tick rate.
 
 The server runs in a process of its own and measures its own CPU time (user and system) against the clock while all
 players are there; the players live in this process. Each sends an input of 12 bytes and receives a snapshot of 500
-bytes 60 times a second, at moments of its own, as players do. The game itself computes nothing, so what is measured is
+bytes 60 times a second, at its own moments, as players do. The game computes nothing, so the figures show
 netcode (or WebSocket) and I/O.
 """
 
@@ -34,7 +34,7 @@ _TURN = 0.001
 
 
 def run() -> Iterator[dict[str, object]]:
-    """The figures; `bench` prints them."""
+    """Yield the figures; `bench` prints them."""
     for transport in ("udp", "websocket"):
         yield from _measure(transport)
 
@@ -63,7 +63,7 @@ def _measure(transport: str) -> Iterator[dict[str, object]]:
 
 
 class _Busy(Game):
-    """Measures while everybody is there, then prints and ends."""
+    """Measures while all players are connected, then prints and ends."""
 
     tick_rate = RATE
 

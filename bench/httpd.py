@@ -1,7 +1,7 @@
-"""httpd alone: plays through it to a stub matchmaker that answers at once, and what a waiting player costs.
+"""Measures httpd by itself: plays to a stub matchmaker that answers at once, and the cost of a waiting player.
 
-httpd, nats-server, the stub and the load are four processes on the same cores, so plays per second say what the machine
-does with all of them; CPU per play is httpd's own.
+httpd, nats-server, the stub and the load are four processes on the same cores, so plays per second describe
+all four; CPU per play is httpd's.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _figure(name: str, value: float, unit: str) -> dict[str, Any]:
 
 
 async def _memory_per_player(url: str, pid: int) -> float:
-    """Players whose matchmaker has acknowledged and says nothing more; KiB of httpd's memory for each."""
+    """KiB of httpd's memory per player whose request is acknowledged and not yet answered."""
     parts = urlsplit(url)
     host, port = parts.hostname or "127.0.0.1", parts.port or 80
     before = _resident(pid)
@@ -100,7 +100,7 @@ def _resident(pid: int) -> int:
 
 @asynccontextmanager
 async def _process(module: str, settings: NatsSettings, **variables: str) -> AsyncIterator[tuple[str, int]]:
-    """A child process that says `... listens on X` on standard error; X and its pid."""
+    """Start a child process that prints `... listens on X` to standard error; yields X and its pid."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -131,7 +131,7 @@ def _stub(settings: NatsSettings) -> Any:
 
 
 async def serve_stub() -> None:
-    """A matchmaker that has a seat for everybody, but for those of the game `waiting`."""
+    """A matchmaker with a seat for every player, except those of the game `waiting`."""
     async with connect(NatsSettings.from_environment(), name="stub") as bus:
         await _answer_all(bus)
         print("stub listens on NATS", file=sys.stderr, flush=True)

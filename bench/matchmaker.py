@@ -1,8 +1,8 @@
-"""The matchmaker alone: plays per second and how long one takes, over NATS, with seats that are free.
+"""Measures the matchmaker by itself over NATS, with free seats: plays per second and the time of one play.
 
 Three processes on this machine: nats-server, one matchmaker (with a fake orchestrator whose servers have written their
-leases), and the load, which asks on NATS as httpd does. Nobody connects: every play takes a seat for good, and there
-are enough of them. The last figure is the whole life of a session: play, connect, leave.
+leases), and the load, which sends requests on NATS as httpd does. No player connects, so every play keeps its seat,
+and there are enough seats. The last figure is the whole life of a session: play, connect, leave.
 
     python -m bench matchmaker                    (BENCH_PROFILE=FILE writes a profile of the matchmaker)
 """
@@ -54,7 +54,7 @@ GAME = Game(
 
 
 class Load:
-    """Asks to play, with one wildcard inbox for all answers, as httpd has it."""
+    """Sends play requests, with one wildcard inbox for all answers, as httpd does."""
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
@@ -121,7 +121,7 @@ async def _measure() -> list[dict[str, Any]]:
 
 
 async def _plays(load: Load, in_flight: int, plays: int) -> tuple[list[float], float]:
-    """Seconds of each play, and plays per second; `in_flight` players ask one after another."""
+    """Seconds of each play, and plays per second; each of `in_flight` players sends one request after another."""
     taken: list[float] = []
     left = plays
 
@@ -139,7 +139,7 @@ async def _plays(load: Load, in_flight: int, plays: int) -> tuple[list[float], f
 
 
 async def _lives(bus: Bus, load: Load, sessions: int) -> float:
-    """Sessions per second that were played, connected and left, until the last record says gone."""
+    """Sessions per second that were played, connected and left, until the last record is `gone`."""
     buckets = await create_buckets(bus)
     left = sessions
     mine: set[str] = set()
@@ -167,8 +167,8 @@ async def _lives(bus: Bus, load: Load, sessions: int) -> float:
 
 
 async def _leave(bus: Bus, load: Load, players: int) -> list[float]:
-    """Seconds from the delete that a gameserver writes when a player leaves, until his seat is free in the ledger;
-    one player after another."""
+    """Seconds from the delete that a gameserver writes when a player leaves, until the seat is free in the
+    deployment's record; one player after another."""
     buckets = await create_buckets(bus)
     taken: list[float] = []
     async with buckets.deployments.watch() as changes:
@@ -185,7 +185,7 @@ async def _leave(bus: Bus, load: Load, players: int) -> list[float]:
 
 
 async def _until(changes: Changes[DeploymentRecord], server: str, session: str, *, seated: bool) -> None:
-    """Read changes until the server's record has, or has not, this session among its seats."""
+    """Read changes until the server's record has this session among its seats, or no longer has it."""
     there = False
     while not there:
         for change, ack in await changes.fetch(batch=1000):
@@ -196,7 +196,7 @@ async def _until(changes: Changes[DeploymentRecord], server: str, session: str, 
 
 @asynccontextmanager
 async def _stack() -> AsyncIterator[Bus]:
-    """nats-server and a matchmaker in processes of their own, all seats free."""
+    """nats-server and a matchmaker in separate processes, all seats free."""
     with tempfile.TemporaryDirectory() as store:
         async with embedded_nats(Path(store)) as server:
             settings = server.settings()

@@ -1,4 +1,4 @@
-"""netcode without sockets: what one core does with tokens, packets and whole conversations in memory."""
+"""Measures netcode on one core, without sockets: tokens, packets and whole connections in memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PAYLOAD_BYTES = 100
 
 
 def rate(work: Callable[[], int], seconds: float) -> float:
-    """Repeat `work`, which returns how many things it did, for about `seconds`: things per second of this core."""
+    """Repeat `work`, which returns its number of operations, for about `seconds`; returns operations per second."""
     done, started = 0, time.process_time()
     while (elapsed := time.process_time() - started) < seconds:
         done += work()
@@ -57,7 +57,7 @@ def connected(players: int) -> tuple[Server, list[tuple[Address, Client]]]:
 
 
 def exchange(server: Server, clients: list[tuple[Address, Client]], now: float) -> None:
-    """Carry what both sides have to send."""
+    """Deliver the datagrams that both sides have to send."""
     by_address = dict(clients)
     for address, client in clients:
         for data, _ in client.datagrams_to_send():
@@ -213,7 +213,7 @@ def conversation_figures(seconds: float) -> Iterator[dict[str, object]]:
 
 
 def run(seconds: float = 0.5) -> Iterator[dict[str, object]]:
-    """Each figure as ``{"figure", "value", "unit"}``; `seconds` of computing for each."""
+    """Each figure as ``{"figure", "value", "unit"}``; each computes for `seconds`."""
     yield from token_figures(seconds)
     yield from packet_figures(seconds)
     yield from conversation_figures(seconds)

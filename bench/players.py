@@ -1,7 +1,7 @@
-"""Makes the load of the benchmarks: players who ask by WebSocket and read until they have a token, at little cost.
+"""Makes the load of the benchmarks: cheap players that send a request by WebSocket and read until they have a token.
 
-One connection is one `asyncio.Protocol`: the upgrade and the request leave in one write each, answers are scanned for
-their end. What a player then does with the seat is the caller's business.
+One connection is one `asyncio.Protocol`: the upgrade and the request are one write each, and answers are
+scanned for their end. The caller decides how to use the seat.
 """
 
 from __future__ import annotations

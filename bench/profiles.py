@@ -1,7 +1,7 @@
-"""What it costs that game servers are not trusted: joining and leaving in either profile, one player after another.
+"""Measures the cost of the isolated profile: players join and leave one after another, in both profiles.
 
-All in one process but nats-server, which has the accounts and roles of the isolated profile; the servers are the SDK's
-own presences, without a game.
+Everything runs in one process except nats-server, which has the accounts and roles of the isolated profile. The servers
+are the SDK's presences, without a game.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def run() -> Iterator[dict[str, Any]]:
 
 
 class _Servers:
-    """Starts what stands for game servers: their presence."""
+    """Starts the presences that stand for game servers."""
 
     def __init__(self, settings: NatsSettings) -> None:
         self._settings = settings
@@ -113,7 +113,7 @@ async def _measure(profile: str) -> list[dict[str, Any]]:
 async def _come_and_go(
     bus: Bus, matchmaker: Matchmaker, servers: _Servers
 ) -> tuple[list[float], list[float]]:
-    """Seconds from what a server notices to what the record says, for each player."""
+    """Seconds from the server's report to the change of the session's record, for each player."""
     steps = _Steps(matchmaker)
     joins: list[float] = []
     leaves: list[float] = []
@@ -131,7 +131,7 @@ async def _come_and_go(
 
 
 class _Steps:
-    """When a session's record has reached a state, told by the matchmaker that wrote it."""
+    """Knows when a session's record reached a state, from the matchmaker that wrote it."""
 
     def __init__(self, matchmaker: Matchmaker) -> None:
         self._waiting: dict[tuple[str, SessionState], asyncio.Future[float]] = {}

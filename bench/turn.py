@@ -1,6 +1,6 @@
-"""The turn relay: a real httpd and a real nats-server as processes, load by `tipoff bench turn`'s own generator.
+"""Measures the turn relay: httpd and nats-server as real processes, with the load generator of `tipoff bench turn`.
 
-Beside it, in the same run and taking turns, the same httpd with its state in memory: what durable state costs.
+In the same run, alternating, it measures the same httpd with its state in memory, to show the cost of durable state.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _bad(report: LoadReport) -> int:
 
 @asynccontextmanager
 async def _httpd(nats: NatsSettings, state: str) -> AsyncIterator[str]:
-    """An httpd process whose turn relay keeps its state in NATS or in memory; its URL."""
+    """Start an httpd process whose turn relay keeps its state in NATS or in memory; yields its URL."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",

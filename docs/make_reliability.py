@@ -1,6 +1,6 @@
 """Writes the table of docs/reliability.md from docs/catalogue.toml and the `row` markers of the tests.
 
-`python docs/make_reliability.py`; `tests/test_catalogue.py` compares.
+Run `python docs/make_reliability.py`; `tests/test_catalogue.py` checks that the page is current.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
 
 class Row(TypedDict, total=False):
-    """One row of the catalogue: the fault or input, what must hold, and perhaps why nothing tests it here."""
+    """One row of the catalogue: the fault or input, what must hold, and the `reason` if no test covers it."""
 
     number: int
     group: str
@@ -26,12 +26,16 @@ class Row(TypedDict, total=False):
 
 
 def rows() -> list[Row]:
+    """The rows of docs/catalogue.toml, in order."""
     data: list[Row] = tomllib.loads((ROOT / "docs" / "catalogue.toml").read_text())["row"]
     return data
 
 
 def tests_by_row(tests: Path) -> dict[int, list[str]]:
-    """row number -> `folder/file.py::test`, from `@pytest.mark.row(...)` on functions and `pytestmark` in files."""
+    """Map each row number to its tests (`folder/file.py::test`).
+
+    Reads `@pytest.mark.row(...)` on functions and `pytestmark` in files.
+    """
     found: dict[int, list[str]] = {}
     for path in sorted(tests.rglob("test_*.py")):
         text = path.read_text()
@@ -66,6 +70,7 @@ def _numbers(expression: ast.expr) -> list[int]:
 
 
 def table(tests: Path) -> str:
+    """The Markdown table: at most three tests per row, then the number of the others."""
     by_row = tests_by_row(tests)
     lines = ["| # | fault or input | what holds | held by |", "|---|---|---|---|"]
     group = ""
@@ -84,7 +89,7 @@ def table(tests: Path) -> str:
 
 
 def page(text: str, tests: Path) -> str:
-    """`text` with its table replaced."""
+    """Return `text` with its table replaced."""
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
     return f"{before}{BEGIN}\n{table(tests)}\n{END}{after}"

@@ -1,4 +1,4 @@
-"""Writes docs/settings.md from the settings classes themselves: `python docs/make_settings.py`. A test compares."""
+"""Writes docs/settings.md from the settings classes: `python docs/make_settings.py`. A test compares them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SECTIONS = (
     ("matchmaker", "matchmaker/tipoff_matchmaker/settings.py", "Settings", "TIPOFF_MATCHMAKER_"),
     ("launcher", "orchestrator_client/tipoff_launcher/settings.py", "Settings", "TIPOFF_LAUNCHER_"),
     (
-        "Edgegap: the matchmaker's way to it",
+        "Edgegap: the matchmaker's connection to it",
         "orchestrator_client/tipoff_orchestrator_client/edgegap/settings.py",
         "Settings",
         "TIPOFF_EDGEGAP_",
@@ -31,17 +31,17 @@ SECTIONS = (
     ),
 )
 MODULE_TABLES = (
-    ("NATS: how every part reaches it", "shared/tipoff_shared/settings.py"),
+    ("NATS: the connection of every part", "shared/tipoff_shared/settings.py"),
     ("A game server's environment", "gameserver/tipoff_gameserver/context.py"),
 )
 
 
 def page() -> str:
-    """The whole page; fields without a docstring make it fail, so that none goes undocumented."""
+    """Return the whole page. Raises `SystemExit` for a field without a docstring."""
     parts = [
-        "# Settings\n\nServices read environment variables, games stand in games.toml. This page is written by "
-        "`docs/make_settings.py`\nfrom the settings classes; a mistake in a value is told with the variable's name, or "
-        "with the line of games.toml.\n",
+        "# Settings\n\nServices read environment variables; games.toml describes the games. `docs/make_settings.py` "
+        "writes this page\nfrom the settings classes. An error in a value names the variable, or the line of "
+        "games.toml.\n",
     ]
     for title, file, name, prefix in SECTIONS:
         parts.append(f"## {title}\n")
@@ -55,6 +55,7 @@ def page() -> str:
 
 
 def rows(file: Path, class_name: str, prefix: str) -> list[str]:
+    """The table rows of one settings class: name, default and docstring of each field."""
     tree = ast.parse(file.read_text())
     body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name)
     found: list[str] = []

@@ -74,13 +74,16 @@ class TurnConnection(asyncio.Protocol):
         self._buffer = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by asyncio: keep the transport."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's do not inherit from it
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Called by asyncio: the pending request fails with `Unavailable`."""
         self._transport = None
         self._fail(Unavailable(f"the connection was closed: {str(exc) or 'by the server'}"))
 
     def data_received(self, data: bytes) -> None:
+        """Called by asyncio: complete the pending request once the whole body has arrived."""
         self._buffer += data
         head, end, body = self._buffer.partition(b"\r\n\r\n")
         if not end or self._answer is None:

@@ -124,10 +124,12 @@ class EventPresence(Reporter):
         self._answers: dict[str, asyncio.Future[bytes]] = {}
 
     def joined(self, session_id: str, client_id: int) -> None:
+        """Publish soon that the session has joined."""
         self._reports.joined(session_id, client_id)
         self._sessions_changed()
 
     def left(self, session_id: str) -> None:
+        """Publish soon that the session has left."""
         self._reports.left(session_id)
         self._sessions_changed()
 
@@ -136,6 +138,7 @@ class EventPresence(Reporter):
         return None
 
     def resync(self) -> None:
+        """Publish the lease and all sessions again."""
         self._back.set()
         self._lease_due.set()
         self._reports.repeat_all()

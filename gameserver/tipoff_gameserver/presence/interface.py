@@ -60,23 +60,26 @@ class NoPresence(Presence):
     """The presence of a stand-alone server: reports nothing."""
 
     async def start(self, describe: DescribeLease, on_command: OnCommand) -> None:
-        pass
+        """Do nothing."""
 
     @property
     def connected(self) -> bool:
+        """Always True."""
         return True
 
     def joined(self, session_id: str, client_id: int) -> None:
-        pass
+        """Do nothing."""
 
     def left(self, session_id: str) -> None:
-        pass
+        """Do nothing."""
 
     async def announce(self, timeout: float) -> bool:
+        """Return True at once."""
         return True
 
     async def look_up(self, client_id: int) -> str | None:
+        """Always None."""
         return None
 
     async def close(self, *, keep_lease: bool, timeout: float = 5.0) -> None:
-        pass
+        """Do nothing."""

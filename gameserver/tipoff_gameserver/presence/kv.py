@@ -50,16 +50,19 @@ class KvPresence(Reporter):
         """Keys deleted lately, with the revision of our put: a NATS that lost writes may have them again."""
 
     def joined(self, session_id: str, client_id: int) -> None:
+        """Put the session's key into `active_connections` soon."""
         self._connected[session_id] = str(client_id)
         if session_id not in self._written:
             self._unreported[session_id] = str(client_id)
         self._doubt(session_id)
 
     def left(self, session_id: str) -> None:
+        """Delete the session's key soon, unless another server has written it."""
         self._connected.pop(session_id, None)
         self._doubt(session_id)
 
     async def look_up(self, client_id: int) -> str | None:
+        """The session in `sessions_ly2eg`; None also when NATS takes longer than two seconds."""
         if self._buckets is None:
             return None
         try:
@@ -71,6 +74,7 @@ class KvPresence(Reporter):
         return entry.value if entry is not None else None
 
     def resync(self) -> None:
+        """Write the lease and check the key of every session that is connected or has left recently."""
         self._back.set()
         self._lease_due.set()
         for session_id in (*self._connected, *self._deleted):

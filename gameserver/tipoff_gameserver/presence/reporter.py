@@ -60,14 +60,17 @@ class Reporter(Presence, ABC):
         """Nothing more is reported."""
 
     async def start(self, describe: DescribeLease, on_command: OnCommand) -> None:
+        """Connect in the background. Raises `ConfigError` for a certificate authority that cannot be read."""
         self._settings.tls_context()  # an unreadable certificate is an error now, not a warning for ever
         self._tasks.start(self._stay_connected(describe, on_command), "connection")
 
     @property
     def connected(self) -> bool:
+        """Whether there is a connection to NATS and it works now."""
         return self._bus is not None and self._bus.connected
 
     async def announce(self, timeout: float) -> bool:
+        """Report the lease now; returns whether that succeeded within `timeout` seconds."""
         waiter = asyncio.get_running_loop().create_future()
         self._lease_waiters.append(waiter)
         self._lease_due.set()

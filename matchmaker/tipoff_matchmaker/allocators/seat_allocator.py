@@ -87,6 +87,7 @@ class SeatAllocator:
         """Nothing to wait for: seats that are being written are undone by tasks of their own, or expire."""
 
     async def allocate(self, allocation: AllocationRequest) -> AsyncGenerator[Step, None]:
+        """Stand in the game's line until seats are written. Raises `UnknownGame`, or the error that closed the line."""
         key = allocation.key
         line = self._lines.get(key)
         if line is None:
@@ -117,6 +118,7 @@ class SeatAllocator:
                     self._undo(waiter.seats)
 
     async def undo(self, seats: Seats) -> None:
+        """Take the seats out of the server's record, unless they are shared. After a failed write they expire."""
         if seats.shared:
             return
         now = self._clock()
@@ -130,6 +132,7 @@ class SeatAllocator:
             log.info("a seat on %s is left to its deadline: %s", seats.deployment.id, exc)
 
     async def release(self, allocation_id: str, member: str, *, deployment_id: str) -> None:
+        """Take the member's seat out of the server's record."""
         if not deployment_id:
             return
         now = self._clock()
@@ -137,6 +140,7 @@ class SeatAllocator:
             await self._deployments.change(deployment_id, lambda record: leave(record, (member,), now))
 
     async def sessions(self) -> set[str] | None:
+        """The sessions that hold a seat in any deployment record."""
         return {seat for entry in self._deployments.entries.values() for seat in entry.value.seats}
 
     # Staging.

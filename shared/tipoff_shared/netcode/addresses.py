@@ -1,7 +1,7 @@
-"""Where a peer is: an IP address and a port.
+"""Defines `Address`, the IP address and port of a peer, and reads and writes a token's address lists.
 
 An ``Address`` is a tuple ``(host, port)`` of canonical text and number, so it hashes and compares at C speed
-(it is a dictionary key for every datagram) and can be handed to ``sendto`` as it is.
+(it is a dictionary key for every datagram) and can be passed to ``sendto`` unchanged.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Address(tuple[str, int]):
 
     @classmethod
     def from_socket(cls, sockaddr: tuple[Any, ...]) -> Address:
-        """What ``recvfrom`` or asyncio report, as an Address.
+        """Return the address that ``recvfrom`` or asyncio reports.
 
         IPv4 mapped into IPv6 (a dual-stack socket) is unmapped.
         """
@@ -80,7 +80,7 @@ class Address(tuple[str, int]):
         return tuple.__new__(cls, sockaddr)  # the kernel writes IPv4 in canonical form
 
     def for_family(self, family: int) -> tuple[str, int]:
-        """What ``sendto`` of a socket of `family` wants: IPv4 is mapped into IPv6 for an AF_INET6 socket."""
+        """The address for ``sendto`` on a socket of `family`: IPv4 is mapped into IPv6 for an AF_INET6 socket."""
         if family == socket.AF_INET6 and ":" not in self[0]:
             return ("::ffff:" + self[0], self[1])
         return self

@@ -1,4 +1,4 @@
-"""Challenge tokens: how a server learns that a client really receives at the address it claims."""
+"""Issues and opens challenge tokens, by which a client proves that it receives at its address."""
 
 from __future__ import annotations
 

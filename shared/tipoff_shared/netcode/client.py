@@ -1,4 +1,4 @@
-"""The player's side of a connection, from a token to payloads, without I/O.
+"""Runs the player's side of a connection, from a token to payloads, without I/O.
 
 The driver passes in every datagram and the time, sends what ``datagrams_to_send`` returns after each
 call, and calls ``update`` at ``next_timeout``. All times are seconds of one monotonic clock.
@@ -43,7 +43,7 @@ class Client:
     """One use of one connect token. It starts connecting when it is made.
 
     `token` is 2048 bytes or a ConnectToken; one that cannot be read leaves the client in
-    INVALID_CONNECT_TOKEN, nothing is raised. `dialect` is the token's own unless given. `first_sequence` is
+    INVALID_CONNECT_TOKEN and raises nothing. `dialect` is the token's own unless given. `first_sequence` is
     for a second try with the same token: pass the first client's ``next_sequence``, or packets of both would
     be encrypted with one nonce.
     """
@@ -94,7 +94,7 @@ class Client:
     # ---------------------------------------------------------------------------------------
 
     def receive_datagram(self, data: bytes, address: Address, now: float) -> None:
-        """Take in one datagram. Whatever is wrong with it, it is ignored."""
+        """Take in one datagram. An invalid one is ignored."""
         state = self.state
         if state < _REQUESTING or (address != self._peer and address != self.server_address):
             return
@@ -145,7 +145,7 @@ class Client:
         return due if self.state is _CONNECTED else min(due, self._lifetime_ends)
 
     def datagrams_to_send(self) -> list[tuple[bytes, Address]]:
-        """Datagrams and where to; each is returned once."""
+        """Datagrams and their targets; each is returned once."""
         out = self._out
         self._out = []
         return out
@@ -161,7 +161,7 @@ class Client:
     # ----------------------------------------------------------------------------------
 
     def send(self, payload: bytes, now: float) -> bool:
-        """Send 1..1200 bytes. False, and nothing is sent, when not connected. Raises InvalidPayload."""
+        """Send 1..1200 bytes. Returns False and sends nothing when not connected. Raises InvalidPayload."""
         if not 1 <= len(payload) <= MAX_PAYLOAD_BYTES:
             raise InvalidPayload(f"a payload has 1 to {MAX_PAYLOAD_BYTES} bytes, not {len(payload)}")
         if self.state is not _CONNECTED:
@@ -172,7 +172,7 @@ class Client:
     def disconnect(self, now: float) -> None:
         """Leave.
 
-        Several packets say so, since each may be lost; the server would wait for its timeout otherwise.
+        Sends several disconnect packets, since each may be lost; the server would otherwise wait for its timeout.
         """
         if self.state < _REQUESTING:
             return
@@ -304,7 +304,7 @@ class Client:
         self._events.append(StateChanged(state))
 
     def _finish(self, state: ClientState, failure: str | None) -> None:
-        """Final: no later call does anything, the keys are let go."""
+        """Enter a final state: later calls do nothing, and the keys are dropped."""
         self.failure = failure
         if self.server_address is not None:
             del self._encrypt, self._decrypt, self._request

@@ -1,4 +1,4 @@
-"""What a server keeps about one address: first a pending handshake, then a slot."""
+"""Holds a server's state for one address: first a pending handshake, then a slot."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PENDING_SECONDS = 15.0  # for tokens without a timeout; the reference would kee
 
 
 class Stage(Enum):
-    """How far admission is."""
+    """The progress of admission."""
 
     ASKED = "asked"  # the application has yet to answer the AdmitRequest
     ADMITTED = "admitted"
@@ -23,7 +23,7 @@ class Stage(Enum):
 
 
 class Pending:
-    """A valid token came from this address; whether its sender receives there is not proved yet."""
+    """A valid token came from this address, whose sender has not yet proved that it receives there."""
 
     __slots__ = ("address", "decrypt", "denial", "encrypt", "expires", "id", "patience", "private", "stage")
 

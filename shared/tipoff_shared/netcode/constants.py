@@ -1,15 +1,15 @@
-"""Sizes (bytes), rates (seconds) and packet types of netcode 1.02, as the standard gives them."""
+"""Defines the sizes (bytes), rates (seconds) and packet types of netcode 1.02."""
 
 from enum import StrEnum
 from typing import Final
 
 
 class Dialect(StrEnum):
-    """Who is at the other end.
+    """The dialect of the peer.
 
     ``STANDARD`` is mas-bandwidth/netcode and everything compatible with it. ``LIGHTYEAR`` is lightyear up to
     0.19 (which bevygap uses): IPv6 addresses in network order, keep-alives that name the client id, denied
-    packets with a reason. lightyear 0.20 and later writes big-endian integers and is not spoken here; its
+    packets with a reason. lightyear 0.20 and later writes big-endian integers and is not supported; its
     tokens are refused as invalid.
     """
 

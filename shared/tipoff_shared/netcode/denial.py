@@ -1,4 +1,4 @@
-"""The body of a denied packet: empty in the standard, a reason in lightyear's dialect."""
+"""Encodes and decodes the body of a denied packet: empty in the standard, a reason in lightyear's dialect."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def encode_denial(denial: Denial, dialect: Dialect) -> bytes:
 
 
 def decode_denial(body: bytes) -> Denial | None:
-    """What an authentic denied packet says; None for an empty one, or one that makes no sense."""
+    """The reason in an authentic denied packet; None for an empty or unreadable one."""
     if not body or body[0] > DenyReason.CUSTOM:
         return None
     reason = DenyReason(body[0])

@@ -1,9 +1,9 @@
-"""What can go wrong, as types.
+"""Defines the exceptions of netcode.
 
     NetcodeError
     ├── InvalidKey          text or bytes that are not a usable private key (also ValueError)
     ├── InvalidAddress      text that is not "ip:port" (also ValueError)
-    ├── InvalidTokenField   issue_token was asked for something a token cannot hold (also ValueError)
+    ├── InvalidTokenField   issue_token got a value that a token cannot hold (also ValueError)
     ├── InvalidPayload      send() was given nothing, or more than 1200 bytes (also ValueError)
     └── InvalidToken        a connect token that cannot be used
         ├── WrongProtocol   made for another protocol id
@@ -11,12 +11,12 @@
         ├── WrongKey        its private part does not open: another private key, another protocol, or damaged
         └── WrongServer     it names other servers than this one
 
-Received datagrams never raise any of these: whatever is wrong with a datagram, it is dropped in silence.
+Received datagrams raise none of these: an invalid datagram is dropped silently.
 """
 
 
 class NetcodeError(Exception):
-    """Base of everything this package raises on purpose."""
+    """Base of all exceptions of this package."""
 
 
 class InvalidKey(NetcodeError, ValueError):

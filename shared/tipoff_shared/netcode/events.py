@@ -1,6 +1,6 @@
-"""What the state machines tell the application.
+"""Defines the events of the state machines.
 
-Collected with ``events()``, in the order in which it happened.
+The application collects them with ``events()``, in the order in which they happened.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class DenyReason(IntEnum):
 
 
 class Denial(msgspec.Struct, frozen=True):
-    """Why a client is not let in. `text` travels only with CUSTOM and is cut to 255 bytes of UTF-8."""
+    """Why a client is denied. `text` travels only with CUSTOM and is cut to 255 bytes of UTF-8."""
 
     reason: DenyReason
     text: str = ""
@@ -86,10 +86,10 @@ class StateChanged(msgspec.Struct, frozen=True, gc=False):
 
 
 class AdmitRequest(msgspec.Struct, frozen=True):
-    """Server only: a valid, unused token of a client who has **not** proved its address yet.
+    """Server only: a valid, unused token of a client that has **not** proved its address yet.
 
     Answer with ``Server.admit(id, now)`` or ``Server.deny(id, reason, now)``; without an answer the client
-    hears nothing. `user_data` is the token's 256 bytes, `token_tag` its identity (16 bytes).
+    receives nothing. `user_data` is the token's 256 bytes, `token_tag` its identity (16 bytes).
     """
 
     id: int

@@ -1,7 +1,7 @@
-"""The way in: requests, admission, challenges and responses, until a client has proved its address.
+"""Runs handshakes: requests, admission, challenges and responses, until a client has proved its address.
 
-Every answer goes to an address that has proved nothing yet, and is smaller than the 1078-byte request it
-answers. What is not followed is counted by reason in ``ignored``, since its sender hears nothing.
+Every answer goes to an unproven address and is smaller than the 1078-byte request that it
+answers. ``ignored`` counts, by reason, the requests and responses that get no answer.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Handshakes:
     def request(self, data: bytes, address: Address, now: float) -> bytes | AdmitRequest | None:
         """Follow a 1078-byte datagram whose first byte is zero, from an address without a connection.
 
-        Returns the answer, or what the application is to be asked, or None.
+        Returns the answer, the request to the application, or None.
         """
         # A captured request that is repeated from elsewhere is refused before anything costly.
         held = self._used.check(data[-TAG_BYTES:], address)

@@ -1,4 +1,4 @@
-"""The private key that the matchmaker and its gameservers share. It never shows itself unless asked to."""
+"""Defines the private key that the matchmaker and its gameservers share; only an explicit call reveals it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Encrypted packets: ``prefix | sequence | ciphertext | tag``.
+"""Seals and opens encrypted packets: ``prefix | sequence | ciphertext | tag``.
 
 The prefix byte holds the type (low half) and the number of sequence bytes (high half, 1..8); the sequence
-number is the nonce; version, protocol id and prefix are authenticated with it. Everything that depends on the
-prefix alone is looked up in a table that is made once, so that a bad datagram is dropped by one dictionary
+number is the nonce; version, protocol id and prefix are authenticated with it. Everything that depends only on
+the prefix comes from a table that is made once, so that a bad datagram is dropped by one dictionary
 lookup and two comparisons.
 """
 

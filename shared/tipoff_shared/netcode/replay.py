@@ -1,4 +1,4 @@
-"""Which packets were already received: the newest 256 sequence numbers of one sender."""
+"""Recognises replayed packets by the newest 256 sequence numbers of one sender."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _MASK = REPLAY_WINDOW - 1
 
 
 class ReplayWindow:
-    """Ask ``seen`` before decrypting, ``accept`` only after a packet has authenticated.
+    """Call ``seen`` before decrypting, and ``accept`` only after a packet has authenticated.
 
     Anybody can send any number; if the window moved before authentication, one forged datagram would lock the
     honest sender out. The reference marks empty cells with 2^64-1 and so takes that number again and again;

@@ -1,15 +1,13 @@
-"""How long a packet takes to the server and back, measured without a packet type of its own.
+"""Measures the round trip to the server without a packet type for it.
 
-A connected client sends a keep-alive once a second as a probe, whatever else it sends; a server of ours
-answers a keep-alive with one at once. Nothing in it says what it answers, so a sample is taken only when
-there is no doubt:
+A connected client sends a keep-alive once a second as a probe, whatever else it sends; tipoff's server
+answers a keep-alive with one at once. The answer does not name its probe, so a sample is taken only when
+the match is certain:
 
-* Our keep-alive before the probe is at least 0.9 s old, so its answer has come or was lost. Hence an idle
-  client sends
-  one a second too, not ten. (Longer round trips than that cannot be measured.)
+* Our keep-alive before the probe is at least 0.9 s old, so its answer has come or was lost. An idle client therefore
+  also sends one a second, not ten. (Longer round trips than that cannot be measured.)
 * The server was busy from the probe to the answer, with no two of its packets 90 ms apart: any server also
-  sends
-  keep-alives by itself, but only after 0.1 s of silence.
+  sends keep-alives unprompted, but only after 0.1 s of silence.
 """
 
 from __future__ import annotations

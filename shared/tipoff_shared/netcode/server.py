@@ -1,4 +1,4 @@
-"""The gameserver's side: from connection requests to payloads of many clients, without I/O.
+"""Runs the gameserver's side, from connection requests to payloads of many clients, without I/O.
 
 The driver passes in every datagram and the time, sends what ``datagrams_to_send`` returns after each
 call (or each batch of calls), takes ``events``, and calls ``update`` at ``next_timeout``. Times are seconds
@@ -65,7 +65,7 @@ class Server:
     valid, unused token is admitted by `admission` if given (which may say ADMIT, PENDING, IGNORE or return a
     Denial), else by the application answering AdmitRequest events if `manual_admission`, else always.
 
-    Several transports of one gameserver share `used_tokens`, and tell each other who is connected:
+    Several transports of one gameserver share `used_tokens`, and share which clients are connected:
     `is_client_connected` answers for the other transports, this server's ``is_connected`` for this one;
     `has_room` says whether the game as a whole takes one more player. A client id that is connected is not
     let in again, or, with `replace_connected`, throws out its former self once it proved its address. With
@@ -147,7 +147,7 @@ class Server:
     # ---------------------------------------------------------------------------------------
 
     def receive_datagram(self, data: bytes, address: Address, now: float) -> None:
-        """Take in one datagram. Whatever is wrong with it, it is ignored."""
+        """Take in one datagram. An invalid one is ignored."""
         slot = self._by_address.get(address)
         if slot is not None:
             packet = self._reader.read(data, slot.decrypt, slot.window)
@@ -178,11 +178,11 @@ class Server:
         self._next_due = due
 
     def next_timeout(self) -> float:
-        """When ``update`` must be called next; infinity when nobody is connected or connecting."""
+        """When ``update`` must be called next; infinity when no client is connected or connecting."""
         return self._next_due
 
     def datagrams_to_send(self) -> list[tuple[bytes, Address]]:
-        """Datagrams and where to; each is returned once."""
+        """Datagrams and their targets; each is returned once."""
         out = self._out
         self._out = []
         return out
@@ -201,7 +201,7 @@ class Server:
     # ----------------------------------------------------------------------------------
 
     def send(self, index: int, payload: bytes, now: float) -> bool:
-        """Send 1..1200 bytes to the client in slot `index`. False when nobody is there.
+        """Send 1..1200 bytes to the client in slot `index`. Returns False for an empty slot.
 
         Raises InvalidPayload.
         """
@@ -216,7 +216,7 @@ class Server:
         return True
 
     def disconnect(self, index: int, now: float) -> bool:
-        """Throw out the client in slot `index`. False when nobody is there."""
+        """Disconnect the client in slot `index`. Returns False for an empty slot."""
         slot = self._slots.get(index)
         if slot is None:
             return False
@@ -224,9 +224,9 @@ class Server:
         return True
 
     def stop(self, now: float) -> None:
-        """Throw everybody out and forget who was connecting.
+        """Disconnect all clients and drop all pending handshakes.
 
-        What is to be sent and told must still be fetched.
+        The caller must still fetch the datagrams and events.
         """
         for slot in list(self._slots.values()):
             self._throw_out(slot, DisconnectReason.BY_SERVER, now)
@@ -251,7 +251,7 @@ class Server:
         return client_id in self._by_client_id
 
     def clients(self) -> list[Connected]:
-        """Who is connected now, by slot."""
+        """The connected clients, by slot."""
         return [self._slots[index].connected() for index in sorted(self._slots)]
 
     @property
@@ -261,7 +261,7 @@ class Server:
 
     @property
     def ignored(self) -> Counter[str]:
-        """Requests and responses not followed, by reason: their senders hear nothing, operators should."""
+        """Number of ignored requests and responses, by reason; their senders get no answer."""
         return self._handshakes.ignored
 
     # --- the way in

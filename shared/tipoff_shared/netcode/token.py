@@ -1,8 +1,10 @@
-"""Connect tokens: issued by the matchmaker, carried by the player, opened by the gameserver.
+"""Issues, encodes and opens connect tokens.
+
+The matchmaker issues a token, the player carries it, and the gameserver opens it.
 
 A token is 2048 bytes. Its public part tells the client whom to dial and holds the session keys **in clear**:
 send it over TLS only and never log it. Its private part (1024 bytes, XChaCha20-Poly1305 under the private
-key) tells the gameserver who comes. The 16-byte tag of the private part is the token's identity. (netcode
+key) identifies the player to the gameserver. The 16-byte tag of the private part is the token's identity. (netcode
 1.02, "Connect Token".)
 """
 
@@ -119,7 +121,7 @@ class ConnectToken(msgspec.Struct, frozen=True):
 
     @classmethod
     def decode(cls, data: bytes, dialect: Dialect = Dialect.STANDARD) -> ConnectToken:
-        """Read 2048 bytes as a client does: neither the private part nor the clock is looked at.
+        """Read 2048 bytes as a client does: without checking the private part or the clock.
 
         Raises InvalidToken.
         """
@@ -147,7 +149,7 @@ class ConnectToken(msgspec.Struct, frozen=True):
         )
 
     def to_base64(self) -> str:
-        """Standard base64 with padding, 2732 characters: the text form of bevygap and of our own messages."""
+        """Standard base64 with padding, 2732 characters: the text form in bevygap's and tipoff's messages."""
         return base64.b64encode(self.encode()).decode("ascii")
 
     @classmethod
@@ -172,7 +174,7 @@ class ConnectToken(msgspec.Struct, frozen=True):
 
     @property
     def fingerprint(self) -> str:
-        """Twelve hex digits for logs and tables; nothing can be done with them."""
+        """Twelve hex digits for logs and tables; they are of no use to an attacker."""
         return self.tag.hex()[:12]
 
     def __repr__(self) -> str:
@@ -265,8 +267,8 @@ def open_private(
     """Check a whole token as a server does and open its private part.
 
     `token` is 2048 bytes or a ConnectToken. Expiry is judged only when `unix_now` (Unix seconds) is given.
-    Raises InvalidToken or one of its kinds: WrongProtocol, TokenExpired, WrongKey. Which server the token
-    names is for ``PrivateToken.require_server`` to judge, whether it was used before for ``UsedTokens``.
+    Raises InvalidToken or one of its kinds: WrongProtocol, TokenExpired, WrongKey. ``PrivateToken.require_server``
+    checks which server the token names, ``UsedTokens`` whether it was used before.
     """
     if not isinstance(token, ConnectToken):
         token = ConnectToken.decode(token, dialect)
@@ -281,7 +283,7 @@ def open_private(
         unix_now,
     )
     # The private part travels in clear in every UDP request, the session keys never do. Without this
-    # comparison whoever saw a request could wrap it into a token of his own and present that over a stream.
+    # comparison anyone who saw a request could wrap it into another token and present that over a stream.
     outside = token.client_to_server_key + token.server_to_client_key
     if not hmac.compare_digest(outside, private.client_to_server_key + private.server_to_client_key):
         raise InvalidToken(

@@ -1,4 +1,4 @@
-"""The memory that makes a token good for one connection, shared by all transports of a gameserver."""
+"""Remembers used tokens, so that each is good for one connection over all transports of a gameserver."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class TokenClaim(StrEnum):
 
 
 class UsedTokens:
-    """Who holds which token, by its 16-byte tag.
+    """The holder of each token, by the token's 16-byte tag.
 
     A tag belongs to the first holder that claims it (over UDP its address, over a stream the connection), and
-    to nobody any more once that holder ``spend``s it by connecting. A holder that showed the token's session
+    to no one once that holder has connected and ``spend`` was called. A holder that showed the token's session
     keys takes it from one that has not: a request over UDP travels in clear, so anybody on the way could have
     sent it first, and a player whose UDP answers are blocked must be able to fall back to a stream. Entries
     go `grace` seconds after their token expired, the margin for a wall clock that is set back. A full memory
@@ -71,9 +71,9 @@ class UsedTokens:
         return TokenClaim.NEW
 
     def spend(self, tag: bytes, holder: Hashable) -> bool:
-        """`holder` connects with the token it claimed: nobody, it included, may use it again.
+        """`holder` connects with the token it claimed: no one, including `holder`, may use it again.
 
-        False, and nothing changes, when the token is not `holder`'s (any more).
+        False, and nothing changes, when the token is not, or no longer, `holder`'s.
         """
         if self.check(tag, holder) is not TokenClaim.REPEATED:
             return False

@@ -1,4 +1,4 @@
-"""A network in memory, with virtual time, that loses, delays, reorders and duplicates as told: for tests and figures.
+"""Simulates a network in virtual time, with loss, delay, reordering and duplicates, for tests and benchmarks.
 
 Endpoints are driven exactly as a real driver would: every datagram is passed in, ``update`` is called at
 ``next_timeout`` and never between. Nothing waits; an hour passes in the time its datagrams take to compute.
@@ -14,19 +14,27 @@ from .addresses import Address
 
 
 class Endpoint(Protocol):
-    """What Client and Server have in common."""
+    """The interface that Client and Server share."""
 
-    def receive_datagram(self, data: bytes, address: Address, now: float) -> None: ...
+    def receive_datagram(self, data: bytes, address: Address, now: float) -> None:
+        """Take in one datagram; `now` is in monotonic seconds."""
+        ...
 
-    def update(self, now: float) -> None: ...
+    def update(self, now: float) -> None:
+        """Do what is due by `now`."""
+        ...
 
-    def next_timeout(self) -> float: ...
+    def next_timeout(self) -> float:
+        """When ``update`` must be called next; infinity for never."""
+        ...
 
-    def datagrams_to_send(self) -> list[tuple[bytes, Address]]: ...
+    def datagrams_to_send(self) -> list[tuple[bytes, Address]]:
+        """Datagrams and their targets; each is returned once."""
+        ...
 
 
 class Datagram(NamedTuple):
-    """One that was sent, whether or not it arrived."""
+    """A datagram that was sent, whether or not it arrived."""
 
     sent: float
     source: Address
@@ -62,17 +70,17 @@ class VirtualNetwork:
         self._endpoints[address] = endpoint
 
     def detach(self, address: Address) -> None:
-        """Silent and deaf from now on; what it had sent still arrives."""
+        """Remove the endpoint at an address; datagrams that it has sent still arrive."""
         del self._endpoints[address]
 
     def inject(self, data: bytes, source: Address, target: Address) -> None:
-        """A datagram with any source address, as an attacker sends it."""
+        """Send a datagram with any source address, as an attacker would."""
         self._send(Datagram(self.now, source, target, data))
 
     def advance(self, seconds: float) -> None:
         """Let time pass.
 
-        Raises RuntimeError when an endpoint asks to be updated again and again at one moment.
+        Raises RuntimeError when an endpoint requests update after update without time passing.
         """
         until = self.now + seconds
         turns_at_once = 0

@@ -203,6 +203,8 @@ class DockerBackend:
     # What a game needs.
 
     def check(self, game: Game) -> None:
+        """Raises `NotConfigured` for a missing or disallowed image, for too many CPUs or too much memory, and for ports
+        that the network cannot map."""
         where = f"game {game.name!r} version {game.version!r} in games.toml"
         spec = _spec(game)
         if not is_allowed(spec.image, self._settings.docker_images):
@@ -221,14 +223,17 @@ class DockerBackend:
             raise NotConfigured(f"{where}: ports with `internal` cannot be used on the network `host`")
 
     def ports(self, game: Game) -> Mapping[str, PortSpec]:
+        """The ports of `[game.docker]`, or those of the SDK where it names none."""
         wanted = _spec(game).ports
         return {name: PortSpec(port.protocol, port.internal) for name, port in wanted.items()} or _SDK_PORTS
 
     def port_is_free(self, port: int, protocol: str) -> bool:
+        """Whether the port can be bound on `listen_on` now. Raises `OSError`."""
         # Where the launcher itself is a container, only the engine can tell.
         return port_is_free(self._settings.listen_on, ignore_foreign=True)(port, protocol)
 
     def environment(self, game: Game) -> BackendEnvironment:
+        """The variables of `[game.docker]`, and the address that servers in this network bind."""
         every_interface = "0.0.0.0"  # noqa: S104  # of the container, which has an address of its own
         return BackendEnvironment(
             _spec(game).env,
@@ -237,6 +242,8 @@ class DockerBackend:
         )
 
     def proxy_address(self, deployment_id: str, ports: Mapping[str, Port]) -> str:
+        """The container's name and the WebSocket port inside it, or the published port in networks without names; ""
+        without a WebSocket port."""
         port = ports.get("websocket")
         if port is None:
             return ""
@@ -251,6 +258,7 @@ class DockerBackend:
     # Starting.
 
     async def start(self, request: StartRequest, save_native_id: Callable[[str], None]) -> DockerServer:
+        """Fetch the image if it is missing, then create and start the container; a failed start removes it."""
         spec = _spec(request.game)
         await self._images.ensure(spec.image, request.progress)
         bevygap = request.game.bevygap  # its plugin reads no secret from a file and accepts one NATS server
@@ -297,6 +305,7 @@ class DockerBackend:
     # What an earlier launcher has left.
 
     async def find(self, native_id: str, deployment_id: str) -> DockerServer | None:
+        """The container, unless it never started or belongs to another deployment. Raises `OrchestratorError`."""
         found = await self._engine.inspect(native_id)
         if (
             found is None
@@ -307,11 +316,14 @@ class DockerBackend:
         return self._add(found.id, self._records.log(deployment_id))
 
     async def clean_up(self, native_id: str, deployment_id: str) -> None:
+        """Remove the container if it still belongs to the deployment."""
         found = await self._engine.inspect(native_id)
         if found is not None and container_config.deployment_of(found.labels) == deployment_id:
             await self._containers.remove_dead(found.id)
 
     async def find_unrecorded(self, known: Collection[str]) -> list[Record]:
+        """Read the records from the containers' labels, remove containers without one, and let the search for orphans
+        begin."""
         records: list[Record] = []
         for container_id, state in (await self._engine.list(self._owner_labels)).items():
             if container_config.deployment_of(state.labels) in known:

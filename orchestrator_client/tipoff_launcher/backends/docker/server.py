@@ -83,6 +83,7 @@ class DockerServer:
 
     @property
     def native_id(self) -> str:
+        """The container's id."""
         return self._id
 
     def wake(self) -> None:
@@ -90,14 +91,18 @@ class DockerServer:
         self._wake.set()
 
     def terminate(self, grace: float) -> None:
+        """Let `wait` send the image's stop signal, and SIGKILL after `grace` seconds."""
         if self._kill_at is None:
             self._kill_at = asyncio.get_running_loop().time() + grace
             self._wake.set()
 
     async def kill(self) -> None:
+        """Send SIGKILL to the container. Raises `OrchestratorError`."""
         await self._engine.signal(self._id, "SIGKILL")
 
     async def wait(self) -> ExitStatus:
+        """Wait for the container's end, keep its log and remove it. The server counts as running while the engine does
+        not answer."""
         tries = Backoff(_RETRY_FIRST)
         while True:
             self._wake.clear()

@@ -83,27 +83,34 @@ class ProcessBackend:
 
     @property
     def name(self) -> str:
+        """`process`."""
         return "process"
 
     def proxy_address(self, deployment_id: str, ports: Mapping[str, Port]) -> str:
+        """`proxy_host` and the WebSocket port; only the host while the port is not known."""
         port = ports.get("websocket")
         return self._proxy_host if port is None else f"{self._proxy_host}:{port.internal}"
 
     def check(self, game: Game) -> None:
+        """Raises `NotConfigured` without a command that can be run."""
         self._command(game, os.environ.get("PATH", os.defpath))
 
     def ports(self, game: Game) -> Mapping[str, PortSpec]:
+        """The ports of `[game.process]`; a server listens on the port that players dial."""
         wanted = game.process.ports if game.process is not None else {}
         return {name: PortSpec(protocol) for name, protocol in wanted.items()}
 
     def port_is_free(self, port: int, protocol: str) -> bool:
+        """Whether the port can be bound on `listen_on` now. Raises `OSError`."""
         return port_is_free(self._listen_on)(port, protocol)
 
     def environment(self, game: Game) -> BackendEnvironment:
+        """The variables of `[game.process]`, and those named in `INHERITED`."""
         variables = game.process.env if game.process is not None else {}
         return BackendEnvironment(variables, INHERITED, self._listen_on)
 
     async def start(self, request: StartRequest, save_native_id: Callable[[str], None]) -> ProcessServer:
+        """Start the process behind exec_gate.py, and release it once `save_native_id` has returned."""
         command, cwd = self._command(request.game, request.environment["PATH"])
         gate, release = os.pipe()
         try:
@@ -123,17 +130,20 @@ class ProcessBackend:
         return ProcessServer(identity, request.deployment_id)
 
     async def find(self, native_id: str, deployment_id: str) -> ProcessServer | None:
+        """The process, if it still runs; a later process with the same pid does not count."""
         identity = Identity.parse(native_id)
         if identity is None or not lives(identity):
             return None
         return ProcessServer(identity, deployment_id)
 
     async def clean_up(self, native_id: str, deployment_id: str) -> None:
+        """Kill what is left of the process group."""
         identity = Identity.parse(native_id)
         if identity is not None:
             ProcessServer(identity, deployment_id).signal_group(signal.SIGKILL)
 
     async def find_unrecorded(self, known: Collection[str]) -> list[Record]:
+        """Always empty."""
         return []  # a process that was not recorded never got past exec_gate.py
 
     def _command(self, game: Game, path: str) -> tuple[list[str], Path]:
@@ -191,19 +201,23 @@ class ProcessServer:
 
     @property
     def native_id(self) -> str:
+        """The process's identity as text."""
         return str(self.identity)
 
     def terminate(self, grace: float) -> None:
+        """Send SIGTERM to the process group; `wait` sends SIGKILL after `grace` seconds."""
         if self._kill_at is None:
             self._kill_at = asyncio.get_running_loop().time() + grace
             self.signal_group(signal.SIGTERM)
             self._wake.set()
 
     async def kill(self) -> None:
+        """Send SIGKILL to the process itself, not to its group."""
         if lives(self.identity):
             _send(self.identity.pid, signal.SIGKILL)
 
     async def wait(self) -> ExitStatus:
+        """Wait for the process, then kill its group. The exit code is None for an adopted process."""
         loop = asyncio.get_running_loop()
         with _ExitNotice(self.identity, self._wake) as notice:
             delay = _POLL_FIRST
