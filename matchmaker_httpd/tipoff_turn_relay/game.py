@@ -31,7 +31,7 @@ _WORTH_RELEASING = 8_192
 """Bytes of confirmed updates that are worth a write of their own, to remove them from the record."""
 
 
-class Side(Struct, frozen=True, array_like=True):
+class Side(Struct, frozen=True, array_like=True, gc=False):
     """One player: `number` is the last accepted, `queue` the partner's updates not yet confirmed, of which the first
     `given` went out with that number; `released` counts those confirmed. `seen` is Unix seconds."""
 
@@ -43,7 +43,7 @@ class Side(Struct, frozen=True, array_like=True):
     has_quit: bool = False
 
 
-class Game(Struct, frozen=True, array_like=True):
+class Game(Struct, frozen=True, array_like=True, gc=False):
     """The record of one game; index 0 and 1 are the player keys."""
 
     secrets: tuple[int, int]

@@ -20,7 +20,8 @@ import msgspec
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.kv.bucket import UNREAD, Codec, Entry, Unread
 from tipoff_turn_relay.game import Game
-from tipoff_turn_relay.messages import Answer, Error, Failed, Updates
+from tipoff_turn_relay.keys import GameKey
+from tipoff_turn_relay.messages import Answer, Error, Exchange, Failed, GameQuit, GameUpdate, Updates
 from tipoff_turn_relay.store import Abandoned, ClientGone, Patience, RecordBucket
 
 log = logging.getLogger(__name__)
@@ -32,9 +33,10 @@ MAX_KNOWN = 10_000
 _MAX_TRIES = 100
 _NO_GAME = Failed(Error.NO_GAME)
 
+RequestT = TypeVar("RequestT", bound=GameUpdate | GameQuit | Exchange)
 AnswerT = TypeVar("AnswerT", bound=Answer)
-Step: TypeAlias = Callable[[Game, float, float], tuple[Game, AnswerT]]
-"""game, now, heard since -> game after it, answer"""
+Step: TypeAlias = Callable[[Game, int, RequestT, float, float], tuple[Game, AnswerT]]
+"""game, the player's secret, request, now, heard since -> game after it, answer"""
 
 _decode_game = msgspec.msgpack.Decoder(Game).decode
 
@@ -67,28 +69,43 @@ class _KnownGame:
         return isinstance(self.entry, Entry) and not self.entry.value.over
 
 
-class _Request(Patience[Game], Generic[AnswerT]):
+class _Request(Patience[Game], Generic[RequestT, AnswerT]):
     """One request: the function that decides it, and the answer of its last try.
 
-    One object instead of three closures: each live object brings the garbage collector's next run nearer.
+    One object instead of closures: Python's garbage collector runs when 700 objects have come to life, so the fewer a
+    request holds while it waits for NATS, the more requests may wait at a time without a collection for each round.
     """
 
-    __slots__ = ("_abandoned", "_step", "answer")
+    __slots__ = ("_abandoned", "_request", "_secret", "_step", "answer", "begun")
 
     def __init__(
-        self, step: Step[AnswerT], abandoned: Abandoned | None, bucket: RecordBucket[Game], patience: float
+        self,
+        secret: int,
+        request: RequestT,
+        step: Step[RequestT, AnswerT],
+        abandoned: Abandoned | None,
+        bucket: RecordBucket[Game],
+        patience: float,
     ) -> None:
         super().__init__(bucket, patience)
+        self._secret = secret
+        self._request = request
         self._step = step
         self._abandoned = abandoned
         self.answer: AnswerT | Failed = _NO_GAME
+        self.begun: Game | None = None
+        """The game, when this request is the first of the second player."""
 
     def decide(self, game: Game | None) -> Game | None:
         """The game after the request; the very same one when there is nothing to write."""
         if game is None:
             self.answer = _NO_GAME
             return None
-        after, self.answer = self._step(game, time.time(), self._bucket.heard_since)
+        after, self.answer = self._step(
+            game, self._secret, self._request, time.time(), self._bucket.heard_since
+        )
+        if after.both_began and not game.both_began:
+            self.begun = after
         return after
 
     async def keep_news(self) -> None:
@@ -104,11 +121,15 @@ class _Request(Patience[Game], Generic[AnswerT]):
 
 
 class SharedGames:
-    """All games. `patience`: the seconds for which a request outlives failures of the bucket."""
+    """All games. `patience`: the seconds for which a request outlives failures of the bucket; `on_begun` is called with
+    both pairing keys of a game when both players have sent an update."""
 
-    def __init__(self, bucket: RecordBucket[Game], *, patience: float) -> None:
+    def __init__(
+        self, bucket: RecordBucket[Game], *, patience: float, on_begun: Callable[[str, str], None]
+    ) -> None:
         self._bucket = bucket
         self._patience = patience
+        self._on_begun = on_begun
         self._known: OrderedDict[int, _KnownGame] = OrderedDict()
 
     def __len__(self) -> int:
@@ -150,17 +171,27 @@ class SharedGames:
         return present is not None and present.secrets == game.secrets
 
     async def run(
-        self, game_id: int, step: Step[AnswerT], *, abandoned: Abandoned | None = None
+        self,
+        key: GameKey | None,
+        request: RequestT,
+        step: Step[RequestT, AnswerT],
+        *,
+        abandoned: Abandoned | None = None,
     ) -> AnswerT | Failed:
-        """Carry out one request. Raises `Unavailable`; `ClientGone` where a repetition would give away something new
-        and `abandoned` says that its client has disconnected.
+        """Carry out one request of the player with this key (None: one that cannot be a key). Raises `Unavailable`;
+        `ClientGone` where a repetition would give away something new and `abandoned` says that its client has
+        disconnected.
 
         A write that failed may have been carried out: then `step` runs again on what is stored, finds its own request
         done and answers it as a repetition.
         """
-        request = _Request(step, abandoned, self._bucket, self._patience)
-        await self._change(game_id, request.decide, request.keep_news, request.after)
-        return request.answer
+        if key is None:
+            return _NO_GAME
+        this = _Request(key.secret, request, step, abandoned, self._bucket, self._patience)
+        await self._change(key.game_id, this.decide, this.keep_news, this.after)
+        if this.begun is not None:
+            self._on_begun(*this.begun.pairing_keys)
+        return this.answer
 
     async def _change(
         self,

@@ -6,7 +6,7 @@ find the same record, and neither can act as the other, whose key it never sees.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 KEY_BITS = 63
 SECRET_BITS = 31
@@ -15,8 +15,7 @@ RANDOM_BITS = 2 * KEY_BITS
 """Random bits from which one request makes any new key it needs."""
 
 
-@dataclass(frozen=True, slots=True)
-class GameKey:
+class GameKey(Struct, frozen=True, gc=False):
     """One player's key of a game."""
 
     game_id: int

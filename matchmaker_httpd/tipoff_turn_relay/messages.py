@@ -120,7 +120,7 @@ class GameQuit(Struct, frozen=True):
     player: int | None
 
 
-class GameUpdate(Struct, frozen=True):
+class GameUpdate(Struct, frozen=True, gc=False):
     """The text protocol's exchange: `number` confirms the answer before it, `data` None hands nothing over."""
 
     key: str
@@ -188,7 +188,7 @@ class Start(Struct, frozen=True):
     player: int
 
 
-class Updates(Struct, frozen=True):
+class Updates(Struct, frozen=True, gc=False):
     """The partner's updates, if any. `repeated`: the number was not new, so the previous answer may be lost.
 
     `number` is the last one accepted, `after` the position behind the last of `updates` (JSON API).

@@ -57,8 +57,9 @@ class TurnRelay:
         *,
         patience: float = PATIENCE,
     ) -> None:
-        self.games = SharedGames(games, patience=patience)
         self.pairing = SharedPairingList(pairing, tasks, patience=patience)
+        # Players of a game that both have begun leave the pairing list.
+        self.games = SharedGames(games, patience=patience, on_begun=self.pairing.remove)
         self._polls: set[asyncio.Event] = set()
         self._draining = False
 
@@ -66,9 +67,9 @@ class TurnRelay:
         """One request of the text protocol. Raises `ClientGone` when the client has disconnected and the
         answer would have taken new updates with it."""
         if isinstance(request, GameUpdate):
-            return await self._update(request, abandoned)
+            return await self.games.run(GameKey.parse(request.key), request, _update, abandoned=abandoned)
         if isinstance(request, GameQuit):
-            return await self._quit(request)
+            return await self.games.run(GameKey.parse(request.key), request, _leave)
         return await self.pair(request)
 
     async def pair(self, request: PairingRequest) -> PairingAnswer:
@@ -82,41 +83,6 @@ class TurnRelay:
             if not made:  # no room, or (once in 2**32) another game's id
                 return await self.pairing.games_full(request.key)
         return answer
-
-    async def _update(self, request: GameUpdate, abandoned: Abandoned | None) -> Updates | Failed:
-        key = GameKey.parse(request.key)
-        if key is None:
-            return Failed(Error.NO_GAME)
-        began: list[Game] = []
-
-        def step(game: Game, now: float, heard_since: float) -> tuple[Game, Updates | Failed]:
-            if game.player_of(key.secret) != request.player:
-                return game, Failed(Error.NOT_IN_GAME)
-            after, answer = rules.update(game, request.player, request, now, heard_since=heard_since)
-            _note_beginning(game, after, began)
-            return after, answer
-
-        answer = await self.games.run(key.game_id, step, abandoned=abandoned)
-        self._remove_from_list(began)
-        return answer
-
-    async def _quit(self, request: GameQuit) -> Gone | Failed:
-        key = GameKey.parse(request.key)
-        if key is None:
-            return Failed(Error.NO_GAME)
-
-        def step(game: Game, now: float, heard_since: float) -> tuple[Game, Gone | Failed]:
-            player = game.player_of(key.secret)
-            if player is None or request.player not in (None, player):
-                return game, Failed(Error.NOT_IN_GAME)
-            return rules.leave(game, player, now, heard_since=heard_since)
-
-        return await self.games.run(key.game_id, step)
-
-    def _remove_from_list(self, began: list[Game]) -> None:
-        """Remove the players of a game that both have begun from the pairing list."""
-        if began:
-            self.pairing.remove(*began[-1].pairing_keys)
 
     async def play(self, key: str, *, loaded: bool, wait: float) -> PairingAnswer:
         """From the list into a game: as far as it goes within `wait` seconds. `loaded` False stops at `Paired`."""
@@ -152,26 +118,13 @@ class TurnRelay:
                 return answer.error is Error.CACHE_FULL
             return request.after is not None and not answer.updates
 
-        answer = await self._exchange(key, request)
+        answer = await self.games.run(key, request, _exchange)
         if wait <= 0 or not unfinished(answer):
             return answer
         async with self.games.watching(key.game_id) as changed:
-            return await self._poll(lambda: self._exchange(key, request), unfinished, changed, wait)
-
-    async def _exchange(self, key: GameKey, request: Exchange) -> Updates | Failed:
-        began: list[Game] = []
-
-        def step(game: Game, now: float, heard_since: float) -> tuple[Game, Updates | Failed]:
-            player = game.player_of(key.secret)
-            if player is None:
-                return game, Failed(Error.NOT_IN_GAME)
-            after, answer = rules.exchange(game, player, request, now, heard_since=heard_since)
-            _note_beginning(game, after, began)
-            return after, answer
-
-        answer = await self.games.run(key.game_id, step)
-        self._remove_from_list(began)
-        return answer
+            return await self._poll(
+                lambda: self.games.run(key, request, _exchange), unfinished, changed, wait
+            )
 
     async def _poll(
         self,
@@ -204,6 +157,27 @@ class TurnRelay:
             event.set()
 
 
-def _note_beginning(before: Game, after: Game, began: list[Game]) -> None:
-    if after.both_began and not before.both_began:
-        began.append(after)
+def _update(
+    game: Game, secret: int, request: GameUpdate, now: float, heard_since: float
+) -> tuple[Game, Updates | Failed]:
+    if game.player_of(secret) != request.player:
+        return game, Failed(Error.NOT_IN_GAME)
+    return rules.update(game, request.player, request, now, heard_since=heard_since)
+
+
+def _leave(
+    game: Game, secret: int, request: GameQuit, now: float, heard_since: float
+) -> tuple[Game, Gone | Failed]:
+    player = game.player_of(secret)
+    if player is None or request.player not in (None, player):
+        return game, Failed(Error.NOT_IN_GAME)
+    return rules.leave(game, player, now, heard_since=heard_since)
+
+
+def _exchange(
+    game: Game, secret: int, request: Exchange, now: float, heard_since: float
+) -> tuple[Game, Updates | Failed]:
+    player = game.player_of(secret)
+    if player is None:
+        return game, Failed(Error.NOT_IN_GAME)
+    return rules.exchange(game, player, request, now, heard_since=heard_since)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from functools import partial
 
 from starlette.types import Receive, Scope, Send
 
@@ -88,12 +89,8 @@ class TextEndpoint:
         if isinstance(request, Failed):
             await self._fail(send, request)
             return
-
-        async def client_is_gone() -> bool:
-            return await _disconnected(receive)
-
         try:
-            answer = await self._relay.handle(request, abandoned=client_is_gone)
+            answer = await self._relay.handle(request, abandoned=partial(_disconnected, receive))
         except TipoffError as exc:
             await self._fail(send, again, 503, retry_after=exc.retry_after or 1)
             return

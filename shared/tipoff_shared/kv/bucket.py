@@ -15,7 +15,7 @@ import contextlib
 import enum
 import re
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
@@ -58,7 +58,7 @@ class Full(Unavailable):
     values still work."""
 
 
-class Entry(msgspec.Struct, Generic[T], frozen=True):
+class Entry(msgspec.Struct, Generic[T], frozen=True, gc=False):
     """One key's value and the revision for a compare-and-set."""
 
     key: str
@@ -85,7 +85,7 @@ UNREAD: Final = Unread.UNREAD
 """For `change`: nothing is known of the entry yet."""
 
 
-class ChangeResult(msgspec.Struct, Generic[T], frozen=True):
+class ChangeResult(msgspec.Struct, Generic[T], frozen=True, gc=False):
     """`entry`: what the key holds after the change (None: nothing); `written`: whether this call wrote or removed."""
 
     entry: Entry[T] | None
@@ -212,12 +212,13 @@ class Changeable(ABC, Generic[T]):
             must_read, latest = True, None  # for all that fails from here
             try:
                 try:
-                    entry = await _replace(self, key, after, revision, ttl)
+                    written = await _replace(self, key, after, revision, ttl)
                 except Full:
                     shorter = None if when_full is None or isinstance(after, Removal) else when_full(after)
                     if shorter is None:
                         raise
-                    entry = await _replace(self, key, shorter, revision, ttl)
+                    after = shorter
+                    written = await _replace(self, key, after, revision, ttl)
             except LostRace:
                 continue
             except Full:
@@ -227,6 +228,7 @@ class Changeable(ABC, Generic[T]):
                     raise
                 await on_unavailable(exc)
             else:
+                entry = None if isinstance(after, Removal) else Entry(key, after, written)
                 return ChangeResult(entry, written=True)
         raise Unavailable(
             f"{what or f'{self.bucket}/{key}'} changes too quickly to be written", retry_after=1
@@ -307,12 +309,14 @@ class Bucket(Changeable[T]):
                 raise
             return await self._publish(key, self._codec.encode(value), revision=stored.seq, ttl=ttl)
 
-    async def update(self, key: str, value: T, revision: int, *, ttl: float | None = None) -> int:
+    def update(
+        self, key: str, value: T, revision: int, *, ttl: float | None = None
+    ) -> Coroutine[Any, Any, int]:
         """Compare-and-set; returns the new revision. Raises `LostRace` when `revision` is not the current one.
 
         Without `ttl` (seconds, at least 1) the entry never expires, whatever TTL it had before.
         """
-        return await self._publish(key, self._codec.encode(value), revision=revision, ttl=ttl)
+        return self._publish(key, self._codec.encode(value), revision=revision, ttl=ttl)
 
     async def put(self, key: str, value: T, *, ttl: float | None = None) -> int:
         """Write without a compare-and-set, for keys that have exactly one writer."""
@@ -476,26 +480,29 @@ class Bucket(Changeable[T]):
                     await self._js.delete_consumer(self.stream, info.name or "")
 
 
-async def _replace(
+def _replace(
     bucket: Changeable[T],
     key: str,
     after: T | Removal,
     revision: int,
     ttl: float | Callable[[T], float | None] | None,
-) -> Entry[T] | None:
-    """One compare-and-set of `change`; the entry as it then is. Raises `LostRace`, `Full`, `Unavailable`."""
-    if after is Removal.DELETE:
+) -> Coroutine[Any, Any, int]:
+    """One compare-and-set of `change`; the new revision, 0 after a removal. Raises `LostRace`, `Full`,
+    `Unavailable`."""
+    if isinstance(after, Removal):
+        return _remove(bucket, key, after, revision)
+    return bucket.update(key, after, revision, ttl=ttl(after) if callable(ttl) else ttl)
+
+
+async def _remove(bucket: Changeable[T], key: str, how: Removal, revision: int) -> int:
+    if how is Removal.DELETE:
         await bucket.delete(key, revision)
-        return None
-    if after is Removal.FORGET:
-        await bucket.forget(key, revision)
-        latest = await bucket.latest(key)
-        if latest is not None and latest.value is not None:
-            raise LostRace(f"{bucket.bucket}/{key} was changed by somebody else")
-        return None
-    assert not isinstance(after, Removal)  # for type checkers: it has no third member
-    seconds = ttl(after) if callable(ttl) else ttl
-    return Entry(key, after, await bucket.update(key, after, revision, ttl=seconds))
+        return 0
+    await bucket.forget(key, revision)
+    latest = await bucket.latest(key)
+    if latest is not None and latest.value is not None:
+        raise LostRace(f"{bucket.bucket}/{key} was changed by somebody else")
+    return 0
 
 
 def _is_marker(headers: dict[str, str] | None, data: bytes) -> bool:

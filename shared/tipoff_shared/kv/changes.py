@@ -19,7 +19,7 @@ _Unavailable: TypeAlias = Callable[[Unavailable], Unavailable]
 """Rewords an error of NATS for one bucket."""
 
 
-class Change(msgspec.Struct, Generic[T], frozen=True):
+class Change(msgspec.Struct, Generic[T], frozen=True, gc=False):
     """One change of a key. `value` is None for a tombstone: the key was deleted, or its TTL ended (`expired`)."""
 
     key: str
