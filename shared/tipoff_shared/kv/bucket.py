@@ -127,7 +127,9 @@ class Changeable(ABC, Generic[T]):
         """As `latest`, or None when nothing was written after `revision`."""
 
     @abstractmethod
-    async def update(self, key: str, value: T, revision: int, *, ttl: float | None = None) -> int:
+    def update(
+        self, key: str, value: T, revision: int, *, ttl: float | None = None
+    ) -> Coroutine[Any, Any, int]:
         """Compare-and-set; returns the new revision. Raises `LostRace`."""
 
     @abstractmethod
