@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import random
 import socket
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from nats.aio.msg import Msg
 from tests.timing import quickest
 from tipoff.up.embedded_nats import embedded_nats
 from tipoff_shared.errors import Unavailable
+from tipoff_shared.kv.buckets import buckets, create_buckets
 from tipoff_shared.nats import connection as nats_connection
 from tipoff_shared.nats.connection import Bus, connect
 from tipoff_shared.nats.errors import NoAnswer
@@ -224,6 +226,89 @@ async def test_a_subscription_that_ended_while_nats_was_away_stays_ended(tmp_pat
             while "kept" not in heard:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         assert heard == ["kept"]
+
+
+async def _no_message(_: Msg) -> None:
+    pass
+
+
+async def _watch(bus: Bus) -> None:
+    async with buckets(bus).sessions.watch():
+        await _break(bus)
+
+
+async def _durable(bus: Bus) -> None:
+    async with buckets(bus).sessions.durable("reader"):
+        await _break(bus)
+
+
+async def _listen(bus: Bus) -> None:
+    async with buckets(bus).sessions.listen("key", lambda: None):
+        await _break(bus)
+
+
+async def _unsubscribe(bus: Bus) -> None:
+    subscription = await bus.subscribe("subject", _no_message)
+    await _break(bus)
+    await subscription.unsubscribe()
+
+
+async def _drain(bus: Bus) -> None:
+    subscription = await bus.subscribe("subject", _no_message)
+    await _break(bus)
+    await subscription.drain(1)
+
+
+async def _break(bus: Bus) -> None:
+    """The state of nats-py (2.16) after a reconnect whose connection broke again at once: it calls itself connected,
+    nothing writes what is queued, and each caller writes to the socket by itself."""
+    flusher: asyncio.Task[None] = bus.nc._flusher_task  # type: ignore[assignment]
+    flusher.cancel()
+    await asyncio.gather(flusher, return_exceptions=True)
+
+    async def drain() -> None:
+        raise ConnectionResetError("Connection lost")
+
+    bus.nc._transport.drain = drain  # type: ignore[method-assign,union-attr]
+    assert bus.connected
+
+
+@pytest.mark.row(63)
+@pytest.mark.parametrize("end", [_watch, _durable, _listen, _unsubscribe, _drain])
+async def test_ending_a_reader_never_fails_of_a_socket_that_broke_before_nats_py_noticed(
+    settings: NatsSettings, end: Callable[[Bus], Awaitable[None]]
+) -> None:
+    async with connect(settings, name="test") as bus:
+        await create_buckets(bus)
+        before = set(bus.nc._subs)
+        await end(bus)
+        assert set(bus.nc._subs) - before == set()
+
+
+_OPERATIONS: dict[str, Callable[[Bus], Awaitable[object]]] = {
+    "publish": lambda bus: bus.publish("subject", b""),
+    "subscribe": lambda bus: bus.subscribe("subject", _no_message),
+    "request": lambda bus: bus.request("subject", b"", timeout=1),
+    "get": lambda bus: buckets(bus).sessions.get("key"),
+    "delete": lambda bus: buckets(bus).sessions.delete("key"),
+    "list": lambda bus: buckets(bus).sessions.list(),
+    "create": create_buckets,
+    "watch": lambda bus: buckets(bus).sessions.watch().__aenter__(),
+    "durable": lambda bus: buckets(bus).sessions.durable("reader").__aenter__(),
+    "listen": lambda bus: buckets(bus).sessions.listen("key", lambda: None).__aenter__(),
+}
+
+
+@pytest.mark.row(63)
+@pytest.mark.parametrize("operation", _OPERATIONS.values(), ids=_OPERATIONS)
+async def test_a_socket_that_broke_before_nats_py_noticed_is_unavailable(
+    settings: NatsSettings, operation: Callable[[Bus], Awaitable[object]]
+) -> None:
+    async with connect(settings, name="test") as bus:
+        await create_buckets(bus)
+        await _break(bus)
+        with pytest.raises(Unavailable):
+            await operation(bus)
 
 
 async def test_nobody_who_answers_requests_can_guess_where_jetstream_answers(nats: Bus) -> None:

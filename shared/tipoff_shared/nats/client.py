@@ -24,7 +24,7 @@ from nats.aio.client import Srv
 from nats.aio.msg import Msg
 
 from tipoff_shared.errors import Unavailable
-from tipoff_shared.nats.errors import NoAnswer, NoListener, PermissionDenied
+from tipoff_shared.nats.errors import FAILURES, NoAnswer, NoListener, PermissionDenied
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class HardenedClient(NatsClient):
             )
             self._told_unreadable_at, self._unreadable = now, 0
         if reply.startswith(_STORED):  # remove it from the stream, or it is delivered again for ever
-            with contextlib.suppress(nats.errors.Error, UnicodeDecodeError):
+            with contextlib.suppress(*FAILURES, UnicodeDecodeError):
                 await super().publish(reply.decode(), b"+TERM")
 
     async def publish(

@@ -28,7 +28,7 @@ from nats.js import JetStreamContext
 
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.nats.client import HardenedClient
-from tipoff_shared.nats.errors import NoAnswer, NoListener, PermissionDenied, typed
+from tipoff_shared.nats.errors import FAILURES, NoAnswer, NoListener, PermissionDenied, typed
 from tipoff_shared.primitives.tasks import BoundedHandlers
 from tipoff_shared.primitives.text import describe
 from tipoff_shared.primitives.waiting import wait_for_event
@@ -62,7 +62,7 @@ class Subscription:
             return
         try:
             await sub.unsubscribe()
-        except nats.errors.Error as exc:
+        except FAILURES as exc:
             log.debug("unsubscribing from %s: %s", sub.subject, describe(exc))
 
     async def drain(self, timeout: float) -> None:
@@ -77,8 +77,11 @@ class Subscription:
         try:
             async with asyncio.timeout(timeout):
                 await sub.drain()  # type: ignore[no-untyped-call] # nats-py has no annotation there
-        except (TimeoutError, nats.errors.Error) as exc:
+        except FAILURES as exc:
             log.warning("draining %s: %s", sub.subject, describe(exc))
+            # nats-py (2.16) counts it as ended, but subscribes to it again after a reconnect.
+            sub._stop_processing()
+            self._bus.nc._remove_sub(sub._id)
 
 
 class Bus:
@@ -147,7 +150,7 @@ class Bus:
         except (TimeoutError, nats.errors.TimeoutError) as exc:
             reason = f" ({self.last_error})" if self.last_error else ""
             raise NoAnswer(f"no answer on {subject} within {timeout:g} s{reason}") from exc
-        except nats.errors.Error as exc:
+        except FAILURES as exc:
             raise _away(exc) from exc
 
     async def publish(
@@ -157,7 +160,7 @@ class Bus:
         full)."""
         try:
             await self.nc.publish(subject, payload, reply, headers)
-        except nats.errors.Error as exc:
+        except FAILURES as exc:
             raise _away(exc) from exc
 
     async def subscribe(
@@ -170,7 +173,7 @@ class Bus:
         """
         try:
             return Subscription(self, await self.nc.subscribe(subject, queue=queue, cb=callback))
-        except nats.errors.Error as exc:
+        except FAILURES as exc:
             raise _away(exc) from exc
 
     async def flush(self, timeout: float = 5.0) -> None:
@@ -185,7 +188,7 @@ class Bus:
             async with asyncio.timeout(timeout):
                 await self._ping()
                 await self._ping()
-        except (TimeoutError, nats.errors.Error) as exc:
+        except FAILURES as exc:
             raise _away(exc) from exc
         if self._deaf_to:
             denied, self._deaf_to = self._deaf_to[0], []
@@ -314,7 +317,7 @@ async def connect(settings: NatsSettings, *, name: str, timeout: float = 5.0) ->
         bus.closing = True
         await _close(bus)
         raise
-    except (TimeoutError, nats.errors.Error, OSError) as exc:
+    except FAILURES as exc:
         await _close(bus)
         raise Unavailable(_why_not(bus, exc, timeout)) from exc
     bus._arrived = True
@@ -331,7 +334,7 @@ async def _close(bus: Bus) -> None:
         async with asyncio.timeout(2):
             if nc.is_connected:
                 await nc.flush(timeout=1)
-    except (TimeoutError, nats.errors.Error):
+    except FAILURES:
         log.warning("NATS went away before everything was sent")
     for ping in bus._pings:
         ping.cancel()  # the reader ends now
@@ -339,7 +342,7 @@ async def _close(bus: Bus) -> None:
         # nats-py would wait for ever after a failed TLS handshake.
         async with asyncio.timeout(2 if bus._arrived else 0.2):
             await nc.close()
-    except (TimeoutError, nats.errors.Error, OSError) as exc:
+    except FAILURES as exc:
         level = logging.WARNING if bus._arrived else logging.DEBUG
         log.log(level, "closing the NATS connection: %s", describe(exc))
     nc.abort()  # gives up on what could not be sent in that time

@@ -20,6 +20,10 @@ import nats.js.errors
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.primitives.text import describe
 
+FAILURES = (nats.errors.Error, OSError)
+"""What nats-py raises when NATS fails. `OSError` includes `TimeoutError`, and comes from every call that sends while
+nats-py (2.16) has not noticed yet that its socket is gone, or is taking up a connection that breaks again."""
+
 
 class PermissionDenied(Unavailable, nats.errors.Error):
     """NATS does not permit this to the connection's user. Retrying does not help; an operator must act.
@@ -99,8 +103,8 @@ def typed(exc: BaseException, message: str = "") -> Unavailable:
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Within the block nats-py's exceptions and time-outs become the errors above."""
+    """Within the block `FAILURES` become the errors above."""
     try:
         yield
-    except (TimeoutError, nats.errors.Error) as exc:
+    except FAILURES as exc:
         raise typed(exc) from exc

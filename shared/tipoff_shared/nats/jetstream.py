@@ -8,13 +8,20 @@ from collections.abc import Awaitable, Callable
 from typing import NoReturn
 
 import msgspec
-import nats.errors
 from nats.aio.msg import Msg
 from nats.js import api
 
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.nats.connection import Bus
-from tipoff_shared.nats.errors import NoAnswer, NotFound, PermissionDenied, Refused, translated, typed
+from tipoff_shared.nats.errors import (
+    FAILURES,
+    NoAnswer,
+    NotFound,
+    PermissionDenied,
+    Refused,
+    translated,
+    typed,
+)
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +65,7 @@ async def ask(
     """
     try:
         answer = _decode(await bus.nc.ask(subject, payload, headers, timeout=timeout))
-    except nats.errors.Error as exc:
+    except FAILURES as exc:
         raise typed(exc) from exc
     except msgspec.DecodeError as exc:
         raise Unavailable(f"JetStream's answer on {subject} cannot be read") from exc
