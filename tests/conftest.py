@@ -13,6 +13,7 @@ import hypothesis
 import pytest
 
 from tests import blocking
+from tests.docker_engine import require_engine
 from tipoff.up.embedded_nats import EmbeddedNats, embedded_nats
 from tipoff_shared.nats.connection import Bus, connect
 from tipoff_shared.settings import NatsSettings
@@ -20,6 +21,13 @@ from tipoff_shared.settings import NatsSettings
 # What one example takes says more of what else the machine does than of the code: no deadline for it.
 hypothesis.settings.register_profile("tipoff", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("tipoff")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before any fixture: a test that needs a Docker engine is skipped, or fails, where there is none."""
+    if item.get_closest_marker("docker"):
+        require_engine()
 
 
 @pytest.fixture(scope="session", autouse=True)

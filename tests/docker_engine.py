@@ -66,7 +66,7 @@ def _why_not() -> str:
 
 
 def require_engine() -> None:
-    """Call it before anything that needs an engine: skips the test, or fails it, where none answers."""
+    """Skip the test, or fail it, where no engine answers. tests/conftest.py calls it for each test marked `docker`."""
     if not (reason := _why_not()):
         return
     if os.environ.get("TIPOFF_TEST_REQUIRE_DOCKER"):

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from tipoff_gameserver.context import Context, ServerOptions
-from tipoff_gameserver.players.admission import Admission
 from tipoff_gameserver.players.roster import Roster
+from tipoff_gameserver.players.token_check import TokenCheck
 from tipoff_gameserver.stand_alone import Matchmaker
 from tipoff_gameserver.transports.sockets import bind
 from tipoff_gameserver.transports.udp import UdpListener
@@ -152,7 +152,7 @@ class Listeners:
     async def open(
         self,
         roster: Roster,
-        admission: Admission,
+        token_check: TokenCheck,
         tasks: Tasks,
         tick_rate: float,
         matchmaker: Matchmaker | None,
@@ -161,13 +161,13 @@ class Listeners:
         if self._udp:
             sockets, self._udp = self._udp, []
             addresses = self.endpoints.token_addresses
-            udp = UdpListener(sockets, self._context, roster, admission, tasks, addresses)
+            udp = UdpListener(sockets, self._context, roster, token_check, tasks, addresses)
             self._listening.append(udp)
             await udp.open()
         if self._websocket:
             sockets, self._websocket = self._websocket, []
             websocket = WebSocketListener(
-                self._context, roster, admission, tasks, tick_rate, self._tls, matchmaker
+                self._context, roster, token_check, tasks, tick_rate, self._tls, matchmaker
             )
             self._listening.append(websocket)
             await websocket.open(sockets)

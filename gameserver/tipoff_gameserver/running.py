@@ -1,6 +1,6 @@
 """Builds the parts of a server in dependency order, starts them, runs them and closes them.
 
-Tasks, ThrottledLog -> GameFailures -> Dispatcher -> Presence -> Listeners' sockets -> Admission -> Roster
+Tasks, ThrottledLog -> GameFailures -> Dispatcher -> Presence -> Listeners' sockets -> TokenCheck -> Roster
 -> Shutdown -> Clock -> the listeners themselves
 """
 
@@ -17,10 +17,10 @@ from tipoff_gameserver.clock import Clock
 from tipoff_gameserver.context import Context, ServerOptions
 from tipoff_gameserver.failures import GameFailed, GameFailures
 from tipoff_gameserver.listeners import Listeners
-from tipoff_gameserver.players.admission import Admission
 from tipoff_gameserver.players.dispatch import Callbacks, Dispatcher
 from tipoff_gameserver.players.player import Players
 from tipoff_gameserver.players.roster import Roster
+from tipoff_gameserver.players.token_check import TokenCheck
 from tipoff_gameserver.presence.interface import NoPresence, Presence
 from tipoff_gameserver.shutdown import Shutdown
 from tipoff_gameserver.stand_alone import Matchmaker
@@ -82,8 +82,10 @@ class Running:
         self._presence = presence_for(context, boot_id)
         self._listeners = Listeners(context, options)
         self.endpoints = self._listeners.endpoints
-        self._admission = Admission(context, boot_id, self.endpoints.token_addresses)
-        self._roster = Roster(players, options, self._admission, self._presence, self._dispatcher, callbacks)
+        self._token_check = TokenCheck(context, boot_id, self.endpoints.token_addresses)
+        self._roster = Roster(
+            players, options, self._token_check, self._presence, self._dispatcher, callbacks
+        )
         self.shutdown = Shutdown(self.tasks, self._roster, self._presence)
         self._clock = Clock(
             functools.partial(callbacks.tick, server, 1.0 / options.tick_rate),
@@ -108,7 +110,7 @@ class Running:
         if self._context.stand_alone:
             matchmaker = Matchmaker(self._context, self._boot_id, self.endpoints.udp_port, self._roster)
         await self._listeners.open(
-            self._roster, self._admission, self.tasks, self._options.tick_rate, matchmaker
+            self._roster, self._token_check, self.tasks, self._options.tick_rate, matchmaker
         )
 
     async def start(self) -> None:

@@ -43,9 +43,9 @@ from tipoff_matchmaker.requests.placement import Placement
 from tipoff_matchmaker.requests.subscription import RequestSubscription
 from tipoff_matchmaker.seats.waiting_line import WaitingLines
 from tipoff_matchmaker.sessions.deadlines import SessionDeadlines
-from tipoff_matchmaker.sessions.end import SessionEnder
 from tipoff_matchmaker.sessions.kicker import Kicker
 from tipoff_matchmaker.sessions.release import Releaser
+from tipoff_matchmaker.sessions.server_gone import SessionEnder
 from tipoff_matchmaker.sessions.state_machine import Effect
 from tipoff_matchmaker.sessions.store import SessionStore
 from tipoff_matchmaker.settings import Settings

@@ -39,7 +39,7 @@ class Metrics:
             "tipoff_matchmaker_requests_in_flight", "Play requests in hand", registry=self.registry
         )
         self.brake = Counter(
-            "tipoff_matchmaker_brake", "Servers the sweep did not end at once", registry=self.registry
+            "tipoff_matchmaker_brake", "Servers the reconciler did not end at once", registry=self.registry
         )
         self._sessions = Gauge(
             "tipoff_sessions",

@@ -60,7 +60,7 @@ class DeploymentState(StrEnum):
 
 
 class DeploymentRecord(msgspec.Struct, frozen=True, omit_defaults=True):
-    """`deployments[id]`; written by matchmakers only, by compare-and-set. The seat ledger.
+    """`deployments[id]`; written by matchmakers only, by compare-and-set. It counts the seats.
 
     `seats`: session id -> until when the seat counts without a session record that confirms it. `empty_since`: since
     when no seat is taken (0: some are). `transports`: those that players may use.

@@ -8,13 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.docker.image_builds import built_images, snapshot
-from tests.docker_engine import require_engine
 
 
 @pytest.fixture(scope="session")
 def sources(source_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A copy of what goes into the images, and its digest, so that all images of a run have one state."""
-    require_engine()
     target = tmp_path_factory.mktemp("sources")
     return target, snapshot(source_tree, target)
 

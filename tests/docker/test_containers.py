@@ -16,7 +16,7 @@ from testcontainers.core.container import DockerContainer
 from testcontainers.core.network import Network
 
 from tests.docker.compose_stack import free_range
-from tests.docker_engine import LABEL, docker, remove_containers, require_engine, socket_path
+from tests.docker_engine import LABEL, docker, remove_containers, socket_path
 from tests.polling import eventually
 from tests.shared.test_kv import *  # noqa: F403 # the same tests with this file's `settings`
 from tipoff_orchestrator_client.base import DeploySpec, RunState
@@ -38,7 +38,6 @@ memory = 256
 
 @pytest.fixture(scope="module")
 def network() -> Iterator[Network]:
-    require_engine()
     with Network(docker_network_kw={"labels": {LABEL: "1"}}) as network:
         yield network
         network._docker.client.close()

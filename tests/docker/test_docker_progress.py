@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from websockets.asyncio.client import connect
 
-from tests.docker_engine import docker, require_engine
+from tests.docker_engine import docker
 from tests.orchestrator.own_engine import SlowRegistry
 from tipoff.testing import running_up
 
@@ -32,7 +32,6 @@ command = ["sh", "-c", "exec sleep 300"]
 
 async def test_a_player_who_waits_for_an_image_hears_how_far_it_is(tmp_path: Path, namespace: str) -> None:
     """The fetch takes longer than `start_timeout`; while it makes progress, the start continues."""
-    require_engine()
     async with SlowRegistry(padding=3_000_000, pause=0.13).serving() as registry:
         games = tmp_path / "games.toml"
         games.write_text(GAMES.format(image=registry.image))

@@ -152,7 +152,7 @@ async def test_a_server_created_after_its_stop_is_stopped(edgegap: Edgegap) -> N
 
 @pytest.mark.row(38)
 async def test_a_late_server_is_gone_within_two_grace_periods(edgegap: Edgegap) -> None:
-    """With a matchmaker: the player plays elsewhere, the late one is found by the sweep."""
+    """With a matchmaker: the player plays elsewhere, the late one is found by the reconciler."""
     changes = {"deploy_tries": 1, "orphan_grace": 0.6, "start_failures": 5}
     async with edgegap(sleeper(empty_ttl=60.0), timeout=0.3, changes=changes) as world:
         world.emulator.misbehave("deploy", Silent(carried_out_after=1.0), times=1)

@@ -111,7 +111,7 @@ async def test_what_edgegap_has_told_of_and_knows_no_more_is_gone(edgegap: Calla
 async def test_a_repeated_deploy_of_another_matchmaker_follows_the_server_too(
     edgegap: Callable[..., Any],
 ) -> None:
-    """The one that ordered it has died: that it runs is heard of within one look, not with the next sweep."""
+    """The one that ordered it has died: that it runs is heard within one look, not at its next round."""
     spec = DeploySpec("arena-1", "arena", "1", 4)
     async with edgegap(sleeper(), matchmaker=False, rules=Rules(start_delay=0.8)) as world:
         async with world.orchestrator() as dead:

@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.docker_engine import docker, require_engine
+from tests.docker_engine import docker
 from tests.edgegap_emulator.emulator_account import order, phase
 from tipoff_edgegap_emulator import Phase
 from tipoff_edgegap_emulator.service import run_emulator
@@ -33,7 +33,6 @@ command = ["sleep", "600"]
 @pytest.mark.docker
 async def test_a_deployment_is_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With what Edgegap tells it in its environment, and gone when it is stopped."""
-    require_engine()
     (tmp_path / "games.toml").write_text(GAMES)
     monkeypatch.setenv("TIPOFF_GAMES", str(tmp_path / "games.toml"))
     monkeypatch.setenv("TIPOFF_EDGEGAP_TOKEN", "token-of-the-test")

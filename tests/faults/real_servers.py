@@ -143,7 +143,7 @@ async def connected(world: World, ready: SessionReady) -> bool:
 
 
 async def settled_sweeps(matchmaker: Matchmaker, count: int) -> None:
-    """Wait until absence means something to the matchmaker, then sweep that often."""
+    """Wait until absence means something to the matchmaker, then reconcile that often."""
     end = time.monotonic() + 10
     while True:
         if matchmaker.parts.deadlines.settled:

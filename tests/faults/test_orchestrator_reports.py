@@ -101,7 +101,7 @@ async def test_a_forged_event_leads_no_player_astray(world: World) -> None:
 async def test_a_stop_that_fails_is_repeated_until_it_is_done(
     world: World, failures: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Within the same ending, and by the sweep after that; the record stays until then."""
+    """Within the same ending, and by the reconciler after that; the record stays until then."""
     monkeypatch.setattr(stop, "STOP_RETRY", 0.3)
     async with world.matchmaker(breaker_pause=0.2):
         ready = await playing(world)
@@ -140,7 +140,7 @@ async def test_an_empty_list_ends_nobody(world: World) -> None:
 
 @pytest.mark.row(45)
 async def test_at_most_a_few_servers_are_ended_on_suspicion(world: World) -> None:
-    """All leases are gone, and the orchestrator confirms nothing: three in a sweep, and the alarm."""
+    """All leases are gone, and the orchestrator confirms nothing: three in a round, and the alarm."""
     crowd = msgspec.structs.replace(ARENA, seats=1, max_deployments=8)
     async with world.matchmaker(crowd, sweep_interval=3600, lease_ttl=0.1, lease_grace=0.05) as matchmaker:
         for _ in range(8):

@@ -13,6 +13,7 @@ import pytest
 from tests.faults.fake_orchestrator import playing
 from tests.matchmaker.world import ARENA, World, failed
 from tipoff_matchmaker.fleet import stop
+from tipoff_matchmaker.orchestrators.resilient import LIMITS, ResilientOrchestrator
 from tipoff_matchmaker.service import Matchmaker
 from tipoff_orchestrator_client import wire
 from tipoff_orchestrator_client.base import (
@@ -136,19 +137,19 @@ def test_an_answer_beyond_all_measure_is_not_even_read() -> None:
 
 
 @pytest.mark.row(39)
-async def test_an_orchestrator_that_hangs_does_not_stop_the_sweep(world: World) -> None:
+async def test_an_orchestrator_that_hangs_does_not_stop_the_reconciler(world: World) -> None:
     """Sessions end and seats come free while it answers nothing."""
-    async with world.matchmaker() as matchmaker:
+    impatient = ResilientOrchestrator(world.fake, limits=dict.fromkeys(LIMITS, 0.2))
+    async with world.matchmaker(orchestrator=impatient):
         ready = await playing(world)
-        hang = asyncio.Event()
-        inner = matchmaker.parts.orchestrators["fake"]._inner
+        asked = asyncio.Event()
 
         async def never() -> list[Deployment]:
-            await hang.wait()
-            return []
+            asked.set()
+            return await asyncio.get_running_loop().create_future()
 
-        inner.list = never  # type: ignore[method-assign] # the fault
-        matchmaker.parts.orchestrators["fake"]._limits = dict.fromkeys(("deploy", "get", "stop", "list"), 0.2)
+        world.fake.list = never  # type: ignore[method-assign] # the fault
+        await asyncio.wait_for(asked.wait(), 5)
         await world.server_of(ready).disconnect(ready)
         await world.session_becomes(ready.session_id, SessionState.GONE)
         await world.nothing_is_left()

@@ -1,4 +1,4 @@
-"""Deployments' life and the size of a fleet; what makes a server ready; the rules of the sweep."""
+"""Deployments' life and the size of a fleet; what makes a server ready; the rules of the reconciler."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ def test_a_context_tells_an_address_or_none(public_ip: object) -> None:
     assert context.public_ip == "203.0.113.7"
 
 
-# The sweep.
+# The reconciler.
 
 
 def snapshot(

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from pydantic import ValidationError
 
-from tests.matchmaker.world import World, _WithPorts
+from tests.matchmaker.world import WithPorts, World
 from tipoff_matchmaker.deployments import state_machine
 from tipoff_matchmaker.deployments.readiness import from_lease
 from tipoff_matchmaker.reconciler import actions, rules
@@ -34,7 +34,7 @@ def running(proxy: str) -> Deployment:
     return Deployment("d1", "arena", "1", RunState.RUNNING, proxy=proxy)
 
 
-class Proxied(_WithPorts):
+class Proxied(WithPorts):
     """An orchestrator like the launcher: it says where a reverse proxy reaches its servers."""
 
     def _told(self, deployment: Deployment) -> Deployment:

@@ -1,4 +1,4 @@
-"""The seat ledger's rules; and a model of several matchmakers that die at any line."""
+"""The rules of seats; and a model of several matchmakers that die at any line."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from hypothesis.stateful import (
     rule,
 )
 
+from tipoff_matchmaker.allocators.packing import Packing
 from tipoff_matchmaker.errors import NoSeat
-from tipoff_matchmaker.seats.rules import Packing, free_seats, holds_seat, leave, stale_seats, take
+from tipoff_matchmaker.seats.rules import free_seats, holds_seat, leave, stale_seats, take
 from tipoff_matchmaker.sessions.state_machine import (
     Connected,
     DeadlinePassed,
@@ -238,8 +239,8 @@ class Matchmakers(RuleBasedStateMachine):
             self.happens(session, Released())
 
     @rule()
-    def sweep(self) -> None:
-        """What the sweep does, at whatever moment."""
+    def reconcile(self) -> None:
+        """What the reconciler does, at whatever moment."""
         for record in list(self.deployments.values()):
             for member, until in stale_seats(record, self.sessions, self.now, slack=1.0).items():
                 self.deployments[record.id] = leave(
@@ -278,14 +279,14 @@ class Matchmakers(RuleBasedStateMachine):
             if record.state is SessionState.ACTIVE:
                 self.happens(session, Left())
             self.happens(session, DeadlinePassed(False))
-        self.sweep()
+        self.reconcile()
         for session in sorted(self.giving_back):
             record = self.sessions[session]
             if record.deployment_id:
                 where = self.deployments[record.deployment_id]
                 self.deployments[where.id] = leave(where, (session,), self.now)
             self.happens(session, Released())
-        self.sweep()
+        self.reconcile()
         assert all(record.state is SessionState.GONE for record in self.sessions.values())
         assert all(not record.seats for record in self.deployments.values())
 

@@ -185,7 +185,7 @@ class Answers:
         return bool(self.seen) and isinstance(self.seen[0], Acknowledged)
 
 
-class _WithPorts:
+class WithPorts:
     """An orchestrator like Edgegap's: it tells where its servers are reached."""
 
     def __init__(self, inner: FakeOrchestrator, ports: dict[str, Port]) -> None:
@@ -408,7 +408,7 @@ class World:
 
     def with_ports(self, **ports: int) -> Orchestrator:
         """The fake orchestrator, as one that knows its servers' host and (UDP) ports."""
-        return _WithPorts(self.fake, {name: Port(port, port, "UDP") for name, port in ports.items()})
+        return WithPorts(self.fake, {name: Port(port, port, "UDP") for name, port in ports.items()})
 
     async def is_gone(self, deployment_id: str) -> bool:
         return all(record.id != deployment_id for record in await self.deployments())

@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.docker_engine import docker, remove_containers, require_engine
+from tests.docker_engine import docker, remove_containers
 from tipoff_launcher.compose import run_launcher
 from tipoff_launcher.records import Record, Records
 from tipoff_launcher.service import Launcher
@@ -119,8 +119,7 @@ class LauncherWorld:
     def start_docker(
         self, games: Games | None = None, **changes: Any
     ) -> AbstractAsyncContextManager[Launcher]:
-        """The same with the back end `docker`; skips the test where there is no engine."""
-        require_engine()
+        """The same with the back end `docker`, for tests with the mark `docker`."""
         self._docker = True
         changes = {"backend": "docker", "docker_pull": "never", **changes}
         return self.start(games or docker_games(self.directory), **changes)

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tipoff_matchmaker.backoff import retried
 from tipoff_matchmaker.errors import CircuitOpen
 from tipoff_matchmaker.orchestrators.circuit_breaker import Breaker, BreakerState
 from tipoff_matchmaker.orchestrators.resilient import ResilientOrchestrator
+from tipoff_matchmaker.orchestrators.retry import retried
 from tipoff_orchestrator_client.base import (
     Deployment,
     DeploySpec,
@@ -249,7 +249,7 @@ class Named(Stub):
     "stub", [Named(hang=True), Named(KeyError("a mistake")), Named(BUSY)], ids=["hangs", "mistake", "busy"]
 )
 async def test_an_orchestrator_that_does_not_say_whose_a_server_is_holds_nobody_up(stub: Named) -> None:
-    """The message of a server that calls itself by the orchestrator's name is then left to the sweep."""
+    """The message of a server that calls itself by the orchestrator's name is then left to the reconciler."""
     guarded = ResilientOrchestrator(stub, limits=dict.fromkeys(("deploy", "get", "stop", "list"), 0.02))
     async with asyncio.timeout(2):
         assert await guarded.deployment_named("4f2a") is None

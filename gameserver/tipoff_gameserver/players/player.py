@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator
 from enum import StrEnum
 from typing import Any, Protocol
 
-from tipoff_gameserver.players.admission import Grant
+from tipoff_gameserver.players.token_check import Grant
 from tipoff_shared.netcode import MAX_PAYLOAD_BYTES
 
 MAX_MESSAGE_BYTES = MAX_PAYLOAD_BYTES

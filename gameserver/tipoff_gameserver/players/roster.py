@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tipoff_gameserver.context import ServerOptions
-from tipoff_gameserver.players.admission import Admission, Grant, Refusal
 from tipoff_gameserver.players.dispatch import Callbacks, Dispatcher
 from tipoff_gameserver.players.player import LeaveReason, Link, Player, Players
+from tipoff_gameserver.players.token_check import Grant, Refusal, TokenCheck
 from tipoff_gameserver.presence.interface import Presence
 from tipoff_shared.netcode import DenyReason
 
@@ -40,7 +40,7 @@ class Roster:
         self,
         players: Players,
         options: ServerOptions,
-        admission: Admission,
+        token_check: TokenCheck,
         presence: Presence,
         dispatcher: Dispatcher,
         callbacks: Callbacks,
@@ -48,7 +48,7 @@ class Roster:
         self.capacity = options.capacity
         self._message_limit = options.message_limit
         self._players = players
-        self._admission = admission
+        self._token_check = token_check
         self._presence = presence
         self._dispatcher = dispatcher
         self._callbacks = callbacks
@@ -103,7 +103,7 @@ class Roster:
         player = Player(self._next_id, grant, link, self.kick)
         self._next_id += 1
         self._by_client_id[grant.client_id] = player
-        self._admission.admitted(grant)
+        self._token_check.admitted(grant)
         if grant.session_id:
             self._presence.joined(grant.session_id, grant.client_id)
         return player

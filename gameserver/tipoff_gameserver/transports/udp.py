@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tipoff_gameserver.context import Context
-from tipoff_gameserver.players.admission import Admission, Grant, LookUp, Refusal
 from tipoff_gameserver.players.player import LeaveReason, Player
 from tipoff_gameserver.players.roster import Roster
+from tipoff_gameserver.players.token_check import Grant, LookUp, Refusal, TokenCheck
 from tipoff_gameserver.throttled_log import ThrottledLog
 from tipoff_shared.netcode import (
     Address,
@@ -80,14 +80,14 @@ class UdpListener:
         sockets: list[socket.socket],
         context: Context,
         roster: Roster,
-        admission: Admission,
+        token_check: TokenCheck,
         tasks: Tasks,
         addresses: Sequence[Address] | None,
     ) -> None:
         self.datagrams_dropped = 0
         """Datagrams that the system would not take."""
         self._roster = roster
-        self._admission = admission
+        self._token_check = token_check
         self._tasks = tasks
         self._netcode = Server(
             private_key=context.private_key,
@@ -95,7 +95,7 @@ class UdpListener:
             addresses=addresses or (),
             max_clients=roster.capacity,
             dialect=context.dialect,
-            used_tokens=admission.used_tokens,
+            used_tokens=token_check.used_tokens,
             admission=self._judge,
             is_client_connected=roster.is_connected,
             has_room=roster.has_room,
@@ -265,7 +265,7 @@ class UdpListener:
         """Decide about a client; netcode calls it once for each valid, unused token."""
         if refusal := self._roster.refusal(request.client_id):
             return Denial(refusal.deny)
-        verdict = self._admission.judge(request.client_id, request.user_data)
+        verdict = self._token_check.judge(request.client_id, request.user_data)
         if isinstance(verdict, LookUp):
             return Decision.PENDING
         if isinstance(verdict, Refusal):
@@ -275,7 +275,7 @@ class UdpListener:
 
     def _connected(self, event: Connected) -> None:
         """Seat a client that proved its address. It is judged again: time has passed since the request."""
-        verdict = self._admission.judge(event.client_id, event.user_data)
+        verdict = self._token_check.judge(event.client_id, event.user_data)
         if isinstance(verdict, LookUp):
             verdict = self._grants.pop(event.token_tag, Refusal(403, "its session is not known"))
         if isinstance(verdict, Grant):

@@ -28,9 +28,9 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from tipoff_gameserver.context import Context
-from tipoff_gameserver.players.admission import USED, Admission, LookUp, Refusal
 from tipoff_gameserver.players.player import MAX_MESSAGE_BYTES, LeaveReason, Player
 from tipoff_gameserver.players.roster import Roster
+from tipoff_gameserver.players.token_check import USED, LookUp, Refusal, TokenCheck
 from tipoff_gameserver.stand_alone import Dialled, Matchmaker
 from tipoff_gameserver.throttled_log import ThrottledLog
 from tipoff_shared.errors import ConfigError
@@ -118,7 +118,7 @@ class WebSocketListener:
         self,
         context: Context,
         roster: Roster,
-        admission: Admission,
+        token_check: TokenCheck,
         tasks: Tasks,
         tick_rate: float,
         tls: ssl.SSLContext | None,
@@ -129,7 +129,7 @@ class WebSocketListener:
         self._proxied = bool(context.websocket_url)
         """A peer on this machine or its network is a reverse proxy, which names the client in X-Forwarded-For."""
         self._roster = roster
-        self._admission = admission
+        self._token_check = token_check
         self._tasks = tasks
         self._tick_rate = tick_rate
         self._matchmaker = matchmaker
@@ -222,7 +222,7 @@ class WebSocketListener:
                 ws, Refusal(400, "the first message is the connect token: 2048 bytes, binary")
             )
         # From here to the seat nothing else may happen in between, except for the look-up.
-        verdict = self._admission.open_stream(token, ws, time.time())
+        verdict = self._token_check.open_stream(token, ws, time.time())
         if isinstance(verdict, Refusal):
             return await self._refuse(ws, verdict)
         grant, private = verdict
@@ -233,7 +233,7 @@ class WebSocketListener:
             grant = found
         if refusal := self._roster.refusal(grant.client_id):
             return await self._refuse(ws, refusal)
-        if not self._admission.spend(private.tag, ws):
+        if not self._token_check.spend(private.tag, ws):
             return await self._refuse(ws, USED)
         link = WebSocketLink(ws, self._tasks, self._address(ws))
         player = self._roster.seat(grant, link)

@@ -17,12 +17,13 @@ from contextlib import suppress
 from functools import partial
 
 from tipoff_matchmaker.allocators.interface import Progress, Step
+from tipoff_matchmaker.allocators.packing import Packing
 from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.errors import NoRecord, NoSeat
 from tipoff_matchmaker.fleet.planner import Planner
 from tipoff_matchmaker.fleet.trust import Trust
 from tipoff_matchmaker.seats.allocation_request import AllocationRequest, Seats
-from tipoff_matchmaker.seats.rules import Packing, free_seats, leave, take
+from tipoff_matchmaker.seats.rules import free_seats, leave, take
 from tipoff_matchmaker.seats.waiting_line import Waiter, WaitingLine, WaitingLines
 from tipoff_matchmaker.settings import Settings
 from tipoff_shared.errors import TipoffError, Unavailable, UnknownGame

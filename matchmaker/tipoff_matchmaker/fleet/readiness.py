@@ -15,7 +15,7 @@ from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.errors import NoRecord
 from tipoff_matchmaker.fleet.stop import Stopper
 from tipoff_matchmaker.fleet.trust import Trust
-from tipoff_matchmaker.sessions.end import SessionEnder
+from tipoff_matchmaker.sessions.server_gone import SessionEnder
 from tipoff_matchmaker.tokens import Tokens
 from tipoff_orchestrator_client.base import Deployment
 from tipoff_shared.errors import OrchestratorFailed

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TypeAlias
 
 from tipoff_matchmaker import failpoints
-from tipoff_matchmaker.backoff import retried
 from tipoff_matchmaker.deployments import state_machine
 from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.errors import NoRecord
 from tipoff_matchmaker.event_secret import EventSecret
 from tipoff_matchmaker.fleet.readiness import Readiness
+from tipoff_matchmaker.orchestrators.retry import retried
 from tipoff_matchmaker.seats.waiting_line import WaitingLines
 from tipoff_matchmaker.settings import Settings
 from tipoff_orchestrator_client.base import (

@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 from tipoff_matchmaker import failpoints
-from tipoff_matchmaker.backoff import retried
 from tipoff_matchmaker.deployments import state_machine
 from tipoff_matchmaker.deployments.fleet_limit import FleetLimit
 from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.errors import NoRecord
-from tipoff_matchmaker.sessions.end import SessionEnder
+from tipoff_matchmaker.orchestrators.retry import retried
+from tipoff_matchmaker.sessions.server_gone import SessionEnder
 from tipoff_matchmaker.settings import Settings
 from tipoff_orchestrator_client.base import NotConfigured, Orchestrator, OrchestratorError
 from tipoff_shared.errors import TipoffError

@@ -22,8 +22,8 @@ from tipoff_matchmaker.fleet.trust import Trust
 from tipoff_matchmaker.reconciler import actions
 from tipoff_matchmaker.seats.rules import leave
 from tipoff_matchmaker.sessions.deadlines import SessionDeadlines
-from tipoff_matchmaker.sessions.end import SessionEnder
 from tipoff_matchmaker.sessions.release import Releaser
+from tipoff_matchmaker.sessions.server_gone import SessionEnder
 from tipoff_matchmaker.sessions.state_machine import ServerGone
 from tipoff_matchmaker.sessions.store import SessionStore
 from tipoff_orchestrator_client.base import Orchestrator, OrchestratorError

@@ -1,4 +1,4 @@
-"""Decides, purely, who may sit on a deployment, whose seat is free again, and which deployment to fill next.
+"""Decides, purely, who may sit on a deployment, and whose seat is free again.
 
 A seat carries its own deadline. It counts while its session's record is ready or active and names this deployment,
 or until that deadline; otherwise anyone may free it (`stale_seats`).
@@ -79,41 +79,3 @@ def stale_seats(
         if named_here or now > until + slack:
             stale[member] = until
     return stale
-
-
-class Packing:
-    """Chooses the deployment to fill next: the fullest that has room, so that empty ones can stop.
-
-    The caller subtracts the seats that are about to be written. Every operation takes constant time, except for the
-    number of different free counts.
-    """
-
-    def __init__(self) -> None:
-        self._free: dict[str, int] = {}
-        self._by_free: dict[int, dict[str, None]] = {}
-
-    def set(self, deployment_id: str, free: int) -> None:
-        """`free` seats may be given out there (0 or less: none)."""
-        old = self._free.get(deployment_id)
-        if old == free:
-            return
-        if old is not None:
-            bucket = self._by_free[old]
-            del bucket[deployment_id]
-            if not bucket:
-                del self._by_free[old]
-        if free <= 0:
-            self._free.pop(deployment_id, None)
-            return
-        self._free[deployment_id] = free
-        self._by_free.setdefault(free, {})[deployment_id] = None
-
-    def pick(self, count: int) -> str | None:
-        """The deployment with the fewest free seats that still has `count`; among equals the oldest known."""
-        free = min((n for n in self._by_free if n >= count), default=None)
-        return None if free is None else next(iter(self._by_free[free]))
-
-    @property
-    def free(self) -> int:
-        """All free seats together."""
-        return sum(self._free.values())

@@ -11,7 +11,7 @@ import logging
 from typing import Protocol
 
 from tipoff_matchmaker import failpoints
-from tipoff_matchmaker.sessions.end import EVERYTHING
+from tipoff_matchmaker.sessions.server_gone import EVERYTHING
 from tipoff_matchmaker.sessions.state_machine import Released
 from tipoff_matchmaker.sessions.store import SessionStore
 from tipoff_shared.errors import TipoffError

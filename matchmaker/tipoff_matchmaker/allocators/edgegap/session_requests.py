@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from tipoff_matchmaker.allocators.edgegap.seat_store import SeatStore
 from tipoff_matchmaker.allocators.edgegap.session_watch import SessionWatch
-from tipoff_matchmaker.backoff import retried
+from tipoff_matchmaker.orchestrators.retry import retried
 from tipoff_matchmaker.seats.allocation_request import AllocationRequest
 from tipoff_orchestrator_client.base import NoCapacity, OrchestratorError
 from tipoff_orchestrator_client.edgegap.api.client import EdgegapClient, public_addresses

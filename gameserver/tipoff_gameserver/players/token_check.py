@@ -79,7 +79,7 @@ USED = Refusal(403, "this token was used before; ask for a new one", DenyReason.
 BUSY = Refusal(503, "the server cannot remember more tokens just now; try again", DenyReason.INTERNAL_ERROR)
 
 
-class Admission:
+class TokenCheck:
     """The rules of one run of one server.
 
     A token must name one of `addresses`; None: they are not compared. A token with boot id "" fits any run.

@@ -1,4 +1,4 @@
-"""Admission: the right token gets in, once, on any transport."""
+"""The right token gets in, once, on any transport."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.gameserver.players import (
 )
 from tests.polling import eventually
 from tipoff_gameserver import Context, GameServer, PrivateKey
-from tipoff_gameserver.players.admission import Admission, Foreign, Grant, LookUp, Refusal
+from tipoff_gameserver.players.token_check import Foreign, Grant, LookUp, Refusal, TokenCheck
 from tipoff_shared.kv.buckets import Buckets
 from tipoff_shared.messages import Admitted, Failed
 from tipoff_shared.netcode import Address, ClientState, UsedTokens
@@ -29,7 +29,7 @@ from tipoff_shared.user_data import TokenUserData
 KEY = PrivateKey.generate()
 
 
-def admission(foreign: Foreign = Foreign.REFUSE, used: UsedTokens | None = None) -> Admission:
+def token_check(foreign: Foreign = Foreign.REFUSE, used: UsedTokens | None = None) -> TokenCheck:
     """The rules of deployment d1, boot b1, whose context leads to `foreign`."""
     context = Context(
         "d1",
@@ -40,7 +40,7 @@ def admission(foreign: Foreign = Foreign.REFUSE, used: UsedTokens | None = None)
         nats=None if foreign is Foreign.ACCEPT else NatsSettings(),
         bevygap=foreign is Foreign.LOOK_UP,
     )
-    return Admission(context, "b1", [Address("127.0.0.1", 1)], used)
+    return TokenCheck(context, "b1", [Address("127.0.0.1", 1)], used)
 
 
 @pytest.mark.parametrize(
@@ -53,12 +53,12 @@ def admission(foreign: Foreign = Foreign.REFUSE, used: UsedTokens | None = None)
     ],
 )
 def test_a_token_must_be_for_this_deployment_and_this_boot(data: TokenUserData, admitted: bool) -> None:
-    verdict = admission().judge(7, data.encode())
+    verdict = token_check().judge(7, data.encode())
     assert isinstance(verdict, Grant if admitted else Refusal)
 
 
 def test_a_token_of_an_older_seat_is_refused() -> None:
-    rules = admission()
+    rules = token_check()
     newer = rules.judge(7, TokenUserData("s", "d1", "b1", generation=2).encode())
     assert isinstance(newer, Grant)
     assert isinstance(rules.judge(7, TokenUserData("s", "d1", "b1", generation=1).encode()), Grant)
@@ -68,22 +68,22 @@ def test_a_token_of_an_older_seat_is_refused() -> None:
 
 
 def test_foreign_tokens_are_taken_only_where_that_is_configured() -> None:
-    assert isinstance(admission().judge(7, bytes(256)), Refusal)
-    assert admission(Foreign.LOOK_UP).judge(7, bytes(256)) == LookUp(7)
-    assert admission(Foreign.ACCEPT).judge(7, bytes(256)) == Grant(7, "")
-    assert admission(Foreign.ACCEPT).judge(7, os.urandom(256)) == Grant(7, "")
-    assert isinstance(admission(Foreign.LOOK_UP).judge(7, b"\1" * 256), Refusal)
+    assert isinstance(token_check().judge(7, bytes(256)), Refusal)
+    assert token_check(Foreign.LOOK_UP).judge(7, bytes(256)) == LookUp(7)
+    assert token_check(Foreign.ACCEPT).judge(7, bytes(256)) == Grant(7, "")
+    assert token_check(Foreign.ACCEPT).judge(7, os.urandom(256)) == Grant(7, "")
+    assert isinstance(token_check(Foreign.LOOK_UP).judge(7, b"\1" * 256), Refusal)
 
 
 @given(st.binary(max_size=300))
 def test_user_data_of_any_kind_raises_nothing(data: bytes) -> None:
     for foreign in Foreign:
-        assert isinstance(admission(foreign).judge(1, data), Grant | LookUp | Refusal)
+        assert isinstance(token_check(foreign).judge(1, data), Grant | LookUp | Refusal)
 
 
 @given(st.one_of(st.binary(max_size=64), st.binary(min_size=2048, max_size=2048)))
 def test_stream_tokens_of_any_kind_raise_nothing(data: bytes) -> None:
-    assert isinstance(admission().open_stream(data, "holder", time.time()), Refusal)
+    assert isinstance(token_check().open_stream(data, "holder", time.time()), Refusal)
 
 
 async def test_a_used_token_is_refused_on_every_transport(
