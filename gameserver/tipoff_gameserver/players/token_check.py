@@ -1,7 +1,8 @@
 """Decides who may come in, from the connect token only and without network, the same for every transport.
 
 Pure: user data and times go in, a `Grant`, a `Refusal` or a `LookUp` comes out. The roster knows whether there is room
-and whether the client plays already; `UsedTokens`, shared by all transports, lets a token in once.
+and whether the client plays already; `UsedTokens`, shared by all transports, lets a token in once. Over UDP,
+`tipoff_shared/netcode/handshakes.py` checks a token's signature, expiry and address before.
 """
 
 from __future__ import annotations

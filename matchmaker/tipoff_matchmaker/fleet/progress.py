@@ -1,4 +1,8 @@
-"""Tells waiting players, in one line, what they wait for. Pure."""
+"""Tells waiting players, in one line, what they wait for. Pure.
+
+A start's own texts (an image being fetched) come from the orchestrator; Edgegap's seats have their texts in
+`allocators/edgegap/allocator.py`.
+"""
 
 from __future__ import annotations
 
