@@ -79,8 +79,10 @@ class Parts:
     sessions: SessionStore
     lines: WaitingLines
     trust: Trust
+    readiness: Readiness
     deadlines: SessionDeadlines
     stopper: Stopper
+    starter: Starter
     liveness: Liveness
     contexts: BevygapContexts
     planner: Planner
@@ -227,8 +229,10 @@ def compose(
         sessions=sessions,
         lines=lines,
         trust=trust,
+        readiness=readiness,
         deadlines=deadlines,
         stopper=stopper,
+        starter=starter,
         liveness=liveness,
         contexts=contexts,
         planner=planner,

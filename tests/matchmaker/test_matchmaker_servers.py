@@ -10,12 +10,14 @@ import pytest
 
 from tests.matchmaker.world import ARENA, World, failed
 from tipoff_orchestrator_client.base import (
+    Deployment,
     DeploySpec,
     NoCapacity,
     NotConfigured,
     OrchestratorError,
     OrchestratorUnavailable,
 )
+from tipoff_shared.errors import Unavailable
 from tipoff_shared.messages import ProgressReport, SessionReady, Transports, UdpAddress
 from tipoff_shared.names import new_boot_id
 from tipoff_shared.records import DeploymentState, LeaseState, SessionState
@@ -116,6 +118,50 @@ async def test_a_server_that_is_never_ready_is_replaced(world: World) -> None:
         assert isinstance(await world.play(), SessionReady)
         assert len(world.fake.started) == 2
         await world.eventually(lambda: world.living(1), "the first one is stopped")
+
+
+async def test_a_server_that_was_draining_when_first_seen_has_started(world: World) -> None:
+    """Another matchmaker made it ready and drained it; this one saw only the last state. Its players stay."""
+    world.announce = False
+    async with world.matchmaker(WARM, sweep_interval=3600) as matchmaker:
+        await world.eventually(lambda: world.living(1), "it was started")
+        (record,) = await world.deployments()
+        await world.deployment_becomes(record.id, DeploymentState.STARTING)
+        await world.buckets.deployments.change(
+            record.id,
+            lambda now: msgspec.structs.replace(
+                now, state=DeploymentState.DRAINING, seats={"session": time.time() + 60}
+            ),
+        )
+
+        async def ended() -> bool:
+            return not matchmaker.parts.starter.is_starting(record.id)
+
+        await world.eventually(ended, "its start is over", timeout=ARENA.start_timeout / 2)
+        await world.deployment_becomes(record.id, DeploymentState.DRAINING)
+
+
+async def test_a_start_whose_record_cannot_be_written_for_a_moment_goes_on(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """NATS is away when the server already runs: the reconciler makes it ready."""
+    world.announce = False
+    orchestrator = world.with_ports(udp=7777)
+    running = msgspec.structs.replace(ARENA, ready="running")
+    async with world.matchmaker(running, orchestrator=orchestrator) as matchmaker:
+        readiness = matchmaker.parts.readiness
+        runs, failed_with = readiness.runs, [Unavailable("NATS is away")]
+
+        async def fails_first(deployment: Deployment, cert_digest: str = "") -> None:
+            if failed_with:
+                raise failed_with.pop()
+            await runs(deployment, cert_digest)
+
+        monkeypatch.setattr(readiness, "runs", fails_first)
+        ready = await world.play()
+        assert isinstance(ready, SessionReady)
+        assert (failed_with, len(world.fake.started)) == ([], 1)
+    assert [line.getMessage() for line in caplog.records if line.levelname == "ERROR"] == []
 
 
 async def test_when_there_is_no_room_players_wait_and_are_told(world: World) -> None:

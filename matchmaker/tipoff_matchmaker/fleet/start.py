@@ -43,7 +43,8 @@ Listener: TypeAlias = Callable[[Game, str, OrchestratorError], None]
 class Starter:
     """The deployments that this process starts, and what all starts that take long are doing.
 
-    A start waits for its record: `ready` ends it well; `stopping` or `gone`, whoever wrote that, is its failure.
+    A start waits for its record: `ready` or `draining` ends it well; `stopping` or `gone`, whoever wrote that, is its
+    failure.
     """
 
     def __init__(
@@ -119,7 +120,7 @@ class Starter:
         """Any matchmaker may have moved it on."""
         if not state_machine.is_coming(after):
             self._progress.pop(after.id, None)
-        if after.state is DeploymentState.READY and before is not None and state_machine.is_coming(before):
+        if state_machine.serves(after):  # also `draining` at once: what is seen of a record may skip states
             self._resolve(after.id, "")
         elif after.state is DeploymentState.STOPPING:
             self._resolve(after.id, after.reason or "it was stopped")
@@ -147,7 +148,7 @@ class Starter:
                     if deployment.state is RunState.STARTING and deployment.reason:
                         self.progress(deployment_id, deployment.reason)
                     if game.ready == "running" and deployment.state is RunState.RUNNING:
-                        await self._readiness.runs(deployment)
+                        await self._note_running(deployment)
                     if reason := await outcome:
                         raise OrchestratorError(reason, retryable=True)
             except TimeoutError:
@@ -172,6 +173,12 @@ class Starter:
             )
         except Unavailable as exc:  # a server that is only `planned` becomes ready all the same
             log.warning("the start of %s could not be written down: %s", deployment.deployment_id, exc)
+
+    async def _note_running(self, deployment: Deployment) -> None:
+        try:
+            await self._readiness.runs(deployment)
+        except Unavailable as exc:
+            log.warning("that %s runs is left to the reconciler: %s", deployment.deployment_id, exc)
 
     async def _deploy(self, game: Game, deployment_id: str, near: tuple[str, ...]) -> Deployment:
         """Call the orchestrator, several times if need be; safe to repeat, because the id is the tag."""
