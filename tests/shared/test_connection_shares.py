@@ -59,7 +59,7 @@ def test_the_greediest_is_whoever_has_most_unproven_sockets() -> None:
 
 
 def test_a_proven_socket_is_never_evicted() -> None:
-    """With nothing else to evict, the newcomer goes: with 429 for its own address's share, with 503 for a full house."""
+    """With nothing else to evict, the newcomer goes: 429 for its own address, 503 for a full house."""
     shares = ConnectionShares[str](3, 2)
     for name, address in (("a", GREEDY), ("b", GREEDY), ("c", OTHER)):
         shares.enter(name, address)
