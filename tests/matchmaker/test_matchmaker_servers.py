@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 
 import msgspec
 import pytest
 
-from tests.matchmaker.world import ARENA, World, failed
+from tests.matchmaker.world import ARENA, WithPorts, World, failed
 from tipoff_orchestrator_client.base import (
     Deployment,
     DeploySpec,
@@ -16,6 +17,8 @@ from tipoff_orchestrator_client.base import (
     NotConfigured,
     OrchestratorError,
     OrchestratorUnavailable,
+    Port,
+    RunState,
 )
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.messages import ProgressReport, SessionReady, Transports, UdpAddress
@@ -141,16 +144,23 @@ async def test_a_server_that_was_draining_when_first_seen_has_started(world: Wor
         await world.deployment_becomes(record.id, DeploymentState.DRAINING)
 
 
+class RunsAtOnce(WithPorts):
+    """The answer to `deploy` says already that the server runs."""
+
+    async def deploy(self, spec: DeploySpec) -> Deployment:
+        return dataclasses.replace(await super().deploy(spec), state=RunState.RUNNING)
+
+
 async def test_a_start_whose_record_cannot_be_written_for_a_moment_goes_on(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """NATS is away when the server already runs: the reconciler makes it ready."""
     world.announce = False
-    orchestrator = world.with_ports(udp=7777)
+    orchestrator = RunsAtOnce(world.fake, {"udp": Port(7777, 7777, "UDP")})
     running = msgspec.structs.replace(ARENA, ready="running")
     async with world.matchmaker(running, orchestrator=orchestrator) as matchmaker:
         readiness = matchmaker.parts.readiness
-        runs, failed_with = readiness.runs, [Unavailable("NATS is away")]
+        runs, failed_with = readiness.runs, [Unavailable("NATS is away")] * 2  # its start, and its event
 
         async def fails_first(deployment: Deployment, cert_digest: str = "") -> None:
             if failed_with:
