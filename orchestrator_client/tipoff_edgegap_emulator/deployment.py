@@ -37,7 +37,8 @@ class Port:
 class Deployment:
     """`request_id` is Edgegap's name for it, `key` its application and version. Times are Unix seconds; 0: not yet.
 
-    `starting`: its server is being started. `stop_wanted`: stop it as soon as it is ready. `listed`: the list shows it.
+    `starting`: its server is being started. `ready_due`: when a server that runs becomes ready; None: it does not run,
+    or is ready. `stop_wanted`: stop it as soon as it is ready. `listed`: the list shows it.
     """
 
     request_id: str
@@ -54,6 +55,7 @@ class Deployment:
     public_ip: str = ""
     starting: bool = False
     restart_at: float | None = None
+    ready_due: float | None = None
     stop_wanted: bool = False
     ready_at: float = 0.0
     ended_at: float = 0.0
@@ -69,6 +71,11 @@ class Deployment:
     def over(self) -> bool:
         """Whether it has ended, in order or in error."""
         return self.phase in (Phase.TERMINATED, Phase.ERROR)
+
+    @property
+    def runs(self) -> bool:
+        """Whether its server runs, ready or not yet."""
+        return self.phase is Phase.READY or self.ready_due is not None
 
     def phase_at(self, now: float) -> Phase:
         """The phase that a status shows: a start passes through three."""

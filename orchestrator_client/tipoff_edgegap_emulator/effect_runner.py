@@ -18,7 +18,6 @@ from tipoff_edgegap_emulator.deployment import (
     AppKey,
     Deployment,
     Effect,
-    Phase,
     SendWebhook,
     StartServer,
     StopServer,
@@ -155,9 +154,9 @@ class EffectRunner:
             self.apply(self._state.fail(one, how.detail, time.time()))
         else:
             await self._start_server(one)
-        if isinstance(how, Dies) and one.phase is Phase.READY:
+        if isinstance(how, Dies) and one.runs:
             self._tasks.start(self._die(how.after, request_id), "death")
-        if isinstance(how, Vanishes) and one.phase is Phase.READY:
+        if isinstance(how, Vanishes) and one.runs:
             self._tasks.start(self._vanish(how, request_id), "vanishing")
         self.settle()
         await self._announce()

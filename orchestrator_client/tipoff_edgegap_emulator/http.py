@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from contextlib import asynccontextmanager
@@ -45,6 +46,9 @@ class Answer:
 Handler: TypeAlias = Callable[[Request], Awaitable[Answer]]
 
 
+_DOUBLED = re.compile("//+")
+
+
 def application(handle: Handler) -> Callable[[_Message, _Receive, _Send], Awaitable[None]]:
     """The ASGI application that answers with `handle`."""
 
@@ -65,7 +69,7 @@ def application(handle: Handler) -> Callable[[_Message, _Receive, _Send], Awaita
         headers = {name.lower(): value for name, value in scope["headers"]}
         request = Request(
             scope["method"],
-            scope["path"],
+            _DOUBLED.sub("/", scope["path"]),  # the real service takes `//v1/...`
             dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)),
             body,
             headers.get(b"authorization", b"").decode("latin-1"),

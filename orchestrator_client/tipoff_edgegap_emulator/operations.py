@@ -89,7 +89,8 @@ class Operations:
                 return 200, self._session(parts["id"], now)
             case "session.delete":
                 self._sessions.delete(parts["id"], now)
-                return 200, {"message": f"The session {parts['id']} has been deleted"}
+                text = f"The session {parts['id']} has been deleted"
+                return 200, {"message": text, "session_id": parts["id"]}
             case "sessions":
                 page, limit = _page(request)
                 found = [session_webhook(one) for one in self._sessions.all.values()]

@@ -227,11 +227,15 @@ session = record(
 )
 """`POST /v1/session`."""
 
-application = record(
-    {"name": text(3, 64), "is_active": flag, "image": text()}, required=("name", "is_active", "image")
-)
+_application_members: dict[str, Check] = {
+    "name": text(3, 64),
+    "is_active": flag,
+    "image": text(),
+    "is_telemetry_agent_active": flag,
+}
+application = record(_application_members, required=("name", "is_active", "image"))
 """`POST /v1/app`; `PATCH` takes any of them."""
-application_change = record({"name": text(3, 64), "is_active": flag, "image": text()})
+application_change = record(_application_members)
 
 PROTOCOLS = ("UDP", "TCP", "TCP/UDP", "HTTP", "HTTPS", "WS", "WSS")
 

@@ -47,7 +47,11 @@ async def run_emulator(settings: EmulatorSettings) -> AsyncIterator[Emulator]:
         fd=settings.listen_fd,
         token=settings.token.get_secret_value().removeprefix("token ").strip(),
         public_ip=settings.public_host,
-        rules=Rules(start_delay=settings.start_delay, capacity=settings.capacity or None),
+        rules=Rules(
+            start_delay=settings.start_delay,
+            ready_delay=settings.ready_delay,
+            capacity=settings.capacity or None,
+        ),
         rates=RATES if settings.limits else {},
         ports=settings.ports,
         environment=_environment(games),

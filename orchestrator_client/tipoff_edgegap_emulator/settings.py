@@ -41,6 +41,9 @@ class EmulatorSettings(BaseSettings):
     start_delay: float = Field(default=1.0, ge=0, le=3600)
     """Time from a request to the start of its server."""
 
+    ready_delay: float = Field(default=0.0, ge=0, le=3600)
+    """Time from the start of its server until a deployment is ready; the real service takes some seconds."""
+
     capacity: int = Field(default=0, ge=0, le=10_000)
     """Deployments at once: 1 as in Edgegap's free plan, 0 for no limit."""
 

@@ -29,12 +29,14 @@ from tipoff_edgegap_emulator.errors import Refused, RefusedDeployment
 class Rules:
     """How this Edgegap behaves. Times are seconds.
 
-    `start_delay`: from the request to the start of the server. `capacity`: deployments at once (the free plan has
+    `start_delay`: from the request to the start of the server. `ready_delay`: from there to `ready`; the real service
+    takes its time, and the server announces itself before. `capacity`: deployments at once (the free plan has
     one); None is no limit. `forget_after`: how long a stopped deployment is still known by its id. `restart_delay`:
     from the end of a server to its next start, where the version's restart policy asks for one.
     """
 
     start_delay: float = 1.0
+    ready_delay: float = 0.0
     capacity: int | None = None
     forget_after: float = 60.0
     restart_delay: float = 1.0
@@ -96,19 +98,26 @@ class EmulatorState:
         return self.deployments.get(request_id)
 
     def started(self, one: Deployment, ports: Mapping[str, Port], public_ip: str, now: float) -> list[Effect]:
-        """Note that its server runs: the deployment becomes ready."""
+        """Note that its server runs: the deployment becomes ready, `ready_delay` later."""
         one.starting = False
         if one.over:
             return [StopServer(one.request_id)]
         one.ports, one.public_ip, one.restart_at = dict(ports), public_ip, None
         if one.phase is Phase.READY:
             return []  # a restart: Edgegap sends no webhook
-        one.phase, one.ready_at, one.empty_since = Phase.READY, now, now
+        one.ready_due = now + self.rules.ready_delay
+        return self._ready_if_due(one, now)
+
+    def _ready_if_due(self, one: Deployment, now: float) -> list[Effect]:
+        if one.ready_due is None or now < one.ready_due:
+            return []
+        one.phase, one.ready_at, one.empty_since, one.ready_due = Phase.READY, now, now, None
         return self._webhook(one, "ready")
 
     def fail(self, one: Deployment, detail: str, now: float) -> list[Effect]:
         """End it in error."""
-        one.phase, one.error_detail, one.ended_at, one.starting = Phase.ERROR, detail, now, False
+        one.phase, one.error_detail, one.ended_at = Phase.ERROR, detail, now
+        one.starting, one.ready_due = False, None
         return self._webhook(one, "error")
 
     def server_ended(self, one: Deployment, code: int | None, now: float) -> list[Effect]:
@@ -118,7 +127,12 @@ class EmulatorState:
         policy = self.catalogue.versions.get(one.key, {}).get("restart_policy", "always")
         if policy == "always" or (policy == "on_failure" and code != 0):
             one.restarts += 1
-            one.starting, one.restart_at = False, now + self.rules.restart_delay
+            again = now + self.rules.restart_delay
+            one.starting, one.ready_due = False, None
+            if one.phase is Phase.READY:
+                one.restart_at = again
+            else:
+                one.start_at = again
             return []
         return self._terminate(one, now)
 
@@ -148,7 +162,9 @@ class EmulatorState:
         if one.over:
             yield one.ended_at + self.rules.forget_after
             return
-        if not one.starting and one.phase is Phase.INITIALIZING:
+        if one.ready_due is not None:
+            yield one.ready_due
+        elif not one.starting and one.phase is Phase.INITIALIZING:
             yield one.start_at
         if not one.starting and one.restart_at is not None:
             yield one.restart_at
@@ -160,6 +176,8 @@ class EmulatorState:
             if now >= one.ended_at + self.rules.forget_after:
                 del self.deployments[one.request_id]
             return []
+        if one.ready_due is not None:
+            return self._terminate(one, now) if one.stop_wanted else self._ready_if_due(one, now)
         if one.phase is Phase.INITIALIZING and not one.starting and now >= one.start_at:
             if one.stop_wanted:
                 return self._terminate(one, now)
@@ -185,8 +203,8 @@ class EmulatorState:
     def _terminate(self, one: Deployment, now: float) -> list[Effect]:
         if one.phase is Phase.TERMINATED:
             return []
-        runs = one.starting or one.phase is Phase.READY
-        one.phase, one.ended_at, one.starting = Phase.TERMINATED, now, False
+        runs = one.starting or one.runs
+        one.phase, one.ended_at, one.starting, one.ready_due = Phase.TERMINATED, now, False, None
         return [*([StopServer(one.request_id)] if runs else []), *self._webhook(one, "terminated")]
 
     def _webhook(self, one: Deployment, event: Literal["ready", "error", "terminated"]) -> list[Effect]:

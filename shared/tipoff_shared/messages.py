@@ -108,7 +108,6 @@ class Failed(msgspec.Struct, frozen=True):
 Feedback: TypeAlias = Acknowledged | SessionRequestAccepted | ProgressReport | SessionReady | Failed
 
 _encoder = msgspec.json.Encoder()
-_request_decoder = msgspec.json.Decoder(PlayRequest)
 _tagged_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _str_decoder = msgspec.json.Decoder(str)
 _ready_decoder = msgspec.json.Decoder(SessionReady)
@@ -122,14 +121,31 @@ def encode_request(request: PlayRequest) -> bytes:
     return _encoder.encode(request)
 
 
-def decode_request(data: bytes | str) -> PlayRequest:
-    """The request in `data`, with its names checked. Raises `Malformed` with a reason for people."""
+class _RequestOfSubject(PlayRequest):
+    game: str = ""
+    version: str = ""
+
+
+_request_decoder = msgspec.json.Decoder(PlayRequest)
+_subject_decoder = msgspec.json.Decoder(_RequestOfSubject)
+
+
+def decode_request(data: bytes | str, *, subject: tuple[str, str] | None = None) -> PlayRequest:
+    """The request in `data`, with its names checked. Raises `Malformed` with a reason for people.
+
+    `subject`: the game and version that the message's subject names. bevygap's httpd names them only there; a body that
+    contradicts it is malformed.
+    """
     if len(data) > MAX_MESSAGE:
         raise Malformed(f"a request is at most {MAX_MESSAGE} bytes")
     try:
-        request = _request_decoder.decode(data)
+        request = (_request_decoder if subject is None else _subject_decoder).decode(data)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
         raise Malformed(f'not a request like {{"game": "arena", "version": "1"}}: {exc}') from exc
+    if subject is not None:
+        request.game, request.version = request.game or subject[0], request.version or subject[1]
+        if (request.game, request.version) != subject:
+            raise Malformed("the request names another game or version than its subject")
     check_name(request.game, "game")
     check_name(request.version, "version")
     if request.request_id is not None:

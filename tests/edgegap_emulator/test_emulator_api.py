@@ -122,6 +122,14 @@ async def test_an_endpoint_that_there_is_not(account: Accounts, method: str, pat
         assert len(it.emulator.problems) == 1
 
 
+@pytest.mark.parametrize("path", ["//v1/deployments", "/v1//deployments", "//v1///deployments"])
+async def test_doubled_slashes_are_one(account: Accounts, path: str) -> None:
+    """bevygap joins a base URL that ends in a slash with paths that begin with one."""
+    async with account() as it:
+        answer = await it.client.get(f"{it.emulator.url}{path}")
+        assert (answer.status_code, it.emulator.problems) == (200, [])
+
+
 async def test_what_query_edgegap_does_not_know(account: Accounts) -> None:
     async with account() as it:
         for query in ("tag=x", "page=0", "limit=-1", "page=x"):
@@ -212,7 +220,8 @@ async def test_a_seat_session_from_order_to_end(account: Accounts) -> None:
         assert found["deployment"]["ports"]["udp"]["external"] > 0
         listed = (await it.client.get("/v1/sessions")).json()["data"]
         assert [one["session_id"] for one in listed] == [found["session_id"]]
-        assert (await it.client.delete(path)).status_code == 200
+        ended = await it.client.delete(path)
+        assert (ended.status_code, ended.json()["session_id"]) == (200, found["session_id"])
         assert (await it.client.delete(path)).status_code == 404
         assert len(it.emulator.deployments) == 1
         assert it.emulator.problems == []
@@ -227,7 +236,8 @@ async def test_an_account_can_be_filled_by_the_api(account: Accounts) -> None:
     """Application, version, change; a secret is never shown again."""
     async with account(at_once(empty=True)) as it:
         assert (await it.client.get("/v1/app/arena-app")).status_code == 404
-        made = await it.client.post("/v1/app", json={"name": "arena-app", "is_active": True, "image": ""})
+        body = {"name": "arena-app", "is_active": True, "image": "", "is_telemetry_agent_active": False}
+        made = await it.client.post("/v1/app", json=body)
         assert made.status_code == 200
         version: dict[str, Any] = {
             "name": "v1",

@@ -65,6 +65,44 @@ def test_a_deployment_passes_its_steps() -> None:
     assert seen == [Phase.INITIALIZING, Phase.SEEKING, Phase.DEPLOYING]
 
 
+def test_a_deployment_is_ready_some_time_after_its_server_runs() -> None:
+    """The real service takes its time; the webhook and the status come then."""
+    it = state(Rules(start_delay=10.0, ready_delay=5.0))
+    one, _ = it.deploy(KEY, now=100.0, webhooks={"ready": "http://hook/r"})
+    it.due(110.0)
+    assert it.started(one, PORTS, "192.0.2.1", 111.0) == []
+    assert (it.next_due(), one.phase_at(115.9)) == (116.0, Phase.DEPLOYING)
+    assert it.due(115.9) == []
+    assert it.due(116.0) == [SendWebhook("http://hook/r", one.request_id, "ready")]
+    assert one.phase is Phase.READY
+
+
+def test_a_server_that_ends_before_it_is_ready_is_restarted() -> None:
+    """By the version's policy, and then its time begins anew."""
+    it = state(Rules(start_delay=10.0, ready_delay=5.0, restart_delay=2.0), restart_policy="always")
+    one, _ = it.deploy(KEY, now=100.0)
+    it.due(110.0)
+    it.started(one, PORTS, "192.0.2.1", 110.0)
+    it.server_ended(one, 1, 112.0)
+    assert it.due(113.9) == []
+    assert it.due(114.0) == [StartServer(one.request_id)]
+    it.started(one, PORTS, "192.0.2.1", 114.0)
+    it.due(118.9)
+    assert one.phase is Phase.INITIALIZING
+    it.due(119.0)
+    assert one.phase is Phase.READY
+
+
+def test_a_stop_before_it_is_ready_stops_its_server() -> None:
+    it = state(Rules(start_delay=10.0, ready_delay=5.0))
+    one, _ = it.deploy(KEY, now=100.0)
+    it.due(110.0)
+    it.started(one, PORTS, "192.0.2.1", 110.0)
+    assert it.stop(one, 111.0) == (202, [])
+    assert it.due(115.0) == [StopServer(one.request_id)]
+    assert one.phase is Phase.TERMINATED
+
+
 def test_a_ready_deployment_is_told_once() -> None:
     """Also when its server has been started again."""
     it = state(restart_policy="always")

@@ -160,7 +160,7 @@ async def test_a_request_id_is_good_for_one_game(world: World) -> None:
         ("arena", "2", None, 404),
         ("arena", "1", b"{", 400),
         ("arena", "1", b"[]", 400),
-        ("arena", "1", b'{"game":"arena"}', 400),
+        ("arena", "1", b'{"game":1}', 400),
         ("arena", "1", b'{"game":"ar*","version":"1"}', 400),
         ("arena", "1", b'{"game":"other","version":"1"}', 400),
         ("arena", "1", b"[" * 3000, 400),
@@ -187,6 +187,16 @@ async def test_a_version_with_dots_arrives_in_both_spellings(world: World) -> No
         bare = world.bus.subjects.request("arena", "x").removesuffix("x") + "v0.0.1"
         answers = await world.ask("arena", "v0.0.1", subject=bare)
         assert isinstance(await answers.end(), SessionReady)
+
+
+async def test_the_subject_alone_may_name_the_game(world: World) -> None:
+    """The bytes that bevygap's httpd publishes for `POST /matchmaker/request/{game}/{version}`."""
+    async with world.matchmaker(WARM):
+        subject = world.bus.subjects.request("arena", "1")
+        answers = await world.ask(subject=subject, payload=b'{"client_ip":"203.0.113.7"}')
+        assert isinstance(await answers.end(), SessionReady)
+        answers = await world.ask(subject=subject, payload=b'{"client_ip":"203.0.113.7","game":"other"}')
+        assert failed(await answers.end()).code == 400
 
 
 async def test_too_many_at_once_are_turned_away(world: World) -> None:

@@ -120,6 +120,32 @@ def test_a_bad_request_is_malformed(bad: bytes) -> None:
         decode_request(bad)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"client_ip": "203.0.113.7"}',  # what bevygap's httpd publishes for /matchmaker/request/GAME/VERSION
+        b'{"game": "bevygap-spaceships", "client_ip": "203.0.113.7"}',
+        b'{"version": "1", "client_ip": "203.0.113.7"}',
+    ],
+)
+def test_a_subject_names_what_the_body_leaves_out(body: bytes) -> None:
+    request = decode_request(body, subject=("bevygap-spaceships", "1"))
+    assert (request.game, request.version, request.client_ip) == ("bevygap-spaceships", "1", "203.0.113.7")
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"game": "other"}', b'{"version": "2"}', b'{"game": "a", "version": "2"}']
+)
+def test_a_body_may_not_contradict_its_subject(body: bytes) -> None:
+    with pytest.raises(Malformed, match="than its subject"):
+        decode_request(body, subject=("a", "1"))
+
+
+def test_a_subject_without_names_names_nothing() -> None:
+    with pytest.raises(Malformed):
+        decode_request(b'{"client_ip": "203.0.113.7"}', subject=("", ""))
+
+
 def test_dots_and_spaces_are_allowed_in_names() -> None:
     """bevygap's own default version is `v0.0.1`."""
     assert decode_request(b'{"game":"my game","version":"v0.0.1"}').version == "v0.0.1"

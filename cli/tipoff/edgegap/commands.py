@@ -180,6 +180,10 @@ def emulator_command(
         float | None,
         typer.Option(help="Seconds between an order and the start of its server.", show_default="1", min=0),
     ] = None,
+    ready_delay: Annotated[
+        float | None,
+        typer.Option(help="Seconds between the start of its server and `ready`.", show_default="0", min=0),
+    ] = None,
     capacity: Annotated[
         int | None,
         typer.Option(help="Deployments at once; the free plan has 1.", show_default="no limit", min=0),
@@ -208,6 +212,7 @@ def emulator_command(
     log.configure("edgegap-emulator")
     given: dict[str, Any] = {
         "start_delay": start_delay,
+        "ready_delay": ready_delay,
         "capacity": capacity,
         "public_host": public_host,
         "backend": backend,

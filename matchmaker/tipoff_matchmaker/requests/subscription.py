@@ -166,13 +166,9 @@ class RequestSubscription:
 
     def _request(self, msg: Msg, tell: Tell, broadcast: bool) -> PendingRequest:
         """Parse a request. Raises `Malformed` or `UnknownGame`."""
-        request = decode_request(msg.data)
         tokens = msg.subject[self._retry_prefix if broadcast else self._prefix :].split(".")
-        if tokens and (
-            names.from_subject_tokens(tokens[:1]) != request.game
-            or names.from_subject_tokens(tokens[1:]) != request.version
-        ):
-            raise Malformed("the request names another game or version than its subject")
+        subject = names.from_subject_tokens(tokens[:1]), names.from_subject_tokens(tokens[1:])
+        request = decode_request(msg.data, subject=subject)
         headers = msg.headers or {}
         given = headers.get(REQUEST_ID_HEADER) or request.request_id
         request_id = names.check_request_id(given) if given else names.new_request_id()
