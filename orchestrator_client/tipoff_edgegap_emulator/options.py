@@ -10,6 +10,7 @@ from typing import Any
 from tipoff_edgegap_emulator.deployment import AppKey
 from tipoff_edgegap_emulator.state import Rules
 from tipoff_orchestrator_client.edgegap import SESSIONS
+from tipoff_orchestrator_client.edgegap.setup.app_version import ports as version_ports
 from tipoff_shared.games import Game
 
 RATES = {"deploy": 40, "status": 20, "list": 10}
@@ -56,18 +57,6 @@ def app_key(game: Game) -> AppKey:
     return game.edgegap.application, game.edgegap.version
 
 
-def version_ports(game: Game) -> list[dict[str, Any]]:
-    """A UDP and a WebSocket port; the primary transport's has the name that games.toml gives it."""
-    name = game.edgegap.port if game.edgegap is not None else ""
-    ports: list[dict[str, Any]] = []
-    for transport, number, protocol in (("udp", 30_000, "UDP"), ("websocket", 30_001, "WS")):
-        called = name if name and transport == game.primary else transport
-        ports.append(
-            {"name": called, "port": number, "protocol": protocol, "to_check": False, "tls_upgrade": False}
-        )
-    return ports
-
-
 def first_version(game: Game, options: Options) -> dict[str, Any]:
     """The version of this game that the account begins with."""
     application, name = app_key(game)
@@ -80,7 +69,7 @@ def first_version(game: Game, options: Options) -> dict[str, Any]:
         "req_cpu": 256,
         "req_memory": 512,
         "restart_policy": "never",
-        "ports": version_ports(game),
+        "ports": version_ports(game, tls_upgrade=False),
         "envs": [{"key": key, "value": value, "is_secret": False} for key, value in environment.items()],
     }
     config = options.session_config if options.session_config is not None else _session_config(game)

@@ -49,6 +49,22 @@ async def test_bots_play_on_servers_that_edgegap_started(tmp_path: Path, orchest
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "more", ['primary = "webtransport"\nbevygap = true', 'primary = "websocket"', 'primary = "tcp"']
+)
+async def test_it_starts_with_a_game_of_any_transport(tmp_path: Path, more: str) -> None:
+    games = tmp_path / "games.toml"
+    games.write_text(
+        '[[game]]\nname = "spaceships"\nversion = "1"\norchestrator = "edgegap"\n'
+        f'{more}\n[game.edgegap]\napplication = "spaceships"\nversion = "1"\nport = "server"\n'
+        '[game.process]\ncommand = ["sleep", "600"]\n'
+    )
+    async with running_up(tmp_path / "state", games=games, arguments=("--edgegap-emulator",)) as up:
+        assert (await up.status())["deployments"] == []
+        assert await up.stop() == 0
+
+
+@pytest.mark.slow
 async def test_without_a_game_at_edgegap_up_says_what_to_add(tmp_path: Path) -> None:
     games = tmp_path / "games.toml"
     games.write_text('[[game]]\nname = "a"\nversion = "1"\n[game.process]\ncommand = ["sleep", "1"]\n')
