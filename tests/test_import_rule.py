@@ -43,7 +43,7 @@ ALLOWED = {
 
 ORDER = {
     "tipoff_shared": """
-        errors primitives secret netcode
+        errors primitives secret netcode state_home
         names messages
         games
         records subjects settings user_data admin hooks server_events

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 import re
 from pathlib import Path
 from typing import Literal
@@ -11,9 +10,15 @@ from typing import Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from tipoff_shared.errors import ConfigError
+from tipoff_shared.state_home import state_home
+
 
 def _default_state_dir() -> Path:
-    return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "tipoff"
+    try:
+        return state_home() / "tipoff"
+    except ConfigError as exc:
+        raise ConfigError(f"{exc} (TIPOFF_LAUNCHER_STATE_DIR)") from exc
 
 
 class Settings(BaseSettings):
@@ -105,9 +110,9 @@ class Settings(BaseSettings):
     docker_network: str = Field(default="", pattern=r"^[a-zA-Z0-9_.-]{0,128}$")
     """The network of the containers: the name of one of the engine's, or `host`; "" is the engine's default bridge."""
 
-    docker_owner: str = Field(default="", pattern=r"^[a-zA-Z0-9_.:/-]{0,200}$")
-    """The owner of the containers, where several systems share an engine: each touches only its own. "" is the name of
-    the network. Containers of a former owner are never touched again, so change it when none runs."""
+    docker_owner: str = Field(default="", max_length=4096)
+    """The owner of the containers, where several systems share an engine: each touches only its own. Any text, and ""
+    is the name of the network. Containers of a former owner are never touched again, so change it when none runs."""
 
     docker_nats_host: str = Field(default="", pattern=r"^[a-zA-Z0-9_.:,/\[\]-]{0,512}$")
     """Where containers reach NATS (as NATS_HOST), if not where the launcher does:

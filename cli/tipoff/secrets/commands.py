@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from tipoff_shared.games import Game
 from tipoff_shared.games.toml import parse_games, read_games
@@ -130,7 +131,8 @@ def _print(report: Any, *, as_json: bool) -> None:
         )
         return
     namespace = f", namespace {report.namespace}" if report.namespace else ""
-    table = Table(title=f"{report.directory}{namespace}", title_justify="left", box=None, pad_edge=False)
+    title = Text(f"{report.directory}{namespace}")  # a path is no markup
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for column in ("name", "file", "state", "for", "back up"):
         table.add_column(column, no_wrap=column in ("name", "file"), overflow="fold")
     for item in report.items:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shlex
 import webbrowser
 from importlib.resources import files
@@ -67,7 +68,8 @@ def up_command(
         local = Path("games.toml")
         demo = "games.edgegap.toml" if edgegap_emulator else "games.toml"
         games = local if local.exists() else Path(str(files("tipoff_arena") / demo))
-    beside = games.resolve().parent / "web"
+    beside = games.absolute().parent / "web"
+    elsewhere = state_dir is not None and str(state_dir) != os.environ.get("TIPOFF_STATE_DIR")
     options = UpOptions(
         games=games,
         state_dir=state_dir or default_state_dir(),
@@ -83,18 +85,14 @@ def up_command(
     )
 
     def say(text: str) -> None:
-        console.print(text, style="dim", soft_wrap=True)
+        console.print(text, style="dim", soft_wrap=True, markup=False, highlight=False)
 
     def ready(running: Running) -> None:
         others = "".join(f"  {url}" for url in running.urls[1:])
         print(
             f"ready  {running.urls[0]}{others}  nats {running.nats_url}  ({running.took:.1f} s)", flush=True
         )
-        where = (
-            ""
-            if options.state_dir == default_state_dir()
-            else f" --state-dir {shlex.quote(str(options.state_dir))}"
-        )
+        where = f" --state-dir {shlex.quote(str(options.state_dir))}" if elsewhere else ""
         say(f"games: {', '.join(running.games)}")
         say(f"`tipoff status{where}` and `tipoff watch{where}` show what goes on. Ctrl-C stops everything.")
         if open_:

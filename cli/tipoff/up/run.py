@@ -24,7 +24,7 @@ from tipoff.up.child_process import ChildProcess, exit_text
 from tipoff.up.compose import compose, write_missing_keys
 from tipoff.up.embedded_nats import EmbeddedNats, embedded_nats
 from tipoff.up.options import UpOptions, check, check_orchestrators
-from tipoff.up.state_dir import UpInfo, locked, remove_up_info, write_up_info
+from tipoff.up.state_dir import UpInfo, locked, remove_up_info, usable, write_up_info
 from tipoff_orchestrator_client.base import RunState
 from tipoff_orchestrator_client.launcher import LauncherOrchestrator
 from tipoff_shared.errors import TipoffError, Unavailable
@@ -61,8 +61,8 @@ async def run_up(
 ) -> None:
     """Run until `stop` is set. Raises `ConfigError` or `Unavailable` when it cannot start; then nothing is left."""
     began = time.monotonic()
-    games = parse_games(read_games(options.games), str(options.games))
     check(options)
+    games = parse_games(read_games(options.games), str(options.games))
     check_orchestrators(options, games)
     hosts, bind = public_hosts(options.host)
     if not options.tls_cert and not all(ipaddress.ip_address(host).is_private for host in hosts):
@@ -71,6 +71,7 @@ async def run_up(
             "programs can play by UDP, browsers cannot"
         )
     with (
+        usable(options.state_dir),
         locked(options.state_dir),
         listen(bind, options.port) as door,
         listen(bind, 0) if options.edgegap_emulator else nullcontext() as api,

@@ -10,6 +10,7 @@ launcher/   records and logs of the game servers
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ import msgspec
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.secret import Secret
 from tipoff_shared.settings import NatsSettings
+from tipoff_shared.state_home import state_home
 
 DEFAULT_STATE_DIR = "~/.local/state/tipoff"
 """For help texts, and the default where `XDG_STATE_HOME` is not set."""
@@ -49,13 +51,55 @@ class UpInfo(msgspec.Struct, frozen=True):
         )
 
 
+_LONGEST_PATH = 3500
+"""Bytes of the longest path of a state directory: Linux allows 4095, and the files within add up to 300."""
+
+
 def default_state_dir(environ: Mapping[str, str] | None = None) -> Path:
-    """`TIPOFF_STATE_DIR`, else `tipoff` in the user's state directory (`XDG_STATE_HOME`)."""
+    """`TIPOFF_STATE_DIR`, else `tipoff` in the user's state directory (`XDG_STATE_HOME`). Raises `ConfigError` for a
+    user without one."""
     env = os.environ if environ is None else environ
     if given := env.get("TIPOFF_STATE_DIR"):
         return Path(given)
-    base = env.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-    return Path(base) / "tipoff"
+    try:
+        return state_home(env) / "tipoff"
+    except ConfigError as exc:
+        raise ConfigError(f"{exc} (--state-dir or TIPOFF_STATE_DIR)") from exc
+
+
+def check_path(option: str, path: Path) -> None:
+    """Raise `ConfigError` for a path that not every part of the system can use. `option` names it.
+
+    Environment variables, records and logs are UTF-8, so a path must be. Any other character may be in it.
+    """
+    try:
+        length = len(str(path.resolve()).encode())
+    except UnicodeEncodeError:
+        shown = os.fsencode(path).decode(errors="backslashreplace")
+        raise ConfigError(f"{option} {shown}: the path is not UTF-8; choose or make another one") from None
+    except (OSError, RuntimeError) as exc:  # RuntimeError: links in a circle, in Python 3.11 and 3.12
+        reason = exc.strerror if isinstance(exc, OSError) else "its links go in a circle"
+        raise ConfigError(f"{option} {path}: {reason}; choose another one") from exc
+    if length > _LONGEST_PATH:
+        raise ConfigError(
+            f"{option}: the path has {length} bytes, and at most {_LONGEST_PATH} leave room for the files in it; "
+            "choose a shorter one"
+        )
+
+
+@contextmanager
+def usable(state_dir: Path) -> Iterator[None]:
+    """Turn an `OSError` about a file within `state_dir` into a `ConfigError` that names the file and what to do."""
+    try:
+        yield
+    except OSError as exc:
+        within = [Path(str(name)) for name in (exc.filename, exc.filename2) if name is not None]
+        if not any(path.is_relative_to(state_dir) for path in within):
+            raise
+        raise ConfigError(
+            f"the state directory {state_dir} cannot be used: {exc.strerror} ({within[0]}); "
+            "choose another with --state-dir"
+        ) from exc
 
 
 @contextmanager
@@ -67,7 +111,10 @@ def locked(state_dir: Path) -> Iterator[None]:
         state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as exc:
-        raise ConfigError(f"the state directory {state_dir} cannot be used: {exc.strerror}") from exc
+        reason = "it is not a directory" if exc.errno == errno.EEXIST else exc.strerror
+        raise ConfigError(
+            f"the state directory {state_dir} cannot be used: {reason}; choose another with --state-dir"
+        ) from exc
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -77,6 +124,11 @@ def locked(state_dir: Path) -> Iterator[None]:
                 f"the state directory {state_dir} is in use by another `tipoff up` (pid {holder}); "
                 "stop that one, or choose another with --state-dir"
             ) from None
+        except OSError as exc:
+            raise ConfigError(
+                f"the state directory {state_dir} cannot be locked: {exc.strerror}; choose one on a local disk with "
+                "--state-dir"
+            ) from exc
         os.truncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())
         yield
