@@ -169,6 +169,7 @@ class Running:
             tick_ms=round(self.schedule.tick_time * 1000, 3),
             pid=os.getpid(),
             websocket_port=endpoints.websocket_port or 0,
+            key=context.private_key.fingerprint,
         )
 
     def _command(self, command: Command) -> None:

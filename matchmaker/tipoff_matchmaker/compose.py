@@ -150,7 +150,9 @@ def compose(
         buckets.gameservers, games, deployments, resilient, trust, readiness, starter, stopper, tasks
     )
     contexts = BevygapContexts(games, deployments, resilient, readiness, stopper, buckets.cert_digests)
-    planner = Planner(deployments, fleet_limit, resilient, ours, lines, starter, stopper, settings, clock)
+    planner = Planner(
+        deployments, fleet_limit, resilient, ours, lines, starter, stopper, peers, settings, clock
+    )
 
     usual = SeatAllocator(deployments, trust, lines, planner, our_keys, tasks, settings, clock)
     others: dict[GameKey, Allocator] = {}

@@ -13,6 +13,9 @@ from tipoff_shared.errors import Unavailable
 from tipoff_shared.nats.connection import Bus
 from tipoff_shared.primitives.tasks import Tasks
 
+_KNOWS_OWN_KEYS = b"own-keys"
+"""Body of a heartbeat; it is empty in an earlier release."""
+
 
 class Peers:
     """The matchmakers heard of lately. `is_alive` is a hint: a take-over is a compare-and-set."""
@@ -22,7 +25,15 @@ class Peers:
         self._silent_after = silent_after
         self._instance = instance
         self._heard: dict[str, float] = {}
+        self._earlier: set[str] = set()
+        """Those among them whose heartbeats do not say that they know servers with a netcode key of their own."""
         self._listening_since = time.monotonic()
+
+    @property
+    def know_own_keys(self) -> bool:
+        """Whether no matchmaker has been heard lately that issues all tokens under the game's key, as those of an
+        earlier release do: its players would be refused by a server with a netcode key of its own."""
+        return not any(self.is_alive(instance) for instance in self._earlier)
 
     def is_alive(self, instance: str) -> bool:
         """Whether `instance` has been heard of lately ("" never was); True while we have not listened for long enough
@@ -56,9 +67,15 @@ class Peers:
 
         async def heard(msg: Msg) -> None:
             now = time.monotonic()
-            self._heard[msg.subject[len(prefix) :][:64]] = now
+            instance = msg.subject[len(prefix) :][:64]
+            self._heard[instance] = now
+            if msg.data == _KNOWS_OWN_KEYS:
+                self._earlier.discard(instance)
+            else:
+                self._earlier.add(instance)
             if len(self._heard) > 1000:
                 self._heard = {name: at for name, at in self._heard.items() if now - at < self._silent_after}
+                self._earlier &= self._heard.keys()
 
         subscription = await self._bus.subscribe(self._bus.subjects.alive("*"), heard)
         self._listening_since = time.monotonic()
@@ -73,9 +90,10 @@ class Peers:
     def _deaf_until_now(self) -> None:
         self._listening_since = time.monotonic()
         self._heard.clear()
+        self._earlier.clear()
 
     async def _beat(self) -> None:
         while True:
             with suppress(Unavailable):  # NATS is away: no heartbeat arrives anywhere
-                await self._bus.publish(self._bus.subjects.alive(self._instance), b"")
+                await self._bus.publish(self._bus.subjects.alive(self._instance), _KNOWS_OWN_KEYS)
             await asyncio.sleep(self._silent_after / 3)

@@ -33,6 +33,12 @@ class Settings(BaseSettings):
     """How game servers are present: `trusted` ones write their keys in NATS themselves; `isolated` ones are in an
     account of their own and send events, which matchmakers write down. The same for all matchmakers of a namespace."""
 
+    server_keys: Literal["auto", "own", "game"] = "auto"
+    """Which netcode key game servers that are started from now on get. `own`: one derived from the game's key for each
+    server, so that none can open or forge another's tokens. `game`: the game's key itself; matchmakers of a release
+    before this setting know only that, so set it before you go back to one. `auto`: `own` in the isolated profile,
+    `game` in the trusted one. bevygap's servers always get the game's key."""
+
     max_requests: int = Field(default=2000, ge=1)
     """Play requests in hand at once, waiting ones included; more are refused with 503 and Retry-After."""
 
@@ -112,6 +118,11 @@ class Settings(BaseSettings):
                 "wss://HOST/PATH/ with a slash at its end is expected, like wss://play.example.org/gs/"
             )
         return value
+
+    @property
+    def gives_own_keys(self) -> bool:
+        """Whether new servers get netcode keys of their own."""
+        return self.server_keys == "own" or (self.server_keys == "auto" and self.profile == "isolated")
 
     def websocket_url(self, deployment_id: str) -> str:
         """What browsers dial to reach this deployment by way of the reverse proxy; "" without a proxy."""

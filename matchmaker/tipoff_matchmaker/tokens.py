@@ -115,9 +115,17 @@ class Tokens:
         self._endpoints.pop(deployment_id, None)
 
     def issue(
-        self, game: Game, session: SessionRecord, endpoint: Endpoint, *, now: float, slack: float
+        self,
+        game: Game,
+        session: SessionRecord,
+        endpoint: Endpoint,
+        *,
+        own_key: bool = False,
+        now: float,
+        slack: float,
     ) -> Issued:
-        """A fresh token for the session's client id on the session's deployment."""
+        """A fresh token for the session's client id on the session's deployment, which has a netcode key of its own or
+        (`own_key` False) the game's."""
         lifetime = self.lifetime(game)
         user_data = b""
         if not game.bevygap:
@@ -125,7 +133,7 @@ class Tokens:
                 session.id, session.deployment_id, session.boot_id, session.generation
             ).encode()
         token = issue_token(
-            self._key(game),
+            self.key(game, session.deployment_id, own_key=own_key),
             protocol_id=game.netcode_protocol_id,
             client_id=int(session.client_id),
             public_addresses=endpoint.public,
@@ -156,8 +164,10 @@ class Tokens:
             transports=transports_told(self._gs_proxy_url, deployment),
         )
 
-    def _key(self, game: Game) -> PrivateKey:
-        return self._games.private_key(game)
+    def key(self, game: Game, deployment_id: str, *, own_key: bool) -> PrivateKey:
+        """The netcode key of one deployment of `game`."""
+        key = self._games.private_key(game)
+        return key.of_deployment(deployment_id) if own_key else key
 
 
 async def _endpoint(game: Game, deployment: DeploymentRecord) -> Endpoint:

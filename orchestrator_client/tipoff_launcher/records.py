@@ -30,7 +30,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     """One server. `native_id` is the back end's name for it, "" until it is known; times are Unix seconds.
 
     `stopping`: a stop was requested and must be completed. `isolated`: the server has the isolated profile, in which
-    the matchmaker writes its lease.
+    the matchmaker writes its lease. `own_key`: it has a netcode key of its own, not the game's.
     """
 
     deployment_id: str
@@ -49,6 +49,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     proxy: str = ""
     digest_key: str = ""
     isolated: bool = False
+    own_key: bool = False
 
     @property
     def deployment(self) -> Deployment:
@@ -64,6 +65,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
             self.reason,
             self.proxy,
             self.digest_key,
+            self.own_key,
         )
 
 

@@ -28,6 +28,7 @@ from tipoff_orchestrator_client.base import (
     RunState,
 )
 from tipoff_shared.games import Game, Games
+from tipoff_shared.netcode import PrivateKey
 from tipoff_shared.settings import NatsSettings
 
 log = logging.getLogger(__name__)
@@ -87,6 +88,7 @@ class Starter:
             host=self._settings.main_public_host,
             digest_key=synthetic_ip(spec.deployment_id, held) if game.bevygap else "",
             isolated=bool(spec.event_key),
+            own_key=spec.own_key and not game.bevygap,
         )
 
     async def start(
@@ -121,7 +123,7 @@ class Starter:
     ) -> RunningServer:
         server.change(proxy=self._backend.proxy_address(server.id, server.record.ports))
         self._records.save(server.record)
-        key = self._games.private_key(game).reveal()
+        key = self._key(server.record, game).reveal()
         key_file = self._records.write_key(server.id, key)
         environment = server_environment(
             os.environ,
@@ -141,12 +143,17 @@ class Starter:
             request, lambda native_id: self._records.save(server.change(native_id=native_id))
         )
 
+    def _key(self, record: Record, game: Game) -> PrivateKey:
+        """The netcode key that the server gets."""
+        key = self._games.private_key(game)
+        return key.of_deployment(record.deployment_id) if record.own_key else key
+
     def secrets(self, server: Server) -> list[str]:
         """The secrets a server knows, which the quoted end of its log must not show."""
         secrets = [self._nats.password.reveal(), server.event_key, *self._arbitrium.secrets(server.id)]
         if (game := self._games.get(server.record.game, server.record.version)) is not None:
             secrets += _own_secrets(game)
-            key = self._games.private_key(game).reveal()
+            key = self._key(server.record, game).reveal()
             secrets += [key.hex(), ", ".join(map(str, key)), ",".join(map(str, key)), repr(key)]
         return secrets
 

@@ -35,7 +35,8 @@ class DeploySpec:
     holds no secrets. `websocket_url`: the URL that browsers dial where a reverse proxy stands in front of the servers'
     WebSocket listeners; the server then listens without TLS and announces this URL. `event_key`, a secret of 64 hex
     digits: the key by which the server authenticates its events in the isolated profile, "" in the trusted one; the
-    server reads it from `environment_of(event_key)`.
+    server reads it from `environment_of(event_key)`. `own_key`: the server gets the key that `PrivateKey.of_deployment`
+    derives from the game's, not the game's key itself; what it got is said by `Deployment.own_key`.
     """
 
     deployment_id: str
@@ -46,6 +47,7 @@ class DeploySpec:
     environment: Mapping[str, str] = field(default_factory=dict)
     websocket_url: str = ""
     event_key: str = field(default="", repr=False)
+    own_key: bool = False
 
 
 def environment_of(event_key: str) -> dict[str, str]:
@@ -78,7 +80,9 @@ class Deployment:
     by name. Both are empty where the server announces them itself. `reason`, for people: why it stopped, or what a slow
     start is doing. `proxy`: where our reverse proxy reaches the WebSocket listener, as `host:port`, or `host` where the
     server announces the port; "" where it cannot. `digest_key`: the key of `cert_digests` that only this server writes
-    its certificate's digest to; "" where it shares that key (its public address) with others.
+    its certificate's digest to; "" where it shares that key (its public address) with others. `own_key`: whether it got
+    a netcode key of its own (`DeploySpec.own_key`), None where the orchestrator does not say: in the answer to `deploy`
+    that means the game's key.
     """
 
     deployment_id: str
@@ -91,6 +95,7 @@ class Deployment:
     reason: str = ""
     proxy: str = ""
     digest_key: str = ""
+    own_key: bool | None = None
 
 
 class OrchestratorError(Exception):

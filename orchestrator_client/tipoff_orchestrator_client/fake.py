@@ -178,6 +178,7 @@ class FakeOrchestrator:
                 spec.version,
                 RunState.STARTING,
                 native_id=f"{self._name}-{len(self._deployments) + 1}",
+                own_key=spec.own_key,
             )
             if self._late:
                 self._lives.start(self._start_late(spec, self._late.popleft()), f"late {spec.deployment_id}")
@@ -244,7 +245,12 @@ class FakeOrchestrator:
     async def _start_late(self, spec: DeploySpec, delay: float) -> None:
         await asyncio.sleep(delay)
         self._deployments[spec.deployment_id] = Deployment(
-            spec.deployment_id, spec.game, spec.version, RunState.STARTING, native_id=f"{self._name}-late"
+            spec.deployment_id,
+            spec.game,
+            spec.version,
+            RunState.STARTING,
+            native_id=f"{self._name}-late",
+            own_key=spec.own_key,
         )
         self.started[spec.deployment_id] += 1
         await self._live(spec, self.start_delay, self.dies_after)

@@ -1,7 +1,7 @@
 """Encodes and decodes the messages between a launcher and its clients over NATS: one JSON request, one JSON reply.
 
     deploy   {"deployment_id", "game", "version", "capacity", "near": [], "environment": {},
-              "websocket_url"}  -> {"deployment": {...}}
+              "websocket_url", "event_key", "own_key"}                        -> {"deployment": {...}}
     get      {"deployment_id"}                                                -> {"deployment": {...} or null}
     stop     {"deployment_id"}                                                -> {}
     list     (anything)                                                       -> {"deployments": [...]}
@@ -60,6 +60,7 @@ class _Deploy(msgspec.Struct, omit_defaults=True):
     environment: dict[str, str] = {}
     websocket_url: str = ""
     event_key: str = ""
+    own_key: bool = False
 
 
 class _One(msgspec.Struct):
@@ -135,6 +136,7 @@ def encode_deploy(spec: DeploySpec) -> bytes:
             dict(spec.environment),
             spec.websocket_url,
             spec.event_key,
+            spec.own_key,
         )
     )
 
@@ -162,6 +164,7 @@ def decode_deploy(data: bytes) -> DeploySpec:
         check_environment(asked.environment),
         asked.websocket_url,
         asked.event_key,
+        asked.own_key,
     )
 
 

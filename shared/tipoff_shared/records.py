@@ -89,6 +89,9 @@ class DeploymentRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """The port its WebSocket listener is bound to, for a `proxy` without one."""
     digest_key: str = ""
     """The key of `cert_digests` that only this server writes, for the clean-up. The orchestrator reports it."""
+    own_key: bool = False
+    """Whether its netcode key is derived from the game's (`PrivateKey.of_deployment`); otherwise it has the game's key
+    itself, as bevygap's servers and those of an earlier release do. Its orchestrator says so, and then its lease."""
 
 
 class FleetRecord(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -166,6 +169,8 @@ class GameserverLease(msgspec.Struct, frozen=True, omit_defaults=True):
     started_at: float = 0.0
     seq: int = 0
     """In the isolated profile, the number of the event that carried this lease (server_events.py); it orders leases."""
+    key: str = ""
+    """Fingerprint of the netcode key that the server has (`PrivateKey.fingerprint`); "" from an earlier release."""
 
 
 LEASE_TTL = 10

@@ -39,6 +39,7 @@ _CLIENT_ID = re.compile(r"[0-9]{1,20}", re.ASCII)
 _HOST = re.compile(r"[A-Za-z0-9.:-]{1,253}", re.ASCII)
 _URL = re.compile(r"(?:wss?|https)://[!-~]{1,500}", re.ASCII)
 _DIGEST = re.compile(r"(?:[0-9a-f]{2}:){31}[0-9a-f]{2}|", re.ASCII)
+_FINGERPRINT = re.compile(r"[0-9a-f]{12}|", re.ASCII)
 _MAX_INTERNAL = 32
 
 
@@ -181,6 +182,8 @@ def _check_lease(lease: GameserverLease, ttl: int, deployment_id: str, boot_id: 
         raise Malformed("lease: websocket_port cannot be")
     if len(lease.game) > 30 or len(lease.version) > 30 or not _DIGEST.fullmatch(lease.cert_digest):
         raise Malformed("lease: game, version or cert_digest cannot be")
+    if not _FINGERPRINT.fullmatch(lease.key):
+        raise Malformed("lease: key is not a fingerprint")
     if len(lease.internal) > _MAX_INTERNAL or not all(map(_is_address, lease.internal)):
         raise Malformed(f"lease: internal has at most {_MAX_INTERNAL} of ip:port")
     _check_transports(lease.transports)

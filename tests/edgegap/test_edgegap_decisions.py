@@ -3,6 +3,7 @@ version."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,15 @@ def test_a_server_is_told_who_it_is() -> None:
     assert told["TIPOFF_CAPACITY"] == "4"
     assert told["TIPOFF_PRIVATE_KEY"] == KEY.reveal().hex()
     assert told["NATS_HOST"] == "nats://127.0.0.1:4222"
+
+
+@pytest.mark.row(66)
+def test_a_server_that_is_to_have_its_own_key_never_sees_the_games() -> None:
+    games = Games({GAME.key: GAME}, {GAME.key: KEY}, Path())
+    made = Environment(Settings(), NatsSettings(insecure=True), games).of(replace(SPEC, own_key=True), GAME)
+    told = {name: value for name, value, _ in made}
+    assert told["TIPOFF_PRIVATE_KEY"] == KEY.of_deployment("arena-1").reveal().hex()
+    assert not any(KEY.reveal().hex() in value for value in told.values())
 
 
 def test_secrets_are_hidden_variables() -> None:

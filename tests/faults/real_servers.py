@@ -54,7 +54,7 @@ class RealServers:
             spec.deployment_id,
             spec.game,
             spec.version,
-            private_key=KEY,
+            private_key=KEY.of_deployment(spec.deployment_id) if spec.own_key else KEY,
             protocol_id=ARENA.netcode_protocol_id,
             capacity=spec.capacity,
             nats=settings,

@@ -55,6 +55,23 @@ async def test_a_server_learns_everything_from_its_environment(
     assert again.password.reveal() == settings.password.reveal()
 
 
+@pytest.mark.row(66)
+async def test_a_server_that_is_to_have_its_own_key_never_sees_the_games(
+    launcher: Launcher, client: LauncherOrchestrator, spec: Spec, tmp_path: Path
+) -> None:
+    """It gets the derived key, and the launcher says so, also to those who list. Every other one gets the game's."""
+    wanted = spec("dump", own_key=True)
+    found = await dumped(client, wanted, tmp_path)
+    own = KEY.of_deployment(wanted.deployment_id).reveal().hex()
+    assert contents(found["TIPOFF_PRIVATE_KEY_FILE"]) == own
+    assert not any(KEY.reveal().hex() in value for value in found.values())
+    other = spec()
+    assert (await client.deploy(wanted)).own_key is True
+    assert (await client.deploy(other)).own_key is False
+    listed = {one.deployment_id: one.own_key for one in await client.list()}
+    assert listed == {wanted.deployment_id: True, other.deployment_id: False}
+
+
 async def test_nothing_else_of_the_launchers_environment_is_passed_on(
     launchers: LauncherWorld,
     client: LauncherOrchestrator,

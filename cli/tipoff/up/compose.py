@@ -59,6 +59,8 @@ def compose(
         "TIPOFF_LAUNCHER_DEMO": "true",
     }
     matchmaker = {"TIPOFF_MATCHMAKER_TELL_REASONS": "true"}  # the player here is also the game's developer
+    # All parts are of this release and end together, so nothing has to understand servers with the game's key.
+    matchmaker |= {"TIPOFF_MATCHMAKER_SERVER_KEYS": os.environ.get("TIPOFF_MATCHMAKER_SERVER_KEYS", "own")}
     httpd = {
         "TIPOFF_HTTPD_LISTEN_FD": str(door.fileno()),
         "TIPOFF_HTTPD_DEMO": "true",

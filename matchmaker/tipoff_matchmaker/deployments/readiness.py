@@ -25,7 +25,8 @@ _WEB_PROTOCOLS = ("ws", "wss", "http", "https")
 class ReadyServer:
     """Where players reach a server that is ready. `boot_id` is "" where servers have none (bevygap); `capacity` is 0
     where they do not say; `internal` are the `ip:port` a server compares a token's addresses with; `websocket_port`
-    is the port that listener is bound to, 0 where they do not say."""
+    is the port that listener is bound to, 0 where they do not say; `own_key`: whether its netcode key is its own or the
+    game's, None where they do not say."""
 
     transports: Transports
     capacity: int = 0
@@ -33,10 +34,11 @@ class ReadyServer:
     internal: tuple[str, ...] = ()
     cert_digest: str = ""
     websocket_port: int = 0
+    own_key: bool | None = None
 
 
-def from_lease(lease: GameserverLease) -> ReadyServer:
-    """What a server that uses our SDK says of itself."""
+def from_lease(lease: GameserverLease, own_key: bool | None = None) -> ReadyServer:
+    """What a server that uses our SDK says of itself. `own_key`: whose key the lease's fingerprint is."""
     return ReadyServer(
         transports=lease.transports,
         capacity=lease.capacity,
@@ -44,6 +46,7 @@ def from_lease(lease: GameserverLease) -> ReadyServer:
         internal=tuple(lease.internal),
         cert_digest=lease.cert_digest,
         websocket_port=lease.websocket_port,
+        own_key=own_key,
     )
 
 

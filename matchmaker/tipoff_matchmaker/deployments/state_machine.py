@@ -37,8 +37,9 @@ def is_live(record: DeploymentRecord) -> bool:
     return record.state is not DeploymentState.GONE
 
 
-def planned(deployment_id: str, game: Game, now: float) -> DeploymentRecord:
-    """A new record, written before the orchestrator is called."""
+def planned(deployment_id: str, game: Game, now: float, *, own_key: bool = False) -> DeploymentRecord:
+    """A new record, written before the orchestrator is called. `own_key`: it will be asked to give the server a netcode
+    key of its own."""
     return DeploymentRecord(
         id=deployment_id,
         state=DeploymentState.PLANNED,
@@ -48,6 +49,7 @@ def planned(deployment_id: str, game: Game, now: float) -> DeploymentRecord:
         capacity=game.seats,
         created_at=now,
         deadline=now + game.start_timeout,
+        own_key=own_key,
     )
 
 
@@ -58,12 +60,22 @@ def started(record: DeploymentRecord) -> DeploymentRecord:
     return msgspec.structs.replace(record, state=DeploymentState.STARTING)
 
 
-def placed(record: DeploymentRecord, deployment: Deployment) -> DeploymentRecord:
+def placed(
+    record: DeploymentRecord, deployment: Deployment, *, just_started: bool = False
+) -> DeploymentRecord:
     """Where a reverse proxy reaches it, and which digest key is its own, as its orchestrator says: the server itself
-    cannot claim either."""
+    cannot claim either. Which netcode key it has, the orchestrator says until its lease does. `just_started`: this is
+    the answer to `deploy`; one that says nothing of a key (an earlier release's launcher) means the game's key."""
     if record.state is DeploymentState.GONE:
         return record
-    changed = msgspec.structs.replace(record, proxy=deployment.proxy, digest_key=deployment.digest_key)
+    own_key = record.own_key
+    if just_started:
+        own_key = bool(deployment.own_key)
+    elif is_coming(record) and deployment.own_key is not None:
+        own_key = deployment.own_key
+    changed = msgspec.structs.replace(
+        record, proxy=deployment.proxy, digest_key=deployment.digest_key, own_key=own_key
+    )
     return record if changed == record else changed
 
 
@@ -94,6 +106,7 @@ def ready(record: DeploymentRecord, server: ReadyServer, now: float) -> Deployme
         internal=list(server.internal),
         cert_digest=server.cert_digest,
         websocket_port=server.websocket_port,
+        own_key=record.own_key if server.own_key is None else server.own_key,
     )
     return record if changed == record else changed
 

@@ -22,6 +22,7 @@ from tipoff_matchmaker.fleet.start import Starter
 from tipoff_matchmaker.fleet.start_backoff import StartBackoff
 from tipoff_matchmaker.fleet.stop import Stopper
 from tipoff_matchmaker.orchestrators.resilient import ResilientOrchestrator
+from tipoff_matchmaker.peers import Peers
 from tipoff_matchmaker.seats.waiting_line import WaitingLines
 from tipoff_matchmaker.settings import Settings
 from tipoff_orchestrator_client.base import NoCapacity, NotConfigured, OrchestratorError
@@ -51,6 +52,7 @@ class Planner:
         lines: WaitingLines,
         starter: Starter,
         stopper: Stopper,
+        peers: Peers,
         settings: Settings,
         clock: Callable[[], float],
     ) -> None:
@@ -61,6 +63,7 @@ class Planner:
         self._lines = lines
         self._starter = starter
         self._stopper = stopper
+        self._peers = peers
         self._settings = settings
         self._clock = clock
         self._backoffs = {key: StartBackoff() for key in self._games}
@@ -164,8 +167,10 @@ class Planner:
                 )  # another matchmaker has planned meanwhile: read its records, then plan again
             return
         near = line.client_ips(10)
+        own_key = self._settings.gives_own_keys and not game.bevygap and self._peers.know_own_keys
         for deployment_id in reserved:
-            await self._deployments.create(state_machine.planned(deployment_id, game, now))
+            planned = state_machine.planned(deployment_id, game, now, own_key=own_key)
+            await self._deployments.create(planned)
             self._starter.start(game, deployment_id, near)
         log.info("starting %d server(s) of %s %s", len(reserved), game.name, game.version)
 

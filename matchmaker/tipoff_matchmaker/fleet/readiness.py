@@ -66,12 +66,30 @@ class Readiness:
         if lease.state is LeaseState.ENDED:
             self._trust.remove(deployment_id)
             self._stopper.stop(deployment_id, "the match is over")
-        elif not await self._serves(record, from_lease(lease)):
+        elif not await self._serves(record, from_lease(lease, self._has_own_key(record, lease))):
             return
         elif lease.state is LeaseState.DRAINING:
             await self._stopper.drain(deployment_id, "the server no longer admits players")
         else:
             self._trust.add(deployment_id)
+
+    def _has_own_key(self, record: DeploymentRecord, lease: GameserverLease) -> bool | None:
+        """Whether the server has a netcode key of its own, or its game's; None when its lease does not say."""
+        game = self._games.get(record.game, record.version)
+        if game is None or not lease.key:
+            return None
+        for own_key in (True, False):
+            if self._tokens.key(game, record.id, own_key=own_key).fingerprint == lease.key:
+                return own_key
+        log.warning(
+            "server %s has another netcode key (%s) than %s %s has here: it will refuse its players; give the "
+            "orchestrator and the matchmakers the same key",
+            record.id,
+            lease.key,
+            game.name,
+            game.version,
+        )
+        return None
 
     async def runs(self, deployment: Deployment, cert_digest: str = "") -> None:
         """Make a server ready because it runs and its orchestrator says where. Raises `Unavailable`."""

@@ -169,7 +169,9 @@ class Starter:
         try:
             await self._deployments.change(
                 deployment.deployment_id,
-                lambda record: state_machine.placed(state_machine.started(record), deployment),
+                lambda record: state_machine.placed(
+                    state_machine.started(record), deployment, just_started=True
+                ),
             )
         except Unavailable as exc:  # a server that is only `planned` becomes ready all the same
             log.warning("the start of %s could not be written down: %s", deployment.deployment_id, exc)
@@ -186,6 +188,7 @@ class Starter:
         if orchestrator is None:
             raise NotConfigured(f"there is no orchestrator {game.orchestrator!r} here")
         secret = self._event_secret
+        record = self._deployments.get(deployment_id)
         spec = DeploySpec(
             deployment_id,
             game.name,
@@ -194,6 +197,7 @@ class Starter:
             near,
             websocket_url=self._settings.websocket_url(deployment_id),
             event_key="" if secret is None else secret.key_of(deployment_id).reveal(),
+            own_key=record is not None and record.own_key,
         )
         return await retried(
             lambda: orchestrator.deploy(spec),

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from tipoff_matchmaker.deployments.state_machine import is_coming, is_live, to_retire
+from tipoff_matchmaker.deployments.state_machine import is_coming, is_live, placed, to_retire
 from tipoff_matchmaker.reconciler.actions import (
     DESTRUCTIVE,
     Action,
@@ -189,8 +189,7 @@ def _place(record: DeploymentRecord, snapshot: Snapshot) -> list[Action]:
     running = (snapshot.listed.get(record.orchestrator) or {}).get(record.id)
     if running is None or record.state is DeploymentState.GONE:
         return []
-    known = (running.proxy, running.digest_key) == (record.proxy, record.digest_key)
-    return [] if known else [RecordPlace(running)]
+    return [] if placed(record, running) is record else [RecordPlace(running)]
 
 
 def _missing(record: DeploymentRecord, snapshot: Snapshot) -> bool:

@@ -180,7 +180,7 @@ class Placement:
         if deployment is None or not _has_seat_on(deployment, record):
             raise Conflict("the server of this request has ended; ask with a new request id")
         endpoint = await self._tokens.endpoint(request.game, deployment)
-        issued = self._issue(request.game, record, endpoint)
+        issued = self._issue(request.game, record, deployment, endpoint)
         outcome = await self._sessions.apply(record.id, AskedAgain(issued.claim_deadline))
         if outcome.record is None or outcome.record.state not in (SessionState.READY, SessionState.ACTIVE):
             return None
@@ -223,7 +223,7 @@ class Placement:
             fresh = msgspec.structs.replace(
                 fresh, deployment_id=deployment.id, boot_id=deployment.boot_id, generation=1
             )
-            issued = self._issue(request.game, fresh, endpoint)
+            issued = self._issue(request.game, fresh, deployment, endpoint)
             fresh = msgspec.structs.replace(fresh, deadline=issued.claim_deadline)
             write = self._sessions.create(fresh)
         else:
@@ -233,7 +233,7 @@ class Placement:
                 boot_id=deployment.boot_id,
                 generation=record.generation + 1,
             )
-            issued = self._issue(request.game, fresh, endpoint)
+            issued = self._issue(request.game, fresh, deployment, endpoint)
             write = self._become_ready(fresh, issued)
         try:
             if request.game.bevygap:  # its mappings must be the winner's
@@ -268,8 +268,17 @@ class Placement:
             client_ip=request.client_ip,
         )
 
-    def _issue(self, game: Game, record: SessionRecord, endpoint: Endpoint) -> Issued:
-        return self._tokens.issue(game, record, endpoint, now=self._clock(), slack=self._settings.claim_slack)
+    def _issue(
+        self, game: Game, record: SessionRecord, deployment: DeploymentRecord, endpoint: Endpoint
+    ) -> Issued:
+        return self._tokens.issue(
+            game,
+            record,
+            endpoint,
+            own_key=deployment.own_key,
+            now=self._clock(),
+            slack=self._settings.claim_slack,
+        )
 
     async def _hand_out(self, game: Game, record: SessionRecord, issued: Issued) -> None:
         """Write what belongs to the record: the token, and for bevygap's servers the mappings they look up."""

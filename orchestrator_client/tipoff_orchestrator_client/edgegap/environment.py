@@ -41,6 +41,9 @@ class Environment:
         variables = self._nats | own | dict(spec.environment)
         if self._ca and "NATS_CA_CONTENTS_1" not in own and not game.bevygap:
             variables |= _in_parts("NATS_CA_CONTENTS", self._ca)
+        key = self._games.private_key(game)
+        if spec.own_key:
+            key = key.of_deployment(spec.deployment_id)
         variables |= {
             "TIPOFF_DEPLOYMENT_ID": spec.deployment_id,
             "TIPOFF_GAME": game.name,
@@ -49,11 +52,11 @@ class Environment:
             "TIPOFF_PROTOCOL_ID": str(game.netcode_protocol_id),
             "TIPOFF_DIALECT": game.dialect,
             "TIPOFF_NAMESPACE": self._namespace,
-            "TIPOFF_PRIVATE_KEY": self._games.private_key(game).reveal().hex(),
+            "TIPOFF_PRIVATE_KEY": key.reveal().hex(),
             **environment_of(spec.event_key),
         }
         if game.bevygap:
-            variables |= _for_bevygap(variables, self._games.private_key(game).reveal())
+            variables |= _for_bevygap(variables, key.reveal())
         for name, value in variables.items():
             if (size := len(value.encode())) > EDGEGAP_VALUE_LIMIT:
                 raise ConfigError(

@@ -81,7 +81,7 @@ class EdgegapOrchestrator:
 
     async def deploy(self, spec: DeploySpec) -> Deployment:
         """See `Orchestrator`."""
-        return await self._placement.deploy(spec)
+        return replace(await self._placement.deploy(spec), own_key=spec.own_key)
 
     async def get(self, deployment_id: str) -> Deployment | None:
         """See `ServerDirectory`. A running deployment may be half a second old."""

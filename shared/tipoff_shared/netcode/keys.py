@@ -55,6 +55,14 @@ class PrivateKey:
         """A random key."""
         return cls(random(KEY_BYTES))
 
+    def of_deployment(self, deployment_id: str) -> PrivateKey:
+        """The key of one deployment, from this key of its game: keyed BLAKE2b of the deployment's id. It leads neither
+        back to the game's key nor to another deployment's, so its server can open and forge only its own tokens."""
+        digest = hashlib.blake2b(
+            deployment_id.encode(), key=self._secret, digest_size=KEY_BYTES, person=b"tipoff netcode"
+        )
+        return PrivateKey(digest.digest())
+
     def reveal(self) -> bytes:
         """The 32 bytes. The caller must not log or show them."""
         return self._secret
