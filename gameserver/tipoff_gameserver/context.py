@@ -211,6 +211,12 @@ def deployed_context(environ: Mapping[str, str] | None = None, *, ca_contents: s
     game = _name(env, "TIPOFF_GAME", "game")
     version = _name(env, "TIPOFF_VERSION", "1")
     public = _hosts(env.get("TIPOFF_PUBLIC_HOST") or env.get("ARBITRIUM_PUBLIC_IP", "")) or ("127.0.0.1",)
+    for host in public:
+        if host in ("0.0.0.0", "::"):  # noqa: S104  # compared, not bound
+            raise ConfigError(
+                f"TIPOFF_PUBLIC_HOST={host} means every interface, and players cannot dial it; name an address or a "
+                "host name"
+            )
     everywhere = "0.0.0.0"  # noqa: S104  # a game server is there to be reached
     bind = _hosts(env.get("TIPOFF_BIND_HOST", "")) or (
         ("127.0.0.1",) if all(map(_is_loopback, public)) and not edgegap else (everywhere,)

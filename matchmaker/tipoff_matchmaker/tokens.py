@@ -1,6 +1,6 @@
 """Connect tokens: which addresses they name, what they carry, and the message that hands one to a player.
 
-Names are resolved to IPv4 literals when a server becomes ready, so that no player waits for DNS.
+Names are resolved when a server becomes ready, to IPv4 where they have it, so that no player waits for DNS.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from tipoff_shared.games import Game, Games
 from tipoff_shared.kv.buckets import MAPPING_TTL
 from tipoff_shared.messages import SessionReady, Transports, WebSocketAddress
 from tipoff_shared.netcode import Address, Dialect, NetcodeError, PrivateKey, issue_token
+from tipoff_shared.primitives.text import describe
 from tipoff_shared.records import DeploymentRecord, SessionRecord
 from tipoff_shared.user_data import TokenUserData
 
@@ -179,12 +180,13 @@ async def _endpoint(game: Game, deployment: DeploymentRecord) -> Endpoint:
     if where is None:
         raise OrchestratorFailed(f"server {deployment.id} announces no address that players could dial")
     try:
-        primary = Address(await _ipv4(where[0]), where[1])
+        ipv6 = not game.bevygap
+        primary = Address(await _literal(where[0], ipv6=ipv6), where[1])
         public = [primary]
         # A netcode client dials the list in order, by UDP: so the UDP address comes first. bevygap's list has the
         # primary one alone.
         if not game.bevygap and (udp := host_and_port(transports, "udp")) is not None:
-            public = [Address(await _ipv4(udp[0]), udp[1])]
+            public = [Address(await _literal(udp[0], ipv6=ipv6), udp[1])]
             if primary not in public:
                 public.append(primary)
         internal = [Address.parse(text) for text in deployment.internal][:_MAX_ADDRESSES]
@@ -193,23 +195,32 @@ async def _endpoint(game: Game, deployment: DeploymentRecord) -> Endpoint:
     return Endpoint(primary.host, primary.port, tuple(public), tuple(internal or public))
 
 
-async def _ipv4(host: str) -> str:
-    """`host` as an IPv4 literal; raises `OrchestratorFailed` when it has none."""
+async def _literal(host: str, *, ipv6: bool) -> str:
+    """The address of `host`, an IPv4 one where it has one. Raises `OrchestratorFailed` when it has none that players
+    can dial; without `ipv6` they know only IPv4."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
         pass
     else:
-        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-            return str(address.ipv4_mapped)
-        if isinstance(address, ipaddress.IPv4Address):
-            return str(address)
-        raise OrchestratorFailed(f"{host} is IPv6; players are told an IPv4 address")
+        if isinstance(address, ipaddress.IPv6Address):
+            address = address.ipv4_mapped or address
+        if address.is_unspecified:
+            raise OrchestratorFailed(
+                f"{host} means every interface, and is no address that players can dial: set TIPOFF_PUBLIC_HOST"
+            )
+        if address.version == 6 and not ipv6:
+            raise OrchestratorFailed(
+                f"{host} is IPv6, and bevygap's clients know only IPv4: give the server an IPv4 address"
+            )
+        return str(address)
     try:
         async with asyncio.timeout(_DNS_TIMEOUT):
             found = await asyncio.get_running_loop().getaddrinfo(
-                host, None, family=socket.AF_INET, type=socket.SOCK_DGRAM
+                host, None, family=0 if ipv6 else socket.AF_INET, type=socket.SOCK_DGRAM
             )
     except (OSError, TimeoutError) as exc:
-        raise OrchestratorFailed(f"the server's name {host} has no IPv4 address: {exc}") from exc
-    return str(found[0][4][0])
+        kind = "address" if ipv6 else "IPv4 address"
+        raise OrchestratorFailed(f"the server's name {host} has no {kind}: {describe(exc)}") from exc
+    best = min(found, key=lambda info: info[0] != socket.AF_INET)
+    return str(best[4][0])

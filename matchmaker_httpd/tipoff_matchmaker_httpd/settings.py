@@ -40,6 +40,7 @@ def _name(value: str) -> str:
 
 Strings = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 Networks = Annotated[tuple[Network, ...], NoDecode, BeforeValidator(_networks)]
+Descriptors = Annotated[tuple[Annotated[int, Field(ge=3)], ...], NoDecode, BeforeValidator(_split)]
 GameName = Annotated[str, AfterValidator(_name)]
 Seconds = Annotated[float, Field(gt=0, le=3600)]
 
@@ -53,9 +54,9 @@ class Settings(BaseSettings):
     """Addresses to listen on; `0.0.0.0` and `::` stand for all of this machine's."""
     port: Annotated[int, Field(ge=0, le=65535)] = 3000
     """The port to listen on; 0 takes any free one."""
-    listen_fd: Annotated[int, Field(ge=3)] | None = None
-    """A listening socket inherited from the parent process, instead of `host` and `port`. Several httpds can share one;
-    connections wait in it while one of them restarts."""
+    listen_fd: Descriptors = ()
+    """Listening sockets inherited from the parent process, instead of `host` and `port`. Several httpds can share
+    them; connections wait in them while one of the httpds restarts."""
     tls_cert: Path | None = None
     """PEM file with the certificate chain; with it and `tls_key`, httpd speaks https and wss."""
     tls_key: Path | None = None

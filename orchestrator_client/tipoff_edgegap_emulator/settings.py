@@ -69,7 +69,10 @@ class EmulatorSettings(BaseSettings):
     @field_validator("public_host")
     @classmethod
     def _address(cls, value: str) -> str:
-        return str(ipaddress.IPv4Address(value))
+        address = ipaddress.IPv4Address(value)
+        if address.is_unspecified:
+            raise ValueError(f"{value} means every interface, and players cannot dial it")
+        return str(address)
 
     @property
     def ports(self) -> range:

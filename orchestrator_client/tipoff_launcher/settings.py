@@ -39,10 +39,11 @@ class Settings(BaseSettings):
     """Directory for the records and logs of the servers, in its subdirectory `deployments`."""
 
     public_host: str = "127.0.0.1"
-    """What players dial: IPv4 addresses or names, separated by commas; the first is the main one."""
+    """What players dial: addresses or names, separated by commas; the first is the main one."""
 
     bind_host: str = ""
-    """Address that servers listen on; "" is 127.0.0.1 when players can only be on this host, else every interface."""
+    """Addresses that servers listen on, separated by commas; "" is loopback when players can only be on this host, else
+    every interface. IPv6 is included where `public_host` has an IPv6 address."""
 
     proxy_host: str = Field(default="", pattern=r"^[a-zA-Z0-9.-]{0,253}$")
     """What the reverse proxy for browsers (`/gs/...`) dials to reach servers that run as processes; "" is 127.0.0.1, or
@@ -152,6 +153,9 @@ class Settings(BaseSettings):
         hosts = [host.strip() for host in value.split(",")]
         if not all(re.fullmatch(r"[a-zA-Z0-9.:-]{1,253}", host) for host in hosts):
             raise ValueError("addresses or host names separated by commas are allowed")
+        for host in hosts:
+            if _is_unspecified(host):
+                raise ValueError(f"{host} means every interface, and players cannot dial it")
         return ",".join(hosts)
 
     @field_validator("port_range")
@@ -210,8 +214,11 @@ class Settings(BaseSettings):
         """The address that servers bind: only loopback where no other host could reach them anyway."""
         if self.bind_host:
             return self.bind_host
-        only_here = all(_is_loopback(host) for host in self.public_host.split(","))
-        return "127.0.0.1" if only_here else "0.0.0.0"  # noqa: S104 # players come from other hosts
+        hosts = self.public_host.split(",")
+        ipv6 = any(":" in host for host in hosts)
+        if all(_is_loopback(host) for host in hosts):
+            return "127.0.0.1,::1" if ipv6 else "127.0.0.1"
+        return "0.0.0.0,::" if ipv6 else "0.0.0.0"  # noqa: S104 # players come from other hosts
 
     @property
     def reached_by_proxy(self) -> str:
@@ -225,5 +232,12 @@ def _is_loopback(host: str) -> bool:
         return True
     try:
         return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_unspecified(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_unspecified
     except ValueError:
         return False

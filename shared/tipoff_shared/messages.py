@@ -78,8 +78,9 @@ class ProgressReport(msgspec.Struct, frozen=True):
 
 
 class SessionReady(msgspec.Struct, frozen=True):
-    """A seat. `token` is base64 (2732 characters) and secret; `ip` is an IPv4 literal; `cert_digest` is "" without
-    WebTransport; `client_id` is decimal text because JavaScript has no 64-bit integers."""
+    """A seat. `token` is base64 (2732 characters) and secret; `ip` is a literal, of IPv4 unless the server has only
+    IPv6; `cert_digest` is "" without WebTransport; `client_id` is decimal text because JavaScript has no 64-bit
+    integers."""
 
     token: str
     ip: str

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tipoff.up.addresses import listen, public_hosts
+from tipoff.up.addresses import listen
 from tipoff.up.compose import write_missing_keys
 from tipoff.up.options import UpOptions
 from tipoff.up.run import run_up
@@ -60,7 +60,7 @@ async def test_half_of_tls(options: UpOptions) -> None:
     [
         ({"web": Path("/nowhere")}, "no index.html"),
         ({"tls_cert": Path("/nowhere"), "tls_key": Path("/nowhere")}, "no such file"),
-        ({"host": "localhost"}, "an IPv4 address or `auto`"),
+        ({"host": "https://play.example.org"}, "`auto`, an IP address or a DNS name"),
         ({"namespace": "a.b"}, "letters, digits and dashes"),
     ],
 )
@@ -73,13 +73,7 @@ async def test_a_mistaken_option_is_said_before_anything_starts(
 
 def test_an_address_of_another_machine() -> None:
     with pytest.raises(ConfigError, match="not an address of this machine"):
-        listen("203.0.113.7", 0)
-
-
-def test_host_auto_keeps_this_machine_in_reach() -> None:
-    """Whatever the network, tokens name an address that works here."""
-    hosts, _ = public_hosts("auto")
-    assert "127.0.0.1" in hosts
+        listen(["203.0.113.7"], 0)
 
 
 def test_every_start_makes_new_keys(tmp_path: Path) -> None:

@@ -110,6 +110,8 @@ def test_the_key_comes_from_a_file(tmp_path: Path) -> None:
         ({"TIPOFF_PORTS": '{"udp": {"internal": 70000, "external": 1}}'}, "outside 0..65535"),
         ({"TIPOFF_GAME": "a*b"}, "TIPOFF_GAME"),
         ({"TIPOFF_DRAIN_GRACE": "nan"}, "TIPOFF_DRAIN_GRACE"),
+        ({"TIPOFF_PUBLIC_HOST": "0.0.0.0"}, "TIPOFF_PUBLIC_HOST=0.0.0.0 means every interface"),
+        ({"TIPOFF_PUBLIC_HOST": "play.example.org,::"}, "TIPOFF_PUBLIC_HOST=:: means every interface"),
     ],
 )
 def test_a_variable_that_cannot_be_used_is_named(change: dict[str, str], said: str) -> None:

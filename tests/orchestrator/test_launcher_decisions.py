@@ -247,8 +247,11 @@ def test_no_port_left_is_no_capacity() -> None:
         ("192.168.1.5,127.0.0.1", "", "0.0.0.0"),
         ("game.example.org", "", "0.0.0.0"),
         ("192.168.1.5", "192.168.1.5", "192.168.1.5"),
+        ("::1", "", "127.0.0.1,::1"),
+        ("play.example.org,2001:db8::1", "", "0.0.0.0,::"),
     ],
 )
+@pytest.mark.row(83)
 def test_servers_listen_where_players_can_reach_them(public: str, bind: str, listen_on: str) -> None:
     """Only loopback when all players are on this host."""
     assert Settings(public_host=public, bind_host=bind).listen_on == listen_on
@@ -262,6 +265,8 @@ def test_servers_listen_where_players_can_reach_them(public: str, bind: str, lis
         {"max_servers": 0},
         {"public_host": "a b"},
         {"public_host": ""},
+        {"public_host": "0.0.0.0"},
+        {"public_host": "play.example.org,::"},
         {"host": "a.b"},
         {"unknown": 1},
     ],

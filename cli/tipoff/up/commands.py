@@ -30,7 +30,7 @@ def up_command(
     host: Annotated[
         str,
         typer.Option(
-            help="Address at which players reach this machine; `auto` finds the one in the local network."
+            help="Address or DNS name at which players reach this machine; `auto` finds the one in the local network."
         ),
     ] = "127.0.0.1",
     state_dir: Annotated[

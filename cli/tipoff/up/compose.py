@@ -6,8 +6,10 @@ import os
 import secrets
 import socket
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
+from tipoff.up.addresses import Reach
 from tipoff.up.child_process import ProcessSpec
 from tipoff.up.embedded_nats import EmbeddedNats
 from tipoff.up.options import UpOptions
@@ -33,13 +35,13 @@ def compose(
     options: UpOptions,
     games: list[Game],
     nats: EmbeddedNats,
-    hosts: list[str],
-    door: socket.socket,
+    reach: Reach,
+    door: Sequence[socket.socket],
     api: socket.socket | None,
 ) -> list[ProcessSpec]:
     """The processes, in the order in which they start.
 
-    Every httpd accepts players from `door`; players reach this machine at `hosts`. `api` is the socket of the Edgegap
+    Every httpd accepts players from the sockets `door`. `api` is the socket of the Edgegap
     emulator, None without one.
     """
     logs = options.state_dir / "logs"
@@ -51,7 +53,7 @@ def compose(
     }
     launcher = {
         "TIPOFF_LAUNCHER_STATE_DIR": launcher_dir,
-        "TIPOFF_LAUNCHER_PUBLIC_HOST": ",".join(hosts),
+        "TIPOFF_LAUNCHER_PUBLIC_HOST": ",".join(reach.hosts),
         "TIPOFF_LAUNCHER_DOCKER_OWNER": launcher_dir,
         "TIPOFF_LAUNCHER_DIE_WITH_PARENT": "true",
         "TIPOFF_LAUNCHER_STOP_SERVERS_ON_EXIT": "true",
@@ -62,7 +64,7 @@ def compose(
     # All parts are of this release and end together, so nothing has to understand servers with the game's key.
     matchmaker |= {"TIPOFF_MATCHMAKER_SERVER_KEYS": os.environ.get("TIPOFF_MATCHMAKER_SERVER_KEYS", "own")}
     httpd = {
-        "TIPOFF_HTTPD_LISTEN_FD": str(door.fileno()),
+        "TIPOFF_HTTPD_LISTEN_FD": ",".join(str(sock.fileno()) for sock in door),
         "TIPOFF_HTTPD_DEMO": "true",
     }
     if options.tls_cert and options.tls_key:
@@ -77,13 +79,13 @@ def compose(
             ProcessSpec("launcher", "launcher", "tipoff_launcher", common | launcher, logs / "launcher.log")
         )
     if api is not None:
-        edgegap = _edgegap(options, nats, door, api)
+        edgegap = _edgegap(options, nats, door[0], api)
         matchmaker |= edgegap
         httpd |= {"TIPOFF_HOOK_KEY": edgegap["TIPOFF_HOOK_KEY"]}
         emulator = {
             "TIPOFF_EDGEGAP_EMULATOR_LISTEN_FD": str(api.fileno()),
-            "TIPOFF_EDGEGAP_EMULATOR_HOST": "127.0.0.1" if hosts == ["127.0.0.1"] else "0.0.0.0",  # noqa: S104
-            "TIPOFF_EDGEGAP_EMULATOR_PUBLIC_HOST": hosts[0],
+            "TIPOFF_EDGEGAP_EMULATOR_HOST": "127.0.0.1" if reach.only_here else "0.0.0.0",  # noqa: S104
+            "TIPOFF_EDGEGAP_EMULATOR_PUBLIC_HOST": reach.ipv4 or "",
             "TIPOFF_EDGEGAP_EMULATOR_LOGS": str((options.state_dir / "edgegap").resolve()),
         }
         specs.append(
@@ -102,7 +104,12 @@ def compose(
     ]
     specs += [
         ProcessSpec(
-            name, "httpd", "tipoff_matchmaker_httpd", common | httpd, logs / f"{name}.log", (door.fileno(),)
+            name,
+            "httpd",
+            "tipoff_matchmaker_httpd",
+            common | httpd,
+            logs / f"{name}.log",
+            tuple(sock.fileno() for sock in door),
         )
         for name in _numbered("httpd", options.httpds)
     ]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
+from tipoff.up.addresses import Reach
 from tipoff.up.state_dir import check_path
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.games import Game
@@ -16,7 +16,7 @@ from tipoff_shared.subjects import Subjects
 class UpOptions:
     """What `tipoff up` is to run.
 
-    `host` is "127.0.0.1", an address of this machine, or "auto" (this machine and its LAN address). `port` 0 is any
+    `host` is an address of this machine, a DNS name, or "auto" (this machine and its LAN address). `port` 0 is any
     free one. `web` is the directory of the page at `/`, None for the built-in one. With `edgegap_emulator`, games with
     `orchestrator = "edgegap"` run on an emulated Edgegap on this machine.
     """
@@ -54,17 +54,24 @@ def check(options: UpOptions) -> None:
             raise ConfigError(f"{name} {path}: no such file")
     if options.web is not None and not (options.web / "index.html").is_file():
         raise ConfigError(f"--web {options.web}: no index.html in it")
-    if options.host != "auto":
-        try:
-            ipaddress.IPv4Address(options.host)
-        except ValueError:
-            raise ConfigError(f"--host {options.host}: an IPv4 address or `auto` is expected") from None
 
 
-def check_orchestrators(options: UpOptions, games: list[Game]) -> None:
-    """Raise `ConfigError` when the emulator has no game to run."""
+def check_games(options: UpOptions, games: list[Game], reach: Reach) -> None:
+    """Raise `ConfigError` when the emulator has no game to run, or a game cannot be played at these addresses."""
     if options.edgegap_emulator and not any(game.edgegap is not None for game in games):
         raise ConfigError(
             f'--edgegap-emulator: no game in {options.games} is at Edgegap; give it orchestrator = "edgegap" and '
             "[game.edgegap] with application and version"
         )
+    if reach.ipv4 is not None:
+        return
+    if options.edgegap_emulator:
+        raise ConfigError(
+            f"--host {options.host}: Edgegap tells players IPv4 addresses; give an IPv4 address"
+        )
+    for game in games:
+        if game.bevygap:
+            raise ConfigError(
+                f"--host {options.host}: the players of game {game.name!r} are bevygap's clients, which know only "
+                "IPv4; give an IPv4 address, or a name that has one"
+            )

@@ -10,20 +10,21 @@ servers with the launcher.
 from __future__ import annotations
 
 import asyncio
+import datetime
 import http.client
-import ipaddress
 import os
 import ssl
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 
-from tipoff.up.addresses import listen, public_hosts
+from tipoff.up.addresses import AUTO, Reach, find_reach, listen, url_host
+from tipoff.up.certificate import check_certificate
 from tipoff.up.child_process import ChildProcess, exit_text
 from tipoff.up.compose import compose, write_missing_keys
 from tipoff.up.embedded_nats import EmbeddedNats, embedded_nats
-from tipoff.up.options import UpOptions, check, check_orchestrators
+from tipoff.up.options import UpOptions, check, check_games
 from tipoff.up.state_dir import UpInfo, locked, remove_up_info, usable, write_up_info
 from tipoff_orchestrator_client.base import RunState
 from tipoff_orchestrator_client.launcher import LauncherOrchestrator
@@ -63,28 +64,29 @@ async def run_up(
     began = time.monotonic()
     check(options)
     games = parse_games(read_games(options.games), str(options.games))
-    check_orchestrators(options, games)
-    hosts, bind = public_hosts(options.host)
-    if not options.tls_cert and not all(ipaddress.ip_address(host).is_private for host in hosts):
-        say(
-            "without --tls-cert and --tls-key game servers open no WebSocket on a public address: "
-            "programs can play by UDP, browsers cannot"
-        )
+    secure = bool(options.tls_cert and options.tls_key)
+    reach = await asyncio.to_thread(find_reach, options.host, secure=secure)
+    check_games(options, games, reach)
+    for warning in _warnings(options, reach):
+        say(warning)
     with (
         usable(options.state_dir),
         locked(options.state_dir),
-        listen(bind, options.port) as door,
-        listen(bind, 0) if options.edgegap_emulator else nullcontext() as api,
+        ExitStack() as sockets,
     ):
-        port: int = door.getsockname()[1]
+        door = [sockets.enter_context(sock) for sock in listen(reach.bind, options.port)]
+        api = None
+        if options.edgegap_emulator:
+            api = sockets.enter_context(listen(reach.bind[:1], 0)[0])
+        port: int = door[0].getsockname()[1]
         logs = options.state_dir / "logs"
         logs.mkdir(exist_ok=True, mode=0o700)
         write_missing_keys(games, options.state_dir / "keys")
         say("starting nats-server")
         async with embedded_nats(options.state_dir / "nats", log_file=logs / "nats.log") as nats:
-            specs = compose(options, games, nats, hosts, door, api)
-            scheme = "https" if options.tls_cert else "http"
-            urls = tuple(f"{scheme}://{host}:{port}/" for host in hosts)
+            specs = compose(options, games, nats, reach, door, api)
+            scheme = "https" if secure else "http"
+            urls = tuple(f"{scheme}://{url_host(host)}:{port}/" for host in reach.pages)
             children: list[ChildProcess] = []
             try:
                 say(f"starting {', '.join(spec.name for spec in specs)}")
@@ -94,7 +96,7 @@ async def run_up(
                     keepers = [group.create_task(child.keep(say)) for child in children]
                     keepers.append(group.create_task(_keep_nats(nats, say)))
                     keepers.append(group.create_task(_report_crashes(nats.settings(options.namespace), say)))
-                    if await _wait_until_ready(bind, port, bool(options.tls_cert), children, stop):
+                    if await _wait_until_ready(reach.bind[0], port, secure, children, stop):
                         write_up_info(options.state_dir, _up_info(nats, urls[0], options.namespace))
                         names = tuple(f"{game.name} {game.version}" for game in games)
                         nats_url = nats.settings().servers[0]
@@ -108,6 +110,24 @@ async def run_up(
                 for role, timeout in STOP_TIMEOUTS.items():
                     alike = [child for child in children if child.spec.role == role]
                     await asyncio.gather(*(child.stop(timeout) for child in alike))
+
+
+def _warnings(options: UpOptions, reach: Reach) -> Iterator[str]:
+    """What players will trip over. Raises `ConfigError` for a certificate that nobody could use."""
+    if options.host in AUTO and options.host != "auto":
+        yield f"--host {options.host} means every address of this machine; players are told {reach.hosts[0]}"
+    if options.tls_cert and options.tls_key:
+        now = datetime.datetime.now(datetime.UTC)
+        hosts = (*reach.pages, *reach.hosts)
+        if warning := check_certificate(options.tls_cert, options.tls_key, hosts, now):
+            yield warning
+    elif not all(address.is_private for address in reach.addresses):
+        yield (
+            "without --tls-cert and --tls-key game servers open no WebSocket on a public address: "
+            "programs can play by UDP, browsers cannot"
+        )
+    if reach.only_here and reach.name not in (None, "localhost"):
+        yield f"{reach.name} is {reach.hosts[-1]} here (/etc/hosts?), so only players on this machine can play"
 
 
 def _up_info(nats: EmbeddedNats, url: str, namespace: str) -> UpInfo:

@@ -17,8 +17,8 @@ BACKLOG = 2048
 def bind(settings: Settings, wanted: int | None = None) -> list[socket.socket]:
     """A socket for every address of every host, on the port `wanted` (None: the one in the settings). Raises
     `ConfigError` that says what to do."""
-    if settings.listen_fd is not None and wanted is None:
-        return [inherited(settings.listen_fd)]
+    if settings.listen_fd and wanted is None:
+        return [inherited(descriptor) for descriptor in settings.listen_fd]
     sockets: list[socket.socket] = []
     host, port = "", settings.port if wanted is None else wanted
     try:

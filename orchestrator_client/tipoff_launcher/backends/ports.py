@@ -53,7 +53,10 @@ def port_is_free(hosts: str, *, ignore_foreign: bool = False) -> Callable[[int, 
 
     def is_free_on(host: str, port: int, protocol: str) -> bool:
         kind = socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM
-        with socket.socket(socket.AF_INET, kind) as probe:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family, kind) as probe:
+            if family == socket.AF_INET6:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             if protocol == "tcp":  # a connection in TIME_WAIT does not count, a listener does
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
