@@ -24,6 +24,7 @@ from tipoff_matchmaker.sessions.state_machine import Ended, is_open
 from tipoff_matchmaker.sessions.store import SessionStore
 from tipoff_shared import admin
 from tipoff_shared.errors import Internal, TipoffError, Unavailable
+from tipoff_shared.kv.write_probe import WriteProbe
 from tipoff_shared.nats.connection import Bus, Subscription
 from tipoff_shared.primitives.tasks import BoundedHandlers
 from tipoff_shared.records import DeploymentRecord, DeploymentState, SessionState
@@ -48,6 +49,7 @@ class Admin:
         kicker: Kicker,
         orchestrators: Mapping[str, ResilientOrchestrator],
         requests: BoundedHandlers,
+        write_probe: WriteProbe,
     ) -> None:
         self._bus = bus
         self._instance = instance
@@ -58,6 +60,7 @@ class Admin:
         self._kicker = kicker
         self._orchestrators = orchestrators
         self._requests = requests
+        self._write_probe = write_probe
         self._handlers = BoundedHandlers("operator's request", _AT_ONCE)
         self._subscriptions: list[Subscription] = []
 
@@ -155,4 +158,5 @@ class Admin:
             self._instance,
             self._requests.in_flight,
             [orchestrator.describe() for orchestrator in self._orchestrators.values()],
+            [problem] if (problem := self._write_probe.problem) else [],
         )

@@ -55,6 +55,7 @@ from tipoff_orchestrator_client.edgegap import SESSIONS
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.games import Game, GameKey, Games
 from tipoff_shared.kv.buckets import Buckets
+from tipoff_shared.kv.write_probe import WriteProbe
 from tipoff_shared.nats.connection import Bus
 from tipoff_shared.primitives.tasks import BoundedHandlers, Tasks
 
@@ -69,6 +70,7 @@ class Parts:
     settings: Settings
     bus: Bus
     buckets: Buckets
+    write_probe: WriteProbe
     tasks: Tasks
     metrics: Metrics
     orchestrators: Mapping[str, ResilientOrchestrator]
@@ -117,6 +119,7 @@ def compose(
     ]  # Edgegap starts the servers of the others
     our_keys = [game.key for game in ours]
 
+    write_probe = WriteProbe(bus, buckets)
     metrics = Metrics()
     tokens = Tokens(games, settings.gs_proxy_url)
     peers = Peers(bus, settings.instance, silent_after=settings.owner_silence)
@@ -216,11 +219,23 @@ def compose(
     metrics.in_flight.set_function(lambda: handlers.in_flight)
     requests = RequestSubscription(bus, games, pending, handlers, peers, metrics, settings)
     gensession = GenSession(bus, default_game(games, settings.default_game), pending, handlers)
-    admin = Admin(bus, settings.instance, sessions, deployments, trust, stopper, kicker, resilient, handlers)
+    admin = Admin(
+        bus,
+        settings.instance,
+        sessions,
+        deployments,
+        trust,
+        stopper,
+        kicker,
+        resilient,
+        handlers,
+        write_probe,
+    )
     return Parts(
         settings=settings,
         bus=bus,
         buckets=buckets,
+        write_probe=write_probe,
         tasks=tasks,
         metrics=metrics,
         orchestrators=resilient,

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
-from tipoff_matchmaker.orchestrators.circuit_breaker import BreakerState
+from tipoff_shared.primitives.circuit_breaker import BreakerState
 from tipoff_shared.records import DeploymentRecord, DeploymentState, SessionRecord, SessionState
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)

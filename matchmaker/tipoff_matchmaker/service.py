@@ -32,6 +32,7 @@ from tipoff_shared.primitives.retry import backoff
 from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.service import load_settings, run_service, wait_until_stopped
 from tipoff_shared.settings import NatsSettings
+from tipoff_shared.subjects import SERVICE_ERROR, SERVICE_ERROR_CODE
 
 log = logging.getLogger("tipoff.matchmaker")
 
@@ -72,6 +73,7 @@ class Matchmaker:
         start(parts.lease.run(parts.reconciler.soon), "reconciler lease")
         parts.bus.on_reconnect(self._nats_is_back)
         start(parts.reconciler.run(), "reconciler")
+        start(parts.write_probe.run(), "write probe")
         start(parts.deadlines.run(), "deadlines")
         start(parts.mappings.run(), "mappings")
         start(parts.presence_reader.connections(), "connections")
@@ -122,8 +124,12 @@ class Matchmaker:
                 return
 
     async def _ping(self, msg: Msg) -> None:
-        if msg.reply and not self._stopping:
-            await self.parts.bus.publish(msg.reply, self.parts.settings.instance.encode())
+        if not msg.reply or self._stopping:
+            return
+        headers = None
+        if problem := self.parts.write_probe.problem:
+            headers = {SERVICE_ERROR_CODE: "503", SERVICE_ERROR: problem}
+        await self.parts.bus.publish(msg.reply, self.parts.settings.instance.encode(), headers)
 
     async def _context(self, msg: Msg) -> None:
         if not self.parts.handlers.submit(lambda: self.parts.contexts.received(msg.data)):

@@ -2,7 +2,7 @@
 
     matchmaker.admin.kick    {"session_id", "reason"}               -> {"session_id", "state", "deployment_id", ...}
     matchmaker.admin.drain   {"deployment_id", "reason", "now"}     -> {"deployment_id", "state", "seats", ...}
-    matchmaker.admin.status  (anything)                             -> {"instance", "in_flight", "orchestrators"}
+    matchmaker.admin.status  (anything)                             -> {"instance", "in_flight", "orchestrators", ...}
 
 One matchmaker answers `kick` and `drain` (queue group); every matchmaker answers `status`. A failure is answered with
 {"error": {"code", "message", "retry_after"}}. Repeating a request is harmless. Only the operators' role may publish
@@ -79,11 +79,13 @@ class OrchestratorStatus(msgspec.Struct, frozen=True):
 
 
 class MatchmakerStatus(msgspec.Struct, frozen=True):
-    """The answer to `status`. `in_flight`: play requests in progress."""
+    """The answer to `status`. `in_flight`: play requests in progress. `problems`: what keeps this matchmaker from
+    serving players, beside its orchestrators; a text for people each."""
 
     instance: str
     in_flight: int
     orchestrators: list[OrchestratorStatus]
+    problems: list[str] = []
 
 
 class _Error(msgspec.Struct, frozen=True):

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tipoff_matchmaker.errors import CircuitOpen
-from tipoff_matchmaker.orchestrators.circuit_breaker import Breaker, BreakerState
 from tipoff_matchmaker.orchestrators.resilient import ResilientOrchestrator
 from tipoff_matchmaker.orchestrators.retry import retried
 from tipoff_orchestrator_client.base import (
@@ -28,6 +27,7 @@ from tipoff_orchestrator_client.base import (
 )
 from tipoff_orchestrator_client.fake import FakeOrchestrator
 from tipoff_shared.admin import OrchestratorStatus
+from tipoff_shared.primitives.circuit_breaker import Breaker, BreakerState
 
 SPEC = DeploySpec("arena-1", "arena", "1", 4)
 BUSY = OrchestratorUnavailable("503", retryable=True)

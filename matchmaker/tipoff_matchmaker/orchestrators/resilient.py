@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TypeVar
 
 from tipoff_matchmaker.errors import CircuitOpen
-from tipoff_matchmaker.orchestrators.circuit_breaker import Breaker, BreakerState
 from tipoff_orchestrator_client.base import (
     Deployment,
     DeploySpec,
@@ -29,6 +28,7 @@ from tipoff_orchestrator_client.base import (
     usable_list,
 )
 from tipoff_shared.admin import Failing, OrchestratorStatus
+from tipoff_shared.primitives.circuit_breaker import Breaker, BreakerState
 from tipoff_shared.primitives.text import describe, one_line
 
 log = logging.getLogger(__name__)

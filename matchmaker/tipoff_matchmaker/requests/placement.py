@@ -38,7 +38,7 @@ from tipoff_shared.errors import (
     Unavailable,
 )
 from tipoff_shared.games import Game
-from tipoff_shared.kv.bucket import LostRace
+from tipoff_shared.kv.bucket import DoesNotWrite, LostRace
 from tipoff_shared.kv.buckets import Buckets
 from tipoff_shared.messages import SessionReady
 from tipoff_shared.primitives.retry import backoff
@@ -86,6 +86,7 @@ class Placement:
         tries = 0
         while True:
             request.check_deadline()
+            self._require_writable()
             try:
                 if not look_first:
                     return await self._allocate(request, None)
@@ -100,7 +101,7 @@ class Placement:
                     return ready
             except LostRace:
                 look_first = True
-            except ShuttingDown:
+            except (ShuttingDown, DoesNotWrite):
                 raise
             except Unavailable as exc:
                 # Whether the last write happened is not known: read, then go on from what is written.
@@ -111,6 +112,13 @@ class Placement:
                 log.warning("session %s has to wait: %s", request.session_id, exc)
                 await request.report("One moment: the matchmaker cannot reach its store")
                 await asyncio.sleep(backoff(tries, self._settings.backoff))
+
+    def _require_writable(self) -> None:
+        """Raise `DoesNotWrite` while one of the buckets takes no writes that a play writes to: before a seat is taken
+        for nothing, and while a player waits for one."""
+        self._buckets.sessions.require_writable()
+        self._buckets.deployments.require_writable()
+        self._buckets.connect_tokens.require_writable()
 
     async def _note(self, request: PendingRequest) -> SessionRecord:
         """Write down that this matchmaker looks for a seat. Raises `LostRace` when another one does already."""
@@ -200,6 +208,7 @@ class Placement:
                 if isinstance(step, Seats):
                     return await self._take_seat(request, record, step)
                 request.check_deadline()
+                self._require_writable()
                 if record is None:
                     record = await self._note(request)
                 elif step.start_failed:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
@@ -10,6 +12,7 @@ from tipoff_matchmaker_httpd.state import HttpdState
 from tipoff_shared.admission.client_address import scope_address, within
 from tipoff_shared.errors import NotAllowed, Unavailable
 from tipoff_shared.primitives.single_flight import SingleFlight
+from tipoff_shared.subjects import SERVICE_ERROR
 
 
 def health_routes(state: HttpdState, checks: SingleFlight[str, list[str]]) -> APIRouter:
@@ -25,8 +28,8 @@ def health_routes(state: HttpdState, checks: SingleFlight[str, list[str]]) -> AP
     @router.get(
         "/readyz",
         summary="Can players be served?",
-        description="200 when NATS is connected and a matchmaker answers within a second; else 503, and `missing` "
-        "names what is missing.",
+        description="200 when NATS is connected and takes writes, and a matchmaker answers within a second; else "
+        "503, and `missing` names what is missing.",
         responses={503: {"description": "Something is missing"}},
     )
     async def readyz() -> Response:
@@ -53,7 +56,12 @@ async def _missing(state: HttpdState) -> list[str]:
     if not bus.connected:
         return ["nats: not connected" + (f" ({bus.last_error})" if bus.last_error else "")]
     try:
-        await bus.request(bus.subjects.ping_matchmaker, b"", timeout=1)
+        answer = await bus.request(bus.subjects.ping_matchmaker, b"", timeout=1)
     except Unavailable as exc:
         return [f"matchmaker: {exc.message}"]
-    return []
+    missing = []
+    if problem := (answer.headers or {}).get(SERVICE_ERROR):
+        missing.append(f"matchmaker: {problem}")
+    if problem := bus.writes.problem(time.monotonic()):  # of the turn relay
+        missing.append(f"httpd: {problem}")
+    return missing

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import enum
 import re
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -29,11 +30,15 @@ from tipoff_shared.errors import Internal, Malformed, TipoffError, Unavailable
 from tipoff_shared.kv.changes import Change, Changes
 from tipoff_shared.kv.listing import brief_consumer, listing
 from tipoff_shared.nats.connection import Bus
-from tipoff_shared.nats.errors import NotFound, PermissionDenied, Refused, translated
+from tipoff_shared.nats.errors import NoAnswer, NoListener, NotFound, PermissionDenied, Refused, translated
 from tipoff_shared.nats.jetstream import StoredMessage, ask
+from tipoff_shared.nats.write_health import TRIAL_TIMEOUT
 from tipoff_shared.records import decode, encode
 
 T = TypeVar("T")
+
+PROBE_KEY = "_probe"
+"""The key of `Bucket.probe`. It never has a value, and neither listings nor changes show it."""
 
 _KEY = re.compile(r"(?!\.)[-/_=.a-zA-Z0-9]+(?<!\.)", re.ASCII)
 _WRONG_LAST_SEQUENCE = 10071
@@ -44,6 +49,7 @@ _TTL = "Nats-TTL"
 _OPERATION = "KV-Operation"
 _MARKER = "Nats-Marker-Reason"
 _ROLLUP = "Nats-Rollup"
+_PADDING = "Tipoff-Padding"
 _MARKER_HEADER = re.compile(rb"^(?:KV-Operation|Nats-Marker-Reason):", re.MULTILINE)
 
 
@@ -56,6 +62,10 @@ class LostRace(TipoffError):
 class Full(Unavailable):
     """The bucket has reached an operator's limit. It refuses new keys and longer values; deletes, `forget` and shorter
     values still work."""
+
+
+class DoesNotWrite(Unavailable):
+    """NATS is connected, but earlier writes to the bucket failed: this one was not even tried. See `write_health`."""
 
 
 class Entry(msgspec.Struct, Generic[T], frozen=True, gc=False):
@@ -251,6 +261,7 @@ class Bucket(Changeable[T]):
         self._prefix = f"$KV.{self.bucket}."
         self._codec = codec or codec_of(kind)
         self._timeout = timeout
+        self._writes = bus.writes.of(self.stream)
 
     def _subject(self, key: str) -> str:
         if not _KEY.fullmatch(key):
@@ -359,16 +370,62 @@ class Bucket(Changeable[T]):
             headers[_LAST_SEQUENCE] = str(revision)
         if ttl is not None:
             headers[_TTL] = str(max(1, round(ttl)))
+        self._subject(key)  # raises for what is no key
+        return await self._write(key, data, headers or None, self._timeout)
+
+    async def probe(self, *, size: int = 0) -> None:
+        """Write what every write needs: a delete marker for `PROBE_KEY`, which no reader sees, with
+        `size` bytes more. Raises `Unavailable` where the bucket takes no writes; one that has reached an operator's
+        limit is no error."""
+        headers = {_OPERATION: "DEL"}
+        if size:
+            headers[_PADDING] = "x" * size
+        with contextlib.suppress(Full):
+            await self._write(PROBE_KEY, b"", headers, TRIAL_TIMEOUT)
+
+    def require_writable(self) -> None:
+        """Raise `DoesNotWrite` when a write would not even be tried now."""
+        if not self._writes.well and (wait := self._writes.wait(time.monotonic())) > 0:
+            raise self._does_not_write(wait)
+
+    def _does_not_write(self, wait: float) -> DoesNotWrite:
+        error = self._writes.problem(time.monotonic())
+        return DoesNotWrite(
+            f"NATS does not write to {self.bucket}: {error}", retry_after=max(1.0, round(wait))
+        )
+
+    async def _write(self, key: str, data: bytes, headers: dict[str, str] | None, timeout: float) -> int:
+        """Publish to the stream; the message's revision. Raises `LostRace`, `Full`, `Unavailable`."""
+        writes = self._writes
+        if not writes.well:
+            if (wait := writes.admit(time.monotonic())) > 0:
+                raise self._does_not_write(wait)
+            timeout = min(timeout, TRIAL_TIMEOUT)
         try:
-            answer = await ask(self._bus, self._subject(key), data, headers or None, timeout=self._timeout)
+            answer = await ask(self._bus, self._prefix + key, data, headers, timeout=timeout)
         except Refused as exc:
             if exc.err_code == _WRONG_LAST_SEQUENCE:
+                writes.undecided(time.monotonic())
                 raise LostRace(f"{self.bucket}/{key} was changed by somebody else") from exc
             if exc.err_code == _STORE_FAILED and "exceeded" in exc.description:
+                writes.undecided(time.monotonic())
                 raise Full(f"the store {self.bucket} is full: {exc.description}", retry_after=5) from exc
+            writes.failed(time.monotonic(), exc.description)
+            raise self._unavailable(exc) from exc
+        except (NoAnswer, NoListener) as exc:
+            if self._bus.connected:
+                writes.failed(time.monotonic(), exc.message)
+            else:
+                writes.undecided(time.monotonic())
             raise self._unavailable(exc) from exc
         except Unavailable as exc:
+            writes.undecided(time.monotonic())
             raise self._unavailable(exc) from exc
+        except BaseException:
+            writes.undecided(time.monotonic())
+            raise
+        if not writes.well:
+            writes.succeeded(time.monotonic())
         return answer.seq
 
     def _unavailable(self, exc: Unavailable) -> Unavailable:
@@ -425,8 +482,10 @@ class Bucket(Changeable[T]):
         return found
 
     def _change(self, msg: Msg) -> Change[T] | None:
-        """The change that a message of the stream carries; None for an unreadable value."""
+        """The change that a message of the stream carries; None for an unreadable value and for a probe."""
         key = msg.subject[len(self._prefix) :]
+        if key == PROBE_KEY:
+            return None
         revision = msg.metadata.sequence.stream
         if _is_marker(msg.headers, msg.data):
             expired = bool(msg.headers and msg.headers.get(_MARKER) == "MaxAge")

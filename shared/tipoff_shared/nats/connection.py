@@ -29,6 +29,7 @@ from nats.js import JetStreamContext
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.nats.client import HardenedClient
 from tipoff_shared.nats.errors import FAILURES, NoAnswer, NoListener, PermissionDenied, typed
+from tipoff_shared.nats.write_health import WriteHealth
 from tipoff_shared.primitives.tasks import BoundedHandlers
 from tipoff_shared.primitives.text import describe
 from tipoff_shared.primitives.waiting import wait_for_event
@@ -92,6 +93,8 @@ class Bus:
         self.settings = settings
         self.subjects: Subjects = settings.subjects
         self.js: JetStreamContext = nc.jetstream(timeout=5)
+        self.writes = WriteHealth()
+        """Which streams take writes."""
         self.connected_since: float | None = time.monotonic()
         """Monotonic time at which the current connection began, None while disconnected."""
         self.last_error: str = ""
@@ -272,6 +275,7 @@ class Bus:
         self.connected_since = time.monotonic()
         self._here.set()
         self.last_error = ""
+        self.writes.reconnected()
         log.info("NATS is back")
         for callback in self._reconnected:
             callback()

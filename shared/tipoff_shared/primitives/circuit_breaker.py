@@ -44,6 +44,12 @@ class Breaker:
     """Open: when a trial is let through. Half-open: when another one is."""
     _opened: int = field(default=0, repr=False)
 
+    def state_at(self, now: float) -> BreakerState:
+        """The state, with an open breaker whose pause is over as half-open: the next call tries the other side. `state`
+        itself changes only with that call, which may be long in coming."""
+        over = self.state is BreakerState.OPEN and now >= self.retry_at
+        return BreakerState.HALF_OPEN if over else self.state
+
     def wait(self, now: float) -> float:
         """Seconds until a call would be let through; 0: now."""
         return 0.0 if self.state is BreakerState.CLOSED else max(0.0, self.retry_at - now)
