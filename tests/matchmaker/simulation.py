@@ -25,6 +25,7 @@ from tipoff_shared.games import Games
 from tipoff_shared.kv.bucket import Bucket, Entry, LostRace
 from tipoff_shared.kv.buckets import Buckets
 from tipoff_shared.kv.changes import Ack, Change
+from tipoff_shared.nats.write_health import WriteHealth
 from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.subjects import Subjects
 
@@ -284,6 +285,12 @@ class MemoryStore(Generic[T]):
 
     change = Bucket.change  # the same loop, on this class's reads and writes
 
+    def require_writable(self) -> None:
+        """Trouble in this world is of writes, not of a disk."""
+
+    async def probe(self, *, size: int = 0) -> None:
+        """Nothing that a reader would see."""
+
     async def put(self, key: str, value: T, *, ttl: float | None = None) -> int:
         return await self._write(key, value, None, ttl)
 
@@ -395,6 +402,7 @@ class MemoryBus:
         self.subjects = Subjects("")
         self.connected = True
         self.connected_since = nats.loop.time()
+        self.writes = WriteHealth()
 
     def on_reconnect(self, callback: Callable[[], None]) -> None:
         pass

@@ -150,6 +150,9 @@ class Changeable(ABC, Generic[T]):
     async def forget(self, key: str, up_to: int) -> None:
         """Remove the key's messages up to a revision."""
 
+    def require_writable(self) -> None:
+        """Raise `DoesNotWrite` when a write would not even be tried now. A bucket in memory never does."""
+
     async def change(
         self,
         key: str,
