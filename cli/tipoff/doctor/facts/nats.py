@@ -63,6 +63,8 @@ class NatsFacts:
     matchmakers: tuple[str, ...] = ()
     orchestrators: Mapping[str, str] = field(default_factory=dict)
     """Name -> what fails there, by a matchmaker's report; "" where it works."""
+    problems: tuple[str, ...] = ()
+    """What else keeps matchmakers from serving players, by their reports."""
     clock: ClockFacts | None = None
     rtt: float = 0.0
 
@@ -138,6 +140,7 @@ async def _look(bus: Bus, server: str, secure: bool) -> NatsFacts:
         streams=streams,
         matchmakers=tuple(one.instance for one in matchmakers),
         orchestrators=orchestrators_of(matchmakers),
+        problems=tuple(dict.fromkeys(problem for one in matchmakers for problem in one.problems)),
         clock=clock,
         rtt=rtt,
     )

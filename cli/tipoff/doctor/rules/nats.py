@@ -72,6 +72,9 @@ def judge_nats(facts: NatsFacts) -> list[Finding]:
             ok("matchmaker", f"{len(facts.matchmakers)} answer: {', '.join(sorted(facts.matchmakers))}")
         )
         findings += [_orchestrator(name, error) for name, error in sorted(facts.orchestrators.items())]
+        findings += [_problem(problem) for problem in facts.problems] or [
+            ok("writes", "NATS writes to every bucket: a matchmaker tries each every five seconds")
+        ]
     else:
         findings.append(
             fail(
@@ -81,6 +84,15 @@ def judge_nats(facts: NatsFacts) -> list[Finding]:
             )
         )
     return findings
+
+
+def _problem(problem: str) -> Finding:
+    return fail(
+        "writes" if "NATS" in problem else "matchmaker",
+        problem,
+        "No player gets a seat while this lasts. Is NATS's disk full (`df`)? Where there is room again and this stays, "
+        "restart nats-server: some versions write nothing after their disk was full once.",
+    )
 
 
 def _orchestrator(name: str, error: str) -> Finding:
