@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import socket
 import ssl as tls
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Literal, TypeAlias, TypedDict
@@ -119,6 +120,7 @@ async def _dial(
         token = ConnectToken.from_base64(seat.token, dialect)
     except InvalidToken as exc:
         raise ConnectionFailed(f"the matchmaker sent a token that cannot be used: {exc}") from exc
+    doubt = _clock_doubt(token, time.time())
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout
     open_ways = [way for way in wanted if _offered(seat, way)]
@@ -138,12 +140,28 @@ async def _dial(
             url = seat.transports.websocket.url
             return await dial_websocket(url, token.encode(), inbox, timeout=remaining, ssl=ssl)
         except ConnectionFailed as exc:
-            failures.append(str(exc))
+            failures.append(f"{exc}{doubt if way == 'udp' else ''}")
     if not open_ways:
         raise ConnectionFailed(f"the server offers none of the transports {', '.join(wanted)}")
     if deadline - loop.time() <= 0:
         raise NoServerInTime(f"not connected in time: {'; '.join(failures) or 'no time was left'}")
     raise ConnectionFailed("; ".join(failures))
+
+
+def _clock_doubt(token: ConnectToken, unix_now: float) -> str:
+    """What to add to a silence by UDP, where an expired token is ignored: that the clocks differ; "" when they agree.
+
+    The token was made a moment ago, by the matchmaker's clock. A server whose clock is as wrong as this machine's, or
+    that runs on it, takes the token for expired.
+    """
+    lifetime = token.expire_timestamp - token.create_timestamp
+    behind = token.create_timestamp - unix_now
+    if abs(behind) <= lifetime / 2:
+        return ""
+    return (
+        f". Is this machine's clock right? It is {abs(behind):.0f} s {'behind' if behind > 0 else 'ahead of'} the"
+        f" matchmaker's, and a server ignores a token that has expired by its own clock ({lifetime} s)"
+    )
 
 
 def _offered(seat: SessionReady, way: Transport) -> bool:

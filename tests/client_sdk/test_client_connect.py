@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
@@ -21,6 +23,7 @@ from tests.client_sdk.stubs import (
     with_transports,
 )
 from tests.polling import eventually
+from tipoff.interop.echo_commands import serve_echo
 from tipoff_client_sdk import (
     Closed,
     ConnectionFailed,
@@ -31,8 +34,12 @@ from tipoff_client_sdk import (
     Transport,
     connect,
 )
+from tipoff_client_sdk.inbox import Inbox
+from tipoff_client_sdk.transports.udp import dial_udp
 from tipoff_gameserver import GameServer, LeaveReason
-from tipoff_shared.errors import Malformed, TooLarge, Unavailable
+from tipoff_shared.errors import Malformed, TipoffError, TooLarge, Unavailable
+from tipoff_shared.messages import SessionReady, encode_feedback
+from tipoff_shared.netcode import Address, ConnectToken, PrivateKey, Server, issue_token
 
 WAYS: list[Transport] = ["udp", "websocket"]
 
@@ -249,6 +256,79 @@ async def test_a_token_is_good_for_one_connection(echo: GameServer) -> None:
             async with connect(url, game="any", version="1", transports=["websocket"]):
                 pass
     assert raised.value.server_code in (403, 409)
+
+
+@asynccontextmanager
+async def netcode_servers(capacities: Sequence[int], timeout: int = 5) -> AsyncIterator[ConnectToken]:
+    """A bare netcode server for each of `capacities` (0: it is full), and a token that names them in this order."""
+    key = PrivateKey.generate()
+    stop = asyncio.Event()
+    ports: list[Address] = []
+
+    def server_at(bound: Address, capacity: int) -> Server:
+        ports.append(bound)
+        has_room = (lambda: True) if capacity else (lambda: False)
+        return Server(
+            private_key=key, protocol_id=7, addresses=[bound], max_clients=max(1, capacity), has_room=has_room
+        )
+
+    async with asyncio.TaskGroup() as group:
+        for capacity in capacities:
+            server_of = functools.partial(server_at, capacity=capacity)
+            group.create_task(serve_echo(server_of, Address("127.0.0.1", 0), stop))
+        await eventually(lambda: len(ports) == len(capacities), "all listen")
+        try:
+            yield issue_token(
+                key, protocol_id=7, client_id=1, public_addresses=ports, now=time.time(), timeout=timeout
+            )
+        finally:
+            stop.set()
+
+
+@pytest.mark.parametrize("capacities", [(0, 1), (0, 0, 1), (1, 0)])
+async def test_a_full_server_is_followed_by_the_tokens_next(capacities: Sequence[int]) -> None:
+    async with netcode_servers(capacities) as token:
+        inbox = Inbox(8)
+        channel = await dial_udp(token, token.addresses, inbox, give_up=None, timeout=5)
+        assert channel.server == str(token.addresses[capacities.index(1)])
+        await channel.close()
+
+
+async def test_a_player_whom_every_server_refuses_is_told_so() -> None:
+    async with netcode_servers((0, 0)) as token:
+        with pytest.raises(Refused) as raised:
+            await dial_udp(token, token.addresses, Inbox(8), give_up=None, timeout=5)
+    assert all(str(address) in str(raised.value) for address in token.addresses)
+
+
+@pytest.mark.parametrize(
+    ("skew", "said"),
+    [(16, "s behind the matchmaker's"), (-100, "s ahead of the matchmaker's"), (14, ""), (-14, "")],
+)
+async def test_silence_by_udp_makes_the_clock_suspect_where_it_differs(skew: float, said: str) -> None:
+    """Over half the token's lifetime of 30 s. The server's clock is this machine's: to it a token of 100 s ago has
+    expired, and UDP's standard answers nothing to it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        address = Address("127.0.0.1", silent.getsockname()[1])
+        token = issue_token(
+            PrivateKey.generate(),
+            protocol_id=7,
+            client_id=1,
+            public_addresses=[address],
+            now=time.time() + skew,
+        )
+
+        async def script(player: ServerConnection, request: str) -> None:
+            ready = SessionReady(token.to_base64(), str(address.ip), address.port)
+            await player.send(encode_feedback(ready).decode())
+
+        async with scripted_matchmaker(script) as url:
+            with pytest.raises(TipoffError) as raised:
+                async with connect(url, game="any", version="1", transports=["udp"], timeout=0.5):
+                    pass
+    assert ("Is this machine's clock right?" in str(raised.value)) is bool(said)
+    assert said in str(raised.value)
 
 
 async def test_a_full_server_is_said_by_the_matchmaker() -> None:

@@ -64,6 +64,28 @@ def test_connected_client_of_a_busy_server_knows_its_round_trip(
 
 
 @pytest.mark.parametrize("inputs", [True, False], ids=["player", "spectator"])
+@pytest.mark.parametrize("one_way", [0.005, 0.0335, 0.076, 0.15, 0.6, 1.5])
+def test_client_of_a_quiet_server_knows_its_round_trip(
+    make_world: type[World], one_way: float, inputs: bool
+) -> None:
+    """The server's own keep-alives, ten a second, are not taken for answers."""
+    world, client = joined(make_world, one_way)
+    play(world, client, 12.0, inputs=inputs, snapshots=False)
+    assert client.rtt == pytest.approx(2 * one_way, abs=0.002)
+
+
+def test_a_late_or_doubled_answer_is_one_sample_of_its_own_probe(make_world: type[World]) -> None:
+    """Jitter far above the round trip: answers overtake each other."""
+    world = make_world(seed=5, delay=0.02, jitter=0.2, duplication=0.5)
+    world.start(answer_keep_alives=True)
+    client = world.dial()
+    world.net.advance(2.0)
+    play(world, client, 60.0, snapshots=False)
+    assert client.rtt is not None
+    assert 0.04 <= client.rtt <= 0.44
+
+
+@pytest.mark.parametrize("inputs", [True, False], ids=["player", "spectator"])
 def test_measurement_follows_a_way_that_changes(make_world: type[World], inputs: bool) -> None:
     """Smoothed, one sample a second or more."""
     world, client = joined(make_world, 0.01)

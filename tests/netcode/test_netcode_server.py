@@ -39,6 +39,15 @@ def kinds(world: World, token: ConnectToken, datagrams: list[tuple[bytes, Addres
     return [(packet[0], packet[1]) for packet in found if packet is not None]
 
 
+def opened(world: World, token: ConnectToken, datagram: bytes) -> bytes:
+    """The body of what the server sent to this token's client."""
+    packet = PacketReader(world.protocol_id, TO_CLIENT, world.dialect).read(
+        datagram, cipher(token.server_to_client_key).decrypt, None
+    )
+    assert packet is not None
+    return packet[2]
+
+
 def seal(world: World, token: ConnectToken, kind: int, sequence: int, body: bytes) -> bytes:
     """A packet as this token's client would make it."""
     encrypt = cipher(token.client_to_server_key).encrypt
@@ -184,6 +193,27 @@ def test_keep_alives_are_answered_only_if_asked_for(world: World) -> None:
         for _ in range(3):
             world.server.receive_datagram(probe, world.address(), 0.0)
         assert len(kinds(world, token, world.server.datagrams_to_send())) == int(answers)
+
+
+@pytest.mark.parametrize(
+    ("body", "repeated"),
+    [
+        (bytes(8), False),
+        (b"\1\0\0\0\4\0\0\0", False),
+        (b"\xff" * 7 + b"\x7f", False),
+        (b"\0" * 7 + b"\x80", True),
+    ],
+    ids=["zeros of the reference", "index and maximum", "the highest that is no nonce", "a nonce"],
+)
+def test_only_a_nonce_is_repeated_in_the_answer(world: World, body: bytes, repeated: bool) -> None:
+    world.start(answer_keep_alives=True)
+    token = world.token()
+    response = seal(world, token, RESPONSE, 1, challenge_body(world, token))
+    world.server.receive_datagram(response, world.address(), 0.0)
+    world.server.datagrams_to_send()
+    world.server.receive_datagram(seal(world, token, KEEP_ALIVE, 2, body), world.address(), 0.0)
+    ((answer, _),) = world.server.datagrams_to_send()
+    assert (opened(world, token, answer) == body) is repeated
 
 
 def test_server_without_timeout_keeps_the_silent(world: World) -> None:

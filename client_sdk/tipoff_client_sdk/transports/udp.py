@@ -33,14 +33,16 @@ async def dial_udp(
 ) -> UdpChannel:
     """Connect by the first address that answers, tried in order, all within `timeout` seconds.
 
-    An address gets at most `give_up` seconds for its first answer when another follows, or the token's own timeout
-    where `give_up` is None. Raises `ConnectionFailed` or `Refused`. A token leads to one connection only: after a
-    `ConnectionFailed` it is still good for another transport.
+    An address that refuses the player (its server is full) is followed by the next one, as the standard asks. An
+    address gets at most `give_up` seconds for its first answer when another follows, or the token's own timeout where
+    `give_up` is None. Raises `Refused` when one refused and none let the player in, else `ConnectionFailed`. A token
+    leads to one connection only: after a `ConnectionFailed` it is still good for another transport.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout
     sequence = 0
     failures: list[str] = []
+    refusals: list[str] = []
     for number, address in enumerate(addresses):
         last = number == len(addresses) - 1
         patience = give_up if give_up is not None or last else 3.0
@@ -50,8 +52,8 @@ async def dial_udp(
         channel = UdpChannel(token, address, inbox, first_sequence=sequence)
         try:
             await channel.open(patience=patience, timeout=remaining)
-        except ConnectionFailed as exc:
-            failures.append(str(exc))
+        except (ConnectionFailed, Refused) as exc:
+            (refusals if isinstance(exc, Refused) else failures).append(str(exc))
             await channel.close()
             sequence = channel.next_sequence
         except BaseException:
@@ -59,6 +61,8 @@ async def dial_udp(
             raise
         else:
             return channel
+    if refusals:
+        raise Refused("; ".join(refusals + failures))
     raise ConnectionFailed("; ".join(failures) or "no time was left")
 
 

@@ -104,15 +104,15 @@ class Client:
         kind, sequence, body = packet
         if state is _CONNECTED:
             if kind == PAYLOAD:
-                self._heard(now)
+                self._last_receive = now
                 if self._payloads_queued < PAYLOAD_QUEUE:
                     self._payloads_queued += 1
                     self._events.append(Payload(self.client_index or 0, sequence, body))
                 else:
                     self.payloads_dropped += 1
             elif kind == KEEP_ALIVE:
-                self._heard(now)
-                self._meter.keep_alive_heard(now)
+                self._last_receive = now
+                self._meter.keep_alive_heard(body, now)
             elif kind == DISCONNECT:
                 self._finish(
                     ClientState.DISCONNECTED, f"the server {self.server_address} closed the connection"
@@ -273,8 +273,10 @@ class Client:
     def _send_regular(self, now: float) -> None:
         """The packet that the current state repeats."""
         if self.state is _CONNECTED:
-            self._meter.keep_alive_sent(now)
-            self._send(KEEP_ALIVE, _ZERO_KEEP_ALIVE, now)
+            nonce = self._meter.keep_alive(now)
+            # A server of the lightyear dialect reads a client id there.
+            body = nonce if self._dialect is Dialect.STANDARD else _ZERO_KEEP_ALIVE
+            self._send(KEEP_ALIVE, body, now)
         elif self.state is _RESPONDING:
             self._responses += 1
             self._send(RESPONSE, self._challenge, now)
@@ -294,10 +296,6 @@ class Client:
 
     # --- state
     # -------------------------------------------------------------------------------------------------------
-
-    def _heard(self, now: float) -> None:
-        self._last_receive = now
-        self._meter.heard(now)
 
     def _change(self, state: ClientState) -> None:
         self.state = state

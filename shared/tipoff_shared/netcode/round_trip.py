@@ -1,23 +1,28 @@
 """Measures the round trip to the server without a packet type for it.
 
-A connected client sends a keep-alive once a second as a probe, whatever else it sends; tipoff's server
-answers a keep-alive with one at once. The answer does not name its probe, so a sample is taken only when
-the match is certain:
-
-* Our keep-alive before the probe is at least 0.9 s old, so its answer has come or was lost. An idle client therefore
-  also sends one a second, not ten. (Longer round trips than that cannot be measured.)
-* The server was busy from the probe to the answer, with no two of its packets 90 ms apart: any server also
-  sends keep-alives unprompted, but only after 0.1 s of silence.
+The body of a client's keep-alive carries no meaning in the standard; here it is a nonce. tipoff's server answers a
+keep-alive at once, and repeats such a body. Other servers ignore the body; against them only the handshake is measured.
 """
 
 from __future__ import annotations
 
+import struct
+from collections import OrderedDict
+
 from .constants import SEND_INTERVAL
 
 PROBE_INTERVAL = 1.0
-_LOST_AFTER = 0.9
-_IDLE_GAP = 0.09
 _WEIGHT = 1 / 8  # of a new sample, as TCP's (RFC 6298)
+_UNANSWERED = 32
+"""Nonces that are remembered: 32 s of probes, or 3 s of those of a new connection."""
+_BODY = struct.Struct("<Q")
+_MARK = 1 << 63
+"""Set in every nonce. In the standard's body it would mean a server of over two thousand million slots."""
+
+
+def is_nonce(body: bytes) -> bool:
+    """Whether a keep-alive's body (8 bytes) is a nonce to be repeated in the answer."""
+    return bool(body[7] & 0x80)
 
 
 class RoundTripMeter:
@@ -26,15 +31,14 @@ class RoundTripMeter:
     All times are monotonic seconds.
     """
 
-    __slots__ = ("_connected", "_gap_ended", "_last_heard", "_last_sent", "_probing", "rtt")
+    __slots__ = ("_connected", "_last_sent", "_nonce", "_sent_at", "rtt")
 
     def __init__(self) -> None:
         self.rtt: float | None = None
         self._connected = 0.0
         self._last_sent = 0.0
-        self._last_heard = 0.0
-        self._gap_ended = 0.0
-        self._probing = False
+        self._nonce = _MARK
+        self._sent_at: OrderedDict[bytes, float] = OrderedDict()
 
     def handshake(self, sample: float) -> None:
         """One step of the handshake, sent once and answered.
@@ -45,28 +49,24 @@ class RoundTripMeter:
 
     def connected(self, now: float) -> None:
         """The connection is established; times are seconds of one monotonic clock."""
-        self._connected = self._last_heard = self._gap_ended = now
+        self._connected = now
 
-    def heard(self, now: float) -> None:
-        """Any authentic packet of the server."""
-        if now - self._last_heard >= _IDLE_GAP:
-            self._gap_ended = now
-        self._last_heard = now
-
-    def keep_alive_sent(self, now: float) -> None:
-        """Call for each keep-alive that the client sends."""
-        # In the first second the server may still repeat its own keep-alive, until it knows that we are
-        # connected.
-        oldest = max(self._last_sent, self._connected)
-        self._probing = now - oldest >= _LOST_AFTER
+    def keep_alive(self, now: float) -> bytes:
+        """The body of a keep-alive that the client sends now."""
         self._last_sent = now
+        self._nonce += 1
+        body = _BODY.pack(self._nonce)
+        self._sent_at[body] = now
+        if len(self._sent_at) > _UNANSWERED:
+            self._sent_at.popitem(last=False)
+        return body
 
-    def keep_alive_heard(self, now: float) -> None:
-        """Call after ``heard``."""
-        if self._probing and self._gap_ended <= self._last_sent:
-            sample = now - self._last_sent
+    def keep_alive_heard(self, body: bytes, now: float) -> None:
+        """Take in the body of the server's keep-alive; only one that answers ours is a sample."""
+        sent_at = self._sent_at.pop(body, None)
+        if sent_at is not None:
+            sample = now - sent_at
             self.rtt = sample if self.rtt is None else self.rtt + (sample - self.rtt) * _WEIGHT
-        self._probing = False
 
     def keep_alive_due(self, last_send: float, timeout: float) -> float:
         """When the client must send a keep-alive; `last_send` is of any packet, `timeout` the token's (seconds)."""

@@ -51,6 +51,7 @@ from .events import (
 from .handshakes import Admission, Handshakes, Place
 from .keys import PrivateKey
 from .packet import TO_SERVER, PacketReader, PacketWriter
+from .round_trip import is_nonce
 from .used_tokens import UsedTokens
 
 _INDEX_AND_MAX = struct.Struct("<II")
@@ -69,7 +70,7 @@ class Server:
     `is_client_connected` answers for the other transports, this server's ``is_connected`` for this one;
     `has_room` says whether the game as a whole takes one more player. A client id that is connected is not
     let in again, or, with `replace_connected`, throws out its former self once it proved its address. With
-    `answer_keep_alives` each client can measure its round trip.
+    `answer_keep_alives` each client can measure its round trip (see `round_trip`).
 
     `challenge_key` and `global_sequence` are for tests: a server that is restarted with the same ones repeats
     nonces.
@@ -334,7 +335,7 @@ class Server:
             slot.last_receive = now
             slot.confirmed = True
             if self._answer_keep_alives:
-                self._send(slot, KEEP_ALIVE, slot.keep_alive, now)
+                self._send(slot, KEEP_ALIVE, body if is_nonce(body) else slot.keep_alive, now)
         elif kind == DISCONNECT:
             self._free_slot(slot, DisconnectReason.BY_CLIENT)
         # Else a response again: our keep-alive was lost. The client learns its index from the next one.
