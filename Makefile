@@ -6,7 +6,7 @@ export PYTHONDONTWRITEBYTECODE =
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help up test test-slow test-all check format bench wheel clean
+.PHONY: help up test test-slow test-all check format bench soak wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,8 +43,12 @@ format: $(VENV)/.ready ## format the code and fix lint with ruff
 bench: $(VENV)/.ready ## measure this machine, one JSON line per figure
 	$(BIN)/python -m bench $(ARGS)
 
+# MINUTES=30 SEED=7 repeats a run; ARGS="--profile trusted", see `python -m tests.soak --help`.
+soak: $(VENV)/.ready ## churn players through the whole stack while faults are injected: MINUTES=5
+	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
 wheel: $(VENV)/.ready ## build the wheel into dist/
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
 
 clean: ## remove everything that the targets made
-	rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
