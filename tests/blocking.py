@@ -66,6 +66,7 @@ FILES = (
     # Read once, before the service serves anybody.
     ("tipoff_shared/games/toml.py", {"load_games", "read_games"}),
     ("tipoff_shared/settings.py", {"from_environment"}),
+    ("tipoff_shared/primitives/server_certificate.py", {"__init__"}),
     ("tipoff_matchmaker_httpd/routes/demo.py", {"web_directory", "demo_routes"}),
     # FastAPI looks for the endpoint's source file at each request, for its error texts: one stat of a known path.
     ("fastapi/routing.py", {"_extract_endpoint_context"}),

@@ -1,43 +1,16 @@
-"""Logs warnings that may occur many times a second at most once per interval."""
+"""Logs a game server's frequent warnings at most once per interval, under the SDK's name."""
 
 from __future__ import annotations
 
 import logging
-import time
+
+from tipoff_shared.primitives import throttled_log
 
 log = logging.getLogger("tipoff_gameserver")
 
-INTERVAL = 5.0
-"""Seconds between two log lines of the same kind."""
 
-
-class ThrottledLog:
-    """Logs each kind the first time it occurs, then at most every `INTERVAL` seconds with the number left out."""
+class ThrottledLog(throttled_log.ThrottledLog):
+    """The SDK's throttled log."""
 
     def __init__(self) -> None:
-        self._logged_at: dict[str, float] = {}
-        self._left_out: dict[str, int] = {}
-
-    def warning(self, kind: str, text: str, *args: object) -> bool:
-        """Log a warning unless one of this kind was logged within the interval; returns whether it was logged."""
-        due = self._due(kind)
-        if due:
-            log.warning(text + self._others(kind), *args)
-        return due
-
-    def exception(self, kind: str, text: str, exc: BaseException) -> None:
-        """Log an error with the traceback of `exc`, unless one of this kind was logged within the interval."""
-        if self._due(kind):
-            log.error("%s%s", text, self._others(kind), exc_info=exc)
-
-    def _due(self, kind: str) -> bool:
-        now = time.monotonic()
-        if now - self._logged_at.get(kind, -INTERVAL) < INTERVAL:
-            self._left_out[kind] = self._left_out.get(kind, 0) + 1
-            return False
-        self._logged_at[kind] = now
-        return True
-
-    def _others(self, kind: str) -> str:
-        others = self._left_out.pop(kind, 0)
-        return f" ({others} more since the last time)" if others else ""
+        super().__init__(log)

@@ -18,6 +18,7 @@ from tipoff_matchmaker_httpd.state import HttpdState, header
 from tipoff_shared.admission.answers import error_body, retry_headers
 from tipoff_shared.errors import Internal, Malformed, NotAllowed, TipoffError
 from tipoff_shared.messages import Failed, encode_feedback
+from tipoff_shared.primitives.text import one_line
 
 _DESCRIPTION = """Players ask here for a seat in a running game server.
 
@@ -71,6 +72,11 @@ class HttpdApp:
                     answer = Response(status_code=204)
                     extra += _PREFLIGHT
             elif scope["method"] not in ("GET", "HEAD"):
+                self._state.log.warning(
+                    "origin",
+                    "refused a page of origin %s: TIPOFF_HTTPD_ORIGINS does not list it",
+                    one_line(repr(origin), 120),
+                )
                 answer = error_response(NotAllowed("pages of this origin may not ask here"))
         elif (
             scope["method"] == "POST"
@@ -86,6 +92,14 @@ class HttpdApp:
 
         endpoint: ASGIApp = answer or self.endpoints.get(scope["path"]) or self._api
         await endpoint(scope, receive, send_more)
+
+
+def make_health_api(router: APIRouter) -> FastAPI:
+    """The FastAPI application of the operator's own port."""
+    api = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    api.include_router(router)
+    _type_errors(api)
+    return api
 
 
 def make_api(routers: Iterable[APIRouter]) -> FastAPI:

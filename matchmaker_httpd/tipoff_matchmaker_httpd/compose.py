@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tipoff_matchmaker_httpd.app import HttpdApp, make_api
+from tipoff_matchmaker_httpd.app import HttpdApp, make_api, make_health_api
 from tipoff_matchmaker_httpd.matchmaker.client import open_client
 from tipoff_matchmaker_httpd.matchmaker.feedback import Deadlines
 from tipoff_matchmaker_httpd.metrics import Metrics
@@ -41,6 +41,8 @@ class Parts:
     """A running httpd without its sockets."""
 
     app: HttpdApp
+    health: ASGIApp
+    """Only what operators ask: for a port of its own."""
     state: HttpdState
     feed: DemoFeed
     """Empty outside demo mode."""
@@ -96,7 +98,7 @@ async def compose(settings: Settings, nats_settings: NatsSettings) -> AsyncItera
             routers.append(demo_routes(state, feed, web))
         app = HttpdApp(state, make_api(routers), endpoints)
         stack.callback(state.drain)
-        yield Parts(app, state, feed)
+        yield Parts(app, make_health_api(health_routes(state, checks)), state, feed)
 
 
 def deadlines(settings: Settings) -> Deadlines:

@@ -107,11 +107,19 @@ class Settings(BaseSettings):
     """For the answer to a normal close."""
     linger: Seconds = 0.5
     """After any other close, for its last message to arrive before the socket is closed."""
+    keep_alive_timeout: Seconds = 150.0
+    """An HTTP connection stays open for this long after an answer. Keep it above the idle time of the reverse proxy or
+    load balancer, which else answers 502 now and then: nginx and AWS 60 s, Go 90 s, Caddy 120 s, Google Cloud 600 s."""
     drain_timeout: Seconds = 8.0
     """At SIGTERM, for requests in flight to finish; at most one second in demo mode."""
 
     max_connections: Annotated[int, Field(ge=1)] = 4000
-    """Open sockets; more get 503. Each takes about 30 KiB of memory."""
+    """Open sockets. With one more, the oldest idle socket of the address that has most of them is closed; where all are
+    in use, the new one gets 503. Each takes about 30 KiB of memory."""
+    max_connections_per_address: Annotated[int, Field(ge=1)] = 400
+    """The share of one address (an IPv6 /64 counts as one). With one more, its own oldest idle socket is closed; where
+    all are in use, the new one gets 429. Behind trusted proxies each request counts under the address that they name.
+    Loopback is exempt. Raise it where many players share an address, as behind carrier-grade NAT."""
     max_requests: Annotated[int, Field(ge=1)] = 2000
     """Players being served or waiting at one time; more get 503 and close code 1013."""
     max_requests_per_address: Annotated[int, Field(ge=1)] = 100
@@ -142,6 +150,11 @@ class Settings(BaseSettings):
     """Webhooks from one address (an IPv6 /64 counts as one), twice as many at once; more get 429. Loopback is exempt;
     0 means no limit."""
 
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """A separate port for `/healthz`, `/readyz` and `/metrics`, by plain HTTP, which players cannot fill; 0 means none.
+    The main port serves them, too."""
+    metrics_host: Strings = ("127.0.0.1",)
+    """Addresses of that port."""
     metrics_networks: Networks = PRIVATE_NETWORKS
     """Networks that may read /metrics."""
     internal_networks: Networks = PRIVATE_NETWORKS

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
 
 from tipoff_matchmaker_httpd.admission.origin import OriginRule
+from tipoff_matchmaker_httpd.admission.places import Places
 from tipoff_matchmaker_httpd.matchmaker.client import MatchmakerClient, PendingRequest
 from tipoff_matchmaker_httpd.metrics import Metrics
 from tipoff_matchmaker_httpd.settings import Settings
@@ -18,7 +20,10 @@ from tipoff_shared.errors import SlowDown, Unavailable
 from tipoff_shared.messages import PlayRequest
 from tipoff_shared.names import new_request_id
 from tipoff_shared.nats.connection import Bus
+from tipoff_shared.primitives.throttled_log import ThrottledLog
 from tipoff_shared.subjects import REQUEST_ID_HEADER, TRACEPARENT_HEADER
+
+log = logging.getLogger(__name__)
 
 _TRACEPARENT = re.compile(rb"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 """W3C Trace Context, version 00."""
@@ -47,14 +52,28 @@ class HttpdState:
         self.origins = OriginRule.from_settings(settings)
         self.draining = asyncio.Event()
         """Set when the process is about to stop: it begins nothing new."""
-        self.connections = 0
-        """Open sockets, counted by the protocols."""
+        self.log = ThrottledLog(log)
+        """For what strangers cause: each kind at most once every few seconds, with its number."""
+        self.places = Places(
+            settings.max_connections,
+            settings.max_connections_per_address,
+            settings.address_rule,
+            metrics.refused,
+            self.log,
+            "TIPOFF_HTTPD_MAX_CONNECTIONS",
+        )
+        """The open sockets of players."""
         self._body_limits = body_limits
         self._rate = RateLimit(settings.requests_per_second, settings.request_burst)
         self._on_drain: list[Callable[[], None]] = []
         metrics.observe(
             in_flight=lambda: limits.inside, connections=lambda: self.connections, nats=lambda: bus.connected
         )
+
+    @property
+    def connections(self) -> int:
+        """Open sockets of players."""
+        return len(self.places)
 
     def admit(self, address: Address) -> str:
         """Take a place for a player's request; `limits.leave` gives it back. Raises `Unavailable` when the process is

@@ -164,8 +164,8 @@ class Raw:
 
     @classmethod
     @asynccontextmanager
-    async def to(cls, httpd: RunningHttpd) -> AsyncIterator[Raw]:
-        reader, writer = await asyncio.open_connection("127.0.0.1", httpd.port)
+    async def to(cls, httpd: RunningHttpd, source: str = "127.0.0.1") -> AsyncIterator[Raw]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", httpd.port, local_addr=(source, 0))
         try:
             yield cls(reader, writer)
         finally:
@@ -231,7 +231,7 @@ def close_code(data: bytes) -> int | None:
 
 
 @pytest.fixture
-def raw() -> Callable[[RunningHttpd], AbstractAsyncContextManager[Raw]]:
+def raw() -> Callable[..., AbstractAsyncContextManager[Raw]]:
     return Raw.to
 
 

@@ -305,11 +305,18 @@ async def test_one_address_cannot_ask_without_end(start: Any, matchmaker: Any, a
     assert httpd.state.limits.inside == 0
 
 
-async def test_too_many_connections_are_answered_503(start: Any, raw: Any) -> None:
-    """Before any of them costs more than its socket."""
+async def test_too_many_connections_are_answered_503(
+    start: Any, raw: Any, matchmaker: Any, connect_ws: Any
+) -> None:
+    """When all are in use; before the new one costs more than its socket."""
+    matchmaker.script = None
     httpd = await start(max_connections=2)
-    async with raw(httpd), raw(httpd), raw(httpd) as third:
-        third.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-        answer = await third.until_closed()
+    async with connect_ws(httpd) as one, connect_ws(httpd) as two:
+        for player in (one, two):
+            await player.send('{"game":"arena","version":"1"}')
+            await matchmaker.next_request()
+        async with raw(httpd) as third:
+            third.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            answer = await third.until_closed()
     assert answer.startswith(b"HTTP/1.1 503 ")
     assert b"retry-after" in answer

@@ -32,6 +32,7 @@ from tipoff_shared.admission.answers import error_body, retry_after
 from tipoff_shared.admission.client_address import Address, player_address, scope_address
 from tipoff_shared.errors import Internal, Malformed, NoServerInTime, NotAllowed, TipoffError, Unavailable
 from tipoff_shared.messages import MAX_MESSAGE, Failed, PlayRequest, decode_request, encode_feedback
+from tipoff_shared.primitives.text import one_line
 
 log = logging.getLogger(__name__)
 
@@ -71,13 +72,13 @@ class PlayerSocket:
         """Serve one player, from the handshake to the close. Cancelling is safe and leaves nothing behind."""
         headers = scope["headers"]
         if scope["path"] != PATH:
-            await _refuse(send, Failed(404, f"WebSockets are at {PATH}"))
+            await self._refuse(scope, send, Failed(404, f"WebSockets are at {PATH}"), scope["path"])
             return
         secure = scope["scheme"] == "wss"
         if not self._state.origins.allows(header(headers, b"origin"), header(headers, b"host"), secure):
             self._state.metrics.refused("origin")
             text = "pages of this origin may not ask here; TIPOFF_HTTPD_ORIGINS lists those that may"
-            await _refuse(send, Failed(NotAllowed.code, text))
+            await self._refuse(scope, send, Failed(NotAllowed.code, text), header(headers, b"origin"))
             return
         address = scope_address(scope, self._state.addresses)
         try:
@@ -88,6 +89,21 @@ class PlayerSocket:
             log.exception("a conversation with a player failed")
             with suppress(ClientDisconnected):
                 await _end(send, Internal("something went wrong here; the log says what"), UNEXPECTED)
+
+    async def _refuse(self, scope: Scope, send: Send, failed: Failed, what: str | None) -> None:
+        """An HTTP answer instead of the handshake. `what`: the path or origin that is refused."""
+        client = scope.get("client")
+        self._state.log.warning(
+            f"handshake {failed.code}",
+            "refused a WebSocket handshake of %s with %d: %s: %s",
+            client[0] if client else "a client",
+            failed.code,
+            "no Origin" if what is None else one_line(repr(what), 120),
+            failed.message,
+        )
+        headers = [(b"content-type", b"application/json")]
+        await send({"type": "websocket.http.response.start", "status": failed.code, "headers": headers})
+        await send({"type": "websocket.http.response.body", "body": encode_feedback(failed)})
 
     async def _converse(self, scope: Scope, receive: Receive, send: Send, address: Address) -> None:
         began = time.monotonic()
@@ -186,13 +202,6 @@ async def _forward(request: PendingRequest, receive: Receive, send: Send) -> Non
 
 async def _next_event(receive: Receive) -> dict[str, Any]:
     return dict(await receive())
-
-
-async def _refuse(send: Send, failed: Failed) -> None:
-    """An HTTP answer instead of the handshake."""
-    headers = [(b"content-type", b"application/json")]
-    await send({"type": "websocket.http.response.start", "status": failed.code, "headers": headers})
-    await send({"type": "websocket.http.response.body", "body": encode_feedback(failed)})
 
 
 async def _end(send: Send, error: TipoffError, close: int) -> None:

@@ -15,10 +15,11 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from tipoff_matchmaker_httpd.admission.places import Place, Places
 from tipoff_matchmaker_httpd.server.connection import HeadTooLarge, StallGuard, refusal
 from tipoff_matchmaker_httpd.server.websocket import GuardedWebSocket
 from tipoff_matchmaker_httpd.state import HttpdState
-from tipoff_shared.errors import Malformed, NoServerInTime, TipoffError, TooLarge, Unavailable
+from tipoff_shared.errors import Malformed, NoServerInTime, TipoffError, TooLarge
 from tipoff_shared.messages import MAX_MESSAGE
 
 MAX_HEAD = 16 * 1024
@@ -41,16 +42,23 @@ class _Refused(Exception):
 class GuardedHttp(StallGuard, HttpToolsProtocol):
     """One HTTP connection. Made by the listener for each socket, with the state that all routes share."""
 
+    _place: Place
+
     def __init__(
         self,
         config: Config,
         server_state: ServerState,
         app_state: dict[str, Any],
         state: HttpdState,
+        places: Places,
+        place: Place | None = None,
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
+        """`places`: those of the listener; `place`: that of the socket, where the listener gave it one already."""
         super().__init__(config, server_state, app_state, _loop)
         self._state = state
+        self._places = places
+        self._given_place = place
         self._refusal: TipoffError | None = None
         self._request_timer: asyncio.TimerHandle | None = None
         self._in_head = True
@@ -65,12 +73,16 @@ class GuardedHttp(StallGuard, HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn does
         """A client has connected."""
         super().connection_made(transport)
-        self._state.connections += 1
+        place = self._given_place or self._places.enter(
+            self.client[0] if self.client else None, self._evicted
+        )
+        place.evict = self._evicted
+        self._place = place
         self._arm()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection has ended, by either side."""
-        self._state.connections -= 1
+        self._place.leave()
         self._disarm()
         self._unstall()
         self._unset_keepalive_if_required()
@@ -81,7 +93,10 @@ class GuardedHttp(StallGuard, HttpToolsProtocol):
 
     def _arm(self) -> None:
         if self._request_timer is None:
-            self._request_timer = self.loop.call_later(self._state.settings.head_timeout, self._too_slow)
+            settings = self._state.settings
+            # Without a place there is time enough to ask, and to read why.
+            seconds = settings.head_timeout if self._place.refusal is None else settings.linger
+            self._request_timer = self.loop.call_later(seconds, self._too_slow)
 
     def _disarm(self) -> None:
         if self._request_timer is not None:
@@ -94,6 +109,9 @@ class GuardedHttp(StallGuard, HttpToolsProtocol):
             return
         if self._nothing_yet:  # a browser's spare connection: it expects no answer
             self.transport.close()
+            return
+        if self._place.refusal is not None:
+            self._refuse(self._place.refusal)
             return
         seconds = self._state.settings.head_timeout
         self._refuse(NoServerInTime(f"the request was not complete within {seconds:g} s"), "slow request")
@@ -161,8 +179,8 @@ class GuardedHttp(StallGuard, HttpToolsProtocol):
             self._stop(HeadTooLarge(f"a request head is at most {MAX_HEAD} bytes"))
         if length is not None and (not length.isdigit() or len(length) > 9 or int(length) > self._max_body):
             self._stop(TooLarge(f"a request body is at most {self._max_body} bytes"))
-        if self._state.connections > self._state.settings.max_connections:
-            self._stop(Unavailable("too many connections; try again in a moment", retry_after=2))
+        if (refusal := self._place.head_complete(self.headers)) is not None:
+            self._stop(refusal)
         if not self._idle():  # uvicorn tells only the last of several endpoints that its client has left
             self._stop(Malformed("one request at a time on a connection; pipelining is not supported"))
         super().on_headers_complete()
@@ -178,14 +196,22 @@ class GuardedHttp(StallGuard, HttpToolsProtocol):
         """The request is complete: its deadline is met."""
         self._disarm()
         self._in_head = True
+        if not self._idle():  # else it was answered before it was complete
+            self._place.proven()
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """The endpoint has answered."""
+        self._place.idle()
+        super().on_response_complete()
 
     def _upgrade(self) -> GuardedWebSocket:
         """The connection becomes a WebSocket, whose protocol gets the parsed head."""
         self._disarm()
         self.connections.discard(self)
-        self._state.connections -= 1  # the WebSocket counts itself
-        websocket = GuardedWebSocket(self.config, self.server_state, self.app_state, self._state, self.loop)
+        websocket = GuardedWebSocket(
+            self.config, self.server_state, self.app_state, self._state, self._place, self.loop
+        )
         websocket.take_over(self.transport, self.scope, self.url)
         return websocket
 
@@ -195,6 +221,14 @@ class GuardedHttp(StallGuard, HttpToolsProtocol):
 
     # Refusing.
 
+    def _evicted(self, error: TipoffError) -> None:
+        """The listener needs the socket's place. A client that has asked for something reads why."""
+        asked = self._head_size > 0 if self._in_head else not self._idle()
+        if asked and not self.transport.is_closing():
+            self._refuse(error)
+        else:
+            self.transport.close()
+
     def _stop(self, error: TipoffError) -> None:
         self._refusal = error
         raise _Refused
@@ -202,10 +236,12 @@ class GuardedHttp(StallGuard, HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """The parser stopped, for an error of its own or because a limit stopped it."""
         error = self._refusal or Malformed("not an HTTP request")
-        self._refuse(error, f"http {error.code}")
+        self._refuse(error, "" if error is self._place.refusal else f"http {error.code}")
 
-    def _refuse(self, error: TipoffError, reason: str) -> None:
-        self._state.metrics.refused(reason)
+    def _refuse(self, error: TipoffError, reason: str = "") -> None:
+        """Answer with `error` and close. `reason` "": it is counted already."""
+        if reason:
+            self._state.metrics.refused(reason)
         self._disarm()
         started = False
         if self.cycle is not None and not self.cycle.response_complete:

@@ -9,11 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from email.utils import formatdate
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from starlette.types import ASGIApp
 
@@ -21,14 +20,18 @@ from starlette.types import ASGIApp
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
+from tipoff_matchmaker_httpd.admission.places import Place, Places
 from tipoff_matchmaker_httpd.compose import Parts, compose
 from tipoff_matchmaker_httpd.server.http import GuardedHttp
-from tipoff_matchmaker_httpd.server.sockets import BACKLOG, bind, tls_context, url_of
+from tipoff_matchmaker_httpd.server.sockets import BACKLOG, bind, bind_port, certificate_of, url_of
+from tipoff_matchmaker_httpd.server.tls import TlsAcceptor
 from tipoff_matchmaker_httpd.server.websocket import GuardedWebSocket
 from tipoff_matchmaker_httpd.settings import Settings
 from tipoff_matchmaker_httpd.state import HttpdState
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.messages import MAX_MESSAGE
+from tipoff_shared.primitives.server_certificate import ServerCertificate
+from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.primitives.waiting import wait_for_any
 from tipoff_shared.service import run_service
 from tipoff_shared.settings import NatsSettings
@@ -39,6 +42,8 @@ log = logging.getLogger(__name__)
 
 _FAREWELL = 1.0
 """Seconds for the last messages to players whose request did not finish in the drain time."""
+_METRICS_CONNECTIONS = 64
+"""Sockets on the port for health and metrics."""
 _CLOSING = 0.5
 """Seconds for closing handshakes, and for requests that were cancelled."""
 
@@ -46,7 +51,9 @@ _CLOSING = 0.5
 class RunningHttpd:
     """An httpd that accepts connections."""
 
-    def __init__(self, parts: Parts, url: str, port: int, turn_url: str | None) -> None:
+    def __init__(
+        self, parts: Parts, url: str, port: int, turn_url: str | None, metrics_url: str | None
+    ) -> None:
         self.parts = parts
         self.url = url
         """For people and tests."""
@@ -54,6 +61,8 @@ class RunningHttpd:
         """The port that was bound."""
         self.turn_url = turn_url
         """The turn relay's own port; None where it has none."""
+        self.metrics_url = metrics_url
+        """The operator's own port; None where there is none."""
 
     @property
     def state(self) -> HttpdState:
@@ -73,31 +82,54 @@ async def run_httpd(settings: Settings, nats_settings: NatsSettings) -> AsyncIte
     Raises `ConfigError` (a port in use, files that cannot be read) and `Unavailable` (NATS). Leaving takes at most the
     drain time and two seconds: requests in flight are finished first.
     """
-    context = tls_context(settings)
+    certificate = certificate_of(settings)
     async with AsyncExitStack() as stack:
-        sockets = bind(settings)
-        for sock in sockets:
-            stack.callback(sock.close)
+
+        def opened(sockets: list[socket.socket]) -> list[socket.socket]:
+            for sock in sockets:
+                stack.callback(sock.close)
+            return sockets
+
+        sockets = opened(bind(settings))
         turn_sockets: list[socket.socket] = []
         if settings.turn_relay and settings.turn_port:
-            turn_sockets = bind(settings, settings.turn_port)
-        for sock in turn_sockets:
-            stack.callback(sock.close)
+            variables = "TIPOFF_HTTPD_TURN_PORT (0: none), TIPOFF_HTTPD_HOST"
+            turn_sockets = opened(bind_port(settings.host, settings.turn_port, variables))
+        metrics_sockets: list[socket.socket] = []
+        if settings.metrics_port:
+            variables = "TIPOFF_HTTPD_METRICS_PORT (0: none), TIPOFF_HTTPD_METRICS_HOST"
+            metrics_sockets = opened(bind_port(settings.metrics_host, settings.metrics_port, variables))
         parts = await stack.enter_async_context(compose(settings, nats_settings))
-        listeners = [_Listener(parts.app, parts.state)]
-        await listeners[0].open(sockets, context)
+        state = parts.state
+        if certificate is not None:
+            tasks = await stack.enter_async_context(Tasks("certificate"))
+            tasks.start(certificate.watch(), "renewals")
+        secure = certificate is not None
+        listeners = [_Listener(parts.app, state, state.places)]
+        await listeners[0].open(sockets, certificate)
         port: int = sockets[0].getsockname()[1]
-        url = url_of(settings.host[0], port, secure=context is not None)
+        url = url_of(settings.host[0], port, secure=secure)
         log.info("httpd listens on %s", url)
-        turn_url = None
+        turn_url = metrics_url = None
         if turn_sockets:
-            turn_listener = _Listener(OwnPort(parts.app), parts.state, _TurnPortHttp)
-            await turn_listener.open(turn_sockets, context)
-            listeners.append(turn_listener)
-            turn_url = url_of(settings.host[0], settings.turn_port, secure=context is not None)
+            listeners.append(_Listener(OwnPort(parts.app), state, state.places, _TurnPortHttp))
+            await listeners[-1].open(turn_sockets, certificate)
+            turn_url = url_of(settings.host[0], settings.turn_port, secure=secure)
             log.info("the turn relay listens on %s", turn_url)
+        if metrics_sockets:
+            places = Places(
+                _METRICS_CONNECTIONS,
+                _METRICS_CONNECTIONS // 4,
+                state.addresses,
+                state.metrics.refused,
+                state.log,
+            )
+            listeners.append(_Listener(parts.health, state, places))
+            await listeners[-1].open(metrics_sockets, None)
+            metrics_url = url_of(settings.metrics_host[0], settings.metrics_port, secure=False)
+            log.info("health and metrics are at %s", metrics_url)
         try:
-            yield RunningHttpd(parts, url, port, turn_url)
+            yield RunningHttpd(parts, url, port, turn_url, metrics_url)
         finally:
             await asyncio.gather(*(listener.close() for listener in listeners))
 
@@ -114,8 +146,16 @@ class _TurnPortHttp(GuardedHttp):
 class _Listener:
     """Drives uvicorn's protocols on some sockets."""
 
-    def __init__(self, app: ASGIApp, state: HttpdState, protocol: type[GuardedHttp] = GuardedHttp) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        state: HttpdState,
+        places: Places,
+        protocol: type[GuardedHttp] = GuardedHttp,
+    ) -> None:
         settings = state.settings
+        self._places = places
+        self._acceptors: list[TlsAcceptor] = []
         self._httpd = state
         self._protocol = protocol
         self._state = ServerState()
@@ -134,28 +174,24 @@ class _Listener:
             access_log=False,
             proxy_headers=False,  # `AddressRule` decides about them
             server_header=False,
-            timeout_keep_alive=5,
+            timeout_keep_alive=settings.keep_alive_timeout,  # type: ignore[arg-type]  # any number of seconds
         )
         self._config.load()
         self._date_timer = self._set_date()
 
-    async def open(self, sockets: list[socket.socket], context: ssl.SSLContext | None) -> None:
-        """Accept connections on `sockets`, over TLS with a `context`."""
+    async def open(self, sockets: list[socket.socket], certificate: ServerCertificate | None) -> None:
+        """Accept connections on `sockets`, over TLS with a `certificate`."""
         loop = asyncio.get_running_loop()
 
-        def protocol() -> asyncio.Protocol:
-            return self._protocol(self._config, self._state, {}, self._httpd, loop)
+        def protocol(place: Place | None = None) -> asyncio.Protocol:
+            return self._protocol(self._config, self._state, {}, self._httpd, self._places, place, loop)
 
-        tls: dict[str, Any] = {}
-        if context is not None:  # a client that never finishes its TLS handshake is an idle client, too
-            tls = {
-                "ssl": context,
-                "ssl_handshake_timeout": self._httpd.settings.head_timeout,
-                "ssl_shutdown_timeout": 2.0,
-            }
         for sock in sockets:
-            server = await loop.create_server(protocol, sock=sock, backlog=BACKLOG, **tls)
-            self._servers.append(server)
+            if certificate is not None:
+                acceptor = TlsAcceptor(sock, certificate.context, protocol, self._httpd, self._places)
+                self._acceptors.append(acceptor)
+            else:
+                self._servers.append(await loop.create_server(protocol, sock=sock, backlog=BACKLOG))
 
     def _set_date(self) -> asyncio.TimerHandle:
         """Set the Date header of all answers, now and every second."""
@@ -168,6 +204,8 @@ class _Listener:
         cancel what still runs; cut what is still open."""
         for server in self._servers:
             server.close()
+        for acceptor in self._acceptors:
+            acceptor.close()
         self._httpd.drain()
         for connection in list(self._state.connections):
             connection.shutdown()
@@ -178,6 +216,8 @@ class _Listener:
                 for task in list(self._state.tasks):
                     task.cancel()
                 await self._tasks_end(_CLOSING)
+        for acceptor in self._acceptors:
+            await acceptor.closed()
         await self._connections_end()
         self._date_timer.cancel()
 

@@ -1,28 +1,36 @@
-"""Opens the sockets that httpd listens on, and sets up TLS. Errors name the setting and say what to do."""
+"""Opens the sockets that httpd listens on, and reads its certificate. Errors name the setting and what to do."""
 
 from __future__ import annotations
 
 import os
 import socket
-import ssl
+from collections.abc import Iterable
 from typing import Any
 
 from tipoff_matchmaker_httpd.settings import Settings
 from tipoff_shared.errors import ConfigError
+from tipoff_shared.primitives.server_certificate import ServerCertificate
 
 BACKLOG = 2048
 """Connections that wait in a socket to be accepted."""
 
 
-def bind(settings: Settings, wanted: int | None = None) -> list[socket.socket]:
-    """A socket for every address of every host, on the port `wanted` (None: the one in the settings). Raises
-    `ConfigError` that says what to do."""
-    if settings.listen_fd and wanted is None:
+def bind(settings: Settings) -> list[socket.socket]:
+    """The sockets of the main port; raises `ConfigError`."""
+    if settings.listen_fd:
         return [inherited(descriptor) for descriptor in settings.listen_fd]
+    return bind_port(settings.host, settings.port, "TIPOFF_HTTPD_PORT (0: any free one), TIPOFF_HTTPD_HOST")
+
+
+def bind_port(hosts: Iterable[str], port: int, variables: str) -> list[socket.socket]:
+    """A listening socket for every address of every host, all on one port (0: any free one).
+
+    Raises `ConfigError` that says what to do; `variables` are the settings that it names.
+    """
     sockets: list[socket.socket] = []
-    host, port = "", settings.port if wanted is None else wanted
+    host = ""
     try:
-        for host in settings.host:
+        for host in hosts:
             for family, address in _resolve(host, port):
                 # asyncio turns Nagle's algorithm off only where the protocol is named; it costs each answer 40 ms.
                 sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -40,7 +48,7 @@ def bind(settings: Settings, wanted: int | None = None) -> list[socket.socket]:
             sock.close()
         raise ConfigError(
             f"cannot listen on {host} port {port}: {os.strerror(exc.errno) if exc.errno else exc}. Stop what uses it "
-            "or choose another: TIPOFF_HTTPD_PORT (0: any free one), TIPOFF_HTTPD_HOST"
+            f"or choose another: {variables}"
         ) from exc
     return sockets
 
@@ -68,20 +76,16 @@ def _resolve(host: str, port: int) -> list[tuple[socket.AddressFamily, Any]]:
     return [(family, address) for address, family in unique.items()]
 
 
-def tls_context(settings: Settings) -> ssl.SSLContext | None:
-    """The context for the configured certificate, None without one; raises `ConfigError` when it cannot be used."""
+def certificate_of(settings: Settings) -> ServerCertificate | None:
+    """The configured certificate, None without one; raises `ConfigError` when it cannot be used."""
     if settings.tls_cert is None or settings.tls_key is None:
         return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.set_alpn_protocols(["http/1.1"])
-    try:
-        context.load_cert_chain(settings.tls_cert, settings.tls_key)
-    except (OSError, ssl.SSLError) as exc:
-        raise ConfigError(
-            f"TIPOFF_HTTPD_TLS_CERT={settings.tls_cert}, TIPOFF_HTTPD_TLS_KEY={settings.tls_key}: {exc}; "
-            "a PEM certificate and its key are expected"
-        ) from exc
-    return context
+    return ServerCertificate(
+        settings.tls_cert,
+        settings.tls_key,
+        variables="TIPOFF_HTTPD_TLS_CERT,TIPOFF_HTTPD_TLS_KEY",
+        alpn=("http/1.1",),
+    )
 
 
 def url_of(host: str, port: int, *, secure: bool) -> str:

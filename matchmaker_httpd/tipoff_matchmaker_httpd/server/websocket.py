@@ -26,9 +26,12 @@ from uvicorn.server import ServerState
 from websockets.frames import Frame
 from websockets.protocol import State
 
+from tipoff_matchmaker_httpd.admission.places import Place
 from tipoff_matchmaker_httpd.server.connection import StallGuard, WrongMethod, WrongVersion, refusal
 from tipoff_matchmaker_httpd.state import HttpdState
+from tipoff_shared.admission.answers import error_body
 from tipoff_shared.errors import Malformed, TipoffError
+from tipoff_shared.primitives.text import one_line
 
 FRAMES = 32
 FRAMES_PER_SECOND = 4
@@ -37,6 +40,7 @@ MAX_EARLY = 8192
 """Bytes a client may send before it has seen the handshake: a hasty first message."""
 _SLICE = 1024
 """Bytes parsed at once, so that a refusal stops the work whatever the chunk's size."""
+TRY_LATER = 1013
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 
@@ -69,6 +73,10 @@ def accept_key(method: str, http_version: str, headers: list[tuple[bytes, bytes]
     return base64.b64encode(hashlib.sha1(key + _GUID, usedforsecurity=False).digest())
 
 
+def _name(client: tuple[str, int] | None) -> str:
+    return client[0] if client else "a client"
+
+
 # uvicorn 0.54 (<0.55) and websockets 17.4 (<18): WebSocketsSansIOProtocol is not public, nor is the way in which its
 # `conn` begins here with `state` and `parser` set. Used of uvicorn's: the constructor; `conn`, `transport`, `queue`,
 # `tasks`, `connections`, `scope`, `frames`, `curr_msg_data_type`, `handshake_initiated`, `handshake_complete`,
@@ -83,9 +91,13 @@ class GuardedWebSocket(StallGuard, WebSocketsSansIOProtocol):
         server_state: ServerState,
         app_state: dict[str, Any],
         state: HttpdState,
+        place: Place,
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
+        """`place`: the socket's, which this protocol leaves at the end."""
         super().__init__(config, server_state, app_state, _loop)
+        self._place = place
+        place.evict = self._evicted
         self.close_timeout = state.settings.close_timeout
         self._state = state
         self._began = self.loop.time()
@@ -97,14 +109,21 @@ class GuardedWebSocket(StallGuard, WebSocketsSansIOProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection has ended, by either side."""
-        self._state.connections -= 1
+        self._place.leave()
         self._unstall()
         super().connection_lost(exc)
+
+    def _evicted(self, error: TipoffError) -> None:
+        """The listener needs the socket's place: its client has not sent a request yet."""
+        if self.handshake_complete and not self.close_sent:
+            self.conn.send_text(error_body(error))
+            self._close(TRY_LATER, one_line(error.message, 100))
+        else:
+            self.transport.abort()
 
     def take_over(self, transport: asyncio.Transport, head: Mapping[str, Any], url: bytes) -> None:
         """Begin with the head that the HTTP protocol has parsed: start the endpoint, or refuse the handshake."""
         self.connections.add(self)
-        self._state.connections += 1
         self.transport = transport
         transport.set_protocol(self)
         self.server, self.client = head["server"], head["client"]
@@ -118,6 +137,9 @@ class GuardedWebSocket(StallGuard, WebSocketsSansIOProtocol):
         except (TipoffError, httptools.HttpParserError, UnicodeError) as exc:
             error = exc if isinstance(exc, TipoffError) else Malformed("not a WebSocket handshake")
             self._state.metrics.refused("handshake")
+            self._state.log.warning(
+                "handshake", "refused a WebSocket handshake of %s: %s", _name(self.client), error.message
+            )
             self.transport.write(refusal(error))
             self.transport.close()
             return
@@ -202,6 +224,7 @@ class GuardedWebSocket(StallGuard, WebSocketsSansIOProtocol):
 
     def send_receive_event_to_app(self) -> None:
         """A message is complete: pass it on, unless it is not UTF-8."""
+        self._place.proven()
         if self.curr_msg_data_type == "text" and not self.close_sent:
             try:  # here, because uvicorn logs a traceback for what a client sends
                 b"".join(self.frames).decode()
@@ -258,14 +281,16 @@ class GuardedWebSocket(StallGuard, WebSocketsSansIOProtocol):
             self._accept()
             return
         await super().send(message)
+        if message["type"] == "websocket.http.response.body" and not message.get("more_body", False):
+            self.handshake_complete = True  # else uvicorn logs that there was no answer
         if message["type"] == "websocket.close" and self.close_timer is not None:
             self.stop_keepalive()
             self._linger(self.close_timeout if message.get("code") == 1000 else self._state.settings.linger)
 
     def _accept(self) -> None:
+        self.handshake_complete = True  # also where the client has gone, which is no fault of the endpoint's
         if self.disconnected or self.transport.is_closing():
             raise ClientDisconnected
-        self.handshake_complete = True
         head = [b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: Upgrade\r\n"]
         head += [b"%s: %s\r\n" % header for header in self.default_headers]
         head += [b"sec-websocket-accept: ", self._accept_key, b"\r\n\r\n"]
