@@ -55,7 +55,7 @@ ORDER = {
         service
         """,
     "tipoff_matchmaker": """
-        settings tokens failpoints peers mappings event_secret errors orchestrators
+        settings tokens failpoints peers hearing mappings event_secret errors orchestrators
         metrics
         seats
         deployments

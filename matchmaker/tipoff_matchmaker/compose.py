@@ -26,6 +26,8 @@ from tipoff_matchmaker.fleet.readiness import Readiness
 from tipoff_matchmaker.fleet.start import Starter
 from tipoff_matchmaker.fleet.stop import Stopper
 from tipoff_matchmaker.fleet.trust import Trust
+from tipoff_matchmaker.hearing import Hearing
+from tipoff_matchmaker.isolated.probe import EventProbe
 from tipoff_matchmaker.isolated.reader import EventReader
 from tipoff_matchmaker.isolated.writer import EventWriter
 from tipoff_matchmaker.mappings import Mappings
@@ -91,6 +93,8 @@ class Parts:
     edgegap: EdgegapSessions | None
     router: Router
     event_reader: EventReader | None
+    event_probe: EventProbe | None
+    hearing: Hearing
     lease: ReconcilerLease
     reconciler: Reconciler
     presence_reader: PresenceReader
@@ -125,6 +129,7 @@ def compose(
     peers = Peers(bus, settings.instance, silent_after=settings.owner_silence)
     mappings = Mappings(buckets)
     event_secret = EventSecret(bus) if settings.profile == "isolated" else None
+    hearing = Hearing(bus, settle=2 * settings.lease_ttl, by_stream=event_secret is not None)
     resilient = {
         name: ResilientOrchestrator(
             orchestrator,
@@ -144,11 +149,14 @@ def compose(
     lines = WaitingLines(our_keys)
     kicker = Kicker(bus, deployments, tasks)
     ender = SessionEnder(buckets, sessions)
-    deadlines = SessionDeadlines(bus, buckets, sessions, settings, clock)
+    metrics.unheard.set_function(lambda: float(hearing.deaf))
+    deadlines = SessionDeadlines(hearing, buckets, sessions, clock)
 
     stopper = Stopper(deployments, fleet_limit, resilient, ender, tasks, settings, clock)
     readiness = Readiness(games, deployments, tokens, trust, ender, stopper, clock)
-    starter = Starter(deployments, resilient, ours, lines, readiness, event_secret, tasks, settings, clock)
+    starter = Starter(
+        deployments, resilient, ours, lines, readiness, event_secret, hearing, tasks, settings, clock
+    )
     liveness = Liveness(
         buckets.gameservers, games, deployments, resilient, trust, readiness, starter, stopper, tasks
     )
@@ -173,11 +181,15 @@ def compose(
     )
 
     event_reader: EventReader | None = None
+    event_probe: EventProbe | None = None
     if event_secret is not None:
         writer = EventWriter(
             bus, buckets, deployments, contexts.received, longest_lease=3 * settings.lease_ttl
         )
-        event_reader = EventReader(bus, writer, metrics, tasks, event_secret.key_of)
+        event_reader = EventReader(bus, writer, deployments, metrics, tasks, event_secret.key_of)
+        event_probe = EventProbe(
+            bus, hearing, settings.instance, event_secret.key_of, lease_ttl=settings.lease_ttl
+        )
 
     lease = ReconcilerLease(buckets.matchmakers, settings.instance, ttl=settings.reconciler_ttl)
     reader = SnapshotReader(
@@ -189,6 +201,7 @@ def compose(
         liveness,
         sessions,
         deadlines,
+        hearing,
         metrics,
         settings,
         clock,
@@ -256,6 +269,8 @@ def compose(
         edgegap=edgegap,
         router=router,
         event_reader=event_reader,
+        event_probe=event_probe,
+        hearing=hearing,
         lease=lease,
         reconciler=reconciler,
         presence_reader=presence_reader,

@@ -62,6 +62,11 @@ class Metrics:
             ["orchestrator", "operation"],
             registry=self.registry,
         )
+        self.unheard = Gauge(
+            "tipoff_gameservers_unheard",
+            "1 while events of isolated game servers were not read up to now lately: none is ended for its silence",
+            registry=self.registry,
+        )
         self._events_refused = Counter(
             "tipoff_gameserver_events_refused",
             "Events of game servers that were not theirs to send (403) or could not be read (400)",

@@ -32,7 +32,7 @@ from tipoff_shared.primitives.retry import backoff
 from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.service import load_settings, run_service, wait_until_stopped
 from tipoff_shared.settings import NatsSettings
-from tipoff_shared.subjects import SERVICE_ERROR, SERVICE_ERROR_CODE
+from tipoff_shared.subjects import DEAF_HEADER, SERVICE_ERROR, SERVICE_ERROR_CODE
 
 log = logging.getLogger("tipoff.matchmaker")
 
@@ -80,6 +80,8 @@ class Matchmaker:
         start(parts.presence_reader.leases(), "leases")
         if parts.event_reader is not None:
             start(parts.event_reader.run(), "events")
+        if parts.event_probe is not None:
+            start(parts.event_probe.run(), "event probe")
         start(parts.deployments.follow(), "deployments")
         if parts.edgegap is not None:
             start(parts.edgegap.run(), "edgegap sessions")
@@ -126,10 +128,12 @@ class Matchmaker:
     async def _ping(self, msg: Msg) -> None:
         if not msg.reply or self._stopping:
             return
-        headers = None
+        headers: dict[str, str] = {}
         if problem := self.parts.write_probe.problem:
-            headers = {SERVICE_ERROR_CODE: "503", SERVICE_ERROR: problem}
-        await self.parts.bus.publish(msg.reply, self.parts.settings.instance.encode(), headers)
+            headers |= {SERVICE_ERROR_CODE: "503", SERVICE_ERROR: problem}
+        if self.parts.hearing.deaf:
+            headers[DEAF_HEADER] = "1"
+        await self.parts.bus.publish(msg.reply, self.parts.settings.instance.encode(), headers or None)
 
     async def _context(self, msg: Msg) -> None:
         if not self.parts.handlers.submit(lambda: self.parts.contexts.received(msg.data)):

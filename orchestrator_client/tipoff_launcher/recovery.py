@@ -22,6 +22,7 @@ from tipoff_shared.games import Game, Games
 from tipoff_shared.kv.buckets import buckets
 from tipoff_shared.nats.connection import Bus
 from tipoff_shared.primitives.tasks import Tasks
+from tipoff_shared.subjects import DEAF_HEADER, SERVICE_ERROR_CODE
 
 log = logging.getLogger(__name__)
 
@@ -79,13 +80,16 @@ class LeaseProbe:
 
     async def writable_since(self, record: Record) -> float | None:
         """Since when (in monotonic seconds) the server's lease can be written, as far as the calls of this method
-        show: since NATS is connected, and in the isolated profile since a matchmaker answers, which writes the
-        leases there. None when it cannot. Raises nothing."""
+        show: since NATS is connected, and in the isolated profile since a matchmaker answers that hears the
+        servers, because it writes the leases there. None when it cannot. Raises nothing."""
         if not record.isolated:
             return self._bus.connected_since
         try:
-            await self._bus.request(self._bus.subjects.ping_matchmaker, b"", timeout=1)
+            answer = await self._bus.request(self._bus.subjects.ping_matchmaker, b"", timeout=1)
         except Unavailable:
+            self._matchmaker_since = None
+            return None
+        if not {DEAF_HEADER, SERVICE_ERROR_CODE}.isdisjoint(answer.headers or {}):
             self._matchmaker_since = None
         else:
             self._matchmaker_since = self._matchmaker_since or time.monotonic()

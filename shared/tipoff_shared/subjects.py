@@ -18,6 +18,8 @@ TIMEOUT_HEADER = "Tipoff-Timeout"
 """Seconds for which the client of a play request waits; the game's own limit applies too."""
 ASK_AGAIN_HEADER = "Tipoff-Ask-Again"
 """Beside an error: this matchmaker is stopping; repeat the request at once, another one takes it."""
+DEAF_HEADER = "Tipoff-Deaf"
+"""In the answer to a ping: this matchmaker does not hear isolated game servers, so it writes no leases."""
 SERVICE_ERROR_CODE = "Nats-Service-Error-Code"
 SERVICE_ERROR = "Nats-Service-Error"
 

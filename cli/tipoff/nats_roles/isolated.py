@@ -36,6 +36,7 @@ def isolated_permissions(role: str, subjects: Subjects) -> Permissions:
             *on_stream(subjects.events_stream, "", Access.MAKE | Access.CONSUMERS | Access.DURABLE),
             *on_stream(f"KV_{secret}", f"$KV.{secret}", Access.MAKE | Access.GET | Access.WRITE),
             inboxes("launcher"),  # the answers to its ping
+            subjects.events("*"),  # probes: whether the stream takes and delivers events
         )
     elif role == "launcher":
         # A missing lease means something only while a matchmaker writes leases, so the launcher asks for one.

@@ -17,6 +17,7 @@ from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.errors import NoRecord
 from tipoff_matchmaker.event_secret import EventSecret
 from tipoff_matchmaker.fleet.readiness import Readiness
+from tipoff_matchmaker.hearing import Hearing
 from tipoff_matchmaker.orchestrators.retry import retried
 from tipoff_matchmaker.seats.waiting_line import WaitingLines
 from tipoff_matchmaker.settings import Settings
@@ -55,6 +56,7 @@ class Starter:
         lines: WaitingLines,
         readiness: Readiness,
         event_secret: EventSecret | None,
+        hearing: Hearing,
         tasks: Tasks,
         settings: Settings,
         clock: Callable[[], float],
@@ -75,6 +77,7 @@ class Starter:
         self._progress: dict[str, str] = {}
         """What starts that take long are doing, as their orchestrators tell; also of other matchmakers' starts."""
         deployments.subscribe_states(self._state_changed)
+        hearing.subscribe(self._not_heard)
 
     def subscribe(self, listener: Listener) -> None:
         """Call `listener` for every start of this process that has failed."""
@@ -88,6 +91,14 @@ class Starter:
     def is_starting(self, deployment_id: str) -> bool:
         """Whether this process starts it right now, and keeps its start deadline."""
         return deployment_id in self._outcomes
+
+    def _not_heard(self, seconds: float) -> None:
+        """Servers may say that they are ready, and are not heard: no start ends within these seconds."""
+        earliest = asyncio.get_running_loop().time() + seconds
+        for timeout in self._timeouts.values():
+            when = timeout.when()
+            if when is not None and not timeout.expired():
+                timeout.reschedule(max(when, earliest))
 
     def doing(self, fleet: Iterable[DeploymentRecord]) -> str:
         """What the first of these that takes long is doing; "" when that is not known."""

@@ -50,10 +50,11 @@ from tipoff_shared.records import (
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything that one cycle has read. `now`: Unix seconds. `settled`: NATS has been connected for so long that a
-    missing lease or connection means something. `before`, `after`: the two readings of the deployments. `listed[name]`
-    is None where that orchestrator gave no answer. `sessions` and `connections` are None when they were not listed in
-    this cycle; `departures`: revisions of the tombstones of connections, listed with these."""
+    """Everything that one cycle has read. `now`: Unix seconds. `settled`: game servers have been heard for so long that
+    a missing lease or connection means something. `deaf`: they were not lately, although NATS was there, so that even a
+    start may have ended well without our knowing. `before`, `after`: the two readings of the deployments.
+    `listed[name]` is None where that orchestrator gave no answer. `sessions` and `connections` are None when they were
+    not listed in this cycle; `departures`: revisions of the tombstones of connections, listed with these."""
 
     now: float
     settled: bool
@@ -66,6 +67,7 @@ class Snapshot:
     sessions: Mapping[str, SessionRecord] | None = None
     connections: frozenset[str] | None = None
     departures: Mapping[str, int] = field(default_factory=dict)
+    deaf: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +152,7 @@ def _deployment(record: DeploymentRecord, snapshot: Snapshot, grace: Grace, memo
             and _ready_when_running(record, snapshot)
         ):
             return [MarkReady(running)]
-        if now > record.deadline + grace.slack:
+        if now > record.deadline + grace.slack and not snapshot.deaf:
             return [StopServer(record.id, "it was not ready in time")]
         if running is not None and running.state is RunState.RUNNING and _ready_by_context(record, snapshot):
             return [LookForDigest(running)] if running.digest_key else []

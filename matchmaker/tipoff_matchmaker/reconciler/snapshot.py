@@ -15,6 +15,7 @@ from typing import TypeVar
 from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.fleet.liveness import Liveness
 from tipoff_matchmaker.fleet.trust import Trust
+from tipoff_matchmaker.hearing import Hearing
 from tipoff_matchmaker.metrics import Metrics
 from tipoff_matchmaker.reconciler.rules import Snapshot
 from tipoff_matchmaker.sessions.deadlines import SessionDeadlines
@@ -51,6 +52,7 @@ class SnapshotReader:
         liveness: Liveness,
         sessions: SessionStore,
         deadlines: SessionDeadlines,
+        hearing: Hearing,
         metrics: Metrics,
         settings: Settings,
         clock: Callable[[], float],
@@ -63,6 +65,7 @@ class SnapshotReader:
         self._liveness = liveness
         self._sessions = sessions
         self._deadlines = deadlines
+        self._hearing = hearing
         self._metrics = metrics
         self._listing_interval = settings.listing_interval
         self._clock = clock
@@ -105,7 +108,8 @@ class SnapshotReader:
         self._metrics.deployments_seen(after.values())
         return Snapshot(
             now=self._clock(),
-            settled=self._deadlines.settled,
+            settled=self._hearing.settled,
+            deaf=self._hearing.deaf,
             games=self._games,
             before=before,
             after=after,

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import time
 from collections.abc import Awaitable, Callable
 
+from tipoff_matchmaker.hearing import Hearing
 from tipoff_matchmaker.sessions.state_machine import DeadlinePassed, Left
 from tipoff_matchmaker.sessions.store import SessionStore
-from tipoff_matchmaker.settings import Settings
 from tipoff_shared.errors import TipoffError
 from tipoff_shared.kv.buckets import Buckets
-from tipoff_shared.nats.connection import Bus
 from tipoff_shared.primitives.waiting import wait_for_event
 from tipoff_shared.records import SessionRecord, SessionState
 
@@ -77,25 +75,22 @@ class SessionDeadlines:
 
     def __init__(
         self,
-        bus: Bus,
+        hearing: Hearing,
         buckets: Buckets,
         sessions: SessionStore,
-        settings: Settings,
         clock: Callable[[], float],
     ) -> None:
-        self._bus = bus
+        self._hearing = hearing
         self._buckets = buckets
         self._sessions = sessions
-        self._settle = 2 * settings.lease_ttl
         self._deadlines = Deadlines(clock, self._due)
         self.run = self._deadlines.run
         sessions.subscribe(self._written)
 
     @property
     def settled(self) -> bool:
-        """Whether NATS has been connected for so long that a missing lease or connection means something."""
-        since = self._bus.connected_since
-        return since is not None and time.monotonic() - since >= self._settle
+        """Whether game servers have been heard for so long that a missing lease or connection means something."""
+        return self._hearing.settled
 
     async def check(self, session_id: str) -> None:
         """Close the session if its deadline has passed, or its player has left. Raises `Unavailable`.
