@@ -6,7 +6,7 @@ import importlib
 import json
 import sys
 
-BENCHES = ("netcode", "matchmaker", "httpd", "turn", "gameserver", "profiles", "stack")
+BENCHES = ("netcode", "matchmaker", "httpd", "turn", "gameserver", "profiles", "seats", "stack")
 
 
 def main(names: list[str]) -> int:

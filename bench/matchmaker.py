@@ -61,7 +61,11 @@ class Load:
         self._inbox = bus.nc.new_inbox()
         self._waiting: dict[str, asyncio.Future[bytes]] = {}
         self._next = 0
-        self._request = encode_request(PlayRequest(GAME.name, GAME.version, client_ip="203.0.113.7"))
+        # Nobody connects, so each address asks less often than it may hold unclaimed seats.
+        self._requests = [
+            encode_request(PlayRequest(GAME.name, GAME.version, client_ip=f"203.0.{n // 250}.{n % 250}"))
+            for n in range(1000)
+        ]
         self._subject = bus.subjects.request(GAME.name, GAME.version)
 
     async def open(self) -> None:
@@ -78,7 +82,7 @@ class Load:
         future = self._waiting[name] = asyncio.get_running_loop().create_future()
         await self._bus.nc.publish(
             self._subject,
-            self._request,
+            self._requests[self._next % len(self._requests)],
             reply=f"{self._inbox}.{name}",
             headers={REQUEST_ID_HEADER: new_request_id()},
         )
@@ -246,23 +250,25 @@ async def matchmaker_of(game: Game, nats: NatsSettings, settings: Settings) -> A
         await fake.close()
 
 
+async def all_ready(matchmaker: Matchmaker, game: Game, count: int) -> None:
+    """Returns when `count` servers of the game are ready; raises `TimeoutError` after a minute."""
+    there = asyncio.Event()
+
+    def look(*_: object) -> None:
+        if sum(record.state == "ready" for record in matchmaker.parts.deployments.of(*game.key)) >= count:
+            there.set()
+
+    matchmaker.parts.deployments.subscribe(look)
+    look()
+    async with asyncio.timeout(60):
+        await there.wait()
+
+
 async def _serve() -> None:
     """The matchmaker's process."""
     nats = NatsSettings.from_environment()
     async with matchmaker_of(GAME, nats, Settings(max_requests=5000)) as matchmaker:
-        all_ready = asyncio.Event()
-
-        def look(*_: object) -> None:
-            if (
-                sum(record.state == "ready" for record in matchmaker.parts.deployments.of(*GAME.key))
-                >= SERVERS
-            ):
-                all_ready.set()
-
-        matchmaker.parts.deployments.subscribe(look)
-        look()
-        async with asyncio.timeout(60):
-            await all_ready.wait()
+        await all_ready(matchmaker, GAME, SERVERS)
         print("ready", flush=True)
         profiler = cProfile.Profile()
         if path := os.environ.get("BENCH_PROFILE"):

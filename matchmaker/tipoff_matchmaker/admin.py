@@ -19,6 +19,7 @@ from tipoff_matchmaker.fleet.stop import Stopper
 from tipoff_matchmaker.fleet.trust import Trust
 from tipoff_matchmaker.orchestrators.resilient import ResilientOrchestrator
 from tipoff_matchmaker.requests.subscription import QUEUE
+from tipoff_matchmaker.sessions.claim_limit import LIMITED, REFUSED, SHORTENED, ClaimLimit
 from tipoff_matchmaker.sessions.kicker import Kicker
 from tipoff_matchmaker.sessions.state_machine import Ended, is_open
 from tipoff_matchmaker.sessions.store import SessionStore
@@ -50,6 +51,7 @@ class Admin:
         orchestrators: Mapping[str, ResilientOrchestrator],
         requests: BoundedHandlers,
         write_probe: WriteProbe,
+        claims: ClaimLimit,
     ) -> None:
         self._bus = bus
         self._instance = instance
@@ -61,6 +63,7 @@ class Admin:
         self._orchestrators = orchestrators
         self._requests = requests
         self._write_probe = write_probe
+        self._claims = claims
         self._handlers = BoundedHandlers("operator's request", _AT_ONCE)
         self._subscriptions: list[Subscription] = []
 
@@ -159,4 +162,7 @@ class Admin:
             self._requests.in_flight,
             [orchestrator.describe() for orchestrator in self._orchestrators.values()],
             [problem] if (problem := self._write_probe.problem) else [],
+            admin.ClaimLimitStatus(
+                self._claims.acted[LIMITED], self._claims.acted[REFUSED], self._claims.acted[SHORTENED]
+            ),
         )

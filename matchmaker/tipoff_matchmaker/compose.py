@@ -43,7 +43,9 @@ from tipoff_matchmaker.requests.gensession import GenSession, default_game
 from tipoff_matchmaker.requests.pending import PendingRequests
 from tipoff_matchmaker.requests.placement import Placement
 from tipoff_matchmaker.requests.subscription import RequestSubscription
+from tipoff_matchmaker.seats.unclaimed import most_unclaimed
 from tipoff_matchmaker.seats.waiting_line import WaitingLines
+from tipoff_matchmaker.sessions.claim_limit import ClaimLimit
 from tipoff_matchmaker.sessions.deadlines import SessionDeadlines
 from tipoff_matchmaker.sessions.kicker import Kicker
 from tipoff_matchmaker.sessions.release import Releaser
@@ -152,6 +154,11 @@ def compose(
     metrics.unheard.set_function(lambda: float(hearing.deaf))
     deadlines = SessionDeadlines(hearing, buckets, sessions, clock)
 
+    unclaimed = {game.key: most_unclaimed(game, settings.unclaimed_per_address) for game in ours}
+    # How many seats the others can have is known at Edgegap only.
+    unclaimed = dict.fromkeys(by_key, settings.unclaimed_per_address) | unclaimed
+    claims = ClaimLimit(sessions, unclaimed, metrics, tasks, settings, clock)
+
     stopper = Stopper(deployments, fleet_limit, resilient, ender, tasks, settings, clock)
     readiness = Readiness(games, deployments, tokens, trust, ender, stopper, clock)
     starter = Starter(
@@ -162,16 +169,16 @@ def compose(
     )
     contexts = BevygapContexts(games, deployments, resilient, readiness, stopper, buckets.cert_digests)
     planner = Planner(
-        deployments, fleet_limit, resilient, ours, lines, starter, stopper, peers, settings, clock
+        deployments, fleet_limit, resilient, ours, lines, claims, starter, stopper, peers, settings, clock
     )
 
-    usual = SeatAllocator(deployments, trust, lines, planner, our_keys, tasks, settings, clock)
+    usual = SeatAllocator(deployments, trust, lines, planner, claims, our_keys, tasks, settings, clock)
     others: dict[GameKey, Allocator] = {}
     edgegap: EdgegapSessions | None = None
     if (servers := orchestrators.get(SESSIONS)) is not None:
         theirs = [game for game in games.all() if game.orchestrator == SESSIONS]
         edgegap = _edgegap_sessions(
-            servers, theirs, bus, buckets, deployments, readiness, contexts, tasks, settings, clock
+            servers, theirs, bus, buckets, deployments, readiness, contexts, claims, tasks, settings, clock
         )
         others |= dict.fromkeys((game.key for game in theirs), edgegap)
     router = Router(usual, others)
@@ -226,7 +233,9 @@ def compose(
     presence_reader = PresenceReader(buckets, sessions, liveness)
     delete_queue = DeleteQueue(bus, sessions, releaser)
 
-    placement = Placement(buckets, deployments, router, sessions, tokens, peers, mappings, settings, clock)
+    placement = Placement(
+        buckets, deployments, router, sessions, claims, tokens, peers, mappings, settings, clock
+    )
     pending = PendingRequests(placement.place, sessions, tasks, settings)
     handlers = BoundedHandlers("play request", settings.max_requests)
     metrics.in_flight.set_function(lambda: handlers.in_flight)
@@ -243,6 +252,7 @@ def compose(
         resilient,
         handlers,
         write_probe,
+        claims,
     )
     return Parts(
         settings=settings,
@@ -291,6 +301,7 @@ def _edgegap_sessions(
     deployments: DeploymentStore,
     readiness: Readiness,
     contexts: BevygapContexts,
+    claims: ClaimLimit,
     tasks: Tasks,
     settings: Settings,
     clock: Callable[[], float],
@@ -325,4 +336,6 @@ def _edgegap_sessions(
         clock=clock,
         backoff=settings.backoff,
     )
-    return EdgegapSessions(watch, seats, requests, ready, deployments, games, tasks, settings, clock=clock)
+    return EdgegapSessions(
+        watch, seats, requests, ready, claims, deployments, games, tasks, settings, clock=clock
+    )

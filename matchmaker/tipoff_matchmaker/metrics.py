@@ -73,6 +73,13 @@ class Metrics:
             ["code"],
             registry=self.registry,
         )
+        self._claim_limit = Counter(
+            "tipoff_matchmaker_claim_limit",
+            "How often one address was kept to its share of unclaimed seats: limited (its players wait), refused "
+            "(429), shortened (a seat is held for a shorter time)",
+            ["action"],
+            registry=self.registry,
+        )
         self._seats = Gauge("tipoff_seats_taken", "Seats taken", ["game", "version"], registry=self.registry)
 
     def answered(self, seconds: float, *, warm: bool) -> None:
@@ -113,6 +120,10 @@ class Metrics:
             self._seats.labels(game, version).set(taken)
             for state in DeploymentState:
                 self._deployments.labels(game, version, state).set(counts[game, version, state])
+
+    def claim_limit_acted(self, action: str) -> None:
+        """An address was kept to its share of unclaimed seats."""
+        self._claim_limit.labels(action).inc()
 
     @contextmanager
     def serve(self, host: str, port: int) -> Iterator[None]:

@@ -49,6 +49,22 @@ class Settings(BaseSettings):
     """After so long without a heartbeat of a matchmaker (there are three in this time) another one may go on with
     the requests it has in hand."""
 
+    unclaimed_per_address: int = Field(default=32, ge=0)
+    """Seats of one game that players at one address (an IPv6 /64 counts as one) may hold before they connect, and at
+    most half of the seats the game can have. Further players there wait until some of those have connected. Loopback is
+    exempt; 0 means no limit, and holds of full length for everybody."""
+
+    free_misses: int = Field(default=3, ge=0)
+    """Seats that an address may let expire at no cost. Each further one halves how long it may hold its next ones; each
+    one it claims takes one off, and ten minutes without any forgive all."""
+
+    least_hold: float = Field(default=10.0, ge=2)
+    """The shortest time for which such an address holds a seat; half of it is the token's lifetime."""
+
+    unclaimed_patience: float = Field(default=5.0, gt=0)
+    """How long players wait because their address holds as many unclaimed seats as it may, and none of them is claimed;
+    then they are refused with 429 and Retry-After."""
+
     seat_hold: float = Field(default=15.0, gt=0)
     """How long a seat counts whose session record is not written: the time this process has to write it."""
 

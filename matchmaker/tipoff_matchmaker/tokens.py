@@ -101,6 +101,10 @@ class Tokens:
             return game.token_lifetime
         return max(1, min(game.token_lifetime, BEVYGAP_LIFETIME, MAPPING_TTL - game.token_timeout))
 
+    def hold(self, game: Game) -> float:
+        """Seconds for which a seat is usually held for its player, from the token's issue."""
+        return self.lifetime(game) + game.token_timeout + game.claim_timeout
+
     async def endpoint(self, game: Game, deployment: DeploymentRecord) -> Endpoint:
         """Where to send players; remembered until the deployment's addresses change. Raises
         `OrchestratorFailed` when they cannot be used."""
@@ -124,10 +128,16 @@ class Tokens:
         own_key: bool = False,
         now: float,
         slack: float,
+        hold_factor: float = 1.0,
     ) -> Issued:
         """A fresh token for the session's client id on the session's deployment, which has a netcode key of its own or
-        (`own_key` False) the game's."""
+        (`own_key` False) the game's. `hold_factor`: the part of its usual lifetime and hold that it gets; how long a
+        connection may be silent stays as it is."""
+        hold = self.hold(game) * hold_factor
         lifetime = self.lifetime(game)
+        if hold_factor < 1:
+            lifetime = max(1, min(lifetime, int(hold / 2)))
+            hold = max(hold, lifetime + 1.0)
         user_data = b""
         if not game.bevygap:
             user_data = TokenUserData(
@@ -147,7 +157,7 @@ class Tokens:
         )
         return Issued(
             base64.b64encode(token.encode()).decode(),
-            claim_deadline=now + lifetime + game.token_timeout + game.claim_timeout + slack,
+            claim_deadline=now + hold + slack,
         )
 
     def ready(

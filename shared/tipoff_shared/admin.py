@@ -78,6 +78,15 @@ class OrchestratorStatus(msgspec.Struct, frozen=True):
     failing: list[Failing] = []
 
 
+class ClaimLimitStatus(msgspec.Struct, frozen=True):
+    """How often a matchmaker has kept one address to its share of unclaimed seats. `limited`: its further players had
+    to wait; `refused`: they got 429; `shortened`: a seat was held for a shorter time than usual."""
+
+    limited: int = 0
+    refused: int = 0
+    shortened: int = 0
+
+
 class MatchmakerStatus(msgspec.Struct, frozen=True):
     """The answer to `status`. `in_flight`: play requests in progress. `problems`: what keeps this matchmaker from
     serving players, beside its orchestrators; a text for people each."""
@@ -86,6 +95,7 @@ class MatchmakerStatus(msgspec.Struct, frozen=True):
     in_flight: int
     orchestrators: list[OrchestratorStatus]
     problems: list[str] = []
+    claim_limit: ClaimLimitStatus = ClaimLimitStatus()
 
 
 class _Error(msgspec.Struct, frozen=True):

@@ -25,6 +25,10 @@ class SessionState(StrEnum):
     GONE = "gone"
 
 
+NOT_CLAIMED = "the player did not connect in time"
+"""The `reason` of a session that ended because its seat was never claimed."""
+
+
 class SessionRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """`sessions[id]`; written by matchmakers only, every transition a compare-and-set.
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from tests.matchmaker.world import ARENA, World
+from tests.matchmaker.world import ARENA, World, failed
 from tipoff.operate.admin import drain, kick, until_gone
 from tipoff.operate.status import print_status, read_status
 from tipoff_orchestrator_client.base import OrchestratorUnavailable
@@ -283,3 +283,23 @@ def test_any_reply_is_read_or_a_typed_error(data: bytes) -> None:
         decode_reply(data, Drained)
     except TipoffError:
         return
+
+
+@pytest.mark.row(67)
+async def test_status_says_how_often_an_address_was_kept_to_its_share(world: World) -> None:
+    """One line for all matchmakers; nothing while there is nothing to tell."""
+    one = msgspec.structs.replace(ARENA, seats=1, max_deployments=1)
+    async with world.matchmaker(one, unclaimed_patience=0.1):
+        await world.play(client_ip="203.0.113.1")
+        assert "unclaimed seats" not in _shown(await read_status(world.bus))
+        assert failed(await (await world.ask(client_ip="203.0.113.1")).end()).code == 429
+        status = await read_status(world.bus)
+        assert status["matchmakers"][0]["claim_limit"] == {"limited": 1, "refused": 1, "shortened": 0}
+        assert "an address reached its share 1 times, 1 requests were refused" in _shown(status)
+
+
+def _shown(status: dict[str, list[dict[str, Any]]]) -> str:
+    console = Console(file=io.StringIO(), width=300)
+    print_status(status, console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()

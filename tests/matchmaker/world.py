@@ -234,6 +234,7 @@ class World:
         self.fake = FakeOrchestrator(
             "fake", on_start=self._on_start, on_stop=self._on_stop, on_death=self._on_death
         )
+        self._players = 0
         self._beats: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> World:
@@ -303,8 +304,13 @@ class World:
         payload: bytes | None = None,
         subject: str | None = None,
         again: bool = False,
+        client_ip: str | None = None,
     ) -> Answers:
-        """Ask to play; the feedback comes into what is returned. `again`: of every matchmaker."""
+        """Ask to play; the feedback comes into what is returned. `again`: of every matchmaker. `client_ip`: by default
+        each player has an address of its own."""
+        if client_ip is None:
+            client_ip = f"203.0.{113 + self._players // 240}.{7 + self._players % 240}"
+            self._players += 1
         answers = Answers()
         answers.request_id = request_id or names.new_request_id()
 
@@ -321,9 +327,7 @@ class World:
             headers[TIMEOUT_HEADER] = str(timeout)
         await self.bus.nc.publish(
             subject or (self.bus.subjects.retry if again else self.bus.subjects.request)(game, version),
-            encode_request(PlayRequest(game, version, client_ip="203.0.113.7"))
-            if payload is None
-            else payload,
+            encode_request(PlayRequest(game, version, client_ip=client_ip)) if payload is None else payload,
             reply=inbox,
             headers=headers,
         )
@@ -336,9 +340,10 @@ class World:
         *,
         request_id: str | None = None,
         again: bool = False,
+        client_ip: str | None = None,
     ) -> SessionReady:
         """Ask, and get a seat."""
-        answers = await self.ask(game, version, request_id=request_id, again=again)
+        answers = await self.ask(game, version, request_id=request_id, again=again, client_ip=client_ip)
         ready = await answers.end()
         assert isinstance(ready, SessionReady), ready
         return ready

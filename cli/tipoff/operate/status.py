@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from typing import Any
 
 import msgspec
@@ -24,13 +25,14 @@ _NEXT_ANSWER = 0.1
 
 
 async def read_status(bus: Bus) -> dict[str, list[dict[str, Any]]]:
-    """`{"deployments": [...], "sessions": [...], "connections": [...], "orchestrators": [...], "problems": [...]}` as
-    plain JSON values, without what is gone. Raises `Unavailable` while NATS is away.
+    """`{"deployments": [...], "sessions": [...], "connections": [...], "orchestrators": [...], "problems": [...],
+    "matchmakers": [...]}` as plain JSON values, without what is gone. Raises `Unavailable` while NATS is away.
 
     A deployment's `seats` are the sessions that hold one; `players` is the number its game server last reported. Each
     orchestrator has one item for each matchmaker that answers: `state` is closed (it works), half-open or open (no
     calls for a while), `failing` holds the calls that fail, and why. A problem is what else keeps a matchmaker from
-    serving players.
+    serving players. A matchmaker's `claim_limit` counts how often it has kept an address to its share of unclaimed
+    seats.
     """
     kv = buckets(bus)
     deployments, sessions, leases, connections, matchmakers = await asyncio.gather(
@@ -70,6 +72,14 @@ async def read_status(bus: Bus) -> dict[str, list[dict[str, Any]]]:
             {"matchmaker": matchmaker.instance, "problem": problem}
             for matchmaker in matchmakers
             for problem in matchmaker.problems
+        ],
+        "matchmakers": [
+            {
+                "matchmaker": matchmaker.instance,
+                "in_flight": matchmaker.in_flight,
+                "claim_limit": msgspec.to_builtins(matchmaker.claim_limit),
+            }
+            for matchmaker in matchmakers
         ],
     }
 
@@ -134,6 +144,22 @@ def print_status(status: dict[str, list[dict[str, Any]]], console: Console) -> N
     print_orchestrators(status["orchestrators"], console)
     for problem in dict.fromkeys(item["problem"] for item in status["problems"]):
         console.print(problem, style="red", highlight=False, markup=False, soft_wrap=True)
+    print_claim_limits(status["matchmakers"], console)
+
+
+def print_claim_limits(matchmakers: list[dict[str, Any]], console: Console) -> None:
+    """One line when addresses were kept to their share of unclaimed seats."""
+    acted: Counter[str] = Counter()
+    for item in matchmakers:
+        acted.update(item["claim_limit"])
+    if acted.total():
+        console.print(
+            f"unclaimed seats: an address reached its share {acted['limited']} times, {acted['refused']} requests were "
+            f"refused for it, {acted['shortened']} seats were held for a shorter time",
+            style="yellow",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def print_orchestrators(orchestrators: list[dict[str, Any]], console: Console) -> None:

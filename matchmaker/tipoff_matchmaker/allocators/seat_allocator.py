@@ -3,7 +3,8 @@
 A caller stands in the line of its game. As long as the first in line fits somewhere, it gets a seat staged on the
 fullest such server; all that is staged on one server at one moment is one write (see deployments/store.py). A seat
 counts as taken from the moment it is staged, so nothing is promised twice; a waiter that a lost race left without a
-seat returns to its place in the line.
+seat returns to its place in the line. An address that holds as many unclaimed seats as it may waits until it holds
+fewer (see sessions/claim_limit.py); the others go on.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from tipoff_matchmaker.fleet.trust import Trust
 from tipoff_matchmaker.seats.allocation_request import AllocationRequest, Seats
 from tipoff_matchmaker.seats.rules import free_seats, leave, take
 from tipoff_matchmaker.seats.waiting_line import Waiter, WaitingLine, WaitingLines
+from tipoff_matchmaker.sessions.claim_limit import ClaimLimit
 from tipoff_matchmaker.settings import Settings
 from tipoff_shared.errors import TipoffError, Unavailable, UnknownGame
 from tipoff_shared.games import GameKey
@@ -62,6 +64,7 @@ class SeatAllocator:
         trust: Trust,
         lines: WaitingLines,
         planner: Planner,
+        claims: ClaimLimit,
         games: Iterable[GameKey],
         tasks: Tasks,
         settings: Settings,
@@ -71,6 +74,7 @@ class SeatAllocator:
         self._trust = trust
         self._lines = lines
         self._planner = planner
+        self._claims = claims
         self._tasks = tasks
         self._settings = settings
         self._clock = clock
@@ -79,6 +83,7 @@ class SeatAllocator:
         self._tickets = itertools.cycle(range(1000))
         deployments.subscribe(self._deployment_changed)
         trust.subscribe(self._trust_changed)
+        claims.subscribe(self._room_changed)
 
     def close(self, error: TipoffError) -> None:
         """Answer everybody in line, and everybody who comes later, with `error`."""
@@ -88,7 +93,8 @@ class SeatAllocator:
         """Nothing to wait for: seats that are being written are undone by tasks of their own, or expire."""
 
     async def allocate(self, allocation: AllocationRequest) -> AsyncGenerator[Step, None]:
-        """Stand in the game's line until seats are written. Raises `UnknownGame`, or the error that closed the line."""
+        """Stand in the game's line until seats are written. Raises `UnknownGame`, the error that closed the line, or
+        `SlowDown` when the address holds as many unclaimed seats as it may and claims none of them."""
         key = allocation.key
         line = self._lines.get(key)
         if line is None:
@@ -104,11 +110,16 @@ class SeatAllocator:
             while (seats := waiter.seats) is None:
                 if waiter.error is not None:
                     raise waiter.error
+                if (parked_since := line.parked_since(waiter)) is not None:
+                    self._claims.refuse_if_waited(allocation, parked_since)
                 start_failed, waiter.start_failed = waiter.start_failed, ""
                 yield Progress(self._explain(line, waiter, start_failed), start_failed)
                 if waiter.seats is None and waiter.error is None:
                     self._planner.want(key)
                     await waiter.changed(self._settings.progress_interval)
+                    if line.parked_since(waiter) is not None:
+                        await self._claims.check(allocation.address, key)
+                        self._room_changed(allocation.address, key)
             delivered = True
             yield seats
         finally:
@@ -120,6 +131,7 @@ class SeatAllocator:
 
     async def undo(self, seats: Seats) -> None:
         """Take the seats out of the server's record, unless they are shared. After a failed write they expire."""
+        self._claims.drop(seats.members)
         if seats.shared:
             return
         now = self._clock()
@@ -147,9 +159,13 @@ class SeatAllocator:
     # Staging.
 
     def _pump(self, key: GameKey) -> None:
-        """Stage seats for as many of the line as fit, in order."""
+        """Stage seats for as many of the line as fit, in order; park the queues of addresses without room."""
         line, packing = self._lines[key], self._packing[key]
         while (waiter := line.first) is not None:
+            if not self._claims.may_take(waiter.allocation):
+                if line.park(self._clock()):
+                    self._claims.limited(waiter.allocation)
+                continue
             deployment_id = packing.pick(len(waiter.allocation.members))
             if deployment_id is None:
                 return
@@ -164,6 +180,7 @@ class SeatAllocator:
         # The fraction makes it differ from what others write for the same member: by it `leave` finds this seat.
         until = round(self._clock() + self._settings.seat_hold, 3) + next(self._tickets) * 1e-6
         claim = _Claim(members, until)
+        self._claims.hold(waiter.allocation, until)
         written = self._deployments.change(deployment_id, claim)
         written.add_done_callback(partial(self._written, waiter, deployment_id, claim))
 
@@ -185,6 +202,7 @@ class SeatAllocator:
                 waiter.seats = seats
                 waiter.signal()
             return
+        self._claims.drop(members)
         if waiter.abandoned:
             return
         if self._lines.closed is not None:
@@ -227,11 +245,19 @@ class SeatAllocator:
         if record is not None:
             self._deployment_changed(record, record)
 
+    def _room_changed(self, address: str, key: GameKey) -> None:
+        """The address may have room for another unclaimed seat."""
+        line = self._lines.get(key)
+        if line is not None and line.unpark(address):
+            self._pump(key)
+
     def _count(self, record: DeploymentRecord) -> None:
         free = free_seats(record) - self._staged[record.id] if record.id in self._trust else 0
         self._packing[(record.game, record.version)].set(record.id, free)
 
     def _explain(self, line: WaitingLine, waiter: Waiter, start_failed: str) -> str:
+        if line.parked_since(waiter) is not None:
+            return "Other players at your address have seats; waiting until one of them has connected"
         return self._planner.explain(
             waiter.allocation.key,
             waited=self._clock() - waiter.since,

@@ -24,6 +24,7 @@ from tipoff_matchmaker.fleet.stop import Stopper
 from tipoff_matchmaker.orchestrators.resilient import ResilientOrchestrator
 from tipoff_matchmaker.peers import Peers
 from tipoff_matchmaker.seats.waiting_line import WaitingLines
+from tipoff_matchmaker.sessions.claim_limit import ClaimLimit
 from tipoff_matchmaker.settings import Settings
 from tipoff_orchestrator_client.base import NoCapacity, NotConfigured, OrchestratorError
 from tipoff_shared.errors import OrchestratorFailed, TipoffError
@@ -50,6 +51,7 @@ class Planner:
         orchestrators: Mapping[str, ResilientOrchestrator],
         games: Iterable[Game],
         lines: WaitingLines,
+        claims: ClaimLimit,
         starter: Starter,
         stopper: Stopper,
         peers: Peers,
@@ -61,6 +63,7 @@ class Planner:
         self._orchestrators = orchestrators
         self._games: dict[GameKey, Game] = {game.key: game for game in games}
         self._lines = lines
+        self._claims = claims
         self._starter = starter
         self._stopper = stopper
         self._peers = peers
@@ -151,10 +154,12 @@ class Planner:
 
     async def _plan(self, game: Game) -> None:
         line = self._lines[game.key]
-        if state_machine.starts_wanted(game, line.players, self._deployments.of(*game.key)) <= 0:
+        # One address makes no more servers start than its share of unclaimed seats fills.
+        waiting = line.players_within(lambda address: self._claims.room(address, game.key))
+        if state_machine.starts_wanted(game, waiting, self._deployments.of(*game.key)) <= 0:
             return  # the usual case, and records that we do not know yet would only mean fewer
         known = await self._fleet(game)
-        count = state_machine.starts_wanted(game, line.players, known.values())
+        count = state_machine.starts_wanted(game, waiting, known.values())
         if count <= 0:
             return
         wished = [new_deployment_id(game.name) for _ in range(count)]

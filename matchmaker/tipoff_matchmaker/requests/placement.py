@@ -27,6 +27,7 @@ from tipoff_matchmaker.mappings import Mappings
 from tipoff_matchmaker.peers import Peers
 from tipoff_matchmaker.requests.pending import PendingRequest
 from tipoff_matchmaker.seats.allocation_request import AllocationRequest, Seats
+from tipoff_matchmaker.sessions.claim_limit import ClaimLimit
 from tipoff_matchmaker.sessions.state_machine import AskedAgain, SeatFound, StartFailed, TakenOver
 from tipoff_matchmaker.sessions.store import SessionStore
 from tipoff_matchmaker.settings import Settings
@@ -61,6 +62,7 @@ class Placement:
         deployments: DeploymentStore,
         router: Router,
         sessions: SessionStore,
+        claims: ClaimLimit,
         tokens: Tokens,
         peers: Peers,
         mappings: Mappings,
@@ -71,6 +73,7 @@ class Placement:
         self._deployments = deployments
         self._router = router
         self._sessions = sessions
+        self._claims = claims
         self._tokens = tokens
         self._peers = peers
         self._mappings = mappings
@@ -189,11 +192,21 @@ class Placement:
             raise Conflict("the server of this request has ended; ask with a new request id")
         endpoint = await self._tokens.endpoint(request.game, deployment)
         issued = self._issue(request.game, record, deployment, endpoint)
+        self._check_repetition(request.game, record, issued)
         outcome = await self._sessions.apply(record.id, AskedAgain(issued.claim_deadline))
         if outcome.record is None or outcome.record.state not in (SessionState.READY, SessionState.ACTIVE):
             return None
         await self._hand_out(request.game, record, issued)
         return self._tokens.ready(record, deployment, endpoint, issued)
+
+    def _check_repetition(self, game: Game, record: SessionRecord, issued: Issued) -> None:
+        """Raises `Conflict` when repeating the request would hold an unclaimed seat for more than twice the usual
+        time: whoever repeats it for ever would keep the seat for ever."""
+        if record.state is not SessionState.READY:
+            return
+        latest = record.created_at + game.request_timeout + 2 * self._tokens.hold(game)
+        if issued.claim_deadline > latest + self._settings.claim_slack:
+            raise Conflict("you have not connected with this request's token; ask with a new request id")
 
     # A session that has none, or waits.
 
@@ -287,6 +300,7 @@ class Placement:
             own_key=deployment.own_key,
             now=self._clock(),
             slack=self._settings.claim_slack,
+            hold_factor=self._claims.hold_factor(record.client_ip, self._tokens.hold(game)),
         )
 
     async def _hand_out(self, game: Game, record: SessionRecord, issued: Issued) -> None:

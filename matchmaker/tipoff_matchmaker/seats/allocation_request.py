@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tipoff_matchmaker.seats.unclaimed import share_address
 from tipoff_shared.games import GameKey
 from tipoff_shared.records import DeploymentRecord
 
@@ -23,6 +24,11 @@ class AllocationRequest:
     def key(self) -> GameKey:
         """The game and version they want to play."""
         return (self.game, self.version)
+
+    @property
+    def address(self) -> str:
+        """The address whose share they take part in; "" when they stand for themselves."""
+        return share_address(self.client_ips[0]) if self.client_ips else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,26 @@
-"""Keeps the waiting line of each game: first come, first served."""
+"""Keeps the waiting line of each game: addresses take turns, and within an address the first comes first.
+
+    turn    1        2        3                    parked: c
+    line    a ─ b ─ d  ──>    a's first, b's first, d's first, a's second, b's second ...
+
+Each address (see unclaimed.py) has a queue of its own, so that one which asks a thousand times delays another one by a
+single turn. A request without an address is a queue of its own. A party is one waiter, and stays whole. A queue whose
+address may take no further seat is parked until it may; the others go on.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left, insort
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeAlias
 
 from tipoff_matchmaker.seats.allocation_request import AllocationRequest, Seats
 from tipoff_shared.errors import TipoffError
 from tipoff_shared.games import GameKey
+
+_QueueKey: TypeAlias = str | int
+"""An address, or the number of the only waiter, who has none."""
 
 
 class Waiter:
@@ -29,6 +41,7 @@ class Waiter:
         "since",
         "staged",
         "start_failed",
+        "turn",
     )
 
     def __init__(self, number: int, allocation: AllocationRequest, since: float) -> None:
@@ -42,11 +55,18 @@ class Waiter:
         self.failures = 0
         """How often its seats could not be written."""
         self.abandoned = False
+        self.turn = 0
+        """The turn it was taken out of the line with, or has been first with; 0 when it never was."""
         self._signalled = False
         self._wake: asyncio.Future[None] | None = None
 
     def __lt__(self, other: Waiter) -> bool:
         return self.number < other.number
+
+    @property
+    def queue_key(self) -> _QueueKey:
+        """The queue it waits in."""
+        return self.allocation.address or self.number
 
     def signal(self) -> None:
         """Something has changed: the waiting caller looks again."""
@@ -68,59 +88,154 @@ class Waiter:
         self._signalled = False
 
 
+class _Queue:
+    """The waiters of one address, in the order of their arrival. `turn` is its place among the queues."""
+
+    __slots__ = ("parked_since", "players", "turn", "waiters")
+
+    def __init__(self, turn: int) -> None:
+        self.turn = turn
+        self.waiters: list[Waiter] = []
+        self.players = 0
+        self.parked_since = 0.0
+        """Since when its address could take no seat (Unix seconds); 0 when it could the last time."""
+
+    def __lt__(self, other: _Queue) -> bool:
+        return self.turn < other.turn
+
+
 class WaitingLine:
-    """Waiters in the order of their arrival; those whose seats are staged are not in it."""
+    """Waiters in the order in which they are served; those whose seats are staged are not in it.
+
+    Every operation makes logarithmically many comparisons at most, except those that look at all waiters (`announce`,
+    `fail`, `players_within`).
+    """
 
     def __init__(self) -> None:
-        self._waiters: list[Waiter] = []
+        self._queues: dict[_QueueKey, _Queue] = {}
+        self._ring: list[_Queue] = []
+        """The queues that take turns, by turn."""
+        self._parked: dict[_QueueKey, _Queue] = {}
+        self._count = 0
         self._numbers = 0
+        self._turns = 0
 
     def __len__(self) -> int:
-        return len(self._waiters)
+        return self._count
 
     @property
     def players(self) -> int:
         """How many players wait."""
-        return sum(len(waiter.allocation.members) for waiter in self._waiters)
+        return sum(queue.players for queue in self._queues.values())
+
+    def players_within(self, room: Callable[[str], int]) -> int:
+        """How many of the players that wait could get seats now, when an address may take `room(address)` of them."""
+        return sum(
+            queue.players if isinstance(key, int) else min(queue.players, room(key))
+            for key, queue in self._queues.items()
+        )
 
     @property
     def first(self) -> Waiter | None:
         """The next one to be served."""
-        return self._waiters[0] if self._waiters else None
+        return self._ring[0].waiters[0] if self._ring else None
 
     def client_ips(self, count: int) -> tuple[str, ...]:
-        """Addresses of the first `count` waiters: a new server should be near them."""
-        found = [ip for waiter in self._waiters[:count] for ip in waiter.allocation.client_ips]
+        """Addresses of the first waiters of the next `count` queues: a new server should be near them."""
+        found = [ip for queue in self._ring[:count] for ip in queue.waiters[0].allocation.client_ips]
         return tuple(dict.fromkeys(found))
 
     def enter(self, allocation: AllocationRequest, now: float) -> Waiter:
-        """Join the end of the line. `now`: Unix seconds."""
+        """Join the end of the queue of the same address, or the end of the line. `now`: Unix seconds."""
         self._numbers += 1
         waiter = Waiter(self._numbers, allocation, now)
-        self._waiters.append(waiter)
+        queue = self._queues.get(waiter.queue_key)
+        if queue is None:
+            queue = self._queues[waiter.queue_key] = _Queue(self._next_turn())
+            self._ring.append(queue)
+        queue.waiters.append(waiter)
+        self._add(queue, waiter)
         return waiter
 
     def pop(self) -> Waiter:
-        """Take the first one out."""
-        return self._waiters.pop(0)
+        """Take the first one out; its queue goes to the end of the line."""
+        queue = self._ring.pop(0)
+        queue.parked_since = 0.0
+        waiter = queue.waiters.pop(0)
+        waiter.turn = queue.turn
+        self._subtract(queue, waiter)
+        if queue.waiters:
+            queue.turn = queue.waiters[0].turn or self._next_turn()
+            insort(self._ring, queue)
+        else:
+            del self._queues[waiter.queue_key]
+        return waiter
 
     def put_back(self, waiter: Waiter) -> None:
-        """Return to the old place: the seats it was promised could not be written."""
-        insort(self._waiters, waiter)
+        """Return to the old place, with the old turn: the seats it was promised could not be written."""
+        key = waiter.queue_key
+        queue = self._queues.get(key)
+        if queue is None:
+            queue = self._queues[key] = _Queue(waiter.turn)
+            insort(self._ring, queue)
+        before = queue.waiters[0] if queue.waiters else None
+        insort(queue.waiters, waiter)
+        self._add(queue, waiter)
+        if before is not None and queue.waiters[0] is waiter:
+            before.turn = queue.turn
+            self._move(key, queue, waiter.turn)
 
     def remove(self, waiter: Waiter) -> None:
         """Leave the line; idempotent."""
-        at = bisect_left(self._waiters, waiter)
-        if at < len(self._waiters) and self._waiters[at] is waiter:
-            del self._waiters[at]
+        key = waiter.queue_key
+        queue = self._queues.get(key)
+        at = -1 if queue is None else _index(queue.waiters, waiter)
+        if queue is None or at < 0:
+            return
+        del queue.waiters[at]
+        self._subtract(queue, waiter)
+        if not queue.waiters:
+            del self._queues[key]
+            if self._parked.pop(key, None) is None:
+                del self._ring[bisect_left(self._ring, queue)]
+
+    def park(self, now: float) -> bool:
+        """Let the first queue wait aside: its address may take no seat now. Returns whether that is new."""
+        queue = self._ring.pop(0)
+        self._parked[queue.waiters[0].queue_key] = queue
+        new = not queue.parked_since
+        queue.parked_since = queue.parked_since or now
+        return new
+
+    def unpark(self, address: str) -> bool:
+        """Let the address's queue take turns again, where it stood; returns whether it was parked."""
+        queue = self._parked.pop(address, None)
+        if queue is None:
+            return False
+        insort(self._ring, queue)
+        return True
+
+    def parked_since(self, waiter: Waiter) -> float | None:
+        """Since when (Unix seconds) the waiter's address could take no seat; None when it is not parked."""
+        queue = self._parked.get(waiter.queue_key)
+        return None if queue is None else queue.parked_since
 
     def position(self, waiter: Waiter) -> int:
-        """1 for the next one to be served."""
-        return bisect_left(self._waiters, waiter) + 1
+        """1 for the next one to be served. For those behind the first of an address it may be too large, because other
+        addresses may have fewer waiters."""
+        queue = self._queues.get(waiter.queue_key)
+        if queue is None:
+            return 1
+        at = max(0, _index(queue.waiters, waiter))
+        return min(self._count, at * len(self._ring) + bisect_left(self._ring, queue) + 1)
 
     def fail(self, error: Exception) -> int:
         """Answer everybody in line with `error`; returns how many those were."""
-        waiters, self._waiters = self._waiters, []
+        waiters = list(self._all())
+        self._queues.clear()
+        self._ring.clear()
+        self._parked.clear()
+        self._count = 0
         for waiter in waiters:
             waiter.error = error
             waiter.signal()
@@ -128,10 +243,41 @@ class WaitingLine:
 
     def announce(self, start_failed: str = "") -> None:
         """Wake everybody in line, and tell them why a server did not start."""
-        for waiter in self._waiters:
+        for waiter in self._all():
             if start_failed:
                 waiter.start_failed = start_failed
             waiter.signal()
+
+    def _all(self) -> Iterator[Waiter]:
+        for queue in self._queues.values():
+            yield from queue.waiters
+
+    def _next_turn(self) -> int:
+        self._turns += 1
+        return self._turns
+
+    def _move(self, key: _QueueKey, queue: _Queue, turn: int) -> None:
+        """Give the queue another turn."""
+        if key in self._parked:
+            queue.turn = turn
+            return
+        del self._ring[bisect_left(self._ring, queue)]
+        queue.turn = turn
+        insort(self._ring, queue)
+
+    def _add(self, queue: _Queue, waiter: Waiter) -> None:
+        queue.players += len(waiter.allocation.members)
+        self._count += 1
+
+    def _subtract(self, queue: _Queue, waiter: Waiter) -> None:
+        queue.players -= len(waiter.allocation.members)
+        self._count -= 1
+
+
+def _index(waiters: list[Waiter], waiter: Waiter) -> int:
+    """Where the waiter is in a list sorted by number; -1: nowhere."""
+    at = bisect_left(waiters, waiter)
+    return at if at < len(waiters) and waiters[at] is waiter else -1
 
 
 class WaitingLines:

@@ -18,7 +18,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from tipoff_shared.records import SessionRecord, SessionState
+from tipoff_shared.records import NOT_CLAIMED, SessionRecord, SessionState
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +199,7 @@ def _ready(record: SessionRecord, event: Event, now: float) -> Step:
         case DeadlinePassed(connected):
             if connected:
                 return _activate(record)
-            return _close(record, "the player did not connect in time") if now >= record.deadline else NOTHING
+            return _close(record, NOT_CLAIMED) if now >= record.deadline else NOTHING
         case AskedAgain(claim_deadline):
             if claim_deadline <= record.deadline:
                 return NOTHING

@@ -9,7 +9,7 @@ const BY_CODE = {
   408: ["No server became ready in time", "It may be starting still. Trying again often helps.", true],
   409: ["The session is over already", "A new one is asked for.", true],
   413: ["The request was too large", "Please report this.", false],
-  429: ["Slow down a little", "Too many requests came from here.", true],
+  429: ["Slow down a little", "Too many requests came from here, or too many players from here have seats and have not connected yet.", true],
   500: ["Something broke on our side", "Trying again may help; the operator finds the reason in the log.", true],
   502: ["The server could not be started", "The orchestrator failed; its log says why.", true],
   503: ["No room right now", "All servers are full, or no matchmaker is running.", true],

@@ -28,6 +28,7 @@ from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.errors import NoRecord, NoSeat
 from tipoff_matchmaker.seats.allocation_request import AllocationRequest, Seats
 from tipoff_matchmaker.seats.rules import leave, take
+from tipoff_matchmaker.sessions.claim_limit import ClaimLimit
 from tipoff_matchmaker.settings import Settings
 from tipoff_shared.errors import OrchestratorFailed, TipoffError, UnknownGame
 from tipoff_shared.games import EdgegapSpec, Game, GameKey
@@ -47,6 +48,7 @@ class EdgegapSessions:
         seats: SeatStore,
         requests: SessionRequests,
         servers: ServerReadiness,
+        claims: ClaimLimit,
         deployments: DeploymentStore,
         games: Iterable[Game],
         tasks: Tasks,
@@ -58,6 +60,7 @@ class EdgegapSessions:
         self._seats = seats
         self._requests = requests
         self._servers = servers
+        self._claims = claims
         self._deployments = deployments
         self._games: dict[GameKey, Game] = {game.key: game for game in games}
         self._tasks = tasks
@@ -71,7 +74,8 @@ class EdgegapSessions:
         await self._watch.run()
 
     async def allocate(self, allocation: AllocationRequest) -> AsyncGenerator[Step, None]:
-        """See `Allocator.allocate`."""
+        """See `Allocator.allocate`. Raises `SlowDown` when the address holds as many unclaimed seats as it may: each
+        further one would be a session to pay for."""
         game = self._games.get(allocation.key)
         if game is None or game.edgegap is None:
             raise UnknownGame("unknown game or version")
@@ -80,6 +84,11 @@ class EdgegapSessions:
         if keep:
             raise closed.result()
         yield Progress("Asking Edgegap for a seat")
+        if not self._claims.may_take(allocation):
+            await self._claims.check(allocation.address, allocation.key)
+            if not self._claims.may_take(allocation):
+                raise self._claims.refusal(allocation)
+        self._claims.hold(allocation, self._clock() + game.request_timeout)
         failures: list[str] = []
         work = asyncio.create_task(
             self._find_seats(allocation, game, game.edgegap, failures), name="edgegap/allocate"
@@ -105,6 +114,7 @@ class EdgegapSessions:
         finally:
             work.cancel()
             if not delivered:
+                self._claims.drop(allocation.members)
                 if not keep:
                     self._tasks.start(self._give_up(work, allocation), f"give up/{allocation.id}")
                 await asyncio.wait((work,), timeout=1)
@@ -158,6 +168,7 @@ class EdgegapSessions:
 
     async def undo(self, seats: Seats) -> None:
         """See `Allocator.undo`."""
+        self._claims.drop(seats.members)
         if seats.shared:
             return
         now = self._clock()
