@@ -63,6 +63,8 @@ FILES = (
     (_modules(tipoff_edgegap_emulator), _Any()),
     # Commands: their event loop serves the one user who waits for them.
     (_modules(tipoff), _Any()),
+    # Named pipes and small files of the launcher and of `tipoff up`.
+    ("tipoff_shared/log_writer/client.py", _Any()),
     # Read once, before the service serves anybody.
     ("tipoff_shared/games/toml.py", {"load_games", "read_games"}),
     ("tipoff_shared/settings.py", {"from_environment"}),

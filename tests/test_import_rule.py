@@ -51,6 +51,7 @@ ORDER = {
         kv
         event_stream
         admission
+        log_writer
         health log telemetry
         service
         """,

@@ -30,6 +30,7 @@ from tipoff_edgegap_emulator.state import EmulatorState
 from tipoff_launcher.backends.interface import Backend
 from tipoff_launcher.backends.process.backend import ProcessBackend
 from tipoff_shared.games import Games
+from tipoff_shared.log_writer.client import LogWriter
 from tipoff_shared.primitives.tasks import Tasks
 
 
@@ -176,10 +177,13 @@ async def running_emulator(
     Raises `OSError` when the port is taken.
     """
     options = options or Options()
-    chosen = backend or ProcessBackend(games.base, die_with_parent=options.die_with_parent)
-    with contextlib.ExitStack() as stack:
+    async with contextlib.AsyncExitStack() as stack:
         directory = logs or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tipoff-edgegap-")))
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        chosen = backend
+        if chosen is None:
+            writer = await stack.enter_async_context(LogWriter(directory))
+            chosen = ProcessBackend(games.base, writer, die_with_parent=options.die_with_parent)
         sock = stack.enter_context(_bound(options))
         async with Tasks("edgegap emulator") as tasks:
             host = "127.0.0.1" if options.host == "0.0.0.0" else options.host  # noqa: S104 # compared, not bound

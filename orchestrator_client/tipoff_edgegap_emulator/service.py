@@ -15,7 +15,6 @@ from tipoff_edgegap_emulator.settings import EmulatorSettings
 from tipoff_edgegap_emulator.state import Rules
 from tipoff_launcher.backends.interface import Backend
 from tipoff_launcher.backends.process.backend import ProcessBackend
-from tipoff_launcher.records import Records
 from tipoff_launcher.settings import Settings as LauncherSettings
 from tipoff_orchestrator_client.edgegap import SESSIONS
 from tipoff_orchestrator_client.edgegap.environment import Environment
@@ -23,6 +22,7 @@ from tipoff_orchestrator_client.edgegap.settings import Settings
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.games import Game, Games
 from tipoff_shared.games.toml import load_games, parse_games, read_games
+from tipoff_shared.log_writer.client import LogWriter
 from tipoff_shared.service import load_settings
 from tipoff_shared.settings import NatsSettings
 
@@ -60,10 +60,13 @@ async def run_emulator(settings: EmulatorSettings) -> AsyncIterator[Emulator]:
         die_with_parent=settings.die_with_parent,
     )
     async with AsyncExitStack() as stack:
-        backend = await stack.enter_async_context(_backend(settings, games))
+        logs = settings.logs or Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="tipoff-edgegap-"))
+        )
+        backend = await stack.enter_async_context(_backend(settings, games, logs))
         try:
             yield await stack.enter_async_context(
-                running_emulator(games, emulated, backend=backend, logs=settings.logs)
+                running_emulator(games, emulated, backend=backend, logs=logs)
             )
         except OSError as exc:
             raise ConfigError(
@@ -72,16 +75,18 @@ async def run_emulator(settings: EmulatorSettings) -> AsyncIterator[Emulator]:
 
 
 @asynccontextmanager
-async def _backend(settings: EmulatorSettings, games: Games) -> AsyncIterator[Backend]:
+async def _backend(settings: EmulatorSettings, games: Games, logs: Path) -> AsyncIterator[Backend]:
     """What runs the servers. The launcher's own variables, TIPOFF_LAUNCHER_DOCKER_..., configure containers."""
     local = settings.public_host.startswith("127.")
     if settings.backend == "process":
         everywhere = "0.0.0.0"  # noqa: S104 # players come from other hosts
-        yield ProcessBackend(
-            games.base,
-            die_with_parent=settings.die_with_parent,
-            listen_on="127.0.0.1" if local else everywhere,
-        )
+        async with LogWriter(logs) as writer:
+            yield ProcessBackend(
+                games.base,
+                writer,
+                die_with_parent=settings.die_with_parent,
+                listen_on="127.0.0.1" if local else everywhere,
+            )
         return
     from tipoff_launcher.backends.docker.backend import docker_backend  # aiohttp takes 200 ms to import
 
@@ -91,7 +96,7 @@ async def _backend(settings: EmulatorSettings, games: Games) -> AsyncIterator[Ba
         launcher = LauncherSettings(
             host=f"edgegap-{name}", public_host=settings.public_host, state_dir=Path(directory)
         )
-        async with docker_backend(launcher, games, "edgegap", Records(launcher.state_dir)) as backend:
+        async with docker_backend(launcher, games, "edgegap") as backend:
             for left in await backend.find_unrecorded(()):  # by an emulator that was killed
                 await backend.clean_up(left.native_id, left.deployment_id)
             yield backend

@@ -27,6 +27,7 @@ from tipoff_launcher.supervisor import Supervisor
 from tipoff_orchestrator_client.base import OrchestratorError
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.games import Games
+from tipoff_shared.log_writer.client import LogWriter
 from tipoff_shared.nats.connection import Bus, connect
 from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.settings import NatsSettings
@@ -61,7 +62,7 @@ async def run_launcher(
         failed = asyncio.Event()
         async with (
             connect(nats_settings, name=f"tipoff-launcher-{settings.host}") as bus,
-            _open_backend(settings, games, nats_settings, records, failed) as backend,
+            _open_backend(settings, games, nats_settings, failed) as backend,
             Tasks("launcher", on_failure=lambda exc: failed.set()) as tasks,
         ):
             starter = Starter(settings, games, servers_nats, backend, records, registry, arbitrium)
@@ -100,7 +101,7 @@ async def run_launcher(
 
 @asynccontextmanager
 async def _open_backend(
-    settings: Settings, games: Games, nats_settings: NatsSettings, records: Records, failed: asyncio.Event
+    settings: Settings, games: Games, nats_settings: NatsSettings, failed: asyncio.Event
 ) -> AsyncIterator[Backend]:
     if settings.backend == "docker":
         if settings.docker_network != "host" and not settings.docker_nats_host:
@@ -108,17 +109,21 @@ async def _open_backend(
         from tipoff_launcher.backends.docker.backend import docker_backend  # aiohttp takes 200 ms to import
 
         async with docker_backend(
-            settings, games, nats_settings.namespace, records, on_failure=lambda exc: failed.set()
+            settings, games, nats_settings.namespace, on_failure=lambda exc: failed.set()
         ) as backend:
             yield backend
         return
-    yield ProcessBackend(
-        games.base,
-        die_with_parent=settings.die_with_parent,
-        nice=settings.nice,
-        listen_on=settings.listen_on,
-        proxy_host=settings.reached_by_proxy,
-    )
+    async with LogWriter(
+        settings.state_dir, max_bytes=settings.max_log_bytes, rate=settings.max_log_rate
+    ) as logs:
+        yield ProcessBackend(
+            games.base,
+            logs,
+            die_with_parent=settings.die_with_parent,
+            nice=settings.nice,
+            listen_on=settings.listen_on,
+            proxy_host=settings.reached_by_proxy,
+        )
 
 
 def _warn_about_namespace(games: Games, namespace: str) -> None:

@@ -140,7 +140,7 @@ class Recovery:
 
         ours = [record for record in records if record.namespace == self._namespace]
         for record in await self._backend.find_unrecorded([r.deployment_id for r in ours if r.native_id]):
-            running = await self._backend.find(record.native_id, record.deployment_id)
+            running = await self._find(record)
             if running is not None:
                 log.warning("%s runs without a record: %s", record.deployment_id, record.native_id)
                 self._records.save(record)
@@ -162,13 +162,17 @@ class Recovery:
                 self._backend.name,
             )
             return
-        running = await self._backend.find(record.native_id, id)
+        running = await self._find(record)
         if running is None:
             await self._backend.clean_up(record.native_id, id)
             self._supervisor.adopt_ended(record)
             return
         log.info("%s is running: %s", id, record.native_id)
         self._take_over(record, running)
+
+    async def _find(self, record: Record) -> RunningServer | None:
+        id = record.deployment_id
+        return await self._backend.find(record.native_id, id, self._records.log(id))
 
     def _take_over(self, record: Record, running: RunningServer) -> None:
         self._supervisor.adopt(record, running)

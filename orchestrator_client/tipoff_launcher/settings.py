@@ -91,7 +91,11 @@ class Settings(BaseSettings):
     """Added to the servers' niceness."""
 
     max_log_bytes: int = Field(default=10 * 1024 * 1024, ge=1024)
-    """Size at which a server's log is moved aside (to server.log.1, replacing the previous one)."""
+    """Size at which a server's log is moved aside (to server.log.1, replacing the previous one). Both stay below it."""
+
+    max_log_rate: int = Field(default=1024 * 1024, ge=1024)
+    """Bytes a second that a server that runs as a process may log for long. More than that is dropped, and the log says
+    how much; a burst may fill a log of `max_log_bytes`."""
 
     keep_stopped: int = Field(default=20, ge=0, le=10_000)
     """How many stopped servers keep their directory with its log."""

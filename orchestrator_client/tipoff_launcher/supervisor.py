@@ -188,7 +188,8 @@ class Supervisor:
                 raise result
 
     def rotate_logs(self) -> None:
-        """Move logs aside that are larger than `max_log_bytes`."""
+        """Move logs aside that are larger than `max_log_bytes`: those of servers that an earlier release started, which
+        write into the file themselves."""
         for server in self._registry.living():
             path = self._records.log(server.id)
             try:

@@ -42,6 +42,7 @@ SCRIPTS = {
     "guardian": "./tidy.sh & wait",
     "dump": 'env > "$HOME/environment"; exec sleep 300',
     "blab": 'cat "$TIPOFF_PRIVATE_KEY_FILE"; echo; echo "$NATS_PASSWORD"; exit 1',
+    "ticker": "i=0; while :; do i=$((i+1)); echo $i; sleep 0.01; done",
     "chatty": "while :; do echo 0123456789012345678901234567890123456789; done",
 }
 

@@ -25,7 +25,7 @@ from tipoff_launcher.backends.docker.engine import ContainerState, EngineError, 
 from tipoff_launcher.backends.docker.images import PullProgress, credentials, is_allowed
 from tipoff_launcher.backends.docker.server import DockerServer, KnownContainers
 from tipoff_launcher.backends.docker.watch import ContainerWatch
-from tipoff_launcher.records import Record, Records
+from tipoff_launcher.records import Record
 from tipoff_launcher.settings import Settings
 from tipoff_orchestrator_client.base import Port, RunState
 from tipoff_shared.errors import ConfigError
@@ -318,20 +318,11 @@ async def test_a_container_that_cannot_be_removed_is_in_nobodys_way() -> None:
     await watch.look()
 
 
-async def test_a_launcher_starts_although_a_dead_container_cannot_be_removed(tmp_path: Path) -> None:
+async def test_a_launcher_starts_although_a_dead_container_cannot_be_removed() -> None:
     """It is removed later; without a launcher no one could play here."""
     engine: Any = ListedContainers("ended", "orphan", stuck=("ended", "orphan"))
     unused: Any = None
-    backend = DockerBackend(
-        engine,
-        unused,
-        Containers(engine, {}),
-        KnownContainers(),
-        Settings(),
-        "",
-        {},
-        Records(tmp_path),
-    )
+    backend = DockerBackend(engine, unused, Containers(engine, {}), KnownContainers(), Settings(), "", {})
     assert await backend.find_unrecorded([]) == []
     await backend.clean_up("ended", "")
     assert engine.ids == ["ended", "orphan"]

@@ -26,6 +26,7 @@ from tipoff_launcher.settings import Settings
 from tipoff_launcher.supervisor import exit_reason
 from tipoff_orchestrator_client.base import DeploySpec, NoCapacity, Port, RunState
 from tipoff_shared.games import Game, ProcessSpec
+from tipoff_shared.log_writer.client import LogWriter
 from tipoff_shared.secret import Secret
 from tipoff_shared.settings import NatsSettings
 
@@ -116,7 +117,7 @@ def a_request(game: Game, tmp_path: Path) -> StartRequest:
 
 async def test_a_start_that_is_not_written_down_runs_nothing(tmp_path: Path) -> None:
     """If writing the record fails, the command never runs and no child process remains."""
-    backend = ProcessBackend(tmp_path)
+    backend = ProcessBackend(tmp_path, LogWriter(tmp_path))
     game = Game("g", "1", process=ProcessSpec(["touch", "started"]))
     request = a_request(game, tmp_path)
 
@@ -327,7 +328,8 @@ async def test_without_pidfd_an_end_is_noticed_by_looking(
     monkeypatch.setattr(os, "pidfd_open", missing)
     game = Game("g", "1", process=ProcessSpec(["sh", "-c", "exit 4"]))
     request = a_request(game, tmp_path)
-    server = await ProcessBackend(tmp_path).start(request, lambda native_id: None)
-    begin = time.monotonic()
-    assert (await server.wait()).code == 4
-    assert time.monotonic() - begin < 2
+    async with LogWriter(tmp_path) as logs:
+        server = await ProcessBackend(tmp_path, logs).start(request, lambda native_id: None)
+        begin = time.monotonic()
+        assert (await server.wait()).code == 4
+        assert time.monotonic() - begin < 2

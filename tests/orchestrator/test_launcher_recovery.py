@@ -119,6 +119,38 @@ async def test_servers_of_a_killed_launcher_play_on_and_are_adopted(
         assert launchers.servers(wanted.deployment_id) == []
 
 
+@pytest.mark.row(79)
+async def test_the_log_of_a_server_goes_on_when_its_launcher_is_killed(
+    launchers: LauncherWorld,
+    launcher_process: StartProcess,
+    client: LauncherOrchestrator,
+    kv: Buckets,
+    spec: Spec,
+) -> None:
+    """No line is missing, neither while no launcher runs nor after the next one has taken over."""
+    wanted = spec("ticker")
+    async with launcher_process() as process:
+        deployment = await client.deploy(wanted)
+        await kv.gameservers.put(wanted.deployment_id, lease(wanted), ttl=60)
+        await more_lines(launchers, wanted.deployment_id)
+        await kill(process)
+    await more_lines(launchers, wanted.deployment_id)
+    identity = Identity.parse(deployment.native_id)
+    assert identity is not None
+    assert lives(identity)
+    async with launchers.start():
+        await more_lines(launchers, wanted.deployment_id)
+        await client.stop(wanted.deployment_id)
+        numbers = [int(line) for line in launchers.log_of(wanted.deployment_id).split()]
+        assert numbers == list(range(1, len(numbers) + 1))
+        assert not list(launchers.server_directory(wanted.deployment_id).glob(".*.pipe"))
+
+
+async def more_lines(launchers: LauncherWorld, deployment_id: str) -> None:
+    before = launchers.log_of(deployment_id).count("\n")
+    await eventually(lambda: launchers.log_of(deployment_id).count("\n") > before + 10)
+
+
 async def test_an_orphan_without_a_lease_is_stopped_after_the_grace(
     launchers: LauncherWorld,
     launcher_process: StartProcess,

@@ -76,21 +76,56 @@ async def test_only_the_newest_stopped_servers_are_kept(
         assert (await client.deploy(specs[0])).state is RunState.STOPPED
 
 
+@pytest.mark.row(79)
 async def test_a_log_cannot_fill_the_disk(
     launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec
 ) -> None:
-    """The log of a chatty server is cut at its limit; the previous part is kept once."""
-    async with launchers.start(max_log_bytes=20_000) as launcher:
+    """The log of a chatty server and its previous part keep their limit at every moment; the server runs on."""
+    async with launchers.start(max_log_bytes=20_000, max_log_rate=50_000) as launcher:
         wanted = spec("chatty")
         await client.deploy(wanted)
-        path = launchers.server_directory(wanted.deployment_id) / "server.log"
-        for _ in range(2):
-            await eventually(lambda: path.exists() and path.stat().st_size > 20_000)
-            launcher.supervisor.rotate_logs()
-        assert path.with_name("server.log.1").stat().st_size <= 20_000
-        await eventually(lambda: path.stat().st_size > 0)  # the server continues at the beginning of the file
-        assert path.read_bytes()[:1] != b"\0"
+        directory = launchers.server_directory(wanted.deployment_id)
+
+        def rotated_and_dropped() -> bool:
+            parts = [path for path in directory.glob("server.log*") if path.exists()]
+            assert all(path.stat().st_size <= 20_000 for path in parts)
+            said = "".join(path.read_text() for path in parts)
+            return len(parts) == 2 and "bytes of output are missing here: more than 50000 bytes" in said
+
+        await eventually(rotated_and_dropped)
+        assert launcher.supervisor.runs(wanted.deployment_id)
         await client.stop(wanted.deployment_id)
+
+
+@pytest.mark.row(79)
+async def test_the_last_words_of_a_server_that_floods_its_log_are_quoted(
+    launchers: LauncherWorld, games: Games, client: LauncherOrchestrator, spec: Spec
+) -> None:
+    """Of what is dropped, the end is kept: it says why the server died."""
+    script = "yes 0123456789 | head -c 5000000; echo; echo no map called dust2; exit 3"
+    flood = Game("flood", "1", process=ProcessSpec(["sh", "-c", script]))
+    async with launchers.start(with_game(games, flood), max_log_bytes=50_000) as launcher:
+        wanted = spec("flood")
+        await client.deploy(wanted)
+        await eventually(lambda: not launcher.supervisor.runs(wanted.deployment_id))
+        known = await client.get(wanted.deployment_id)
+        assert known is not None
+        assert known.reason.startswith("exited with code 3; its last words: ")
+        assert known.reason.endswith("| no map called dust2")
+
+
+async def test_the_log_of_a_server_that_an_earlier_release_started_is_moved_aside(
+    launchers: LauncherWorld, client: LauncherOrchestrator, spec: Spec
+) -> None:
+    """Such a server writes into the file itself, so its size is looked at now and then."""
+    async with launchers.start(max_log_bytes=20_000) as launcher:
+        wanted = spec()
+        await client.deploy(wanted)
+        path = launchers.server_directory(wanted.deployment_id) / "server.log"
+        path.write_text("old" + "n" * 20_000)
+        launcher.supervisor.rotate_logs()
+        assert path.read_text() == ""
+        assert path.with_name("server.log.1").read_text() == "n" * 20_000
 
 
 async def test_stop_ends_what_the_server_has_started(

@@ -79,8 +79,8 @@ class RunningServer(Protocol):
         ...
 
     async def wait(self) -> ExitStatus:
-        """Return when the server has ended and its remaining child processes are killed. Carries out `terminate`, so
-        one task must await it at all times. Cancelling leaves the server as it is."""
+        """Return when the server has ended, its remaining child processes are killed, and its log is complete. Carries
+        out `terminate`, so one task must await it at all times. Cancelling leaves the server as it is."""
         ...
 
     def terminate(self, grace: float) -> None:
@@ -130,9 +130,9 @@ class Backend(Protocol):
         `host` where the server picks the port and announces it. It never contains anything that a server says."""
         ...
 
-    async def find(self, native_id: str, deployment_id: str) -> RunningServer | None:
-        """The recorded server, if that very server still runs or its exit status is still available. Raises
-        `OrchestratorError` when this cannot be determined now."""
+    async def find(self, native_id: str, deployment_id: str, log_file: Path) -> RunningServer | None:
+        """The recorded server, if that very server still runs or its exit status is still available; its output goes to
+        `log_file`. Raises `OrchestratorError` when this cannot be determined now."""
         ...
 
     async def clean_up(self, native_id: str, deployment_id: str) -> None:

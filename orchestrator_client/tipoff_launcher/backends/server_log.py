@@ -1,6 +1,7 @@
-"""Keeps a server's log small, and quotes its last lines when the server dies.
+"""Quotes the last lines of a server's log when the server dies, and moves aside a log that has become too large.
 
-The server itself appends to the file, so it keeps writing when the launcher is gone (a pipe would kill it).
+The log of a process is written by tipoff_shared/log_writer, which keeps it small; what is moved here is the log of a
+server that an earlier release started, and the copy of a container's.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from tipoff_launcher.backends.docker.server import DockerServer, KnownContainers
 from tipoff_launcher.backends.docker.watch import ContainerWatch
 from tipoff_launcher.backends.interface import BackendEnvironment, PortSpec, StartRequest
 from tipoff_launcher.backends.ports import port_is_free
-from tipoff_launcher.records import Record, Records
+from tipoff_launcher.records import Record
 from tipoff_launcher.settings import Settings
 from tipoff_orchestrator_client.base import NotConfigured, OrchestratorError, OrchestratorUnavailable, Port
 from tipoff_shared.errors import ConfigError, Unavailable
@@ -46,7 +46,6 @@ async def docker_backend(
     settings: Settings,
     games: Games,
     namespace: str,
-    records: Records,
     *,
     on_failure: Callable[[BaseException], None] | None = None,
 ) -> AsyncIterator[DockerBackend]:
@@ -74,7 +73,7 @@ async def docker_backend(
         tasks.start(ContainerWatch(engine, owner_labels, known).run(), "watch")
         if settings.docker_pull_at_start and settings.docker_pull != "never":
             tasks.start(images.prefetch(_allowed_images(games, settings)), "images")
-        yield DockerBackend(engine, images, containers, known, settings, namespace, owner_labels, records)
+        yield DockerBackend(engine, images, containers, known, settings, namespace, owner_labels)
 
 
 def _allowed_images(games: Games, settings: Settings) -> Iterable[str]:
@@ -188,7 +187,6 @@ class DockerBackend:
         settings: Settings,
         namespace: str,
         owner_labels: Mapping[str, str],
-        records: Records,
     ) -> None:
         self._engine = engine
         self._images = images
@@ -197,7 +195,6 @@ class DockerBackend:
         self._settings = settings
         self._namespace = namespace
         self._owner_labels = owner_labels
-        self._records = records
         self._starts = asyncio.Semaphore(_STARTS_AT_ONCE)
 
     # What a game needs.
@@ -304,7 +301,7 @@ class DockerBackend:
 
     # What an earlier launcher has left.
 
-    async def find(self, native_id: str, deployment_id: str) -> DockerServer | None:
+    async def find(self, native_id: str, deployment_id: str, log_file: Path) -> DockerServer | None:
         """The container, unless it never started or belongs to another deployment. Raises `OrchestratorError`."""
         found = await self._engine.inspect(native_id)
         if (
@@ -313,7 +310,7 @@ class DockerBackend:
             or found.status == "created"
         ):
             return None
-        return self._add(found.id, self._records.log(deployment_id))
+        return self._add(found.id, log_file)
 
     async def clean_up(self, native_id: str, deployment_id: str) -> None:
         """Remove the container if it still belongs to the deployment."""

@@ -1,5 +1,7 @@
 """Runs each server as a child process with its own session and process group.
 
+Its output goes through a named pipe to the log writer, which outlives the launcher (tipoff_shared/log_writer).
+
 A new child waits in exec_gate.py until the launcher has recorded which process it is. The kernel reports the end of a
 process through a pidfd, for children and for processes adopted from an earlier launcher; where there is no pidfd,
 polling notices the end within half a second.
@@ -28,10 +30,10 @@ from tipoff_launcher.backends.interface import (
 )
 from tipoff_launcher.backends.ports import port_is_free
 from tipoff_launcher.backends.process.identity import LINUX, Identity, group_members, identify, lives
-from tipoff_launcher.backends.server_log import open_log
 from tipoff_launcher.records import Record
 from tipoff_orchestrator_client.base import NoCapacity, NotConfigured, OrchestratorUnavailable, Port
 from tipoff_shared.games import Game
+from tipoff_shared.log_writer.client import LogWriter
 from tipoff_shared.primitives.waiting import wait_for_event
 
 log = logging.getLogger(__name__)
@@ -59,8 +61,8 @@ _KILL_AGAIN = 1.0
 
 
 class ProcessBackend:
-    """The `Backend` for processes. `base` is the directory of games.toml, `listen_on` the address that servers bind,
-    `proxy_host` what a reverse proxy dials to reach them.
+    """The `Backend` for processes. `base` is the directory of games.toml, `logs` writes their output, `listen_on` is
+    the address that servers bind, `proxy_host` what a reverse proxy dials to reach them.
 
     With `die_with_parent`, Linux kills the servers when the thread that started them ends: the event loop's thread
     must live as long as the launcher.
@@ -69,6 +71,7 @@ class ProcessBackend:
     def __init__(
         self,
         base: Path,
+        logs: LogWriter,
         *,
         die_with_parent: bool = False,
         nice: int = 0,
@@ -76,6 +79,7 @@ class ProcessBackend:
         proxy_host: str = "127.0.0.1",
     ) -> None:
         self._base = base
+        self._logs = logs
         self._listen_on = listen_on
         self._proxy_host = proxy_host
         self._die_with_parent = die_with_parent
@@ -127,20 +131,20 @@ class ProcessBackend:
             os.close(gate)
             if release >= 0:
                 os.close(release)
-        return ProcessServer(identity, request.deployment_id)
+        return ProcessServer(identity, request.deployment_id, self._logs, request.log)
 
-    async def find(self, native_id: str, deployment_id: str) -> ProcessServer | None:
+    async def find(self, native_id: str, deployment_id: str, log_file: Path) -> ProcessServer | None:
         """The process, if it still runs; a later process with the same pid does not count."""
         identity = Identity.parse(native_id)
         if identity is None or not lives(identity):
             return None
-        return ProcessServer(identity, deployment_id)
+        return ProcessServer(identity, deployment_id, self._logs, log_file)
 
     async def clean_up(self, native_id: str, deployment_id: str) -> None:
         """Kill what is left of the process group."""
         identity = Identity.parse(native_id)
         if identity is not None:
-            ProcessServer(identity, deployment_id).signal_group(signal.SIGKILL)
+            signal_group(identity, deployment_id, signal.SIGKILL)
 
     async def find_unrecorded(self, known: Collection[str]) -> list[Record]:
         """Always empty."""
@@ -165,7 +169,7 @@ class ProcessBackend:
     def _spawn(self, request: StartRequest, command: list[str], cwd: Path, gate: int) -> Identity:
         """Start exec_gate.py, waiting on `gate`. Never in a worker thread: PDEATHSIG reports the thread's end."""
         parent = str(os.getpid()) if self._die_with_parent else "0"
-        output = open_log(request.log)
+        output = self._logs.open(request.log)
         try:
             process = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(_EXEC_GATE), parent, str(self._nice), *command],
@@ -193,9 +197,11 @@ class ProcessBackend:
 class ProcessServer:
     """The `RunningServer` of a process, a child or adopted, and of its process group, whose number is its pid."""
 
-    def __init__(self, identity: Identity, deployment_id: str) -> None:
+    def __init__(self, identity: Identity, deployment_id: str, logs: LogWriter, log_file: Path) -> None:
         self.identity = identity
-        self._marker = f"{DEPLOYMENT_ID}={deployment_id}"
+        self._deployment_id = deployment_id
+        self._logs = logs
+        self._log_file = log_file
         self._kill_at: float | None = None
         self._wake = asyncio.Event()
 
@@ -208,7 +214,7 @@ class ProcessServer:
         """Send SIGTERM to the process group; `wait` sends SIGKILL after `grace` seconds."""
         if self._kill_at is None:
             self._kill_at = asyncio.get_running_loop().time() + grace
-            self.signal_group(signal.SIGTERM)
+            self._signal_group(signal.SIGTERM)
             self._wake.set()
 
     async def kill(self) -> None:
@@ -228,7 +234,7 @@ class ProcessServer:
                 if self._kill_at is not None:
                     left = self._kill_at - loop.time()
                     if left <= 0:
-                        self.signal_group(signal.SIGKILL)
+                        self._signal_group(signal.SIGKILL)
                         left = _KILL_AGAIN
                     timeout = left if timeout is None else min(timeout, left)
                 await wait_for_event(self._wake, timeout)
@@ -237,23 +243,33 @@ class ProcessServer:
         while self._kill_at is not None and loop.time() < self._kill_at and self._members():
             await asyncio.sleep(delay)
             delay = min(delay * 2, _POLL_AT_MOST)
-        self.signal_group(signal.SIGKILL)
+        self._signal_group(signal.SIGKILL)
+        if not await self._logs.finished(self._log_file):
+            log.warning("the last output of %s is not in its log yet", self._deployment_id)
         if notice.code is None and identify(self.identity.pid) == self.identity:
             return ExitStatus(_reap(self.identity.pid))
         return ExitStatus(notice.code)
 
     def _members(self) -> list[int]:
-        return group_members(self.identity.pid, self._marker)
+        return _members_of(self.identity, self._deployment_id)
 
-    def signal_group(self, number: signal.Signals) -> None:
-        """Signal the process and all it has started. While the process exists, even as a zombie, the group's number
-        is its own; afterwards only processes count whose environment holds its deployment id."""
-        if identify(self.identity.pid) == self.identity:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.identity.pid, number)
-        else:
-            for pid in self._members():
-                _send(pid, number)
+    def _signal_group(self, number: signal.Signals) -> None:
+        signal_group(self.identity, self._deployment_id, number)
+
+
+def signal_group(identity: Identity, deployment_id: str, number: signal.Signals) -> None:
+    """Signal the process and all it has started. While the process exists, even as a zombie, the group's number is its
+    own; afterwards only processes count whose environment holds its deployment id."""
+    if identify(identity.pid) == identity:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(identity.pid, number)
+    else:
+        for pid in _members_of(identity, deployment_id):
+            _send(pid, number)
+
+
+def _members_of(identity: Identity, deployment_id: str) -> list[int]:
+    return group_members(identity.pid, f"{DEPLOYMENT_ID}={deployment_id}")
 
 
 class _ExitNotice:
