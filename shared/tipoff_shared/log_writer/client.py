@@ -73,10 +73,12 @@ class LogWriter:
         """A descriptor for the output of a new process, which ends up in the log `path`. Close it when the process has
         it. Raises `OSError`."""
         pipe = pipe_of(path)
-        pipe.unlink(missing_ok=True)
-        os.mkfifo(pipe, 0o600)
+        new = pipe.with_name(pipe.name + ".new")
+        new.unlink(missing_ok=True)
+        os.mkfifo(new, 0o600)
         # Both ends: a process that holds its own reading end never gets SIGPIPE, and can start before it is read.
-        descriptor = os.open(pipe, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(new, os.O_RDWR | os.O_CLOEXEC)
+        new.rename(pipe)  # only now: the writer removes a pipe that no process has open
         if sys.platform.startswith("linux"):
             with contextlib.suppress(OSError):  # this user has many pipes
                 fcntl.fcntl(descriptor, _F_SETPIPE_SZ, _PIPE_BYTES)
