@@ -16,11 +16,19 @@ from tipoff.up.embedded_nats import dies_with_parent, find_nats_server
 from tipoff_shared.settings import NatsSettings
 
 
+def nats_server_version() -> tuple[int, ...]:
+    """Of the binary that tests run."""
+    said = subprocess.run(
+        [find_nats_server(), "--version"], capture_output=True, text=True, check=True
+    ).stdout
+    return tuple(map(int, said.strip().rpartition("v")[2].partition("-")[0].split(".")))
+
+
 class DeployedNats:
-    """`secrets` is the directory of its secrets; `log` its log."""
+    """`secrets` is the directory of its secrets; `log` its log. `more` is added to the configuration."""
 
     def __init__(
-        self, directory: Path, source_tree: Path, configuration: str, *, namespace: str = ""
+        self, directory: Path, source_tree: Path, configuration: str, *, namespace: str = "", more: str = ""
     ) -> None:
         self.directory = directory
         self.secrets = directory / "secrets"
@@ -28,7 +36,7 @@ class DeployedNats:
         self.log = directory / "nats.log"
         self.tls = configuration == "nats.conf"
         self.port = -1
-        self._template = (source_tree / "deploy" / "nats" / configuration).read_text()
+        self._template = (source_tree / "deploy" / "nats" / configuration).read_text() + more
         self._process: subprocess.Popen[bytes] | None = None
         SecretsDirectory(self.secrets).initialise(["nats.example.org"], namespace)
 

@@ -88,6 +88,9 @@ ISOLATED = {"events"}
 """Of the other profile alone."""
 
 
+pytestmark = pytest.mark.row(84)
+
+
 @pytest.fixture
 def subjects(roles: DeployedNats) -> Subjects:
     return Subjects(roles.namespace)
@@ -112,6 +115,8 @@ def on_bucket(name: str) -> dict[str, list[str]]:
             f"{api}.CONSUMER.INFO.{stream}.probe",
             f"$JS.ACK.{stream}.probe.1.1.1.1.0",
             f"$JS.FC.{stream}.probe",
+            f"$JS.ACK._.hash.{stream}.probe.1.1.1.1.0",
+            f"$JS.FC._.hash.{stream}.probe",
         ],
         "durable": [f"{api}.CONSUMER.DURABLE.CREATE.{stream}.probe"],
         "write": [f"{keys}.probe", f"{keys}.probe.deeper"],
@@ -140,6 +145,15 @@ def may_and_must_not(role: str, subjects: Subjects) -> tuple[list[str], list[str
         words = who.get(role, "").split()
         for word, published in on_bucket(subjects.bucket(bucket)).items():
             (may if word in words else must_not).extend(published)
+    streams = {
+        f"KV_{subjects.bucket(bucket)}": "consumer" in who.get(role, "") for bucket, who in BUCKETS.items()
+    }
+    must_not += [  # a stream that it may not read, in the place of a domain or an account
+        f"$JS.ACK.{other}.probe.{own}.1.1.1.0"
+        for own, reads in streams.items()
+        for other, reads_other in streams.items()
+        if reads and not reads_other
+    ]
     for name, (_, publishers, _) in CORE.items():
         (may if role in publishers else must_not).append(core_subject(subjects, name))
     queue = subjects.delete_stream
@@ -179,6 +193,7 @@ def durables(subjects: Subjects) -> list[str]:
             f"$JS.API.CONSUMER.CREATE.{stream}.{name}.$KV.x",
             f"$JS.API.CONSUMER.DURABLE.CREATE.{stream}.{name}",
             f"$JS.ACK.{stream}.{name}.1.1.1.1.0",
+            f"$JS.ACK._.hash.{stream}.{name}.1.1.1.1.0",
         ]
     return found
 

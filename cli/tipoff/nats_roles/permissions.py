@@ -135,8 +135,7 @@ def on_stream(stream: str, keys: str, access: Access) -> Iterable[str]:
         yield f"{api}.CONSUMER.INFO.{stream}.*"
         yield f"{api}.CONSUMER.MSG.NEXT.{stream}.*"
         yield f"{api}.CONSUMER.DELETE.{stream}.*"
-        yield f"$JS.ACK.{stream}.>"
-        yield f"$JS.FC.{stream}.>"
+        yield from _answers(f"{stream}.>")
     if Access.DURABLE in access:
         yield f"{api}.CONSUMER.DURABLE.CREATE.{stream}.*"
     if Access.WRITE in access:
@@ -151,7 +150,16 @@ def _durables(subjects: Subjects) -> Iterable[str]:
         for operation in ("CREATE", "DURABLE.CREATE", "MSG.NEXT", "DELETE"):
             yield f"$JS.API.CONSUMER.{operation}.{stream}.{durable}"
         yield f"$JS.API.CONSUMER.CREATE.{stream}.{durable}.>"
-        yield f"$JS.ACK.{stream}.{durable}.>"
+        yield from (subject for subject in _answers(f"{stream}.{durable}.>") if "ACK" in subject)
+
+
+def _answers(to: str) -> Iterable[str]:
+    """Acknowledgements and flow control `to` a consumer: the present subjects, and those of nats-server's feature flag
+    `js_ack_fc_v2`, which name the domain (`_`: none) and the account. With `*` for the domain, a role could acknowledge
+    messages of a stream that it may not read, by the present form."""
+    for kind in ("ACK", "FC"):
+        yield f"$JS.{kind}.{to}"
+        yield f"$JS.{kind}._.*.{to}"
 
 
 def _core(role: str, subjects: Subjects) -> tuple[list[str], list[str]]:

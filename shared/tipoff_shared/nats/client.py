@@ -3,6 +3,7 @@
 nats-py                                                        here
 a permission error shows as a time-out                         `PermissionDenied` at once, with subject and user
 an unreadable subject or header ends its reader for good       only that message is dropped
+so does a stored message's reply subject of the second form    both forms are read
 a dead link is closed only after all bytes were taken          closed at once
 sends the password in clear where the server asks no TLS       never
 """
@@ -33,6 +34,11 @@ _DENIED = re.compile(r'permissions violation for (publish|subscription) (?:to|wi
 _TELL_UNREADABLE_EVERY = 10.0
 _STORED = b"$JS.ACK."
 """Prefix of the reply subject of a message from a stream."""
+_STORED_REPLY = re.compile(
+    rb"\$JS\.ACK\.(?:[^.]+\.[^.]+(?:\.\d{1,20}){5}|(?:[^.]+\.){3}[^.]+(?:\.\d{1,20}){5}(?:\..*)?)"
+)
+"""Its two forms: `$JS.ACK.STREAM.CONSUMER.` and five numbers; with nats-server's feature flag `js_ack_fc_v2`
+`$JS.ACK.DOMAIN.ACCOUNT.STREAM.CONSUMER.` and the numbers, then anything."""
 _HEADERS = b"NATS/1.0\r\n"
 _STATUS = re.compile(rb"\r\n\s*status\s*:", re.IGNORECASE)
 
@@ -45,6 +51,17 @@ nats.protocol.parser.HMSG_RE = re.compile(
     rb"\AHMSG[ \t]+" + _WORD + _WORD + rb"(" + _WORD + rb")?(\d+)[ \t]+(\d+)\r\n"
 )
 
+
+def _fields_of_both_forms(reply: str | None) -> list[str]:
+    """The words of a stored message's reply subject as its first form has them. nats-py's ordered consumers read the
+    second form as the first, and the error ends the connection's reader for good."""
+    fields: list[str] = _fields(reply)
+    return fields if len(fields) == _FIRST_FORM else [*fields[:2], *fields[4 : _FIRST_FORM + 2]]
+
+
+_FIRST_FORM = 9
+_fields = Msg.Metadata._get_metadata_fields  # private to nats-py (2.16)
+Msg.Metadata._get_metadata_fields = staticmethod(_fields_of_both_forms)  # type: ignore[method-assign]
 
 _NOT_OPENING = 0.2
 """Seconds that `close` waits for a socket that is being opened."""
@@ -101,7 +118,7 @@ class HardenedClient(NatsClient):
                 subject[:100],
             )
             self._told_unreadable_at, self._unreadable = now, 0
-        if reply.startswith(_STORED):  # remove it from the stream, or it is delivered again for ever
+        if _STORED_REPLY.fullmatch(reply):  # remove it from the stream, or it is delivered again for ever
             with contextlib.suppress(*FAILURES, UnicodeDecodeError):
                 await super().publish(reply.decode(), b"+TERM")
 
@@ -263,9 +280,12 @@ def _is_readable(subject: bytes, reply: bytes, headers: bytes | None) -> bool:
     try:
         subject.decode()
         reply.decode()
+        stored = reply.startswith(_STORED)
+        if stored and not _STORED_REPLY.fullmatch(reply):
+            return False  # a publisher's own words, which nats-py would take for numbers
         if not headers:
             return True
-        if reply.startswith(_STORED):
+        if stored:
             return headers.startswith(_HEADERS) and not _STATUS.search(headers)
         status, _, _ = headers.partition(b"\r\n\r\n")
         return headers.startswith(_HEADERS) or (headers.startswith(b"NATS/1.0 ") and bool(status.decode()))
