@@ -6,7 +6,19 @@ import importlib
 import json
 import sys
 
-BENCHES = ("netcode", "matchmaker", "httpd", "turn", "gameserver", "profiles", "seats", "stack")
+BENCHES = (
+    *(
+        "netcode",
+        "matchmaker",
+        "httpd",
+        "turn",
+        "gameserver",
+        "gameserver_attacks",
+        "profiles",
+        "seats",
+        "stack",
+    ),
+)
 
 
 def main(names: list[str]) -> int:

@@ -96,9 +96,10 @@ def serve() -> None:
     GameServer(_Busy(), stand_alone=True, listen="127.0.0.1:0", capacity=PLAYERS).main()
 
 
-async def _tokens(url: str) -> list[SessionReady]:
+async def tokens(url: str, players: int) -> list[SessionReady]:
+    """Answers of a stand-alone server's matchmaker, one for each of `players`."""
     found: list[SessionReady] = []
-    for _ in range(PLAYERS):
+    for _ in range(players):
         async with connect(url) as ws:
             await ws.send('{"game": "bench", "version": "1"}')
             async for message in ws:
@@ -112,7 +113,7 @@ async def _play_by_udp(url: str) -> None:
     """All players in one loop that turns every millisecond; ends when the server ends."""
     players = []
     now = time.monotonic()
-    for ready in await _tokens(url):
+    for ready in await tokens(url, PLAYERS):
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         sock.bind(("127.0.0.1", 0))
         sock.setblocking(False)
@@ -148,7 +149,7 @@ async def _play_by_websocket(url: str) -> None:
                 pass
             sender.cancel()
 
-    await asyncio.gather(*(play(ready) for ready in await _tokens(url)))
+    await asyncio.gather(*(play(ready) for ready in await tokens(url, PLAYERS)))
 
 
 async def _send_inputs(ws: ClientConnection) -> None:

@@ -179,6 +179,15 @@ def test_ports(facts: PortFacts, expected: Status) -> None:
     assert worst(rules_udp.judge_ports(facts)) is expected
 
 
+@pytest.mark.row(72)
+@pytest.mark.parametrize(("size", "expected"), [(4 << 20, Status.OK), (212_992, Status.WARN)])
+def test_udp_receive_buffer(size: int, expected: Status) -> None:
+    """A small one is told with the setting that mends it."""
+    finding = rules_udp.judge_buffer(size)
+    assert worst(finding) is expected
+    assert ("sysctl -w net.core.rmem_max=4194304" in finding.todo) == (expected is Status.WARN)
+
+
 @pytest.mark.parametrize(
     ("facts", "expected"),
     [

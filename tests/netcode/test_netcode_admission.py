@@ -66,6 +66,7 @@ def test_lost_challenge_is_repeated_without_asking_again(manual: World) -> None:
     (request,) = asked(manual)
     manual.server.admit(request.id, 0.0)
     assert len(manual.server.datagrams_to_send()) == 1
+    manual.net.advance(0.1)
     assert len(manual.raw_request(token)) == 1
     assert asked(manual) == []
 
@@ -80,6 +81,7 @@ def test_denied_client_is_told_at_once(manual: World, reason: Denial | DenyReaso
     assert manual.server.deny(request.id, reason, manual.net.now)
     manual.net.advance(0.0)
     assert client.state is S.CONNECTION_DENIED
+    manual.net.advance(0.1)
     assert len(manual.raw_request(token)) == 1
     assert asked(manual) == []
 
@@ -97,6 +99,7 @@ def test_answer_that_comes_too_late_is_reported(manual: World) -> None:
 def test_newer_token_of_the_same_address_asks_anew(manual: World) -> None:
     """The older question is void."""
     manual.raw_request(manual.token(1))
+    manual.net.advance(0.1)
     manual.raw_request(manual.token(2))
     first, second = asked(manual)
     assert not manual.server.admit(first.id, 0.0)

@@ -296,6 +296,7 @@ def test_token_from_another_address_is_refused(world: World) -> None:
     token = world.token()
     assert world.raw_request(token, 1)
     assert not world.raw_request(token, 2)
+    world.net.advance(0.1)
     client = world.join(1, token)
     assert not world.raw_request(token, 2)
     client.disconnect(world.net.now)
@@ -365,6 +366,7 @@ def test_full_server_denies(world: World) -> None:
     body = challenge_body(world, token, 2)
     world.join(1)
     assert [kind for kind, _ in kinds(world, token, world.raw_request(token, 2))] == [DENIED]
+    world.net.advance(0.1)
     world.server.receive_datagram(seal(world, token, RESPONSE, 1, body), world.address(2), world.net.now)
     assert [kind for kind, _ in kinds(world, token, world.server.datagrams_to_send())] == [DENIED]
     assert world.server.connected_count == 1
@@ -480,6 +482,7 @@ def test_user_data_comes_from_this_token(world: World) -> None:
     old = world.token(1, user_data=b"old")
     new = world.token(1, user_data=b"new")
     body = challenge_body(world, old)
+    world.net.advance(0.1)
     challenge_body(world, new)
     world.server.receive_datagram(seal(world, new, RESPONSE, 1, body), world.address(), 0.0)
     assert world.server.events() == []

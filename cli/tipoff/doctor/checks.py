@@ -128,7 +128,7 @@ async def _ports(target: Target, timeout: float) -> Sequence[Finding]:
     if not target.servers_here or not len(target.ports):
         return []
     facts = await asyncio.to_thread(udp.look_at_ports, target.ports)
-    findings = udp_rules.judge_ports(facts)
+    findings = [*udp_rules.judge_ports(facts), udp_rules.judge_buffer(udp.receive_buffer())]
     if facts.denied:
         return findings
     host = target.public_hosts[0] if target.public_hosts else target.host

@@ -37,6 +37,7 @@ from tipoff_shared.netcode import (
     Payload,
     Server,
 )
+from tipoff_shared.primitives import udp_socket
 from tipoff_shared.service import signals
 
 
@@ -112,6 +113,8 @@ async def serve_echo(server_at: Callable[[Address], Server], listen: Address, st
     """
     loop = asyncio.get_running_loop()
     sock = bind_udp(listen)
+    if wrong := udp_socket.shortage(udp_socket.granted(sock)):
+        typer.echo(wrong, err=True)
     bound = Address.from_socket(sock.getsockname())
     server = server_at(bound)
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 from tipoff_shared.netcode import Address, Client, Server
-
-_CLOSE_SECONDS = 1.0
+from tipoff_shared.primitives import udp_socket
+from tipoff_shared.udp_sockets import Datagrams, UdpSockets
 
 
 def bind_udp(local: Address) -> socket.socket:
@@ -18,6 +18,7 @@ def bind_udp(local: Address) -> socket.socket:
     try:
         if local.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        udp_socket.enlarge(sock)
         sock.setblocking(False)
         sock.bind(local)
     except BaseException:
@@ -33,16 +34,13 @@ class UdpDriver:
         self._machine = machine
         self._handle = handle
         self._loop = asyncio.get_running_loop()
-        self._sockets: dict[int, _Socket] = {}
+        self._sockets: UdpSockets | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     async def open(self, sockets: Iterable[socket.socket]) -> None:
         """Take over bound sockets, at most one of each address family, and start."""
-        for sock in sockets:
-            family = sock.family
-            _, self._sockets[family] = await self._loop.create_datagram_endpoint(
-                lambda: _Socket(self), sock=sock
-            )
+        self._sockets = UdpSockets(list(sockets), self._received)
+        await self._sockets.open()
         self.pump()
 
     def pump(self) -> None:
@@ -50,20 +48,23 @@ class UdpDriver:
         while events := self._machine.events():
             for event in cast("list[Any]", events):
                 self._handle(event)
-        for data, address in self._machine.datagrams_to_send():
-            sock = self._sockets.get(address.family)
-            if sock is not None:
-                sock.send(data, address)
+        if self._sockets is not None:
+            self._sockets.send(self._machine.datagrams_to_send())
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         due = self._machine.next_timeout()
-        if due != float("inf") and self._sockets:
+        if due != float("inf") and self._sockets is not None:
             self._timer = self._loop.call_at(due, self._tick)
 
-    def received(self, data: bytes, sockaddr: tuple[Any, ...]) -> None:
-        """Take a datagram from a socket."""
-        self._machine.receive_datagram(data, Address.from_socket(sockaddr), self._loop.time())
+    def _received(self, datagrams: Datagrams) -> None:
+        """Take in a batch; a server takes in those of its clients first."""
+        now = self._loop.time()
+        if isinstance(self._machine, Server):
+            connected = self._machine.connected_addresses
+            datagrams = sorted(datagrams, key=lambda datagram: datagram[1] not in connected)
+        for data, address in datagrams:
+            self._machine.receive_datagram(data, address, now)
         self.pump()
 
     def _tick(self) -> None:
@@ -72,46 +73,11 @@ class UdpDriver:
         self.pump()
 
     async def close(self) -> None:
-        """Send the machine's last datagrams, then close the sockets. Takes at most one second."""
+        """Send the machine's last datagrams, then close the sockets. Idempotent."""
         self.pump()
         if self._timer is not None:
             self._timer.cancel()
-        sockets, self._sockets = self._sockets, {}
-        for sock in sockets.values():
-            sock.close()
-        if sockets:
-            await asyncio.wait([sock.closed for sock in sockets.values()], timeout=_CLOSE_SECONDS)
-
-
-class _Socket(asyncio.DatagramProtocol):
-    """A socket of a driver. Errors (closed port, no route) count as lost datagrams, which the machine times out."""
-
-    def __init__(self, driver: UdpDriver) -> None:
-        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._driver = driver
-        self._transport: asyncio.DatagramTransport | None = None
-        self._full = False
-
-    def send(self, data: bytes, address: Address) -> None:
-        # Datagrams may be lost anywhere; here that keeps the buffer from growing.
-        if self._transport is not None and not self._full:
-            self._transport.sendto(data, address)
-
-    def close(self) -> None:
-        if self._transport is not None:
-            self._transport.close()  # sends what is buffered first
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.DatagramTransport", transport)
-
-    def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
-        self._driver.received(data, addr)
-
-    def pause_writing(self) -> None:
-        self._full = True
-
-    def resume_writing(self) -> None:
-        self._full = False
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.closed.set_result(None)
+            self._timer = None
+        if self._sockets is not None:
+            self._sockets.close()
+            self._sockets = None

@@ -16,6 +16,7 @@ import msgspec
 from tipoff_client_sdk.errors import Closed, ConnectionFailed, Refused, ServerLost
 from tipoff_client_sdk.inbox import Ending, Inbox
 from tipoff_shared.netcode import Address, Client, ClientState, ConnectToken, Payload, StateChanged
+from tipoff_shared.primitives import udp_socket
 
 REFUSALS_WHILE_DIALLING = 3
 """ICMP "port unreachable" answers after which an address counts as closed; one might be a server about to start."""
@@ -117,11 +118,12 @@ class UdpChannel(asyncio.DatagramProtocol):
         the rest (it may have let us in already, and the token would be of no use elsewhere).
         """
         try:
-            await self._loop.create_datagram_endpoint(
+            opened, _ = await self._loop.create_datagram_endpoint(
                 lambda: self, remote_addr=self._address, family=self._address.family
             )
         except OSError as exc:
             raise ConnectionFailed(f"udp {self._address}: {exc.strerror or exc}") from exc
+        udp_socket.enlarge(opened.get_extra_info("socket"))
         self._pump()
         try:
             async with asyncio.timeout(timeout):

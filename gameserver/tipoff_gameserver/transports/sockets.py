@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import sys
 from collections.abc import Sequence
 
 from tipoff_shared.errors import ConfigError
+from tipoff_shared.primitives import udp_socket
+
+log = logging.getLogger(__name__)
 
 _ATTEMPTS = 20
-_BUFFER_BYTES = 1 << 20
 
 
 def bind(hosts: Sequence[str], port: int, kind: socket.SocketKind, what: str) -> list[socket.socket]:
@@ -36,6 +39,10 @@ def bind(hosts: Sequence[str], port: int, kind: socket.SocketKind, what: str) ->
                 f"cannot listen on {where}, port {port} ({what}): {exc.strerror or exc}. Is another server running "
                 "there, or is the address not one of this machine?"
             ) from exc
+        if kind == socket.SOCK_DGRAM and (
+            wrong := udp_socket.shortage(min(map(udp_socket.enlarge, sockets)))
+        ):
+            log.warning("%s", wrong)
         return sockets
     raise AssertionError("the last attempt returns or raises")
 
@@ -52,9 +59,6 @@ def _bind_one(host: str, port: int, kind: socket.SocketKind) -> socket.socket:
         # On Windows it would allow two listeners on one port.
         if kind == socket.SOCK_STREAM and sys.platform != "win32":
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if kind == socket.SOCK_DGRAM:  # room for a tick's worth of everybody's packets; the system may cap it
-            for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
-                sock.setsockopt(socket.SOL_SOCKET, option, _BUFFER_BYTES)
         sock.setblocking(False)
         sock.bind((host, port))
     except OSError:

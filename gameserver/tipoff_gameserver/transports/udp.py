@@ -1,7 +1,8 @@
 """Listens for players over UDP: the thin driver around the sans-I/O netcode server.
 
-Sockets are drained whenever they are readable, and what is to be sent goes out once per turn of the event loop, however
-many messages the game sent meanwhile. Events reach the game in the order of their packets.
+Sockets are drained whenever they are readable, packets of players before those of strangers. What is to be sent goes
+out once per turn of the event loop, however many messages the game sent meanwhile. Events reach the game in the order
+of their packets.
 """
 
 from __future__ import annotations
@@ -10,8 +11,7 @@ import asyncio
 import logging
 import socket
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from tipoff_gameserver.context import Context
 from tipoff_gameserver.players.player import LeaveReason, Player
@@ -32,13 +32,11 @@ from tipoff_shared.netcode import (
     ServerEvent,
 )
 from tipoff_shared.primitives.tasks import Tasks
+from tipoff_shared.udp_sockets import Datagrams, UdpSockets
 
 log = logging.getLogger(__name__)
 
-DRAINED_AT_ONCE = 512
-"""Datagrams taken in before the event loop gets its turn again."""
 MAX_LOOK_UPS = 64
-_READ_BYTES = 2048
 _SHORTEST_WAIT = 0.005
 
 _REASONS = {
@@ -84,8 +82,6 @@ class UdpListener:
         tasks: Tasks,
         addresses: Sequence[Address] | None,
     ) -> None:
-        self.datagrams_dropped = 0
-        """Datagrams that the system would not take."""
         self._roster = roster
         self._token_check = token_check
         self._tasks = tasks
@@ -104,11 +100,7 @@ class UdpListener:
         )
         self._loop = asyncio.get_running_loop()
         self._now = self._loop.time
-        self._sockets = sockets
-        self._by_family = {sock.family: sock for sock in sockets}
-        self._default = sockets[0]
-        self._one_family = len(self._by_family) == 1
-        self._datagram_transports: list[asyncio.DatagramTransport] = []
+        self._sockets = UdpSockets(sockets, self._received)
         self._players: dict[int, Player] = {}
         self._grants: dict[bytes, Grant] = {}
         self._look_ups: set[bytes] = set()
@@ -121,14 +113,7 @@ class UdpListener:
 
     async def open(self) -> None:
         """Start reading."""
-        for sock in self._sockets:
-            try:
-                self._loop.add_reader(sock, self._readable, sock)
-            except NotImplementedError:  # Windows' proactor loop reads by itself
-                datagram_transport, _ = await self._loop.create_datagram_endpoint(
-                    lambda: _Reader(self._received_one), sock=sock
-                )
-                self._datagram_transports.append(datagram_transport)
+        await self._sockets.open()
 
     def housekeeping(self, now: float) -> None:
         """Log ignored handshakes. Their senders get no answer, so that nobody can probe the server."""
@@ -149,12 +134,7 @@ class UdpListener:
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
-        for datagram_transport in self._datagram_transports:
-            datagram_transport.close()
-        for sock in self._sockets:
-            if not self._datagram_transports:
-                self._loop.remove_reader(sock)
-                sock.close()
+        self._sockets.close()
 
     # --- out --------------------------------------------------------------------------------------------------
 
@@ -178,51 +158,29 @@ class UdpListener:
         self._flushing = False
         out = self._netcode.datagrams_to_send()
         if out and not self._closed:
-            if self._datagram_transports:
-                for data, address in out:
-                    self._datagram_transports[self._index_for(address)].sendto(data, address)
-            elif self._one_family:
-                self._send_all(self._default.sendto, out)
-            else:
-                for item in out:
-                    sock = self._by_family.get(item[1].family, self._default)
-                    self._send_all(sock.sendto, (item,))
+            self._sockets.send(out)
         self._set_timer()
-
-    def _send_all(self, sendto: Callable[[bytes, Any], int], out: Sequence[tuple[bytes, Address]]) -> None:
-        for data, address in out:
-            try:
-                sendto(data, address)
-            except OSError:  # buffer full, no route, the peer's port is closed: datagrams may get lost
-                self.datagrams_dropped += 1
-
-    def _index_for(self, address: Address) -> int:
-        families = [sock.family for sock in self._sockets]
-        return families.index(address.family) if address.family in families else 0
 
     # --- in ---------------------------------------------------------------------------------------------------
 
-    def _readable(self, sock: socket.socket) -> None:
+    def _received(self, datagrams: Datagrams) -> None:
+        """Take in a batch, those of players first: strangers may be many."""
         receive = self._netcode.receive_datagram
-        recvfrom = sock.recvfrom
-        from_socket = Address.from_socket
         take_events = self._netcode.events
+        connected = self._netcode.connected_addresses
+        strangers: list[tuple[bytes, Address]] = []
         now = self._now()
-        for _ in range(DRAINED_AT_ONCE):
-            try:
-                data, sockaddr = recvfrom(_READ_BYTES)
-            except (BlockingIOError, InterruptedError):
-                break
-            except OSError:  # Windows reports a closed port of an earlier datagram; the next one may be good
+        for item in datagrams:
+            if item[1] not in connected:
+                strangers.append(item)
                 continue
-            receive(data, from_socket(sockaddr), now)
+            receive(item[0], item[1], now)
             if events := take_events():
                 self._tell(events)
-        self._flush()
-
-    def _received_one(self, data: bytes, sockaddr: tuple[Any, ...]) -> None:
-        self._netcode.receive_datagram(data, Address.from_socket(sockaddr), self._now())
-        self._tell(self._netcode.events())
+        for data, address in strangers:
+            receive(data, address, now)
+            if events := take_events():
+                self._tell(events)
         self._flush()
 
     def _tell(self, events: Sequence[ServerEvent]) -> None:
@@ -308,10 +266,3 @@ class UdpListener:
             self._grants[request.token_tag] = found
             self._netcode.admit(request.id, now)
         self._flush()
-
-
-class _Reader(asyncio.DatagramProtocol):
-    """Passes each datagram to a function, on event loops without `add_reader`."""
-
-    def __init__(self, received: Callable[[bytes, tuple[Any, ...]], None]) -> None:
-        self.datagram_received = received  # type: ignore[method-assign,assignment]  # a shortcut past one call

@@ -35,6 +35,7 @@ from .events import (
 )
 from .handshakes import Admission
 from .keys import PrivateKey
+from .request_budget import RequestBudget
 from .server import Server
 from .token import ConnectToken, PrivateToken, issue_token, open_private, open_request
 from .used_tokens import TokenClaim, UsedTokens
@@ -64,6 +65,7 @@ __all__ = [
     "Payload",
     "PrivateKey",
     "PrivateToken",
+    "RequestBudget",
     "Server",
     "ServerEvent",
     "StateChanged",

@@ -25,7 +25,18 @@ class Stage(Enum):
 class Pending:
     """A valid token came from this address, whose sender has not yet proved that it receives there."""
 
-    __slots__ = ("address", "decrypt", "denial", "encrypt", "expires", "id", "patience", "private", "stage")
+    __slots__ = (
+        "address",
+        "decrypt",
+        "denial",
+        "encrypt",
+        "expires",
+        "heard",
+        "id",
+        "patience",
+        "private",
+        "stage",
+    )
 
     def __init__(self, id: int, address: Address, private: PrivateToken, now: float) -> None:
         self.id = id
@@ -36,6 +47,8 @@ class Pending:
         self.encrypt = cipher(private.server_to_client_key).encrypt
         self.decrypt = cipher(private.client_to_server_key).decrypt
         self.patience = float(private.timeout_seconds) if private.timeout_seconds > 0 else _PENDING_SECONDS
+        self.heard = now
+        """When the last valid request came."""
         self.expires = now + self.patience
 
     def decide(self, denial: Denial | None) -> None:
@@ -45,6 +58,7 @@ class Pending:
 
     def refresh(self, now: float) -> None:
         """Note that the client repeated its request."""
+        self.heard = now
         self.expires = now + self.patience
 
 

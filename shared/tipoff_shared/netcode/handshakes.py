@@ -1,7 +1,8 @@
 """Runs handshakes: requests, admission, challenges and responses, until a client has proved its address.
 
 Every answer goes to an unproven address and is smaller than the 1078-byte request that it
-answers. ``ignored`` counts, by reason, the requests and responses that get no answer.
+answers; an address gets at most one each `ANSWER_INTERVAL`. What decrypting requests costs is bounded by a
+``RequestBudget``. ``ignored`` counts, by reason, the requests and responses that get no answer.
 """
 
 from __future__ import annotations
@@ -16,14 +17,18 @@ from .challenge import ChallengeTokens
 from .connections import Pending, Stage
 from .constants import CHALLENGE, DENIED, TAG_BYTES, Dialect
 from .denial import encode_denial
-from .errors import InvalidToken
+from .errors import InvalidToken, TokenExpired, WrongProtocol
 from .events import AdmitRequest, Decision, Denial, DenyReason
 from .keys import PrivateKey
 from .packet import Encrypt, PacketWriter, cipher
+from .request_budget import RequestBudget
 from .token import PrivateToken, open_request
 from .used_tokens import TokenClaim, UsedTokens
 
 Admission = Callable[[AdmitRequest], Decision | Denial]
+
+ANSWER_INTERVAL = 0.05
+"""Seconds between two answers to one address. Clients repeat their requests every 0.1 s."""
 
 _FULL = Denial(DenyReason.FULL)
 
@@ -58,6 +63,7 @@ class Handshakes:
         admission: Admission,
         place_for: Callable[[int], Place],
         max_pending: int,
+        budget: RequestBudget,
     ) -> None:
         self.ignored: Counter[str] = Counter()
         self.pending: dict[Address, Pending] = {}
@@ -75,6 +81,9 @@ class Handshakes:
         self._admission = admission
         self._place_for = place_for
         self._max_pending = max_pending
+        self._budget = budget
+        self._turned_away: dict[Address, float] = {}
+        """Addresses that were told lately that the server is full, and when."""
 
     # --- a request: does the sender hold a token for us?
     # -------------------------------------------------------------
@@ -84,6 +93,11 @@ class Handshakes:
 
         Returns the answer, the request to the application, or None.
         """
+        if not self._budget.open_for(address[0], now):
+            return self._ignore("over_budget")
+        pending = self.pending.get(address)
+        if pending is not None and now < pending.heard + ANSWER_INTERVAL:
+            return self._ignore("answered_just_now")
         # A captured request that is repeated from elsewhere is refused before anything costly.
         held = self._used.check(data[-TAG_BYTES:], address)
         if held is TokenClaim.TAKEN or held is TokenClaim.SPENT:
@@ -95,8 +109,12 @@ class Handshakes:
             )
             if self._addresses is not None:
                 private.require_server(self._addresses)
-        except InvalidToken as exc:
+        except (WrongProtocol, TokenExpired) as exc:  # found without decrypting
             return self._ignore(type(exc).__name__)
+        except InvalidToken as exc:
+            self._budget.take(address[0], now)
+            return self._ignore(type(exc).__name__)
+        self._budget.take(address[0], now)
         place = self._place_for(private.client_id)
         if place is Place.CONNECTED:
             return self._ignore("client_id_connected")
@@ -104,9 +122,7 @@ class Handshakes:
         if not claim.granted:
             return self._ignore(f"token_{claim}")
         if place is Place.FULL:
-            self.ignored["full"] += 1
-            return self._denied(cipher(private.server_to_client_key).encrypt, _FULL)
-        pending = self.pending.get(address)
+            return self._turn_away(address, private, now)
         if pending is None:
             if len(self.pending) >= self._max_pending:
                 return self._ignore("too_many_pending")
@@ -116,6 +132,19 @@ class Handshakes:
         else:
             self._forget(pending)
         return self._ask(address, private, now)
+
+    def _turn_away(self, address: Address, private: PrivateToken, now: float) -> bytes | None:
+        """Say that the server is full, unless that was said to this address just now."""
+        self.ignored["full"] += 1
+        if now < self._turned_away.get(address, -math.inf) + ANSWER_INTERVAL:
+            return None
+        if len(self._turned_away) >= self._max_pending:
+            late = now - ANSWER_INTERVAL
+            self._turned_away = {known: at for known, at in self._turned_away.items() if at > late}
+            if len(self._turned_away) >= self._max_pending:
+                return None
+        self._turned_away[address] = now
+        return self._denied(cipher(private.server_to_client_key).encrypt, _FULL)
 
     def _ask(self, address: Address, private: PrivateToken, now: float) -> bytes | AdmitRequest | None:
         """Admission: the application's say, before the client hears anything."""
@@ -156,7 +185,7 @@ class Handshakes:
     # --- a response: does the sender receive at its address?
     # ---------------------------------------------------------
 
-    def response(self, pending: Pending, body: bytes) -> bytes | PrivateToken | None:
+    def response(self, pending: Pending, body: bytes, now: float) -> bytes | PrivateToken | None:
         """Follow an authentic response. Returns the token that may now take a slot, or a denial, or None."""
         private = pending.private
         if pending.stage is not Stage.ADMITTED:
@@ -168,8 +197,7 @@ class Handshakes:
         if place is Place.CONNECTED:
             return self._ignore("client_id_connected")
         if place is Place.FULL:
-            self.ignored["full"] += 1
-            return self._denied(pending.encrypt, _FULL)
+            return self._turn_away(pending.address, private, now)
         self._forget(pending)
         if not self._used.spend(private.tag, pending.address):
             return self._ignore("token_spent")  # meanwhile, over another transport
@@ -187,6 +215,7 @@ class Handshakes:
     def clear(self) -> None:
         """Forget every pending handshake."""
         self.pending.clear()
+        self._turned_away.clear()
         self._asked.clear()
 
     def _forget(self, pending: Pending) -> None:

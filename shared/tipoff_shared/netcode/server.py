@@ -16,7 +16,7 @@ import os
 import struct
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, KeysView
 
 from .addresses import Address
 from .challenge import ChallengeTokens
@@ -51,6 +51,7 @@ from .events import (
 from .handshakes import Admission, Handshakes, Place
 from .keys import PrivateKey
 from .packet import TO_SERVER, PacketReader, PacketWriter
+from .request_budget import RequestBudget
 from .round_trip import is_nonce
 from .used_tokens import UsedTokens
 
@@ -71,6 +72,8 @@ class Server:
     `has_room` says whether the game as a whole takes one more player. A client id that is connected is not
     let in again, or, with `replace_connected`, throws out its former self once it proved its address. With
     `answer_keep_alives` each client can measure its round trip (see `round_trip`).
+    `request_budget` bounds the work for strangers'
+    requests; None is 5000 a second.
 
     `challenge_key` and `global_sequence` are for tests: a server that is restarted with the same ones repeats
     nonces.
@@ -95,6 +98,7 @@ class Server:
         check_address: bool | None = None,
         answer_keep_alives: bool = False,
         max_pending: int = 1024,
+        request_budget: RequestBudget | None = None,
         challenge_key: bytes | None = None,
         global_sequence: int | None = None,
     ) -> None:
@@ -134,6 +138,7 @@ class Server:
             admission=admission,
             place_for=self._place_for,
             max_pending=max_pending,
+            budget=RequestBudget() if request_budget is None else request_budget,
         )
         self._free = list(range(max_clients))  # a heap: the lowest free index is taken
         self._slots: dict[int, Slot] = {}
@@ -162,6 +167,12 @@ class Server:
                 packet = self._reader.read(data, pending.decrypt, None)
                 if packet is not None and packet[0] == RESPONSE:
                     self._process_response(pending, packet[2], now)
+
+    @property
+    def connected_addresses(self) -> KeysView[tuple[str, int]]:
+        """The addresses of the connected clients, kept up to date. A driver that reads several datagrams at once passes
+        in those from here first: strangers may wait."""
+        return self._by_address.keys()
 
     def update(self, now: float) -> None:
         """Do what is due by now: time out, keep alive, forget. Cheap when nothing is due."""
@@ -285,7 +296,7 @@ class Server:
         return answer is not None
 
     def _process_response(self, pending: Pending, body: bytes, now: float) -> None:
-        answer = self._handshakes.response(pending, body)
+        answer = self._handshakes.response(pending, body, now)
         if isinstance(answer, bytes):
             self._out.append((answer, pending.address))
         elif answer is not None:

@@ -9,5 +9,6 @@
 | `tasks` | background tasks with an owner, handlers with a bound |
 | `waiting` | several things at once, the first of several events, cancelled tasks |
 | `server_certificate` | TLS with a certificate that is renewed while the listener runs |
+| `udp_socket` | a UDP socket's buffers, and all that waits in one |
 | `text` | the text of an exception, one bounded line |
 """

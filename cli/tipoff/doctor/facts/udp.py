@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
+from tipoff_shared.primitives import udp_socket
+
 REQUEST = b"tipoff probe 1\n"
 ANSWER = b"tipoff echo. 1\n"
 NONCE = 16
@@ -36,6 +38,12 @@ class PortFacts:
     busy: tuple[int, ...] = ()
     denied: str = ""
     ephemeral: range = range(0)
+
+
+def receive_buffer() -> int:
+    """The bytes of receive buffer that a UDP socket gets from this host's kernel."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        return udp_socket.enlarge(probe)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from tipoff.doctor.facts.udp import LoopFacts, PortFacts, ProbeFacts
 from tipoff.doctor.findings import Finding, Status, fail, ok, warn
 from tipoff.doctor.target import is_local
+from tipoff_shared.primitives import udp_socket
 
 
 def judge_ports(facts: PortFacts) -> list[Finding]:
@@ -46,6 +47,19 @@ def judge_ports(facts: PortFacts) -> list[Finding]:
             )
         )
     return findings
+
+
+def judge_buffer(size: int) -> Finding:
+    """Whether a UDP socket's receive buffer of `size` bytes holds a burst of packets."""
+    check = "udp-buffer"
+    if not udp_socket.shortage(size):
+        return ok(check, f"a UDP socket gets a receive buffer of {size >> 10} KiB")
+    return warn(
+        check,
+        f"a UDP socket gets a receive buffer of {size >> 10} KiB, not {udp_socket.RECEIVE_BYTES >> 10} KiB: players' "
+        "packets get lost in bursts",
+        udp_socket.remedy(),
+    )
 
 
 def judge_loop(facts: LoopFacts) -> Finding:
