@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter as Count
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -125,12 +126,23 @@ class Metrics:
         """An address was kept to its share of unclaimed seats."""
         self._claim_limit.labels(action).inc()
 
+    def count_tasks(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Add a gauge with the number of this loop's tasks. It may be read in any thread."""
+        gauge = Gauge(
+            "tipoff_matchmaker_tasks",
+            "Tasks of the event loop: steady while the load is",
+            registry=self.registry,
+        )
+        gauge.set_function(lambda: len(asyncio.all_tasks(loop)))
+
     @contextmanager
     def serve(self, host: str, port: int) -> Iterator[None]:
-        """`/metrics` on its own small thread for the time of the block; nothing when `port` is 0."""
+        """`/metrics` on its own small thread for the time of the block; nothing when `port` is 0. Called in the event
+        loop whose tasks are counted."""
         if not port:
             yield
             return
+        self.count_tasks(asyncio.get_running_loop())
         server, thread = start_http_server(port, host, registry=self.registry)
         try:
             yield

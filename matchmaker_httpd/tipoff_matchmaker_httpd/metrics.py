@@ -6,6 +6,7 @@ choose, so the number of labels stays small.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
@@ -49,6 +50,7 @@ class Metrics:
             ("tipoff_httpd_requests_in_flight", "Players being served or waiting", in_flight),
             ("tipoff_httpd_connections", "Open sockets", connections),
             ("tipoff_httpd_nats_connected", "1 while NATS is connected", nats),
+            ("tipoff_httpd_tasks", "Tasks of the event loop: steady while the load is", _tasks),
         ):
             Gauge(name, text, registry=self.registry).set_function(read)
 
@@ -68,3 +70,7 @@ class Metrics:
     def render(self) -> bytes:
         """All metrics in Prometheus's text format."""
         return generate_latest(self.registry)
+
+
+def _tasks() -> float:
+    return len(asyncio.all_tasks())

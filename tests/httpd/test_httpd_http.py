@@ -212,6 +212,7 @@ async def test_metrics_count_plays_and_refusals(http: Any, httpd: Any, matchmake
     assert "tipoff_httpd_ready_seconds_count 2.0" in text
     assert "tipoff_httpd_requests_in_flight 0.0" in text
     assert "tipoff_httpd_nats_connected 1.0" in text
+    assert "tipoff_httpd_tasks " in text
 
 
 async def test_metrics_are_not_for_everybody(start: Any) -> None:

@@ -22,7 +22,8 @@ from tipoff_shared.subjects import Subjects
 class IsolatedNats:
     """A nats-server of the isolated profile."""
 
-    def __init__(self, store: Path, namespace: str = "") -> None:
+    def __init__(self, store: Path, namespace: str = "", *, more: str = "") -> None:
+        """`more` is added to nats-server's configuration unchanged."""
         self.namespace = namespace
         self._passwords = {role: Secret(secrets.token_urlsafe(16)) for role in ROLES}
         everything = Secret(secrets.token_urlsafe(16))
@@ -32,7 +33,7 @@ class IsolatedNats:
             more_users=f"      {{ user: eyes, password: {json.dumps(everything.reveal())} }}\n",
         )
         self._passwords["eyes"] = everything
-        self.server = EmbeddedNats(store, users=users)
+        self.server = EmbeddedNats(store, users=users, more=more)
 
     def settings(self, role: str) -> NatsSettings:
         return dataclasses.replace(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import sys
 import pytest
 
 from tests.matchmaker.world import World
+from tipoff_matchmaker.metrics import Metrics
 from tipoff_matchmaker.sessions.state_machine import Effect
 from tipoff_matchmaker.sessions.store import SessionStore
 from tipoff_matchmaker.settings import Settings
@@ -30,6 +32,21 @@ def test_a_wrong_setting_is_one_clear_line() -> None:
     assert done.stderr == (
         "tipoff matchmaker: TIPOFF_MATCHMAKER_MAX_REQUESTS: must be greater than or equal to 1 (it is '0')\n"
     )
+
+
+async def test_metrics_count_the_tasks_of_the_event_loop() -> None:
+    """A leak of tasks shows: one more task is one more in the gauge."""
+    metrics = Metrics()
+    metrics.count_tasks(asyncio.get_running_loop())
+
+    def tasks() -> float | None:
+        return metrics.registry.get_sample_value("tipoff_matchmaker_tasks")
+
+    before = tasks()
+    assert before is not None
+    waiting = asyncio.create_task(asyncio.Event().wait())
+    assert tasks() == before + 1
+    waiting.cancel()
 
 
 async def test_each_session_effect_has_exactly_one_handler(world: World) -> None:

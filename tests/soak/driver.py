@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 
 from tests.soak.bots import Crowd, Loss
 from tests.soak.invariants import SETTLED, Finding, Injury, Look, Standing, Violation, findings, is_excused
-from tests.soak.observe import AWAY, Streams, consumers_without_reader, look, streams
+from tests.soak.observe import AWAY, consumers_without_reader, counts, look
 from tests.soak.processes import Usage, game_servers, usage
 from tests.soak.schedule import LASTING_SERVER, NATS, SERVER, Fault, Kind, schedule, warm_up
 from tests.soak.stack import CHURN, LASTING, TOKEN_TIMEOUT, Stack
+from tests.soak.trends import Point
 
 LOOK_EVERY = 1.0
 MEASURE_EVERY = 5.0
@@ -24,13 +25,16 @@ GIVEN_BACK = 90.0
 """Seconds after the last player in which everything must have been given back."""
 _STANDS = 2.5
 """Seconds for which a finding stands that is not only the time between two reads."""
+_CALM = 5.0
+"""Seconds without such a finding after which the stack is clean again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
     """How the stack came out of a fault. Times are seconds.
 
-    `began` and `ended` count from the start of the run. `clean`: from the fault's end until no rule was broken.
+    `began` and `ended` count from the start of the run. `clean`: from the fault's end to the last look that
+    showed a rule broken for longer than a moment; 0 if there was none, None if it took too long.
     `play`: from the fault's beginning until a request for a seat that began after it was answered with one.
     """
 
@@ -39,6 +43,8 @@ class Recovery:
     ended: float
     clean: float | None
     play: float | None
+    broken: tuple[str, ...] = ()
+    """The rules that were broken for longer than a moment meanwhile."""
 
 
 @dataclass(slots=True)
@@ -50,7 +56,8 @@ class Result:
     seconds: float
     measured_from: float = 0.0
     usages: list[Usage] = field(default_factory=list)
-    streams: list[Streams] = field(default_factory=list)
+    counts: dict[str, list[Point]] = field(default_factory=dict)
+    """What `observe.counts` has counted, over time."""
     sessions: list[tuple[float, int]] = field(default_factory=list)
     recoveries: list[Recovery] = field(default_factory=list)
     violations: list[Violation] = field(default_factory=list)
@@ -128,7 +135,12 @@ class Driver:
             began = recovery.began + self._began
             after = [served.ended - began for served in crowd.served if served.began >= began]
             result.recoveries[number] = Recovery(
-                recovery.fault, recovery.began, recovery.ended, recovery.clean, min(after, default=None)
+                recovery.fault,
+                recovery.began,
+                recovery.ended,
+                recovery.clean,
+                min(after, default=None),
+                recovery.broken,
             )
 
     # What is seen.
@@ -155,7 +167,7 @@ class Driver:
         return findings(seen)
 
     async def _measure(self) -> None:
-        """Measure processes and streams every five seconds."""
+        """Measure processes, and count what should stay steady, every five seconds."""
         stack, result = self._stack, self.result
         while True:
             at = self._now()
@@ -163,9 +175,9 @@ class Driver:
             servers = await asyncio.to_thread(game_servers, stack.launcher_dir.parent)
             pids += [(f"{server.game} game server", server.pid) for server in servers]
             result.usages += [used for name, pid in pids if (used := usage(name, pid, at))]
-            with contextlib.suppress(*AWAY):
-                async with asyncio.timeout(MEASURE_EVERY):
-                    result.streams.append(await streams(stack, at))
+            counted = await counts(stack) | {"processes": len(pids)}
+            for name, value in counted.items():
+                result.counts.setdefault(name, []).append((at, value))
             await asyncio.sleep(max(0.1, MEASURE_EVERY - (self._now() - at)))
 
     # What is done.
@@ -186,22 +198,23 @@ class Driver:
             if not done:
                 continue  # no such server runs now
             ended = self._calm_since
-            clean = await self._clean_after(ended)
-            self.result.recoveries.append(Recovery(fault, began, ended, clean, None))
-            if clean is None:
-                pending = self._standing.pending(self._now(), _STANDS)
-                took = f"not clean: {', '.join(f'{f.rule} ({f.subject})' for f in pending[:5])}"
-            else:
-                took = f"clean after {clean:.1f} s"
+            clean, broken = await self._clean_after(ended)
+            self.result.recoveries.append(Recovery(fault, began, ended, clean, None, broken))
+            took = "not clean" if clean is None else f"clean after {clean:.1f} s"
+            took += f" ({'; '.join(broken)})" if broken else ""
             self._say(f"{began:6.0f} s  {fault.kind} of {fault.target}, {fault.seconds:g} s: {took}")
 
-    async def _clean_after(self, ended: float) -> float | None:
-        """Seconds from `ended` until no rule is broken, None if that takes longer than it may."""
+    async def _clean_after(self, ended: float) -> tuple[float | None, tuple[str, ...]]:
+        """`clean` and `broken` of `Recovery`; waits until nothing was wrong for `_CALM` seconds."""
+        last, broken = ended, set[str]()
         while (now := self._now()) < ended + SETTLED + 15:
-            if self._looked > ended and not self._standing.pending(now, _STANDS):
-                return self._looked - ended
+            if pending := self._standing.pending(now, _STANDS):
+                last = now
+                broken |= {finding.rule for finding in pending}
+            elif self._looked > last + _CALM:
+                return last - ended, tuple(sorted(broken))
             await asyncio.sleep(0.2)
-        return None
+        return None, tuple(sorted(broken))
 
     async def _carry_out(self, fault: Fault) -> bool:
         """Inject the fault and undo it; False when there is no such target now."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import re
 import time
-from dataclasses import dataclass
 
+import httpx
 import nats.errors
 
 from tests.soak.bots import Crowd
@@ -22,17 +24,7 @@ DURABLE = {"matchmaker-connections", "matchmaker-leases", "api-deleter-1"}
 """Consumers that stay without a reader."""
 
 
-@dataclass(frozen=True, slots=True)
-class Streams:
-    """JetStream at one moment: consumers, messages and bytes of all streams; `largest` is the biggest one's name."""
-
-    at: float
-    consumers: int
-    messages: int
-    bytes: int
-    largest: str
-
-
+_TASKS = re.compile(r"^tipoff_\w+_tasks (\S+)", re.MULTILINE)
 AWAY = (TipoffError, nats.errors.Error, TimeoutError)
 """What the functions below raise while NATS is away."""
 
@@ -80,16 +72,26 @@ async def _look(stack: Stack, crowd: Crowd) -> Look:
     )
 
 
-async def streams(stack: Stack, at: float) -> Streams:
-    """The present size of JetStream. Raises one of `AWAY` while NATS is away."""
-    infos = await stack.bus.js.streams_info()
-    return Streams(
-        at,
-        sum(info.state.consumer_count for info in infos),
-        sum(info.state.messages for info in infos),
-        sum(info.state.bytes for info in infos),
-        max(infos, key=lambda info: info.state.bytes).config.name or "",
-    )
+async def counts(stack: Stack) -> dict[str, float]:
+    """What should stay about equal under a steady load: JetStream's size, NATS's connections and subscriptions, and the
+    tasks of each matchmaker and httpd. What cannot be read now is left out."""
+    found: dict[str, float] = {}
+    with contextlib.suppress(*AWAY):
+        async with asyncio.timeout(5):
+            infos = await stack.bus.js.streams_info()
+        found["JetStream consumers"] = sum(info.state.consumer_count for info in infos)
+        found["JetStream messages"] = sum(info.state.messages for info in infos)
+        found["JetStream kB"] = sum(info.state.bytes for info in infos) / 1000
+    async with httpx.AsyncClient(timeout=3) as client:
+        with contextlib.suppress(httpx.HTTPError):
+            answer = (await client.get(f"{stack.monitor}/varz")).json()
+            found["NATS connections"] = answer["connections"]
+            found["NATS subscriptions"] = answer["subscriptions"]
+        for name, url in stack.metrics.items():
+            with contextlib.suppress(httpx.HTTPError):
+                if tasks := _TASKS.search((await client.get(url)).text):
+                    found[f"{name} tasks"] = float(tasks[1])
+    return found
 
 
 async def consumers_without_reader(stack: Stack) -> list[str]:

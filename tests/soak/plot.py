@@ -56,8 +56,9 @@ def _column(result: Result) -> tuple[str, float]:
         ("resident memory of each process, MB", _by_process(result, "rss"), True),
         ("open files", _by_process(result, "files"), True),
         ("sessions", {"sessions": _thinned([(at, float(n)) for at, n in result.sessions])}, False),
-        ("JetStream consumers", {"consumers": [(s.at, float(s.consumers)) for s in result.streams]}, False),
-        ("JetStream, kB", {"all streams": [(s.at, s.bytes / 1000) for s in result.streams]}, False),
+        ("tasks of the event loops", _counts(result, " tasks"), True),
+        ("NATS", _counts(result, " subscriptions", " connections", " consumers"), True),
+        ("JetStream, kB", _counts(result, " kB"), False),
     ]
     for title, series, labelled in panels:
         parts.append(_panel(title, series, top, result, labelled=labelled))
@@ -65,6 +66,16 @@ def _column(result: Result) -> tuple[str, float]:
     recoveries, height = _recoveries(result, top)
     parts.append(recoveries)
     return "\n".join(parts), top + height
+
+
+def _counts(result: Result, *ends: str) -> dict[str, list[Point]]:
+    """What was counted under names with these ends; the names without what all have in common."""
+    return {
+        name.removesuffix(ends[0] if len(ends) == 1 else "").removeprefix("NATS "): points
+        for end in ends
+        for name, points in result.counts.items()
+        if name.endswith(end)
+    }
 
 
 def _by_process(result: Result, what: str) -> dict[str, list[Point]]:

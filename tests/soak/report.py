@@ -19,7 +19,10 @@ MOST_MEMORY = 1.0
 MOST_FILES = 4.0
 """Open files by which the mean of the last fifth may exceed that of the first."""
 MOST_THREADS = 2.0
-MOST_CONSUMERS = 4.0
+MOST = {"consumers": 4.0, "connections": 5.0, "subscriptions": 40.0, "tasks": 20.0, "processes": 4.0}
+"""The same for what was counted: a little more than a random moment more or less busy makes."""
+STEADY = 120.0
+"""Seconds of measurement from which on a mean means something."""
 LONG_ENOUGH = 15 * 60.0
 """Seconds of measurement from which on a slope of memory means something."""
 
@@ -75,10 +78,9 @@ def figures(result: Result) -> list[dict[str, Any]]:
         ):
             fitted = trend(points)
             add(f"{process} {name}", fitted.last, "", first=round(fitted.first, 1))
-    for name, points in streams_of(result).items():
-        if len(points) >= 3:
-            fitted = trend(points)
-            add(f"JetStream {name}", fitted.last, "", first=round(fitted.first, 1))
+    for name, points in counted(result).items():
+        fitted = trend(points)
+        add(name, fitted.last, "", first=round(fitted.first, 1))
     for name, recoveries in sorted(recovery_times(result).items()):
         for what, times in recoveries.items():
             if times:
@@ -92,14 +94,14 @@ def figures(result: Result) -> list[dict[str, Any]]:
     return found
 
 
-def streams_of(result: Result) -> dict[str, list[Point]]:
-    """JetStream's consumers, messages and kB over the measured part."""
-    inside = [s for s in result.streams if result.measured_from <= s.at <= result.seconds]
-    return {
-        "consumers": [(s.at, float(s.consumers)) for s in inside],
-        "messages": [(s.at, float(s.messages)) for s in inside],
-        "kB": [(s.at, s.bytes / 1000) for s in inside],
+def counted(result: Result) -> dict[str, list[Point]]:
+    """What was counted, in the measured part."""
+    begin, end = result.measured_from, result.seconds
+    inside = {
+        name: [point for point in points if begin <= point[0] <= end]
+        for name, points in result.counts.items()
     }
+    return {name: points for name, points in inside.items() if len(points) >= 3}
 
 
 def recovery_times(result: Result) -> dict[str, dict[str, list[float]]]:
@@ -127,15 +129,18 @@ def problems(result: Result) -> list[str]:
         grown = memory(usages)
         if grown.seconds >= LONG_ENOUGH and grown.per_hour - 2 * grown.error > MOST_MEMORY:
             found.append(f"{process} grows by {grown.per_hour:.1f} ± {grown.error:.1f} MB/h")
+        if grown.seconds < STEADY:
+            continue
         found += _grown(f"open files of {process}", [(u.at, float(u.files)) for u in usages], MOST_FILES)
         found += _grown(f"threads of {process}", [(u.at, float(u.threads)) for u in usages], MOST_THREADS)
-    found += _grown("JetStream's consumers", streams_of(result)["consumers"], MOST_CONSUMERS)
+    for name, points in counted(result).items():
+        for what, most in MOST.items():
+            if name.endswith(what) and trend(points).seconds >= STEADY:
+                found += _grown(name, points, most)
     return [f"{result.profile}: {text}" for text in found]
 
 
 def _grown(what: str, points: list[Point], most: float) -> list[str]:
-    if len(points) < 3:
-        return []
     fitted = trend(points)
     if fitted.last - fitted.first <= most:
         return []

@@ -17,6 +17,8 @@ from enum import StrEnum
 
 WARM_UP = 1 / 3
 """Part of the run that is warm-up."""
+_SETTLING = 0.25
+"""Part of the warm-up, its last, in which the measured processes are no longer killed, either."""
 QUIET = 20.0
 """Seconds at the end without a fault."""
 FIRST = 10.0
@@ -85,11 +87,11 @@ def schedule(seed: int, seconds: float, replicas: Sequence[str]) -> list[Fault]:
     dice = random.Random(seed)
     faults: list[Fault] = []
     begin, end = FIRST, seconds - QUIET
-    measured = warm_up(seconds)
+    last_kill = warm_up(seconds) * (1 - _SETTLING)
     decks = {True: _dealt(_cards(replicas, kill_all=True), dice), False: _dealt(_cards(replicas), dice)}
     at = begin
     while at < end:
-        card = next(decks[at < measured])
+        card = next(decks[at < last_kill])
         lasts = dice.uniform(*card.seconds)
         faults.append(Fault(round(at, 1), card.kind, card.target, round(lasts, 1), round(dice.random(), 3)))
         at += lasts + dice.uniform(*PAUSES)

@@ -21,6 +21,7 @@ from typing import TypeAlias
 
 import httpx
 
+from tests.e2e.steps import free_port
 from tests.faults.tcp_link import Link, link_to
 from tests.isolated.world import IsolatedNats
 from tipoff.up.child_process import dies_with_parent
@@ -157,9 +158,13 @@ class Stack:
     bus: Bus
     nats: KeptNats
     launcher_dir: Path
+    monitor: str
+    """URL of nats-server's monitoring."""
     logs: Path
     parts: dict[str, Part] = field(default_factory=dict)
     links: dict[str, Link] = field(default_factory=dict)
+    metrics: dict[str, str] = field(default_factory=dict)
+    """Matchmaker or httpd -> URL of its metrics."""
 
     @property
     def replicas(self) -> list[str]:
@@ -186,7 +191,8 @@ async def running_stack(
     """
     logs = directory / "logs"
     logs.mkdir(parents=True, mode=0o700)
-    nats, settings_of = _nats(directory, profile)
+    monitor = free_port()
+    nats, settings_of = _nats(directory, profile, f'http: "127.0.0.1:{monitor}"\n')
     environment = _common(directory) | {"SOAK_KEY": os.urandom(32).hex()}
     async with AsyncExitStack() as stack:
         await nats.start()
@@ -199,17 +205,22 @@ async def running_stack(
         door.listen(512)
         bus = await stack.enter_async_context(connect(settings_of("eyes"), name="soak"))
         url = f"http://127.0.0.1:{door.getsockname()[1]}"
-        running = Stack(profile, url, bus, kept, directory / "launcher", logs)
+        running = Stack(profile, url, bus, kept, directory / "launcher", f"http://127.0.0.1:{monitor}", logs)
         roles = _roles(directory, profile, settings_of, door.fileno())
         for role, count in (("launcher", 1), ("matchmaker", matchmakers), ("httpd", httpds)):
             module, own, files = roles[role]
             for name in [role] if role == "launcher" else [f"{role}-{n + 1}" for n in range(count)]:
                 link, settings = await stack.enter_async_context(link_to(settings_of(role)))
                 running.links[name] = link
+                metrics: dict[str, str] = {}
+                if role != "launcher":
+                    port = free_port()
+                    metrics[f"TIPOFF_{role.upper()}_METRICS_PORT"] = str(port)
+                    running.metrics[name] = f"http://127.0.0.1:{port}/metrics"
                 part = Part(
                     name,
                     module,
-                    environment | settings.to_environment() | own,
+                    environment | settings.to_environment() | own | metrics,
                     logs / f"{name}.log",
                     files,
                 )
@@ -239,13 +250,15 @@ def _common(directory: Path) -> dict[str, str]:
     return dict(os.environ) | {"TIPOFF_GAMES": str(games)}
 
 
-def _nats(directory: Path, profile: str) -> tuple[EmbeddedNats, SettingsOf]:
-    """A nats-server that is not started, and the settings of each role. Trusted, all roles are one user, as in
-    `tipoff up`; isolated, each has its own permissions."""
+def _nats(directory: Path, profile: str, more: str) -> tuple[EmbeddedNats, SettingsOf]:
+    """A nats-server that is not started, with `more` in its configuration, and the settings of each role.
+
+    Trusted, all roles are one user, as in `tipoff up`; isolated, each has its own permissions.
+    """
     if profile == "isolated":
-        isolated = IsolatedNats(directory / "nats")
+        isolated = IsolatedNats(directory / "nats", more=more)
         return isolated.server, isolated.settings
-    server = EmbeddedNats(directory / "nats")
+    server = EmbeddedNats(directory / "nats", more=more)
     return server, lambda role: server.settings()
 
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from tests.soak.bots import Loss
 from tests.soak.driver import Recovery, Result
 from tests.soak.invariants import Violation
-from tests.soak.observe import Streams
 from tests.soak.plot import svg
 from tests.soak.processes import Usage, usage
 from tests.soak.report import as_json, figures, measured, problems
@@ -59,7 +58,7 @@ def result(**changes: object) -> Result:
             for at in range(0, 1800, 5)
             for name, pid, grown in (("matchmaker-1", 1, 6.0), ("httpd-1", 2, 0.0))
         ],
-        "streams": [Streams(float(at), 7, 100, 10_000, "KV_sessions") for at in range(0, 1800, 5)],
+        "counts": {"JetStream consumers": [(float(at), 7.0) for at in range(0, 1800, 5)]},
         "sessions": [(float(at), 5) for at in range(1800)],
         "recoveries": [Recovery(Fault(10.0, Kind.KILL, "httpd-2", 0.0), 10.0, 10.0, 0.5, 0.7)],
     } | changes
@@ -89,7 +88,10 @@ def test_a_process_that_was_restarted_while_it_was_measured_is_not_fitted() -> N
         ({"losses": [Loss("d", 5.0, "timed out", True)]}, "a game on d ended"),
         ({"outcomes": {"play: no answer": 1}}, "no answer: 1"),
         ({"left": ["session s ready"]}, "left in the end: session s"),
-        ({"streams": [Streams(float(at), at // 60, 1, 1, "") for at in range(0, 1800, 5)]}, "consumers grew"),
+        *(
+            ({"counts": {name: [(float(at), at / 20) for at in range(0, 1800, 5)]}}, f"{name} grew")
+            for name in ("JetStream consumers", "NATS subscriptions", "NATS connections", "httpd-1 tasks")
+        ),
         (
             {"usages": [Usage(float(at), "httpd-1", 2, 60, 50, at // 60, 1) for at in range(0, 1800, 5)]},
             "open files of httpd-1 grew",
