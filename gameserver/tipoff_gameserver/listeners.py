@@ -14,10 +14,11 @@ from tipoff_gameserver.players.token_check import TokenCheck
 from tipoff_gameserver.stand_alone import Matchmaker
 from tipoff_gameserver.transports.sockets import bind
 from tipoff_gameserver.transports.udp import UdpListener
-from tipoff_gameserver.transports.websocket import WebSocketListener, server_tls
+from tipoff_gameserver.transports.websocket import WebSocketListener
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.messages import Transports, UdpAddress, WebSocketAddress
 from tipoff_shared.netcode import Address, Dialect, InvalidAddress
+from tipoff_shared.primitives.server_certificate import ServerCertificate
 from tipoff_shared.primitives.tasks import Tasks
 
 log = logging.getLogger(__name__)
@@ -119,12 +120,16 @@ class Listeners:
 
     def __init__(self, context: Context, options: ServerOptions) -> None:
         self._context = context
-        self._tls = server_tls(context.tls_cert, context.tls_key)
+        self._certificate: ServerCertificate | None = None
+        if context.tls_cert:
+            self._certificate = ServerCertificate(
+                context.tls_cert, context.tls_key, variables="TIPOFF_TLS_CERT,TIPOFF_TLS_KEY"
+            )
         self._udp: list[socket.socket] = []
         self._websocket: list[socket.socket] = []
         self._listening: list[Listener] = []
         websocket = options.websocket
-        if websocket and self._tls is None and not context.plain_websocket_allowed:
+        if websocket and self._certificate is None and not context.plain_websocket_allowed:
             websocket = False
             log.warning(
                 "no WebSocket listener: tokens would travel in clear to %s. Set TIPOFF_TLS_CERT and TIPOFF_TLS_KEY, or "
@@ -142,7 +147,7 @@ class Listeners:
             self._close_unopened()
             raise
         self.endpoints = Endpoints(
-            context, _port_of(self._udp), _port_of(self._websocket), secure=self._tls is not None
+            context, _port_of(self._udp), _port_of(self._websocket), secure=self._certificate is not None
         )
 
     def _bind(self, name: str, kind: socket.SocketKind, what: str) -> list[socket.socket]:
@@ -166,8 +171,12 @@ class Listeners:
             await udp.open()
         if self._websocket:
             sockets, self._websocket = self._websocket, []
+            tls = None
+            if self._certificate is not None:
+                tls = self._certificate.context
+                tasks.start(self._certificate.watch(), "renewed certificates")
             websocket = WebSocketListener(
-                self._context, roster, token_check, tasks, tick_rate, self._tls, matchmaker
+                self._context, roster, token_check, tasks, tick_rate, tls, matchmaker
             )
             self._listening.append(websocket)
             await websocket.open(sockets)

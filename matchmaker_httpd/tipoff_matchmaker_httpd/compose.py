@@ -5,6 +5,7 @@ settings -> limits, metrics -> NATS -> matchmaker client, upstreams, turn relay 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from tipoff_matchmaker_httpd.admission.origin import never_matches
 from tipoff_matchmaker_httpd.app import HttpdApp, make_api, make_health_api
 from tipoff_matchmaker_httpd.matchmaker.client import open_client
 from tipoff_matchmaker_httpd.matchmaker.feedback import Deadlines
@@ -34,6 +36,8 @@ from tipoff_shared.settings import NatsSettings
 from tipoff_turn_relay.admission import TurnSettings
 from tipoff_turn_relay.service import BODY_LIMITS, open_turn_relay
 from tipoff_turn_relay.service import PATH as TURN_PATH
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,9 @@ async def compose(settings: Settings, nats_settings: NatsSettings) -> AsyncItera
         settings.hook_key.get_secret_value(), settings.hook_key_file, nats_settings.namespace
     )
     web = web_directory(settings) if settings.demo else None
+    for entry in settings.origins:
+        if reason := never_matches(entry):
+            log.warning("TIPOFF_HTTPD_ORIGINS: no page is of origin %r: %s", entry, reason)
     limits = ConcurrencyLimit(settings.max_requests, settings.max_requests_per_address)
     metrics = Metrics()
     async with AsyncExitStack() as stack:

@@ -63,8 +63,9 @@ class Settings(BaseSettings):
     """PEM file with the certificate's private key."""
 
     origins: Strings = ()
-    """Origins of other pages that may ask, such as `https://game.example` or `https://*.game.example`; `*` allows
-    any. Pages of the same origin always may."""
+    """Origins of other pages that may ask, such as `https://game.example` or `https://*.game.example`; `file://` for
+    pages from a file (Cordova, Electron), `null` for those without an origin, `*` for any. Pages of the same origin
+    always may."""
     allow_missing_origin: bool = True
     """Serve clients without an Origin header: programs other than browsers send none."""
     trusted_proxies: Networks = ()

@@ -101,7 +101,11 @@ def _nginx(binary: str, directory: Path, deploy: Path, port: int, httpd_port: in
     ):
         assert old in text
         text = text.replace(old, new)
-    (directory / "site.conf").write_text(text)
+    return _nginx_command(binary, directory, text), certificate
+
+
+def _nginx_command(binary: str, directory: Path, site: str) -> list[str]:
+    (directory / "site.conf").write_text(site)
     temporary = "\n".join(
         f"{kind}_temp_path {directory}/{kind};"
         for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -110,7 +114,46 @@ def _nginx(binary: str, directory: Path, deploy: Path, port: int, httpd_port: in
         f"daemon off; pid {directory}/pid; error_log stderr; worker_processes 1;\nevents {{}}\n"
         f"http {{ access_log off;\n{temporary}\ninclude {directory}/site.conf;\n}}\n"
     )
-    return [binary, "-p", str(directory), "-c", str(directory / "nginx.conf")], certificate
+    return [binary, "-p", str(directory), "-c", str(directory / "nginx.conf")]
+
+
+@asynccontextmanager
+async def under_a_path(directory: Path, port: int, httpd_port: int) -> AsyncIterator[str]:
+    """`http://localhost:port/arcade/`, which an nginx leads to the root of httpd; until the block ends."""
+    binary = program("nginx")
+    assert binary is not None
+    directory.mkdir()  # noqa: ASYNC240 # a test's own directory
+    site = f"""
+        server {{
+            listen 127.0.0.1:{port};
+            location /arcade/ {{
+                proxy_pass http://127.0.0.1:{httpd_port}/;
+                proxy_http_version 1.1;
+                proxy_set_header Host $http_host;
+                proxy_set_header Upgrade $http_upgrade;
+                proxy_set_header Connection upgrade;
+                proxy_buffering off;
+            }}
+        }}
+    """
+    log = directory / "log"
+    with log.open("wb") as output:
+        process = await asyncio.create_subprocess_exec(
+            *_nginx_command(binary, directory, site), stdout=output, stderr=output
+        )
+
+    async def listens() -> bool:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.close()
+        await writer.wait_closed()
+        return True
+
+    try:
+        await eventually(listens, "nginx listens", 15, unready=(OSError,))
+        yield f"http://localhost:{port}/arcade/"
+    finally:
+        process.terminate()
+        await process.wait()
 
 
 async def _listens(process: asyncio.subprocess.Process, port: int, authority: Path, log: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from playwright.async_api import BrowserContext, Page, async_playwright
 
 from tests.chromium import FLAGS, chromium
+from tests.e2e.reverse_proxies import program, under_a_path
 from tests.polling import eventually
 from tipoff.new.commands import write_game
 from tipoff.testing import running_up
@@ -116,3 +118,40 @@ async def test_the_page_of_a_new_game_plays(tmp_path: Path, browser: BrowserCont
         await page.keyboard.down("ArrowLeft")
         await asyncio.sleep(0.3)  # a player holds the key for a while; nothing is awaited by this
         await page.keyboard.up("ArrowLeft")
+
+
+@pytest.mark.row(70)
+@pytest.mark.skipif(program("nginx") is None, reason="nginx is not installed")
+async def test_pages_play_under_a_path_of_a_proxy(tmp_path: Path, browser: BrowserContext) -> None:
+    """The page of `tipoff up` with its live view and its button, the page of `tipoff new`, and /docs."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = int(free.getsockname()[1])
+    state_dir = tmp_path / "state"
+    async with (
+        running_up(state_dir, environ={"TIPOFF_STATE_DIR": str(state_dir)}) as up,
+        under_a_path(tmp_path / "nginx", port, int(up.url.rpartition(":")[2])) as url,
+    ):
+        page = await browser.new_page()
+        missing: list[str] = []
+        page.on("response", lambda answer: missing.append(answer.url) if answer.status >= 400 else None)
+        await page.goto(url)
+        await page.wait_for_selector('#live[data-live="true"]')
+        await page.click("#play")
+        await connected(page)
+        old = await state(page, "deploymentId")
+        await page.click("#kill")
+        await page.wait_for_function(
+            f"window.tipoff.deploymentId && window.tipoff.deploymentId !== {old!r}", timeout=20_000
+        )
+        await page.goto(url + "docs")
+        await page.click("text=openapi.json")
+        assert missing == []
+    game = write_game("my game", tmp_path)
+    async with (
+        running_up(tmp_path / "other", games=game / "games.toml") as up,
+        under_a_path(tmp_path / "nginx2", port, int(up.url.rpartition(":")[2])) as url,
+    ):
+        await page.goto(url)
+        await page.wait_for_function(
+            "document.getElementById('say').textContent === 'arrow keys'", timeout=20_000
+        )

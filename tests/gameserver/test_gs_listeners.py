@@ -30,6 +30,7 @@ from tipoff_gameserver import ConfigError, Context, GameServer, LeaveReason, Pla
 from tipoff_gameserver.edgegap import end_deployment
 from tipoff_gameserver.transports.sockets import bind
 from tipoff_shared.netcode import Address
+from tipoff_shared.primitives import server_certificate
 from tipoff_shared.secret import Secret
 
 
@@ -137,6 +138,32 @@ async def test_the_websocket_listener_speaks_tls(
             assert "Admitted" in str(await ws.recv())
             await ws.send(b"secret")
             assert await ws.recv() == b"secret"
+
+
+@pytest.mark.row(71)
+async def test_a_renewed_certificate_is_served_without_dropping_anyone(
+    deployment: Context, game: Recorder, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A player who is in plays on; the next one gets the new certificate."""
+    monkeypatch.setattr(server_certificate, "INTERVAL", 0.05)
+    cert, key = certificate
+    context = replace(deployment, tls_cert=str(cert), tls_key=str(key))
+    async with GameServer(game, context=context) as server:
+        assert server.transports.websocket is not None
+        url = server.transports.websocket.url
+        async with connect(url, ssl=ssl.create_default_context(cafile=str(cert))) as ws:
+            await ws.send(token_for(server))
+            assert "Admitted" in str(await ws.recv())
+            self_signed(cert.parent)
+            trust = ssl.create_default_context(cafile=str(cert))
+
+            async def served() -> bool:
+                async with connect(url, ssl=trust):
+                    return True
+
+            await eventually(served, unready=(ssl.SSLError,))
+            await ws.send(b"still here")
+            assert await ws.recv() == b"still here"
 
 
 async def test_a_certificate_that_cannot_be_read_is_told(deployment: Context, game: Recorder) -> None:

@@ -10,17 +10,20 @@ import socket
 import ssl
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import websockets
 
+from tests.certificates import self_signed
 from tipoff_matchmaker_httpd.compose import create_app
 from tipoff_matchmaker_httpd.server.run import run_httpd
 from tipoff_matchmaker_httpd.settings import Settings
 from tipoff_shared.errors import ConfigError, Unavailable
 from tipoff_shared.messages import ACKNOWLEDGED
+from tipoff_shared.primitives import server_certificate
 from tipoff_shared.settings import NatsSettings
 
 ARENA = '{"game":"arena","version":"1"}'
@@ -86,6 +89,35 @@ async def test_tls(start: Any, tls_files: Any, matchmaker: Any) -> None:
             origin=f"http://{url}",
             proxy=None,  # type: ignore[arg-type] # a str
         )
+
+
+@pytest.mark.row(71)
+async def test_a_renewed_certificate_is_served_without_dropping_anyone(
+    start: Any, tmp_path: Path, matchmaker: Any, eventually: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A player who waits goes on waiting; the next handshake gets the new certificate, by every port."""
+    monkeypatch.setattr(server_certificate, "INTERVAL", 0.05)
+    matchmaker.script = None
+    cert, key = self_signed(tmp_path)
+    httpd = await start(tls_cert=cert, tls_key=key)
+    url = f"localhost:{httpd.port}"
+    async with websockets.connect(
+        f"wss://{url}/matchmaker/ws",
+        ssl=ssl.create_default_context(cafile=cert),
+        proxy=None,  # type: ignore[arg-type] # a str
+    ) as player:
+        await player.send(ARENA)
+        request = await matchmaker.next_request()
+        self_signed(tmp_path)
+        trust = ssl.create_default_context(cafile=cert)
+
+        async def served() -> bool:
+            async with httpx.AsyncClient(verify=trust, trust_env=False) as client:
+                return (await client.get(f"https://{url}/healthz")).status_code == 200
+
+        await eventually(served, unready=(httpx.ConnectError,))
+        await request.answer(b'"Acknowledged"')
+        assert await player.recv() == '"Acknowledged"'
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tipoff_matchmaker_httpd.admission.origin import OriginRule, not_rebound, same_origin
+from tipoff_matchmaker_httpd.admission.origin import (
+    OriginRule,
+    listed_origin,
+    never_matches,
+    not_rebound,
+    same_origin,
+)
 from tipoff_matchmaker_httpd.settings import Settings
 
 
@@ -51,6 +57,57 @@ def test_listed_origins_are_allowed() -> None:
     ):
         assert not rule.allows(other, "mm.example", True)
     assert OriginRule(("*",)).allows("null", "mm.example", True)
+
+
+@pytest.mark.parametrize(
+    ("entry", "sent"),
+    [
+        ("file://", "file://"),
+        ("file:///", "file://"),
+        ("file:", "file://"),
+        ("FILE://", "file://"),
+        ("null", "null"),
+        ("capacitor://localhost", "capacitor://localhost"),
+        ("chrome-extension://abcdef/", "chrome-extension://abcdef"),
+        ("https://game.example:443", "https://game.example"),
+        ("http://game.example:80/", "http://game.example"),
+        ("https://game.example:8443", "https://game.example:8443"),
+        ("https://*.game.example:8443", "https://a.game.example:8443"),
+        ("https://[2001:db8::1]:443", "https://[2001:db8::1]"),
+        ("*", "file://"),
+    ],
+)
+def test_an_entry_matches_what_browsers_send(entry: str, sent: str) -> None:
+    """However the operator spells it."""
+    rule = OriginRule.from_settings(Settings(origins=(entry,)))
+    assert rule.allows(sent, "mm.example", True)
+    assert never_matches(entry) == ""
+    for other in ("https://evil.example", "file://evil", "http://game.example:8080", "data:"):
+        assert other == sent or entry == "*" or not rule.allows(other, "mm.example", True)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "game.example",
+        "https://game.example/play",
+        "https://game.*",
+        "https://a*.game.example",
+        "https://",
+        "https://me@game.example",
+    ],
+)
+def test_an_entry_that_no_browser_sends_has_a_reason(entry: str) -> None:
+    """httpd logs it at its start: it would never match, and nobody would know why."""
+    assert never_matches(entry)
+
+
+@given(st.text(max_size=60))
+def test_any_entry_is_normal_after_one_step(entry: str) -> None:
+    """And nothing raises."""
+    once = listed_origin(entry)
+    assert listed_origin(once) == once or never_matches(entry)
+    never_matches(once)
 
 
 def test_a_missing_origin_is_the_operators_choice() -> None:

@@ -33,7 +33,6 @@ from tipoff_gameserver.players.roster import Roster
 from tipoff_gameserver.players.token_check import USED, LookUp, Refusal, TokenCheck
 from tipoff_gameserver.stand_alone import Dialled, Matchmaker
 from tipoff_gameserver.throttled_log import ThrottledLog
-from tipoff_shared.errors import ConfigError
 from tipoff_shared.messages import MAX_MESSAGE, Admitted, Failed, encode_admission, encode_feedback
 from tipoff_shared.primitives.tasks import Tasks
 
@@ -326,17 +325,3 @@ def _peer(ws: ServerConnection) -> str:
     if not peer:
         return "a client that is gone"
     return f"[{peer[0]}]:{peer[1]}" if ":" in peer[0] else f"{peer[0]}:{peer[1]}"
-
-
-def server_tls(cert: str, key: str) -> ssl.SSLContext | None:
-    """TLS for the listener, None when no certificate is configured. Raises `ConfigError`."""
-    if not cert:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(cert, key or None)
-    except (OSError, ssl.SSLError) as exc:
-        raise ConfigError(
-            f"TIPOFF_TLS_CERT={cert}, TIPOFF_TLS_KEY={key}: {exc}; PEM files are expected"
-        ) from exc
-    return context

@@ -25,10 +25,7 @@ class OriginRule:
     @classmethod
     def from_settings(cls, settings: Settings) -> OriginRule:
         """The rule by `origins` and `allow_missing_origin`."""
-        return cls(
-            tuple(origin.strip().rstrip("/").lower() for origin in settings.origins),
-            settings.allow_missing_origin,
-        )
+        return cls(tuple(map(listed_origin, settings.origins)), settings.allow_missing_origin)
 
     def allows(self, origin: str | None, host: str | None, secure: bool) -> bool:
         """Whether a request may be served. `origin` and `host` are its headers, `secure`: it came over TLS."""
@@ -48,6 +45,36 @@ class OriginRule:
                 if re.fullmatch(r"[a-z0-9.-]+", label, re.ASCII):
                     return True
         return False
+
+
+def listed_origin(entry: str) -> str:
+    """An entry of the list as browsers write it (RFC 6454 §6.2): lower case, no slash at the end, no default port.
+    `file:` in any spelling is `file://`, which pages from a file, Cordova and Electron send."""
+    origin = entry.strip().lower()
+    scheme, colon, rest = origin.partition(":")
+    host = rest.strip("/")
+    if not colon or not rest.startswith("/"):
+        return "file://" if origin == "file:" else origin.rstrip("/")
+    return f"{scheme}://{host.removesuffix(':' + _DEFAULT_PORT.get(scheme, ''))}"
+
+
+def never_matches(entry: str) -> str:
+    """Why no browser sends such an origin, for the log; "" when one may."""
+    origin = listed_origin(entry)
+    if origin in ("*", "null", "file://"):
+        return ""
+    scheme, found, host = origin.partition("://")
+    if not found or not scheme:
+        return "it has no scheme; https://game.example is expected"
+    if not host:
+        return "it has no host; https://game.example is expected"
+    if "/" in host or "?" in host or "#" in host:
+        return "an origin has no path"
+    if "@" in host:
+        return "an origin has no user"
+    if "*" in host.removeprefix("*."):
+        return "a wild card stands for whole names at the front, as in https://*.game.example"
+    return ""
 
 
 @lru_cache(maxsize=1024)

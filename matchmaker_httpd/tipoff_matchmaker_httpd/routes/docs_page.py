@@ -37,7 +37,7 @@ def docs_page(api: dict[str, Any]) -> str:
         f"<title>{escape(api['info']['title'])}</title><style>{_STYLE}</style>",
         f"<h1>{escape(api['info']['title'])}</h1>",
         *(f"<p>{_text(paragraph)}</p>" for paragraph in api["info"]["description"].strip().split("\n\n")),
-        "<p>The same for programs: <a href=/openapi.json>openapi.json</a></p>",
+        "<p>The same for programs: <a href=openapi.json>openapi.json</a></p>",
         "<h2><b>GET</b> <code>/matchmaker/ws</code> (WebSocket)</h2>",
         "<p>Send within 10 s:</p><pre>{&quot;game&quot;: &quot;arena&quot;, &quot;version&quot;: &quot;1&quot;}</pre>",
     ]

@@ -103,7 +103,7 @@ class TlsAcceptor:
             place.leave()
             self._state.metrics.refused("tls handshake")
             if isinstance(exc, ssl.SSLError):
-                self._state.log.warning("tls", "a TLS handshake failed: %s", one_line(exc.reason or str(exc)))
+                self._state.log.warning("tls", "a TLS handshake failed: %s", one_line(str(exc)))
         except BaseException:
             place.leave()
             raise

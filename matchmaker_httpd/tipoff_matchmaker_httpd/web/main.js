@@ -219,7 +219,7 @@ async function kill() {
   $("kill").disabled = true;
   story.add(`You kill ${id}`, "bad");
   try {
-    const response = await fetch(`/demo/kill/${encodeURIComponent(id)}`, { method: "POST" });
+    const response = await fetch(`demo/kill/${encodeURIComponent(id)}`, { method: "POST" });
     if (!response.ok) throw new Error(`HTTP ${response.status}`);
     servers.dying(id);
   } catch (error) {
@@ -245,7 +245,7 @@ function demo(on) {
   $("side").hidden = $("live").hidden = !on;
   $("kill").hidden = !on;
 }
-followEvents("/demo/events", {
+followEvents("demo/events", {
   event(name, data) {
     if (name === "snapshot") {
       session.replaceAll(data.sessions);

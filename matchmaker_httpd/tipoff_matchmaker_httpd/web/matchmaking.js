@@ -22,7 +22,7 @@ function newRequestId() {
 }
 
 export function matchmakerUrl() {
-  const url = new URL("/matchmaker/ws", location.href);
+  const url = new URL("matchmaker/ws", location.href); // relative: the page may be under a path of a proxy
   url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
   return url.href;
 }

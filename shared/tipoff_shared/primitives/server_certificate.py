@@ -60,10 +60,10 @@ class ServerCertificate:
         self.renewals = 0
         """How often newer files were taken."""
 
-    async def watch(self, interval: float = INTERVAL) -> None:
-        """Look at the files every `interval` seconds, until cancelled."""
+    async def watch(self) -> None:
+        """Look at the files every `INTERVAL` seconds, until cancelled."""
         while True:
-            await asyncio.sleep(interval)
+            await asyncio.sleep(INTERVAL)
             await asyncio.to_thread(self.check)
 
     def check(self) -> None:
@@ -127,7 +127,8 @@ def _no_password() -> str:
 
 def _why(exc: OSError) -> str:
     if isinstance(exc, ssl.SSLError):
-        if exc.reason == "KEY_VALUES_MISMATCH":
+        reason: str | None = getattr(exc, "reason", None)  # only OpenSSL's own errors have one
+        if reason == "KEY_VALUES_MISMATCH":
             return "the private key is not that of the certificate"
-        return exc.reason or str(exc)
+        return reason or str(exc)
     return exc.strerror or str(exc)
