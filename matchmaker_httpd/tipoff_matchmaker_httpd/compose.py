@@ -98,7 +98,7 @@ async def compose(settings: Settings, nats_settings: NatsSettings) -> AsyncItera
             state.on_drain(turn.drain)
             endpoints[TURN_PATH] = turn.text
             routers.append(turn.router)
-        feed = DemoFeed()
+        feed = DemoFeed(settings.demo_listeners, settings.demo_listeners_per_address)
         if web is not None:
             state.on_drain(feed.stop)
             await stack.enter_async_context(feed.running(bus))

@@ -163,7 +163,10 @@ class Settings(BaseSettings):
     demo: bool = False
     """Serve the page at `/`, its live events, and the button that kills a server. Only `tipoff up` sets it."""
     demo_listeners: Annotated[int, Field(ge=1)] = 64
-    """Pages that may follow the live events at one time."""
+    """Pages that may follow the live events at one time. With one more, the oldest of the address that has most is
+    closed; where no address has more than the others, the new one gets 503."""
+    demo_listeners_per_address: Annotated[int, Field(ge=1)] = 16
+    """The share of one address (an IPv6 /64 counts as one); more get 429. Loopback is exempt."""
     web_dir: Path | None = None
     """In demo mode, a directory with index.html: the page to serve instead of the built-in one."""
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter
 from starlette.types import Scope
 
 from tipoff_shared.admission.client_address import Address, AddressRule, scope_address
-from tipoff_shared.admission.limits import ConcurrencyLimit, RateLimit, address_key
-from tipoff_shared.errors import SlowDown
+from tipoff_shared.admission.connection_shares import ConnectionShares
+from tipoff_shared.admission.limits import RETRY_AFTER, ConcurrencyLimit, RateLimit, address_key
+from tipoff_shared.errors import SlowDown, Unavailable
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +39,14 @@ class TurnAdmission:
         places: ConcurrencyLimit,
         registry: CollectorRegistry,
     ) -> None:
-        """`places`: those of the whole service; each long poll takes one."""
+        """`places`: those of the whole service; each long poll takes one, and all of them at most half."""
         self._addresses = addresses
         self._requests = RateLimit(settings.requests_per_second, 2 * settings.requests_per_second)
         self._registrations = RateLimit(
             settings.registrations_per_minute / 60, settings.registrations_per_minute
         )
-        self.places = places
+        self._places = places
+        self._polls = ConnectionShares[asyncio.Timeout](max(1, places.most // 2), places.most_per_address)
         self._answers = Counter(
             "tipoff_turn_answers",
             "Requests to the turn relay, by the error of the answer (0: none)",
@@ -60,9 +65,47 @@ class TurnAdmission:
             raise SlowDown("too many registrations from one address", retry_after=wait)
         return address
 
+    @asynccontextmanager
+    async def poll(self, address: Address) -> AsyncIterator[None]:
+        """A place for a long poll of that address, for the time of the block.
+
+        Raises `SlowDown` when the address has too many, `Unavailable` when there is none, also in the middle of the
+        block: when all places for long polls are taken, the oldest poll of the address that holds most ends.
+        """
+        try:
+            async with asyncio.timeout(None) as poll:
+                self._claim(poll, address)
+                try:
+                    place = self._places.enter(address)
+                    try:
+                        yield
+                    finally:
+                        self._places.leave(place)
+                finally:
+                    self._polls.leave(poll)
+        except TimeoutError as exc:
+            if not poll.expired():
+                raise  # the block's own
+            raise _too_many() from exc
+
+    def _claim(self, poll: asyncio.Timeout, address: Address) -> None:
+        eviction = self._polls.claim(poll, address)
+        if eviction is None:
+            return
+        if eviction.over_share:
+            most = self._polls.most_per_address
+            raise SlowDown(f"at most {most} long polls at once from one address", retry_after=RETRY_AFTER)
+        if eviction.connection is poll:
+            raise _too_many()
+        eviction.connection.reschedule(asyncio.get_running_loop().time())
+
     def answered(self, error: int) -> None:
         """Count an answer with this error code; 0 means success."""
         counter = self._by_error.get(error)
         if counter is None:
             counter = self._by_error[error] = self._answers.labels(str(int(error)))
         counter.inc()
+
+
+def _too_many() -> Unavailable:
+    return Unavailable("too many long polls; send the same again in a moment", retry_after=RETRY_AFTER)

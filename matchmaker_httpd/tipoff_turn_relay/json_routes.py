@@ -209,11 +209,8 @@ def json_routes(relay: TurnRelay, admission: TurnAdmission) -> APIRouter:
         address = admission.admit(http.scope)
         if not wait:
             return await work()
-        place = admission.places.enter(address)
-        try:
+        async with admission.poll(address):
             return await unless_disconnected(http.receive, work())
-        finally:
-            admission.places.leave(place)
 
     @router.post("/register", summary="Enter the pairing list", **options)
     async def register(body: RegisterBody, http: Request) -> RegisteredBody:

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +81,10 @@ class Events:
 
 
 @asynccontextmanager
-async def watching(url: str) -> AsyncIterator[Events]:
+async def watching(url: str, headers: dict[str, str] | None = None) -> AsyncIterator[Events]:
     async with (
         httpx.AsyncClient(trust_env=False, timeout=30) as client,
-        client.stream("GET", url + "/demo/events") as answer,
+        client.stream("GET", url + "/demo/events", headers=headers) as answer,
     ):
         assert answer.status_code == 200
         assert answer.headers["content-type"].startswith("text/event-stream")
@@ -161,10 +162,42 @@ async def test_pages_are_counted(start: Any, eventually: Any) -> None:
         await events.next()
 
 
+@pytest.mark.row(69)
+async def test_one_address_does_not_take_all_streams(start: Any, eventually: Any) -> None:
+    """It has a share; when all are taken, the oldest stream of the address that has most ends. The forwarded address
+    of a trusted proxy counts."""
+    httpd = await start(
+        demo=True, demo_listeners=5, demo_listeners_per_address=3, trusted_proxies=("127.0.0.1",)
+    )
+
+    def of(last: int) -> dict[str, str]:
+        return {"X-Forwarded-For": f"203.0.113.{last}"}
+
+    async with (
+        httpx.AsyncClient(base_url=httpd.url, trust_env=False) as client,
+        watching(httpd.url, of(1)) as oldest,
+        watching(httpd.url, of(1)) as younger,
+        watching(httpd.url, of(1)),
+        watching(httpd.url, of(2)),
+        watching(httpd.url, of(3)),
+    ):
+        await oldest.next()
+        assert (await client.get("/demo/events", headers=of(1))).status_code == 429
+        async with watching(httpd.url, of(4)) as other:
+            await other.next()
+            with pytest.raises(EOFError):
+                await oldest.next()
+            assert await younger.next()
+            # Now each has two at most: a newcomer's second would be as many, so nobody goes for it.
+            assert (await client.get("/demo/events", headers=of(4))).status_code == 503
+            assert httpd.parts.feed.listeners == 5
+    await eventually(lambda: not httpd.parts.feed.listeners)
+
+
 async def test_a_slow_page_gets_a_snapshot_instead() -> None:
     """Its queue is bounded."""
     feed = DemoFeed()
-    page = feed.events()
+    page = feed.events(feed.claim(ip_address("127.0.0.1")))
     assert b"event: snapshot" in await anext(page)
     for number in range(MAX_QUEUED + 10):
         feed.changed("session", f"s{number}", session(f"s{number}"), number + 1)

@@ -127,6 +127,31 @@ def test_loopback_has_no_share_but_goes_when_the_listener_is_full() -> None:
     assert eviction.connection == 0
 
 
+def test_a_claim_takes_nothing_from_an_address_that_holds_as_many() -> None:
+    """Who is evicted comes back at once, so two equals would evict each other for ever."""
+    shares = ConnectionShares[str](3, 3)
+    for name, address in (("a", GREEDY), ("b", GREEDY), ("x", OTHER)):
+        assert shares.claim(name, address) is None
+    first = shares.claim("y", THIRD)
+    assert first is not None
+    assert first.connection == "a"
+    refused = shares.claim("x2", OTHER)
+    assert refused is not None
+    assert (refused.connection, refused.over_share) == ("x2", False)
+    assert {name for name in ("a", "b", "x", "y", "x2") if name in shares} == {"b", "x", "y"}
+
+
+def test_a_claim_over_the_share_is_refused() -> None:
+    """The address keeps what it has."""
+    shares = ConnectionShares[str](9, 2)
+    for name in ("a", "b"):
+        assert shares.claim(name, GREEDY) is None
+    refused = shares.claim("c", GREEDY)
+    assert refused is not None
+    assert (refused.connection, refused.over_share) == ("c", True)
+    assert shares.held_by(GREEDY) == 2
+
+
 def test_an_ipv6_household_is_one_address() -> None:
     """It has 2^64 addresses to choose from."""
     assert party_key(ip_address("2001:db8:0:1::1")) == party_key(ip_address("2001:db8:0:1:ffff::2"))

@@ -179,3 +179,32 @@ async def test_long_polls_of_one_address_are_bounded(start: Start, http: httpx.A
 
     answers = await asyncio.gather(*(poll(0.5) for _ in range(3)))
     assert sorted(a.status_code for a in answers) == [200, 200, 429]
+
+
+@pytest.mark.row(69)
+async def test_long_polls_of_one_address_keep_nobody_out(start: Start, http: httpx.AsyncClient) -> None:
+    """When all places are taken, the oldest poll of the address that holds most ends, and says when to ask again."""
+    httpd = await start(trusted_proxies="127.0.0.1", max_requests=6)
+
+    async def post(last: int, call: str, **body: object) -> httpx.Response:
+        headers = {"X-Forwarded-For": f"198.51.100.{last}"}
+        return await http.post(f"{httpd.url}/v1/turn/{call}", json=body, headers=headers)
+
+    greedy, other = [
+        (await post(last, "register", name=f"P{last}", partner="nobody")).json()["key"] for last in (1, 2)
+    ]
+    polls = [asyncio.create_task(post(1, "play", key=greedy, wait=20)) for _ in range(3)]
+    async with asyncio.timeout(5):
+        while httpd.state.limits.inside < 3:  # noqa: ASYNC110 # nothing announces that a poll has begun
+            await asyncio.sleep(0.005)
+        mine = await post(2, "play", key=other, wait=0.3)
+        assert mine.json() == {"state": "waiting"}
+        done, _ = await asyncio.wait(polls, return_when=asyncio.FIRST_COMPLETED)
+    assert [task.result().status_code for task in done] == [503]
+    assert done.pop().result().headers["retry-after"] == "2"
+    for task in polls:
+        task.cancel()
+    await asyncio.gather(*polls, return_exceptions=True)
+    async with asyncio.timeout(2):
+        while httpd.state.limits.inside:  # noqa: ASYNC110 # the places are given back when the closing arrives
+            await asyncio.sleep(0.005)

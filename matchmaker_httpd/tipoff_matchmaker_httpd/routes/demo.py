@@ -20,15 +20,19 @@ import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.staticfiles import StaticFiles
+from starlette.types import Receive, Scope, Send
 
 from tipoff_matchmaker_httpd.admission.origin import not_rebound, same_origin
 from tipoff_matchmaker_httpd.settings import Settings
 from tipoff_matchmaker_httpd.state import HttpdState, header
+from tipoff_shared.admission.client_address import Address, scope_address
+from tipoff_shared.admission.connection_shares import ConnectionShares
 from tipoff_shared.errors import (
     ConfigError,
     Malformed,
     NotAllowed,
     OrchestratorFailed,
+    SlowDown,
     TipoffError,
     Unavailable,
 )
@@ -71,7 +75,9 @@ def web_directory(settings: Settings) -> Path:
 class DemoFeed:
     """The public view of all records, and the pages that follow it."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = 64, most_per_address: int = 16) -> None:
+        """`most`: pages at one time; `most_per_address`: of one address."""
+        self._shares = ConnectionShares[asyncio.Queue[bytes | None]](most, most_per_address)
         self._records: dict[str, dict[str, tuple[int, dict[str, Any]]]] = {kind: {} for kind in _KINDS}
         self._listeners: set[asyncio.Queue[bytes | None]] = set()
         self._attempts: dict[str, asyncio.Timeout] = {}
@@ -183,26 +189,50 @@ class DemoFeed:
     def stop(self) -> None:
         """End all streams, because the process is stopping."""
         self._stopped = True
-        for queue in self._listeners:
-            queue.put_nowait(None)
+        for queue in tuple(self._listeners):
+            self._end(queue)
 
-    async def events(self) -> AsyncIterator[bytes]:
-        """The stream of one page."""
+    def claim(self, address: Address) -> asyncio.Queue[bytes | None]:
+        """A place for a page at that address, for `events`; `leave` gives it back. Raises `SlowDown` when the address
+        has too many, `Unavailable` when there is none; may end the stream of an address that has more."""
         queue: asyncio.Queue[bytes | None] = asyncio.Queue(MAX_QUEUED + 2)
+        eviction = self._shares.claim(queue, address)
+        if eviction is not None:
+            if eviction.over_share:
+                most = self._shares.most_per_address
+                raise SlowDown(f"at most {most} pages of one address may watch", retry_after=5)
+            if eviction.connection is queue:
+                raise Unavailable("too many pages are watching", retry_after=5)
+            self._end(eviction.connection)
         self._listeners.add(queue)
-        try:
-            yield b"retry: 1000\n\n" + self.snapshot()
-            while not self._stopped:
-                try:
-                    async with asyncio.timeout(KEEP_ALIVE):
-                        event = await queue.get()
-                except TimeoutError:
-                    event = b": still here\n\n"
-                if event is None:
-                    return
-                yield event
-        finally:
-            self._listeners.discard(queue)
+        return queue
+
+    def leave(self, queue: asyncio.Queue[bytes | None]) -> None:
+        """The page has gone. Idempotent."""
+        self._listeners.discard(queue)
+        self._shares.leave(queue)
+
+    def _end(self, queue: asyncio.Queue[bytes | None]) -> None:
+        self._listeners.discard(queue)
+        while not queue.empty():
+            queue.get_nowait()
+        queue.put_nowait(None)
+
+    async def events(self, queue: asyncio.Queue[bytes | None]) -> AsyncIterator[bytes]:
+        """The stream of one page, whose place `claim` returned."""
+        while not queue.empty():  # what the snapshot holds already
+            if queue.get_nowait() is None:
+                return
+        yield b"retry: 1000\n\n" + self.snapshot()
+        while not self._stopped:
+            try:
+                async with asyncio.timeout(KEEP_ALIVE):
+                    event = await queue.get()
+            except TimeoutError:
+                event = b": still here\n\n"
+            if event is None:
+                return
+            yield event
 
 
 def demo_routes(state: HttpdState, feed: DemoFeed, web: Path) -> APIRouter:
@@ -214,14 +244,8 @@ def demo_routes(state: HttpdState, feed: DemoFeed, web: Path) -> APIRouter:
         return FileResponse(web / "index.html", headers={"Cache-Control": "no-cache"})
 
     @router.get("/demo/events", summary="Servers and sessions, live", description="Server-sent events.")
-    async def events() -> Response:
-        if feed.listeners >= state.settings.demo_listeners:
-            raise Unavailable("too many pages are watching", retry_after=5)
-        return StreamingResponse(
-            feed.events(),
-            media_type="text/event-stream",
-            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-        )
+    async def events(http: Request) -> Response:
+        return _Stream(feed, feed.claim(scope_address(http.scope, state.addresses)))
 
     @router.post("/demo/kill/{deployment_id}", summary="Kill a server, as a crash would")
     async def kill(http: Request, deployment_id: str) -> Response:
@@ -249,6 +273,26 @@ async def _kill(bus: Bus, http: Request, deployment_id: str) -> None:
     if isinstance(answer, dict) and (error := answer.get("error")):
         message = error.get("message", "") if isinstance(error, dict) else str(error)
         raise OrchestratorFailed(f"the launcher: {message}")
+
+
+class _Stream(StreamingResponse):
+    """The stream of one page. Gives its place back also when the client has gone before the first event."""
+
+    def __init__(self, feed: DemoFeed, queue: asyncio.Queue[bytes | None]) -> None:
+        super().__init__(
+            feed.events(queue),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+        )
+        self._feed = feed
+        self._queue = queue
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Stream until the page or httpd goes."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._feed.leave(self._queue)
 
 
 class _NoCache(StaticFiles):

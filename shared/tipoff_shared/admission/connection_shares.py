@@ -99,6 +99,20 @@ class ConnectionShares(Generic[C]):
             return self._evict(victim, over_share=False)
         return None
 
+    def claim(self, connection: C, address: Address) -> Eviction[C] | None:
+        """As `enter`, for what its owner opens again at once: event streams, long polls. Nothing is gained by closing
+        one for another of an address that holds as many. So the newcomer goes when its address is over its share, and
+        when all are taken and no address holds more than its own would."""
+        party = self._join(connection, address)
+        self._add_unproven(party, connection)
+        if party.limited and party.held > self.most_per_address:
+            return self._evict(connection, over_share=True)
+        if len(self._party_of) > self.most:
+            greediest = next(iter(self._by_unproven[-1]))
+            fair = len(greediest.unproven) <= len(party.unproven)
+            return self._evict(connection if fair else self._oldest(greediest), over_share=False)
+        return None
+
     def assign(self, connection: C, address: Address | None) -> Eviction[C] | None:
         """Charge a connection to another address from now on, unproven: a trusted proxy has named its client. None:
         to nobody again. Returns what must be closed because that address is over its share."""

@@ -31,8 +31,8 @@ class ConcurrencyLimit:
     """Places in this process, and each address's share of them. Call `leave` with what `enter` returned."""
 
     def __init__(self, most: int, most_per_address: int) -> None:
-        self._most = most
-        self._most_per_address = most_per_address
+        self.most = most
+        self.most_per_address = most_per_address
         self._by_address: dict[str, int] = {}
         self.inside = 0
         """Places taken."""
@@ -45,16 +45,16 @@ class ConcurrencyLimit:
     def enter(self, address: Address) -> str:
         """Take a place and return its key. Raises `Unavailable` when the process is full, `SlowDown` when the address
         has too many places; both say when to ask again."""
-        if self.inside >= self._most:
+        if self.inside >= self.most:
             raise Unavailable(
                 "too many players are waiting here; try again in a moment", retry_after=RETRY_AFTER
             )
         key = address_key(address)
         if key:
             count = self._by_address.get(key, 0)
-            if count >= self._most_per_address:
+            if count >= self.most_per_address:
                 raise SlowDown(
-                    f"at most {self._most_per_address} requests at once from one address",
+                    f"at most {self.most_per_address} requests at once from one address",
                     retry_after=RETRY_AFTER,
                 )
             self._by_address[key] = count + 1
