@@ -72,8 +72,9 @@ class TurnAdmission:
         Raises `SlowDown` when the address has too many, `Unavailable` when there is none, also in the middle of the
         block: when all places for long polls are taken, the oldest poll of the address that holds most ends.
         """
+        poll = asyncio.timeout(None)
         try:
-            async with asyncio.timeout(None) as poll:
+            async with poll:
                 self._claim(poll, address)
                 try:
                     place = self._places.enter(address)
