@@ -64,9 +64,14 @@ def pids_of(state_dir: Path, part: str = "") -> dict[int, str]:
             continue
         try:
             environment = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
+            directory = Path(f"/proc/{pid}/cwd").readlink()  # nats-server's command line names no directory
         except OSError:
             continue
-        if f"={state_dir}/" in environment or str(state_dir) in line:
+        if (
+            f"={state_dir}/" in environment
+            or str(state_dir) in line
+            or directory.is_relative_to(state_dir.resolve())
+        ):
             found[pid] = line
     return found
 

@@ -32,6 +32,7 @@ from tipoff_shared.kv.listing import brief_consumer, listing
 from tipoff_shared.nats.connection import Bus
 from tipoff_shared.nats.errors import NoAnswer, NoListener, NotFound, PermissionDenied, Refused, translated
 from tipoff_shared.nats.jetstream import StoredMessage, ask
+from tipoff_shared.nats.pull import pull_reader
 from tipoff_shared.nats.write_health import TRIAL_TIMEOUT
 from tipoff_shared.records import decode, encode
 
@@ -513,14 +514,10 @@ class Bucket(Changeable[T]):
         try:
             with translated():
                 await self._js.add_consumer(self.stream, config)
-                sub = await self._js.pull_subscribe_bind(consumer=name, stream=self.stream)
         except Unavailable as exc:
             raise self._unavailable(exc) from exc
-        try:
-            yield Changes(self._bus, sub, self._change, self._unavailable)
-        finally:
-            with contextlib.suppress(Unavailable), translated():
-                await sub.unsubscribe()
+        async with pull_reader(self._bus, self.stream, name) as reader:
+            yield Changes(reader, self._change, self._unavailable)
 
     @asynccontextmanager
     async def watch(self, pattern: str = ">") -> AsyncIterator[Changes[T]]:
@@ -530,18 +527,17 @@ class Bucket(Changeable[T]):
         try:
             with translated():
                 info = await self._js.add_consumer(self.stream, config)
-                sub = await self._js.pull_subscribe_bind(consumer=info.name or "", stream=self.stream)
         except Unavailable as exc:
             raise self._unavailable(exc) from exc
+        name = info.name or ""
         try:
-            yield Changes(self._bus, sub, self._change, self._unavailable)
+            async with pull_reader(self._bus, self.stream, name) as reader:
+                yield Changes(reader, self._change, self._unavailable)
         finally:
-            with contextlib.suppress(Unavailable), translated():
-                await sub.unsubscribe()
             if self._bus.connected:
                 with contextlib.suppress(Unavailable), translated():
                     # Otherwise the server removes it after 30 s without a reader.
-                    await self._js.delete_consumer(self.stream, info.name or "")
+                    await self._js.delete_consumer(self.stream, name)
 
 
 def _replace(

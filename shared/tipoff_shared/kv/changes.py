@@ -7,11 +7,10 @@ from typing import Generic, Protocol, TypeAlias, TypeVar
 
 import msgspec
 from nats.aio.msg import Msg
-from nats.js.client import JetStreamContext
 
 from tipoff_shared.errors import Unavailable
-from tipoff_shared.nats.connection import Bus
-from tipoff_shared.nats.errors import NoAnswer, translated
+from tipoff_shared.nats.errors import translated
+from tipoff_shared.nats.pull import PullReader
 
 T = TypeVar("T")
 
@@ -46,28 +45,21 @@ class Changes(Generic[T]):
 
     def __init__(
         self,
-        bus: Bus,
-        sub: JetStreamContext.PullSubscription,
+        reader: PullReader,
         read: Callable[[Msg], Change[T] | None],
         unavailable: _Unavailable,
     ) -> None:
-        self._bus = bus
-        self._sub = sub
+        self._reader = reader
         self._read = read
         self._unavailable = unavailable
 
     async def fetch(self, *, batch: int = 100, timeout: float = 5.0) -> list[tuple[Change[T], Ack]]:
         """Up to `batch` changes, as soon as there is one; an empty list after `timeout` seconds without any.
 
-        Raises `Unavailable` while NATS is away (durable: call again later and nothing is lost).
+        Raises `Unavailable` when NATS goes away, and while it is (durable: call again later and nothing is lost).
         """
         try:
-            with translated():
-                messages = await self._sub.fetch(batch, timeout=timeout)
-        except NoAnswer as exc:
-            if not self._bus.connected:
-                raise self._unavailable(Unavailable("NATS is away")) from exc
-            return []
+            messages = await self._reader.fetch(batch, timeout)
         except Unavailable as exc:
             raise self._unavailable(exc) from exc
         changes: list[tuple[Change[T], Ack]] = []

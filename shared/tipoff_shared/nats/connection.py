@@ -18,8 +18,8 @@ import asyncio
 import logging
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import nats.errors
 from nats.aio.msg import Msg
@@ -137,6 +137,15 @@ class Bus:
     def on_disconnect(self, callback: Callable[[], None]) -> None:
         """Run `callback` whenever the connection is lost. Answers to earlier requests may never come."""
         self._disconnected.append(callback)
+
+    @contextmanager
+    def watched_for_disconnects(self, callback: Callable[[], None]) -> Iterator[None]:
+        """As `on_disconnect`, within the block."""
+        self._disconnected.append(callback)
+        try:
+            yield
+        finally:
+            self._disconnected.remove(callback)
 
     def on_denied(self, callback: Callable[[PermissionDenied], None]) -> None:
         """Call `callback` with each permission error, for callers that do not wait with `request`."""

@@ -15,13 +15,13 @@ from tipoff_shared.errors import Unavailable
 from tipoff_shared.nats.connection import Bus
 from tipoff_shared.nats.errors import (
     FAILURES,
-    NoAnswer,
     NotFound,
     PermissionDenied,
     Refused,
     translated,
     typed,
 )
+from tipoff_shared.nats.pull import pull_reader
 
 log = logging.getLogger(__name__)
 
@@ -121,19 +121,8 @@ async def read_stream(
     name = config.durable_name or ""
     with contextlib.suppress(*((Unavailable,) if may_differ else ())), translated():
         await bus.js.add_consumer(stream, config)
-    with translated():
-        sub = await bus.js.pull_subscribe_bind(consumer=name, stream=stream)
-    try:
+    async with pull_reader(bus, stream, name) as reader:
         while True:
-            try:
-                with translated():
-                    messages = await sub.fetch(batch, timeout=wait)
-            except NoAnswer:
-                if not bus.connected:
-                    raise
-                continue
-            on_progress()
-            await handle(messages)
-    finally:
-        with contextlib.suppress(Unavailable), translated():
-            await sub.unsubscribe()
+            if messages := await reader.fetch(batch, wait):
+                on_progress()
+                await handle(messages)
