@@ -150,3 +150,18 @@ def test_standard_client_drops_a_denial_with_a_reason(lightyear: World) -> None:
 def test_odd_denials_are_read_without_error(body: bytes) -> None:
     """They are authentic, so the client is denied; what they say is taken as far as it makes sense."""
     assert decode_denial(body) is None or isinstance(decode_denial(body), Denial)
+
+
+@pytest.mark.parametrize("client_id", [6, 1, 2**32 + 1, 2**63 - 1])
+def test_a_standard_client_says_that_the_server_speaks_lightyear(
+    make_world: type[World], client_id: int
+) -> None:
+    """The client id would show as slot 6 of 0. It leaves at once, so that the server's slot is free."""
+    world = make_world(Dialect.LIGHTYEAR)
+    world.start()
+    client = Client(world.token(client_id), now=world.net.now, dialect=Dialect.STANDARD)
+    world.net.attach(world.address(), client)
+    world.net.advance(0.5)
+    assert client.state is ClientState.CONNECTION_DENIED
+    assert "lightyear" in (client.failure or "")
+    assert world.server.connected_count == 0

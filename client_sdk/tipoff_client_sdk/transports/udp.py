@@ -245,9 +245,7 @@ class UdpChannel(asyncio.DatagramProtocol):
             if not self._settled.done():
                 self._settled.set_result(None)
         elif state is ClientState.CONNECTION_DENIED:
-            self._fail(
-                Refused(f"the server at {self._address} refused this player: {client.denial or 'it is full'}")
-            )
+            self._fail(Refused(client.failure or f"the server {self._address} refused the connection"))
         elif state is ClientState.CONNECTION_TIMED_OUT:
             reason = client.failure or "the server stopped responding"
             self._end(Ending(reason, ServerLost(reason)))

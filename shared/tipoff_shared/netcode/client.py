@@ -176,8 +176,7 @@ class Client:
         """
         if self.state < _REQUESTING:
             return
-        for _ in range(DISCONNECT_REPEATS):
-            self._send(DISCONNECT, b"", now)
+        self._leave(now)
         self._finish(ClientState.DISCONNECTED, None)
 
     @property
@@ -214,7 +213,16 @@ class Client:
         if self._dialect is Dialect.LIGHTYEAR:
             (self.client_id,) = _CLIENT_ID.unpack(body)
         else:
-            self.client_index, self.max_clients = _INDEX_AND_MAX.unpack(body)
+            index, of = _INDEX_AND_MAX.unpack(body)
+            if index >= of:  # a client id in the place of slot and maximum
+                self._leave(now)
+                self._finish(
+                    ClientState.CONNECTION_DENIED,
+                    f"the server {self.server_address} speaks another dialect: it says slot {index} of {of}. Is it a"
+                    " lightyear (Bevy) server? Then the dialect is `lightyear`",
+                )
+                return
+            self.client_index, self.max_clients = index, of
         self._last_receive = now
         self._meter.connected(now)
         self._change(_CONNECTED)
@@ -228,9 +236,9 @@ class Client:
         if self._next_address(now):
             return
         self.denial = denial
-        why = f": {denial}" if denial else ""
+        why = denial or "it is full"
         self._finish(
-            ClientState.CONNECTION_DENIED, f"the server {self.server_address} refused the connection{why}"
+            ClientState.CONNECTION_DENIED, f"the server {self.server_address} refused the connection: {why}"
         )
 
     def _timed_out(self, now: float) -> None:
@@ -293,6 +301,10 @@ class Client:
         self.next_sequence += 1
         self._out.append((packet, self.server_address))
         self._last_send = now
+
+    def _leave(self, now: float) -> None:
+        for _ in range(DISCONNECT_REPEATS):
+            self._send(DISCONNECT, b"", now)
 
     # --- state
     # -------------------------------------------------------------------------------------------------------
