@@ -13,6 +13,7 @@ from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_shared.errors import TipoffError
 from tipoff_shared.nats.connection import Bus
 from tipoff_shared.primitives.tasks import Tasks
+from tipoff_shared.primitives.throttled_log import ThrottledLog
 from tipoff_shared.records import Kick, SessionRecord, encode
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ class Kicker:
         self._bus = bus
         self._deployments = deployments
         self._tasks = tasks
+        self._log = ThrottledLog(log)
 
     def start(
         self, session_id: str, record: SessionRecord | None, reason: str = "the session is over"
@@ -39,8 +41,12 @@ class Kicker:
         else:
             targets = [id for id, entry in self._deployments.entries.items() if serves(entry.value)]
         command = encode(Kick(session_id, reason))
-        log.warning(
-            "session %s is over; %d server(s) are told to end its connection", session_id, len(targets)
+        # After a kill of nats-server, thousands of old connections may be there again at once.
+        self._log.warning(
+            "kick",
+            "session %s is over; %d server(s) are told to end its connection",
+            session_id,
+            len(targets),
         )
         try:
             for deployment_id in targets:
