@@ -3,17 +3,19 @@
 Server, players and attacker are three processes. Sixteen players send a numbered input 60 times a second and receive a
 numbered snapshot at each tick, so that each packet that is lost on either way is known.
 
-    python -m bench.gameserver_attacks [forged]
+    python -m bench.gameserver_attacks
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import ctypes
 import json
 import os
 import random
+import signal
 import socket
 import struct
 import subprocess
@@ -21,13 +23,17 @@ import sys
 import time
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 from bench.gameserver import tokens
 from tipoff_gameserver import Game, GameServer, Player
+from tipoff_shared.messages import SessionReady
 from tipoff_shared.netcode import Address, Client, ClientState, ConnectToken, Payload, PrivateKey, issue_token
 
 PLAYERS = 16
 RATE = 60
+STREAM_RATE = 20
+"""Snapshots per second beside a loud player."""
 SECONDS = 8.0
 FORGED = 50_000
 """Forged connection requests per second."""
@@ -43,6 +49,8 @@ def run() -> Iterator[dict[str, object]]:
     """Yield the figures; `bench` prints them."""
     yield from forged_requests(sources=1)
     yield from forged_requests(sources=200)
+    yield from loud_player("websocket")
+    yield from loud_player("udp")
 
 
 # --- the server -------------------------------------------------------------------------------------------------
@@ -50,8 +58,6 @@ def run() -> Iterator[dict[str, object]]:
 
 class _Counting(Game):
     """Counts each player's inputs, and tells it the count with each snapshot."""
-
-    tick_rate = RATE
 
     def on_start(self, server: GameServer) -> None:
         assert server.transports.udp is not None
@@ -68,15 +74,16 @@ class _Counting(Game):
             player.send(_NUMBERS.pack(server.ticks, player.data) + bytes(100))
 
 
-def serve() -> None:
+def serve(rate: int) -> None:
+    game = _Counting()
     GameServer(
-        _Counting(), stand_alone=True, listen="127.0.0.1:0", capacity=64, protocol_id=PROTOCOL_ID
+        game, tick_rate=rate, stand_alone=True, listen="127.0.0.1:0", capacity=64, protocol_id=PROTOCOL_ID
     ).main()
 
 
 @contextlib.contextmanager
-def _server() -> Iterator[dict[str, Any]]:
-    with _process("serve", stdout=subprocess.PIPE) as server:
+def _server(rate: int = RATE) -> Iterator[dict[str, Any]]:
+    with _process("serve", str(rate), stdout=subprocess.PIPE) as server:
         assert server.stdout is not None
         yield json.loads(server.stdout.readline())
 
@@ -251,14 +258,90 @@ def forge(port: int, rate: int, sources: int) -> None:
         print(json.dumps({"rate": round(sent / (time.monotonic() - began))}), flush=True)
 
 
-if __name__ == "__main__":
-    match sys.argv[1:]:
-        case ["serve"]:
-            serve()
-        case ["forge", port, rate, sources]:
-            import signal
+# --- an admitted player who sends without end ---------------------------------------------------------------------
 
-            signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+
+def loud_player(transport: str) -> Iterator[dict[str, object]]:
+    """The slowest second of a victim's stream, without and with a player who sends as fast as it can."""
+    with _server(STREAM_RATE) as server:
+        ready = asyncio.run(tokens(server["url"], 1))[0]
+        victim = _UdpPlayer(ConnectToken.from_base64(ready.token), time.monotonic())
+        _play([victim], 1.0)
+        quiet = _slowest_second(victim)
+        with _process("shout", transport, server["url"], stdout=subprocess.PIPE) as shouter:
+            loud = _slowest_second(victim)
+            shouter.terminate()
+            assert shouter.stdout is not None
+            said = json.loads(shouter.stdout.readline())
+    figure = f"snapshots to a player, slowest second of {SECONDS:g}"
+    beside = f"beside a player who sends without end by {transport} ({said['sent']} sent, {said['ended']})"
+    yield {"figure": f"{figure}, undisturbed", "value": quiet, "unit": "1/s"}
+    yield {"figure": f"{figure}, {beside}", "value": loud, "unit": "1/s"}
+
+
+def _slowest_second(victim: _UdpPlayer) -> int:
+    counts = []
+    for _ in range(round(SECONDS)):
+        before = victim.snapshots
+        _play([victim], 1.0)
+        counts.append(victim.snapshots - before)
+    return min(counts)
+
+
+def shout(transport: str, url: str) -> None:
+    """Join and send one-byte messages as fast as possible until SIGTERM, joining again whenever the server hangs up."""
+    sent = ends = 0
+    try:
+        while True:
+            ready = asyncio.run(tokens(url, 1))[0]
+            for count in _shout_by_udp(ready) if transport == "udp" else _shout_by_websocket(ready):
+                sent += count
+            ends += 1
+    finally:
+        print(json.dumps({"sent": sent, "ended": f"disconnected {ends} times"}), flush=True)
+
+
+def _shout_by_websocket(ready: SessionReady) -> Iterator[int]:
+    assert ready.transports.websocket is not None
+    host, port = urlsplit(ready.transports.websocket.url).netloc.split(":")
+    with socket.create_connection((host, int(port))) as sock:
+        sock.sendall(
+            b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        )
+        sock.recv(4096)
+        sock.sendall(b"\x82\xfe\x08\x00" + bytes(4) + base64.b64decode(ready.token))
+        sock.recv(4096)
+        frames = (b"\x82\x81" + bytes(4) + b"x") * 10_000
+        try:
+            while True:
+                sock.sendall(frames)
+                yield 10_000
+        except OSError:
+            return
+
+
+def _shout_by_udp(ready: SessionReady) -> Iterator[int]:
+    player = _UdpPlayer(ConnectToken.from_base64(ready.token), time.monotonic())
+    with player.sock:
+        while (state := player.client.state) >= ClientState.SENDING_CONNECTION_REQUEST:
+            now = time.monotonic()
+            if state is ClientState.CONNECTED:
+                for _ in range(1000):
+                    player.client.send(b"x", now)
+                yield 1000
+            player.turn(now, sending=False)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    match sys.argv[1:]:
+        case ["serve", rate]:
+            serve(int(rate))
+        case ["shout", transport, url]:
+            shout(transport, url)
+        case ["forge", port, rate, sources]:
             forge(int(port), int(rate), int(sources))
         case _:
             for figure in run():

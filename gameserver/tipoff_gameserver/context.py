@@ -140,6 +140,8 @@ class ServerOptions:
     """Players at once."""
     message_limit: int
     """Messages per second of one player; those beyond are dropped."""
+    flood_limit: int
+    """Packets or frames per second of one player, beyond which it is disconnected."""
     max_tick_failures: int
     """This many failed ticks in a row end the server."""
     udp: bool = True

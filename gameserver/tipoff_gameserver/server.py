@@ -84,6 +84,8 @@ class GameServer:
     * `context`: everything about the deployment, instead of the environment (tests, other launchers).
     * `udp`, `websocket`: which listeners to open.
     * `message_limit`: messages per second one player may send; those beyond it are dropped.
+    * `flood_limit`: packets or WebSocket frames per second, beyond which a player is disconnected (by WebSocket with
+      close code 1008). By default four times `message_limit`, at least 2000.
     * `max_tick_failures`: the server gives up when this many ticks in a row have raised.
 
     Raises `TypeError` or `ValueError` at once for a game or numbers that cannot work, `ConfigError` at the start for
@@ -105,6 +107,7 @@ class GameServer:
         udp: bool = True,
         websocket: bool = True,
         message_limit: int = 500,
+        flood_limit: int | None = None,
         max_tick_failures: int = 30,
     ) -> None:
         rate = tick_rate if tick_rate is not None else getattr(game, "tick_rate", DEFAULT_TICK_RATE)
@@ -116,6 +119,13 @@ class GameServer:
             raise ValueError(f"capacity={capacity}: 1 to 1000 players are possible")
         if not (udp or websocket):
             raise ValueError("a server without UDP and without WebSocket cannot be reached")
+        if flood_limit is None:
+            flood_limit = max(2000, 4 * message_limit)
+        if message_limit < 1 or flood_limit < message_limit:
+            raise ValueError(
+                f"message_limit={message_limit}, flood_limit={flood_limit}: at least 1, and flood_limit not below "
+                "message_limit, is expected"
+            )
         self.game = game
         self.tick_rate = float(rate)
         self.dt = 1.0 / self.tick_rate
@@ -142,7 +152,13 @@ class GameServer:
         )
         self._context = context
         self._options = ServerOptions(
-            self.tick_rate, self.capacity, message_limit, max_tick_failures, udp=udp, websocket=websocket
+            self.tick_rate,
+            self.capacity,
+            message_limit,
+            flood_limit,
+            max_tick_failures,
+            udp=udp,
+            websocket=websocket,
         )
         self._running: Running | None = (
             None  # its parts need an event loop, and a game may be made without one

@@ -20,7 +20,7 @@ class LeaveReason(StrEnum):
     TIMED_OUT = "timed out"  # nothing was heard for too long
     KICKED = "kicked"  # by the game, by the matchmaker, or because on_join failed
     TOO_SLOW = "too slow"  # stopped reading what we send
-    MISBEHAVED = "misbehaved"  # broke the protocol
+    MISBEHAVED = "misbehaved"  # broke the protocol, or sent far too much
     CLOSED = "closed"  # the server ends
 
 

@@ -46,6 +46,8 @@ class Roster:
         callbacks: Callbacks,
     ) -> None:
         self.capacity = options.capacity
+        self.flood_limit = options.flood_limit
+        """Packets or frames per second of one player, beyond which its transport disconnects it."""
         self._message_limit = options.message_limit
         self._players = players
         self._token_check = token_check

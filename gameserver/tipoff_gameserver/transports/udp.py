@@ -42,6 +42,7 @@ _SHORTEST_WAIT = 0.005
 _REASONS = {
     DisconnectReason.BY_CLIENT: LeaveReason.LEFT,
     DisconnectReason.TIMED_OUT: LeaveReason.TIMED_OUT,
+    DisconnectReason.FLOODED: LeaveReason.MISBEHAVED,
 }
 
 
@@ -97,6 +98,7 @@ class UdpListener:
             has_room=roster.has_room,
             check_address=addresses is not None and context.dialect is Dialect.STANDARD,
             answer_keep_alives=True,
+            packet_limit=roster.flood_limit,
         )
         self._loop = asyncio.get_running_loop()
         self._now = self._loop.time

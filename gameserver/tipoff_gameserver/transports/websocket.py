@@ -8,13 +8,15 @@ binary messages of 1 to 1200 bytes are the game's own in both directions. A stan
 Behind a reverse proxy the game is at `/gs/DEPLOYMENT_ID` too, and a player's address is what the proxy says. No Origin
 is checked: a token in the first message lets a player in, which no foreign page has, and never a cookie.
 
-Uses one undocumented part of websockets (written against 17.4, pinned below 18): a connection's `transport`, to see how
-much is unsent and to cut off a client that does not read.
+Uses undocumented parts of websockets (written against 17.4, pinned below 18): a connection's `transport`, to see how
+much is unsent and to cut off a client that does not read; `data_received` and `process_event`, to count what comes
+before the library has parsed all of it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import http
 import ipaddress
 import logging
@@ -22,9 +24,11 @@ import socket
 import ssl
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from websockets.asyncio.server import Server, ServerConnection, broadcast, serve
 from websockets.exceptions import ConnectionClosed
+from websockets.frames import Frame
 from websockets.http11 import Request, Response
 
 from tipoff_gameserver.context import Context
@@ -35,6 +39,7 @@ from tipoff_gameserver.stand_alone import Dialled, Matchmaker
 from tipoff_gameserver.throttled_log import ThrottledLog
 from tipoff_shared.messages import MAX_MESSAGE, Admitted, Failed, encode_admission, encode_feedback
 from tipoff_shared.primitives.tasks import Tasks
+from tipoff_shared.primitives.token_bucket import TokenBucket
 
 log = logging.getLogger(__name__)
 _library = logging.getLogger(f"{__name__}.library")
@@ -52,6 +57,8 @@ WRITE_BUFFER = 1 << 16
 """Bytes that may wait for a client; further messages are dropped, as on UDP."""
 STALLED_AFTER = 15.0
 """Seconds within which a client must read a part of what waits for it."""
+FLOOD_GRACE = 0.5
+"""Seconds in which a client that sent far too much can read why it is disconnected."""
 MAX_STRANGERS = 256
 """Connections that have not shown a token yet."""
 
@@ -59,7 +66,57 @@ _GOING_AWAY = 1001
 _POLICY = 1008
 _TOO_BIG = 1009
 _INTERNAL = 1011
-_MISBEHAVED = (1002, 1003, 1007, _TOO_BIG)
+_MISBEHAVED = (1002, 1003, 1007, _POLICY, _TOO_BIG)
+_PIECE = 2048
+"""Bytes that the library parses before its frames are counted: at most 341 frames, in about a millisecond."""
+_FRAME_BYTES = MAX_MESSAGE_BYTES + 8
+"""The longest message with its frame's header."""
+
+
+class CountedConnection(ServerConnection):
+    """A connection on which a client may send `limit` frames a second, and the bytes of as many long messages.
+
+    The library parses 200,000 small frames a second and the game is not served meanwhile, so what comes is passed on
+    in pieces, and nothing more once the client is over its limit: the connection ends with close code 1008.
+    """
+
+    def __init__(self, limit: int, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.flooded = False
+        self._frames_left = TokenBucket(limit, limit)
+        self._bytes_left = TokenBucket(limit * _FRAME_BYTES, limit * _FRAME_BYTES)
+        self._frames = 0
+
+    def data_received(self, data: bytes) -> None:
+        """Pass bytes on to the library, until there are too many."""
+        if self.flooded:
+            self.transport.pause_reading()  # the library has resumed it
+            return
+        now = self.loop.time()
+        if self._bytes_left.take(now, amount=len(data)) is None:
+            self._hang_up()
+        for start in range(0, len(data), _PIECE):
+            if self.flooded:
+                return
+            self._frames = 0
+            super().data_received(data[start : start + _PIECE])
+            if self._frames_left.take(now, amount=self._frames) is None:
+                self._hang_up()
+
+    def process_event(self, event: Any) -> None:
+        """Count a frame; the first event is the opening handshake."""
+        self._frames += isinstance(event, Frame)
+        super().process_event(event)
+
+    def _hang_up(self) -> None:
+        self.flooded = True
+        if self.request is None:
+            self.transport.abort()
+            return
+        self.transport.pause_reading()
+        self.protocol.fail(_POLICY, "far too many messages a second")
+        self.send_data()
+        self.loop.call_later(FLOOD_GRACE, self.transport.abort)
 
 
 class WebSocketLink:
@@ -154,6 +211,7 @@ class WebSocketListener:
                     ping_timeout=PING_TIMEOUT,
                     close_timeout=CLOSE_TIMEOUT,
                     process_request=self._route,
+                    create_connection=functools.partial(CountedConnection, self._roster.flood_limit),  # type: ignore[arg-type]  # a factory is enough
                     server_header=None,
                     logger=_library,
                 )

@@ -67,9 +67,11 @@ class Slot:
 
     __slots__ = (
         "address",
+        "allowance",
         "batch",
         "client_id",
         "confirmed",
+        "counted",
         "decrypt",
         "encrypt",
         "index",
@@ -100,6 +102,15 @@ class Slot:
         self.sequence = 0
         self.last_send = self.last_receive = now
         self.batch = self.queued = 0
+        self.allowance = math.inf
+        """Packets that may still come, as of the time `counted`."""
+        self.counted = now
+
+    def may_send(self, now: float, limit: float) -> bool:
+        """Whether the client has sent no more than `limit` packets a second; called when its allowance is used up."""
+        self.allowance = min(limit, self.allowance + (now - self.counted) * limit)
+        self.counted = now
+        return self.allowance >= 0.0
 
     def connected(self) -> Connected:
         """Whether a client is connected in this slot."""

@@ -33,6 +33,7 @@ class DisconnectReason(StrEnum):
     TIMED_OUT = "timed_out"
     BY_CLIENT = "by_client"
     BY_SERVER = "by_server"
+    FLOODED = "flooded"  # it sent more packets than `packet_limit`
     REPLACED = "replaced"  # the same client came again with a newer token (only with replace_connected)
 
 

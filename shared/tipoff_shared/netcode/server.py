@@ -73,7 +73,8 @@ class Server:
     let in again, or, with `replace_connected`, throws out its former self once it proved its address. With
     `answer_keep_alives` each client can measure its round trip (see `round_trip`).
     `request_budget` bounds the work for strangers'
-    requests; None is 5000 a second.
+    requests; None is 5000 a second. A client that sends more authentic packets a second than `packet_limit` is
+    disconnected.
 
     `challenge_key` and `global_sequence` are for tests: a server that is restarted with the same ones repeats
     nonces.
@@ -99,6 +100,7 @@ class Server:
         answer_keep_alives: bool = False,
         max_pending: int = 1024,
         request_budget: RequestBudget | None = None,
+        packet_limit: float = math.inf,
         challenge_key: bytes | None = None,
         global_sequence: int | None = None,
     ) -> None:
@@ -123,6 +125,7 @@ class Server:
         self._has_room = has_room
         self._replace_connected = replace_connected
         self._answer_keep_alives = answer_keep_alives
+        self._packet_limit = packet_limit
         self._writer = PacketWriter(protocol_id)
         self._reader = PacketReader(protocol_id, TO_SERVER, dialect)
         self._handshakes = Handshakes(
@@ -157,8 +160,13 @@ class Server:
         slot = self._by_address.get(address)
         if slot is not None:
             packet = self._reader.read(data, slot.decrypt, slot.window)
-            if packet is not None:
+            if packet is None:
+                return
+            slot.allowance -= 1.0
+            if slot.allowance >= 0.0 or slot.may_send(now, self._packet_limit):
                 self._process(slot, packet, now)
+            else:
+                self._throw_out(slot, DisconnectReason.FLOODED, now)
         elif len(data) == REQUEST_BYTES and data[0] == REQUEST:
             self._process_request(data, address, now)
         else:
@@ -312,6 +320,7 @@ class Server:
         else:
             keep_alive = _INDEX_AND_MAX.pack(index, self.max_clients)
         slot = Slot(index, pending, keep_alive, now)
+        slot.allowance = self._packet_limit
         self._slots[index] = self._by_address[slot.address] = self._by_client_id[slot.client_id] = slot
         self._next_due = min(self._next_due, now + SEND_INTERVAL, now + slot.timeout)
         self._send(slot, KEEP_ALIVE, keep_alive, now)

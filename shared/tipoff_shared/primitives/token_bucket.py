@@ -21,14 +21,14 @@ class TokenBucket:
         self._at = float("-inf")
         """When `_tokens` were counted. Below 0 they are owed: taken by `take` for a time to come."""
 
-    def take(self, now: float, longest: float = 0.0) -> float | None:
-        """Take a token; the seconds after which it may be used, at most `longest`. None, and nothing is taken, if
-        that would be later."""
+    def take(self, now: float, longest: float = 0.0, *, amount: float = 1.0) -> float | None:
+        """Take `amount` tokens; the seconds after which they may be used, at most `longest`. None, and nothing is
+        taken, if that would be later."""
         tokens = self._count(now)
-        wait = self._until(1.0, tokens)
+        wait = self._until(amount, tokens)
         if wait > longest:
             return None
-        self._tokens, self._at = tokens - 1.0, now
+        self._tokens, self._at = tokens - amount, now
         return wait
 
     def give_back(self) -> None:
