@@ -48,6 +48,7 @@ ORDER = {
         names messages
         games
         records subjects settings user_data admin hooks server_events
+        disk_space health_report
         nats
         kv
         event_stream
@@ -69,6 +70,7 @@ ORDER = {
         isolated
         reconciler presence_reader
         requests
+        service_health
         admin
         compose
         service

@@ -19,13 +19,13 @@ from tipoff_matchmaker.fleet.stop import Stopper
 from tipoff_matchmaker.fleet.trust import Trust
 from tipoff_matchmaker.orchestrators.resilient import ResilientOrchestrator
 from tipoff_matchmaker.requests.subscription import QUEUE
+from tipoff_matchmaker.service_health import ServiceHealth
 from tipoff_matchmaker.sessions.claim_limit import LIMITED, REFUSED, SHORTENED, ClaimLimit
 from tipoff_matchmaker.sessions.kicker import Kicker
 from tipoff_matchmaker.sessions.state_machine import Ended, is_open
 from tipoff_matchmaker.sessions.store import SessionStore
 from tipoff_shared import admin
 from tipoff_shared.errors import Internal, TipoffError, Unavailable
-from tipoff_shared.kv.write_probe import WriteProbe
 from tipoff_shared.nats.connection import Bus, Subscription
 from tipoff_shared.primitives.tasks import BoundedHandlers
 from tipoff_shared.records import DeploymentRecord, DeploymentState, SessionState
@@ -50,7 +50,7 @@ class Admin:
         kicker: Kicker,
         orchestrators: Mapping[str, ResilientOrchestrator],
         requests: BoundedHandlers,
-        write_probe: WriteProbe,
+        health: ServiceHealth,
         claims: ClaimLimit,
     ) -> None:
         self._bus = bus
@@ -62,7 +62,7 @@ class Admin:
         self._kicker = kicker
         self._orchestrators = orchestrators
         self._requests = requests
-        self._write_probe = write_probe
+        self._health = health
         self._claims = claims
         self._handlers = BoundedHandlers("operator's request", _AT_ONCE)
         self._subscriptions: list[Subscription] = []
@@ -157,11 +157,12 @@ class Admin:
             return msgspec.structs.replace(before, state=DeploymentState.GONE, seats={})
 
     async def _status(self, data: bytes) -> admin.MatchmakerStatus:
+        own = self._health.own()
         return admin.MatchmakerStatus(
             self._instance,
             self._requests.in_flight,
             [orchestrator.describe() for orchestrator in self._orchestrators.values()],
-            [problem] if (problem := self._write_probe.problem) else [],
+            list(own.blocking + own.degraded),
             admin.ClaimLimitStatus(
                 self._claims.acted[LIMITED], self._claims.acted[REFUSED], self._claims.acted[SHORTENED]
             ),

@@ -45,6 +45,7 @@ from tipoff_matchmaker.requests.placement import Placement
 from tipoff_matchmaker.requests.subscription import RequestSubscription
 from tipoff_matchmaker.seats.unclaimed import most_unclaimed
 from tipoff_matchmaker.seats.waiting_line import WaitingLines
+from tipoff_matchmaker.service_health import ServiceHealth
 from tipoff_matchmaker.sessions.claim_limit import ClaimLimit
 from tipoff_matchmaker.sessions.deadlines import SessionDeadlines
 from tipoff_matchmaker.sessions.kicker import Kicker
@@ -92,6 +93,7 @@ class Parts:
     liveness: Liveness
     contexts: BevygapContexts
     planner: Planner
+    health: ServiceHealth
     edgegap: EdgegapSessions | None
     router: Router
     event_reader: EventReader | None
@@ -169,8 +171,20 @@ def compose(
     )
     contexts = BevygapContexts(games, deployments, resilient, readiness, stopper, buckets.cert_digests)
     planner = Planner(
-        deployments, fleet_limit, resilient, ours, lines, claims, starter, stopper, peers, settings, clock
+        deployments,
+        fleet_limit,
+        resilient,
+        ours,
+        lines,
+        claims,
+        starter,
+        stopper,
+        liveness,
+        peers,
+        settings,
+        clock,
     )
+    health = ServiceHealth(write_probe, resilient, planner, ours, len(by_key), peers)
 
     usual = SeatAllocator(deployments, trust, lines, planner, claims, our_keys, tasks, settings, clock)
     others: dict[GameKey, Allocator] = {}
@@ -251,7 +265,7 @@ def compose(
         kicker,
         resilient,
         handlers,
-        write_probe,
+        health,
         claims,
     )
     return Parts(
@@ -276,6 +290,7 @@ def compose(
         liveness=liveness,
         contexts=contexts,
         planner=planner,
+        health=health,
         edgegap=edgegap,
         router=router,
         event_reader=event_reader,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
 from nats.aio.msg import Msg
@@ -14,7 +14,9 @@ from tipoff_shared.nats.connection import Bus
 from tipoff_shared.primitives.tasks import Tasks
 
 _KNOWS_OWN_KEYS = b"own-keys"
-"""Body of a heartbeat; it is empty in an earlier release."""
+"""What the body of a heartbeat begins with; it is empty in an earlier release. What it `says` follows."""
+_LONGEST = 20_000
+"""Bytes read of a heartbeat."""
 
 
 class Peers:
@@ -25,6 +27,8 @@ class Peers:
         self._silent_after = silent_after
         self._instance = instance
         self._heard: dict[str, float] = {}
+        self._said: dict[str, bytes] = {}
+        """What their latest heartbeats say of the service's health, where they say anything."""
         self._earlier: set[str] = set()
         """Those among them whose heartbeats do not say that they know servers with a netcode key of their own."""
         self._listening_since = time.monotonic()
@@ -48,6 +52,10 @@ class Peers:
         """Whether no other matchmaker has been heard of lately."""
         return not any(self.is_alive(instance) for instance in self._heard if instance != self._instance)
 
+    def said(self) -> list[bytes]:
+        """What the heartbeats of the other matchmakers alive say, those that say anything."""
+        return [data for name, data in self._said.items() if name != self._instance and self.is_alive(name)]
+
     async def falls_silent(self, instance: str) -> bool:
         """Whether `instance` is silent, or becomes so within one period of silence; waits until that is known."""
         end = time.monotonic() + self._silent_after
@@ -61,26 +69,32 @@ class Peers:
         return True
 
     @asynccontextmanager
-    async def listening(self, tasks: Tasks) -> AsyncIterator[None]:
-        """Publish heartbeats and listen, for the time of the block. Raises `Unavailable`."""
+    async def listening(self, tasks: Tasks, says: Callable[[], bytes]) -> AsyncIterator[None]:
+        """Publish heartbeats and listen, for the time of the block. `says`: what each is to say; the others get it from
+        `said`. Raises `Unavailable`."""
         prefix = self._bus.subjects.alive("")
 
         async def heard(msg: Msg) -> None:
             now = time.monotonic()
             instance = msg.subject[len(prefix) :][:64]
             self._heard[instance] = now
-            if msg.data == _KNOWS_OWN_KEYS:
+            if msg.data.startswith(_KNOWS_OWN_KEYS):
                 self._earlier.discard(instance)
             else:
                 self._earlier.add(instance)
+            if said := msg.data[len(_KNOWS_OWN_KEYS) : _LONGEST]:
+                self._said[instance] = said
+            else:
+                self._said.pop(instance, None)
             if len(self._heard) > 1000:
                 self._heard = {name: at for name, at in self._heard.items() if now - at < self._silent_after}
                 self._earlier &= self._heard.keys()
+                self._said = {name: said for name, said in self._said.items() if name in self._heard}
 
         subscription = await self._bus.subscribe(self._bus.subjects.alive("*"), heard)
         self._listening_since = time.monotonic()
         self._bus.on_reconnect(self._deaf_until_now)
-        beat = tasks.start(self._beat(), "alive")
+        beat = tasks.start(self._beat(says), "alive")
         try:
             yield
         finally:
@@ -91,9 +105,10 @@ class Peers:
         self._listening_since = time.monotonic()
         self._heard.clear()
         self._earlier.clear()
+        self._said.clear()
 
-    async def _beat(self) -> None:
+    async def _beat(self, says: Callable[[], bytes]) -> None:
         while True:
             with suppress(Unavailable):  # NATS is away: no heartbeat arrives anywhere
-                await self._bus.publish(self._bus.subjects.alive(self._instance), _KNOWS_OWN_KEYS)
+                await self._bus.publish(self._bus.subjects.alive(self._instance), _KNOWS_OWN_KEYS + says())
             await asyncio.sleep(self._silent_after / 3)

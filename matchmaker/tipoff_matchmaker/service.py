@@ -25,6 +25,7 @@ from tipoff_shared.errors import Unavailable
 from tipoff_shared.games import Games
 from tipoff_shared.games.toml import load_games
 from tipoff_shared.health import HealthFile
+from tipoff_shared.health_report import NOTHING, header_text
 from tipoff_shared.kv.bucket import LostRace
 from tipoff_shared.kv.buckets import create_buckets
 from tipoff_shared.nats.connection import connect
@@ -32,7 +33,7 @@ from tipoff_shared.primitives.retry import backoff
 from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.service import load_settings, run_service, wait_until_stopped
 from tipoff_shared.settings import NatsSettings
-from tipoff_shared.subjects import DEAF_HEADER, SERVICE_ERROR, SERVICE_ERROR_CODE
+from tipoff_shared.subjects import DEAF_HEADER, HEALTH_HEADER
 
 log = logging.getLogger("tipoff.matchmaker")
 
@@ -129,8 +130,8 @@ class Matchmaker:
         if not msg.reply or self._stopping:
             return
         headers: dict[str, str] = {}
-        if problem := self.parts.write_probe.problem:
-            headers |= {SERVICE_ERROR_CODE: "503", SERVICE_ERROR: problem}
+        if (report := self.parts.health.report()) != NOTHING:
+            headers[HEALTH_HEADER] = header_text(report)
         if self.parts.hearing.deaf:
             headers[DEAF_HEADER] = "1"
         await self.parts.bus.publish(msg.reply, self.parts.settings.instance.encode(), headers or None)
@@ -173,7 +174,7 @@ async def run_matchmaker(
         parts = compose(settings, games, bus, buckets, orchestrators, tasks, clock)
         matchmaker = Matchmaker(parts, loops, failed)
         stack.enter_context(parts.metrics.serve(settings.metrics_host, settings.metrics_port))
-        await stack.enter_async_context(parts.peers.listening(loops))
+        await stack.enter_async_context(parts.peers.listening(loops, parts.health.beat))
         stack.push_async_callback(matchmaker.stop)
         await matchmaker.start()
         log.info("matchmaker %s serves %d game(s)", settings.instance, len(games.all()))

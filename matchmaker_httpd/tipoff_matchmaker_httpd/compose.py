@@ -20,7 +20,7 @@ from tipoff_matchmaker_httpd.matchmaker.feedback import Deadlines
 from tipoff_matchmaker_httpd.metrics import Metrics
 from tipoff_matchmaker_httpd.routes.demo import DemoFeed, demo_routes, web_directory
 from tipoff_matchmaker_httpd.routes.gs_proxy import Upstreams, gs_routes
-from tipoff_matchmaker_httpd.routes.health import health_routes
+from tipoff_matchmaker_httpd.routes.health import Readiness, health_routes
 from tipoff_matchmaker_httpd.routes.hooks import webhook_routes
 from tipoff_matchmaker_httpd.routes.play_http import stream_routes
 from tipoff_matchmaker_httpd.routes.wannaplay import wannaplay_routes
@@ -76,7 +76,7 @@ async def compose(settings: Settings, nats_settings: NatsSettings) -> AsyncItera
         every = buckets(bus)
         upstreams = Upstreams(every.deployments)
         await stack.enter_async_context(upstreams.running(every.gameservers))
-        checks = await stack.enter_async_context(SingleFlight[str, list[str]]("readiness"))
+        checks = await stack.enter_async_context(SingleFlight[str, Readiness]("readiness"))
         state = HttpdState(settings, bus, client, limits, metrics, BODY_LIMITS if settings.turn_relay else {})
         routers = [
             stream_routes(state),

@@ -35,6 +35,7 @@ from tipoff_shared.settings import NatsSettings
 log = logging.getLogger(__name__)
 
 _ROTATE_LOGS_EVERY = 5.0
+_LOOK_AT_DISK_EVERY = 2.0
 
 
 @asynccontextmanager
@@ -82,11 +83,13 @@ async def run_launcher(
             launcher = Launcher(settings, bus, supervisor, failed)
             _warn_about_namespace(games, nats_settings.namespace)
             await launcher.refuse_to_be_second()
+            await supervisor.look_at_disk()
             try:
                 await recovery.recover()
             except OrchestratorError as exc:
                 raise Unavailable(f"the servers that run here cannot be determined: {exc}") from exc
             tasks.start(_rotate_logs(supervisor), "logs")
+            tasks.start(_look_at_disk(supervisor), "disk")
             tasks.start(_fail_with_nats(bus, failed), "NATS")
             async with serve_contexts(endpoint, sock):
                 await launcher.serve()
@@ -140,6 +143,12 @@ async def _rotate_logs(supervisor: Supervisor) -> None:
     while True:
         await asyncio.sleep(_ROTATE_LOGS_EVERY)
         supervisor.rotate_logs()
+
+
+async def _look_at_disk(supervisor: Supervisor) -> None:
+    while True:
+        await asyncio.sleep(_LOOK_AT_DISK_EVERY)
+        await supervisor.look_at_disk()
 
 
 async def _fail_with_nats(bus: Bus, failed: asyncio.Event) -> None:

@@ -128,7 +128,7 @@ class Launcher:
         return wire.encode_done()
 
     async def _list(self, data: bytes) -> bytes:
-        return wire.encode_deployments(self.supervisor.living())
+        return wire.encode_deployments(self.supervisor.living(), self.supervisor.problems)
 
 
 def event_publisher(bus: Bus, host: str) -> Callable[[Deployment], Awaitable[None]]:

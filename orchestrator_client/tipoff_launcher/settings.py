@@ -56,6 +56,10 @@ class Settings(BaseSettings):
     max_servers: int = Field(default=64, ge=1, le=2000)
     """Most servers that may run on this host at once."""
 
+    min_free_disk: int = Field(default=256, ge=0)
+    """MiB that must be free on the disk of the state directory, or a twentieth of a smaller disk; with less, no server
+    is started. 0: no limit."""
+
     port_range: str = "30000-30999"
     """Ports for games that need fixed ones (`ports` in games.toml); servers with the tipoff SDK need none."""
 

@@ -31,6 +31,7 @@ from tipoff_orchestrator_client.base import (
     OrchestratorUnavailable,
     RunState,
 )
+from tipoff_shared.disk_space import disk_space
 from tipoff_shared.games import Game, Games
 from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.primitives.waiting import wait_for_event
@@ -70,6 +71,8 @@ class Supervisor:
         self._tasks = tasks
         self._publish = publish
         self._stopping_itself: set[str] = set()
+        self._disk = ""
+        """What is wrong with the disk, for people."""
 
     # What clients and servers ask for.
 
@@ -200,7 +203,27 @@ class Supervisor:
 
     # Starting.
 
+    async def look_at_disk(self) -> None:
+        """Note, and log once, whether the disk has room for another server's records and log."""
+        try:
+            space = await disk_space(self._settings.state_dir)
+        except OSError as exc:
+            log.warning("the free space of %s is not known: %s", self._settings.state_dir, exc)
+            return
+        before, self._disk = self._disk, space.problem(self._settings.min_free_disk * 2**20)
+        if self._disk and not before:
+            log.error("no server is started: %s", self._disk)
+        elif before and not self._disk:
+            log.warning("there is room on the disk of %s again", self._settings.state_dir)
+
+    @property
+    def problems(self) -> list[str]:
+        """What keeps this launcher from starting servers, for people."""
+        return [self._disk] if self._disk else []
+
     def _check_capacity(self) -> None:
+        if self._disk:
+            raise NoCapacity(f"host {self._settings.host!r}: {self._disk}", retryable=True, retry_after=5)
         if len(self._registry.living()) >= self._settings.max_servers:
             raise NoCapacity(
                 f"{self._settings.max_servers} servers run on host {self._settings.host!r}, no more are allowed "

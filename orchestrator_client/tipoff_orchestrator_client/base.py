@@ -14,7 +14,7 @@ Fake and real orchestrators pass one contract suite: tests/orchestrator/test_orc
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
@@ -184,6 +184,16 @@ class KnowsNativeIds(Protocol):
 
     async def deployment_named(self, native_id: str) -> str | None:
         """The id of the deployment with this native id; None for one that is not ours. Raises `OrchestratorError`."""
+        ...
+
+
+@runtime_checkable
+class TellsProblems(Protocol):
+    """A `ServerDirectory` that knows what keeps its service from starting servers (a full disk)."""
+
+    @property
+    def problems(self) -> Sequence[str]:
+        """Texts for people, as of the latest `list`."""
         ...
 
 

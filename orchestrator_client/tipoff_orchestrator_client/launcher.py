@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from nats.aio.msg import Msg
 
@@ -44,6 +44,8 @@ class LauncherOrchestrator:
         self._deploy_deadline = deploy_deadline
         self._stop_deadline = stop_deadline
         self._listeners = EventListeners()
+        self.problems: Sequence[str] = ()
+        """What keeps the launcher from starting servers, as its latest list said."""
 
     @property
     def name(self) -> str:
@@ -79,7 +81,10 @@ class LauncherOrchestrator:
 
     async def list(self) -> list[Deployment]:
         """See `ServerDirectory`."""
-        return wire.decode_deployments(await self._request("list", b"{}", self._deadline))
+        deployments, self.problems = wire.decode_deployments(
+            await self._request("list", b"{}", self._deadline)
+        )
+        return deployments
 
     async def events(self) -> AsyncIterator[Deployment]:
         """See `ServerDirectory`. Events are lost while NATS is away, and when the listener is a thousand events

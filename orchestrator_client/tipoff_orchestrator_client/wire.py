@@ -4,7 +4,7 @@
               "websocket_url", "event_key", "own_key"}                        -> {"deployment": {...}}
     get      {"deployment_id"}                                                -> {"deployment": {...} or null}
     stop     {"deployment_id"}                                                -> {}
-    list     (anything)                                                       -> {"deployments": [...]}
+    list     (anything)                                      -> {"deployments": [...], "problems": ["..."]}
     kill     {"deployment_id"}, in demo mode only                             -> {}
     events   published by the launcher                                        {"deployment": {...}}
 
@@ -17,12 +17,13 @@ or raises an `OrchestratorError`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
 
 from tipoff_orchestrator_client.base import (
+    MAX_REASON,
     Deployment,
     DeploySpec,
     GameUnavailable,
@@ -33,6 +34,7 @@ from tipoff_orchestrator_client.base import (
 )
 from tipoff_shared.errors import Malformed
 from tipoff_shared.names import check_name
+from tipoff_shared.primitives.text import one_line
 
 MAX_REQUEST = 64 * 1024
 """Bytes of the longest request a launcher reads."""
@@ -47,6 +49,7 @@ _ENVIRONMENT_NAME = re.compile(r"(GAME|MATCH)_[A-Z0-9_]{1,60}", re.ASCII)
 _ENVIRONMENT_ENTRIES = 64
 _ENVIRONMENT_VALUE = 4096
 _NEAR = 1000
+_PROBLEMS = 10
 _EVENT_KEY = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _WEBSOCKET_URL = re.compile(r"wss?://[a-zA-Z0-9.-]{1,253}(:[0-9]{1,5})?/[a-zA-Z0-9._/-]{0,200}", re.ASCII)
 
@@ -78,6 +81,7 @@ class _Error(msgspec.Struct, omit_defaults=True):
 class _Reply(msgspec.Struct, omit_defaults=True):
     deployment: Deployment | None = None
     deployments: list[Deployment] = []
+    problems: list[str] = []
     error: _Error | None = None
 
 
@@ -195,9 +199,9 @@ def encode_deployment(deployment: Deployment | None) -> bytes:
     return msgspec.json.encode({"deployment": deployment})
 
 
-def encode_deployments(deployments: list[Deployment]) -> bytes:
-    """A reply to list."""
-    return msgspec.json.encode({"deployments": deployments})
+def encode_deployments(deployments: list[Deployment], problems: Sequence[str] = ()) -> bytes:
+    """A reply to list. `problems`: what keeps the launcher from starting servers, for people."""
+    return msgspec.json.encode({"deployments": deployments, "problems": problems})
 
 
 def encode_done() -> bytes:
@@ -218,9 +222,11 @@ def decode_deployment(data: bytes) -> Deployment | None:
     return _reply(data).deployment
 
 
-def decode_deployments(data: bytes) -> list[Deployment]:
-    """The deployments of a reply to list. Raises the `OrchestratorError` that it reports."""
-    return _reply(data).deployments
+def decode_deployments(data: bytes) -> tuple[list[Deployment], list[str]]:
+    """The deployments of a reply to list, and the launcher's problems, few and short. Raises the `OrchestratorError`
+    that it reports."""
+    reply = _reply(data)
+    return reply.deployments, [one_line(problem, MAX_REASON) for problem in reply.problems[:_PROBLEMS]]
 
 
 def decode_done(data: bytes) -> None:

@@ -61,7 +61,7 @@ class Drained(msgspec.Struct, frozen=True):
 
 class Failing(msgspec.Struct, frozen=True):
     """One operation of an orchestrator that fails. `failures`: how often in a row; `retry_in`: seconds until the next
-    try while the breaker is `open`."""
+    try while the breaker is `open`; `half-open`: the next call is the try."""
 
     operation: str
     state: str
@@ -71,11 +71,13 @@ class Failing(msgspec.Struct, frozen=True):
 
 
 class OrchestratorStatus(msgspec.Struct, frozen=True):
-    """One orchestrator, as one matchmaker sees it. `state`: the worst of closed, half-open and open."""
+    """One orchestrator, as one matchmaker sees it. `state`: the worst of closed, half-open and open. `problems`: what
+    keeps it from starting servers although it answers, for people."""
 
     name: str
     state: str
     failing: list[Failing] = []
+    problems: list[str] = []
 
 
 class ClaimLimitStatus(msgspec.Struct, frozen=True):

@@ -20,6 +20,8 @@ ASK_AGAIN_HEADER = "Tipoff-Ask-Again"
 """Beside an error: this matchmaker is stopping; repeat the request at once, another one takes it."""
 DEAF_HEADER = "Tipoff-Deaf"
 """In the answer to a ping: this matchmaker does not hear isolated game servers, so it writes no leases."""
+HEALTH_HEADER = "Tipoff-Health"
+"""In a matchmaker's answer to a ping, while something does not work: a `health_report`."""
 SERVICE_ERROR_CODE = "Nats-Service-Error-Code"
 SERVICE_ERROR = "Nats-Service-Error"
 

@@ -19,7 +19,7 @@ from tests.polling import eventually
 from tipoff.operate.status import ask_matchmakers
 from tipoff.up.embedded_nats import embedded_nats
 from tipoff_matchmaker_httpd.compose import compose
-from tipoff_matchmaker_httpd.routes.health import missing_to_serve
+from tipoff_matchmaker_httpd.routes.health import readiness
 from tipoff_matchmaker_httpd.settings import Settings as HttpdSettings
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.kv.bucket import PROBE_KEY, Bucket, DoesNotWrite
@@ -102,7 +102,7 @@ async def test_players_hear_503_at_once_while_a_bucket_takes_no_writes(
         compose(HttpdSettings.load(port=0, turn_relay=False), settings) as httpd,
     ):
         await world.servers_ready(1)
-        assert await missing_to_serve(httpd.state) == []
+        assert (await readiness(httpd.state)).missing == []
         bucket: Bucket[object] = getattr(world.buckets, name)
         probe = matchmaker.parts.write_probe
         async with mute(bus, bucket):
@@ -111,12 +111,12 @@ async def test_players_hear_503_at_once_while_a_bucket_takes_no_writes(
             answers = await world.ask(timeout=20)
             assert failed(await answers.end()).code == 503
             assert time.monotonic() - began < 3  # one trial of the write at most
-            (missing,) = await missing_to_serve(httpd.state)
+            (missing,) = (await readiness(httpd.state)).missing
             assert name in missing
             (status,) = await ask_matchmakers(bus)
             assert any(name in problem for problem in status.problems)
         await eventually(lambda: _well(probe), "writes work again", 20)
-        assert await missing_to_serve(httpd.state) == []
+        assert (await readiness(httpd.state)).missing == []
         assert isinstance(await (await world.ask(timeout=10)).end(), SessionReady)
 
 

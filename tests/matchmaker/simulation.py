@@ -490,7 +490,7 @@ def start_process(
     process.matchmaker = matchmaker = Matchmaker(parts, loops, asyncio.Event())
 
     async def run() -> None:
-        async with matchmaker.parts.peers.listening(loops):
+        async with matchmaker.parts.peers.listening(loops, matchmaker.parts.health.beat):
             try:
                 await matchmaker.follow()
             except Unavailable:  # a real one ends then

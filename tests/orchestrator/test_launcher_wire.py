@@ -136,7 +136,8 @@ def test_a_deployment_survives_the_wire() -> None:
     )
     assert wire.decode_deployment(wire.encode_deployment(deployment)) == deployment
     assert wire.decode_deployment(wire.encode_deployment(None)) is None
-    assert wire.decode_deployments(wire.encode_deployments([deployment])) == [deployment]
+    assert wire.decode_deployments(wire.encode_deployments([deployment])) == ([deployment], [])
+    assert wire.decode_deployments(wire.encode_deployments([], ["no room"] * 20)) == ([], ["no room"] * 10)
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,17 @@ def print_claim_limits(matchmakers: list[dict[str, Any]], console: Console) -> N
         )
 
 
+def _again(failing: dict[str, Any]) -> str:
+    """When the next call to the orchestrator is made, where calls are held back."""
+    match failing["state"]:
+        case "open":
+            return f", again in {max(1, round(failing['retry_in']))} s"
+        case "half-open":
+            return ", the next call tries it again"
+        case _:
+            return ""
+
+
 def print_orchestrators(orchestrators: list[dict[str, Any]], console: Console) -> None:
     """One line for each that works; for each that does not: what fails, why, and when the next try comes."""
     if not orchestrators:
@@ -169,10 +180,13 @@ def print_orchestrators(orchestrators: list[dict[str, Any]], console: Console) -
     several = len({item["matchmaker"] for item in orchestrators}) > 1
     for item in orchestrators:
         seen_by = f" (as {item['matchmaker']} sees it)" if several else ""
-        if not item["failing"]:
+        for problem in item.get("problems", ()):
+            text = f"orchestrator {item['name']}: starts no servers: {problem}{seen_by}"
+            console.print(text, style="red", highlight=False, markup=False, soft_wrap=True)
+        if not item["failing"] and not item.get("problems"):
             console.print(f"orchestrator {item['name']}: works{seen_by}", highlight=False)
         for failing in item["failing"]:
-            again = f", again in {failing['retry_in']:.0f} s" if failing["state"] == "open" else ""
+            again = _again(failing)
             console.print(
                 f"orchestrator {item['name']}: {failing['operation']} failed {failing['failures']} times in a row, "
                 f"breaker {failing['state']}{again}: {failing['error']}{seen_by}",

@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,11 @@ log = logging.getLogger(__name__)
 _PR_SET_PDEATHSIG = 1
 _LIVED = 5.0
 """Seconds after which a start counts as a success."""
+_LOOP = 60.0
+_LOOP_DEATHS = 3
+"""So many deaths within so many seconds are a restart loop."""
+_REPEAT_AFTER = 30.0
+"""Seconds before an equal end of the same process is told again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +51,8 @@ class ChildProcess:
         self._log_began = log_began
         self._started_at = time.monotonic()
         self._deaths = 0
+        self._died_at: deque[float] = deque(maxlen=_LOOP_DEATHS)
+        self._told = ("", float("-inf"))
         self._stopping = False
 
     @classmethod
@@ -62,6 +70,19 @@ class ChildProcess:
         """Whether it died twice in a row within 5 s of its start: another start will not help."""
         return self._deaths >= 2
 
+    @property
+    def well(self) -> bool:
+        """Whether it runs and, after a death, has lived for 5 s."""
+        if self._process.returncode is not None:
+            return False
+        return not self._deaths or time.monotonic() - self._started_at >= _LIVED
+
+    @property
+    def loops(self) -> bool:
+        """Whether it is in a restart loop: it has died three times within a minute, whatever it did in between."""
+        now = time.monotonic()
+        return len(self._died_at) == _LOOP_DEATHS and now - self._died_at[0] < _LOOP
+
     async def keep(self, say: Callable[[str], None]) -> None:
         """Start the process again whenever it dies, after a pause that grows to 5 s. Returns when `stop` is called.
 
@@ -73,10 +94,25 @@ class ChildProcess:
                 return
             lived = time.monotonic() - self._started_at
             self._deaths = self._deaths + 1 if lived < _LIVED else 0
-            say(f"{self.name} ended ({exit_text(code)}); starting it again; its log: {self.spec.log_path}")
-            await asyncio.sleep(min(5.0, 0.1 * 2**self._deaths))
-            self._process, self._log_began = await _spawn(self.spec)
+            self._died_at.append(time.monotonic())
+            self._tell(code, say)
+            await asyncio.sleep(min(5.0, 0.1 * 2 ** min(self._deaths, 6)))
+            try:
+                self._process, self._log_began = await _spawn(self.spec)
+            except OSError as exc:  # no memory, a full disk: try again
+                say(f"{self.name} cannot be started: {exc}")
+                continue
             self._started_at = time.monotonic()
+
+    def _tell(self, code: int, say: Callable[[str], None]) -> None:
+        """Say how it ended and what it said last; the same in a loop only now and then."""
+        loop = f"; it is in a restart loop: {_LOOP_DEATHS} times within a minute" if self.loops else ""
+        text = f"{self.name} ended ({exit_text(code)}: {self.last_words()}); starting it again{loop}"
+        told, at = self._told
+        if loop and text == told and time.monotonic() - at < _REPEAT_AFTER:
+            return
+        self._told = (text, time.monotonic())
+        say(f"{text}; its log: {self.spec.log_path}")
 
     async def stop(self, timeout: float) -> None:
         """Send SIGTERM, and SIGKILL after `timeout` seconds. Idempotent."""

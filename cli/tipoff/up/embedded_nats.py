@@ -154,8 +154,17 @@ class EmbeddedNats:
                     await asyncio.sleep(0.005)  # nats-server announces its port only in a file
         except TimeoutError:
             pass
-        words = self._log_path.read_text(errors="replace").strip().splitlines()[-3:]
-        raise Unavailable("nats-server did not start: " + " | ".join(words or ["it logged nothing"]))
+        raise Unavailable(f"nats-server did not start: {self.last_words()}")
+
+    def last_words(self) -> str:
+        """The last three lines that it logged, for an error message."""
+        try:
+            with self._log_path.open("rb") as file:
+                file.seek(max(0, self._log_path.stat().st_size - 4096))
+                lines = file.read().decode(errors="replace").strip().splitlines()
+        except OSError:
+            lines = []
+        return " | ".join(lines[-3:]) or "it logged nothing"
 
     async def kill(self) -> None:
         """Send SIGKILL, like a crash. Idempotent; `start` brings it back."""

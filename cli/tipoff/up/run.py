@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
-import http.client
 import os
-import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -21,23 +19,21 @@ from dataclasses import dataclass
 
 from tipoff.up.addresses import AUTO, Reach, find_reach, listen, url_host
 from tipoff.up.certificate import check_certificate
-from tipoff.up.child_process import ChildProcess, exit_text
+from tipoff.up.child_process import ChildProcess
 from tipoff.up.compose import compose, write_missing_keys
 from tipoff.up.embedded_nats import EmbeddedNats, embedded_nats
+from tipoff.up.nats_keeper import NatsKeeper
 from tipoff.up.options import UpOptions, check, check_games
+from tipoff.up.readiness import Door, tell_readiness, wait_until_ready
 from tipoff.up.state_dir import UpInfo, locked, remove_up_info, usable, write_up_info
-from tipoff_orchestrator_client.base import RunState
+from tipoff_orchestrator_client.base import OrchestratorError, RunState
 from tipoff_orchestrator_client.launcher import LauncherOrchestrator
-from tipoff_shared.errors import TipoffError, Unavailable
 from tipoff_shared.games.toml import parse_games, read_games
 from tipoff_shared.nats.connection import connect
-from tipoff_shared.settings import NatsSettings
 
 STOP_TIMEOUTS = {"httpd": 2.0, "matchmaker": 2.0, "launcher": 5.0}
 """Role -> seconds its processes have to stop, in the order in which they stop. nats-server takes 0.1 s, so that all
 are gone within 10 s."""
-
-READY_TIMEOUT = 30.0
 
 REPEAT_AFTER = 10.0
 """Seconds before an equal crash of the same game is reported again."""
@@ -92,11 +88,19 @@ async def run_up(
                 say(f"starting {', '.join(spec.name for spec in specs)}")
                 for spec in specs:
                     children.append(await ChildProcess.start(spec))  # noqa: PERF401 # stopped below, also when one fails
-                async with asyncio.TaskGroup() as group:
+                async with (
+                    connect(nats.settings(options.namespace), name="tipoff up") as bus,
+                    asyncio.TaskGroup() as group,
+                ):
+                    launcher, httpd = LauncherOrchestrator(bus), Door(reach.bind[0], port, secure)
+                    has_launcher = any(spec.name == "launcher" for spec in specs)
+                    nats_keeper = NatsKeeper(nats, options.state_dir, say)
                     keepers = [group.create_task(child.keep(say)) for child in children]
-                    keepers.append(group.create_task(_keep_nats(nats, say)))
-                    keepers.append(group.create_task(_report_crashes(nats.settings(options.namespace), say)))
-                    if await _wait_until_ready(reach.bind[0], port, secure, children, stop):
+                    keepers.append(group.create_task(nats_keeper.keep()))
+                    keepers.append(group.create_task(_report_crashes(launcher, say)))
+                    if await wait_until_ready(httpd, launcher if has_launcher else None, children, stop):
+                        keepers.append(group.create_task(nats_keeper.watch_writes(bus)))
+                        keepers.append(group.create_task(tell_readiness(httpd, children, say)))
                         write_up_info(options.state_dir, _up_info(nats, urls[0], options.namespace))
                         names = tuple(f"{game.name} {game.version}" for game in games)
                         nats_url = nats.settings().servers[0]
@@ -135,75 +139,22 @@ def _up_info(nats: EmbeddedNats, url: str, namespace: str) -> UpInfo:
     return UpInfo(os.getpid(), url, settings.servers[0], settings.user, settings.password.reveal(), namespace)
 
 
-async def _keep_nats(nats: EmbeddedNats, say: Callable[[str], None]) -> None:
-    """Start nats-server again whenever it dies, until cancelled."""
-    while True:
-        code = await nats.process.wait()
-        say(f"nats-server ended ({exit_text(code)}); starting it again")
-        await nats.start()
-
-
-async def _wait_until_ready(
-    host: str, port: int, tls: bool, children: list[ChildProcess], stop: asyncio.Event
-) -> bool:
-    """True when httpd's `/readyz` answers 200, False when `stop` came first. Raises `Unavailable` with the reason
-    when a process does not start or `READY_TIMEOUT` is over."""
-    deadline = time.monotonic() + READY_TIMEOUT
-    reason = "no answer yet"
-    while time.monotonic() < deadline and not stop.is_set():
-        for child in children:
-            if child.fails_to_start:
-                raise Unavailable(f"{child.name} does not start: {child.last_words()}")
-        ready, reason = await asyncio.to_thread(_ask_ready, host, port, tls)
-        if ready:
-            return True
-        await asyncio.sleep(0.02)  # before any player; httpd announces its readiness in no other way
-    if stop.is_set():
-        return False
-    raise Unavailable(
-        f"not ready after {READY_TIMEOUT:.0f} s: {reason}; the logs are in {children[0].spec.log_path.parent}"
-    )
-
-
-def _ask_ready(host: str, port: int, tls: bool) -> tuple[bool, str]:
-    """Whether httpd is ready, and the text of its answer. Blocks for up to 3 s."""
-    address = "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104 # compared, not bound
-    if tls:
-        context = ssl.create_default_context()
-        # The server is ours; the question is only whether it is up.
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        connection: http.client.HTTPConnection = http.client.HTTPSConnection(
-            address, port, timeout=3, context=context
-        )
-    else:
-        connection = http.client.HTTPConnection(address, port, timeout=3)
-    try:
-        connection.request("GET", "/readyz")
-        answer = connection.getresponse()
-        return answer.status == 200, answer.read(300).decode(errors="replace")
-    except (OSError, http.client.HTTPException) as exc:
-        return False, f"httpd: {exc}"
-    finally:
-        connection.close()
-
-
-async def _report_crashes(settings: NatsSettings, say: Callable[[str], None]) -> None:
+async def _report_crashes(launcher: LauncherOrchestrator, say: Callable[[str], None]) -> None:
     """Say each end of a game server that was not asked for, until cancelled.
 
     A server that crashes is the most common mistake of a first day: its last words belong in this terminal.
     """
     reported: dict[tuple[str, str, str], float] = {}
     try:
-        async with connect(settings, name="tipoff up") as bus:
-            async for server in LauncherOrchestrator(bus).events():
-                asked_for = server.reason.startswith("stopped") or server.reason == "exited with code 0"
-                if server.state is not RunState.STOPPED or asked_for:
-                    continue
-                crash = (server.game, server.version, server.reason)
-                if time.monotonic() - reported.get(crash, -REPEAT_AFTER) >= REPEAT_AFTER:
-                    reported[crash] = time.monotonic()
-                    say(
-                        f"a server of {server.game} {server.version} ended: {server.reason} ({server.deployment_id})"
-                    )
-    except TipoffError as exc:
+        async for server in launcher.events():
+            asked_for = server.reason.startswith("stopped") or server.reason == "exited with code 0"
+            if server.state is not RunState.STOPPED or asked_for:
+                continue
+            crash = (server.game, server.version, server.reason)
+            if time.monotonic() - reported.get(crash, -REPEAT_AFTER) >= REPEAT_AFTER:
+                reported[crash] = time.monotonic()
+                say(
+                    f"a server of {server.game} {server.version} ended: {server.reason} ({server.deployment_id})"
+                )
+    except OrchestratorError as exc:
         say(f"crashes of game servers will not be reported here: {exc}")

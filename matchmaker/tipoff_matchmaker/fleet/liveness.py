@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from tipoff_matchmaker.deployments import state_machine
 from tipoff_matchmaker.deployments.store import DeploymentStore
@@ -59,7 +59,12 @@ class Liveness:
         self._confirming: set[str] = set()
         self._again: dict[str, str] = {}
         """Deployments to ask about once more, because something was heard during the question; and why."""
+        self._listeners: list[Callable[[DeploymentRecord, str], None]] = []
         deployments.subscribe_states(self._state_changed)
+
+    def subscribe(self, listener: Callable[[DeploymentRecord, str], None]) -> None:
+        """Call `listener(record, reason)` for each ready server that has ended by itself."""
+        self._listeners.append(listener)
 
     def _state_changed(self, before: DeploymentRecord | None, after: DeploymentRecord) -> None:
         if after.state is DeploymentState.GONE:
@@ -144,6 +149,9 @@ class Liveness:
             self._trust.remove(deployment_id)
             # While this process starts it, the orchestrator may be about to get our call: then it is stopped, too.
             gone = not self._starter.is_starting(deployment_id)
+            if record.state is DeploymentState.READY:
+                for listener in self._listeners:
+                    listener(record, reason)
             self._stopper.stop(deployment_id, reason, confirmed_gone=gone)
         elif state_machine.is_coming(record) and self._is_ready_by_running(record, found):
             try:

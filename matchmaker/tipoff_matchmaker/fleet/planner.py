@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterable, Mapping
 from tipoff_matchmaker.deployments import state_machine
 from tipoff_matchmaker.deployments.fleet_limit import FleetLimit
 from tipoff_matchmaker.deployments.store import DeploymentStore
+from tipoff_matchmaker.fleet.liveness import Liveness
 from tipoff_matchmaker.fleet.progress import explain
 from tipoff_matchmaker.fleet.start import Starter
-from tipoff_matchmaker.fleet.start_backoff import StartBackoff
+from tipoff_matchmaker.fleet.start_backoff import SHORT_LIFE, StartBackoff
 from tipoff_matchmaker.fleet.stop import Stopper
 from tipoff_matchmaker.orchestrators.resilient import ResilientOrchestrator
 from tipoff_matchmaker.peers import Peers
@@ -54,6 +55,7 @@ class Planner:
         claims: ClaimLimit,
         starter: Starter,
         stopper: Stopper,
+        liveness: Liveness,
         peers: Peers,
         settings: Settings,
         clock: Callable[[], float],
@@ -72,7 +74,10 @@ class Planner:
         self._backoffs = {key: StartBackoff() for key in self._games}
         self._wanted = {key: asyncio.Event() for key in self._games}
         self._later: dict[GameKey, asyncio.TimerHandle] = {}
+        self._ready_at: dict[str, float] = {}
+        """Server -> monotonic seconds when it became ready, while it is."""
         deployments.subscribe_states(self._state_changed)
+        liveness.subscribe(self._ended)
         starter.subscribe(self._start_failed)
         stopper.subscribe(self.want)
 
@@ -108,12 +113,41 @@ class Planner:
     def _state_changed(self, before: DeploymentRecord | None, after: DeploymentRecord) -> None:
         """Any matchmaker may have moved it on."""
         key = (after.game, after.version)
+        if after.state is not DeploymentState.READY:
+            self._ready_at.pop(after.id, None)
         if after.state is DeploymentState.READY and before is not None and state_machine.is_coming(before):
+            self._ready_at[after.id] = time.monotonic()
             if key in self._backoffs:
                 self._backoffs[key].ready()
             self.want(key)
         elif after.state is DeploymentState.GONE and (before is None or state_machine.is_live(before)):
             self.want(key)
+
+    def _ended(self, record: DeploymentRecord, reason: str) -> None:
+        """A ready server has ended by itself."""
+        starts, now = self._backoffs.get((record.game, record.version)), time.monotonic()
+        if starts is not None:
+            lived = now - self._ready_at.get(record.id, float("-inf"))
+            starts.ended(lived, one_line(reason), now, self._settings.backoff)
+
+    def crashing(self, key: GameKey) -> str:
+        """Why no server of the game stays up, for people; "" while one has been ready for a while, and until enough of
+        them have failed one after another."""
+        starts, now = self._backoffs[key], time.monotonic()
+        if max(starts.failures, starts.crashes) < self._settings.start_failures:
+            return ""
+        if any(
+            record.state is DeploymentState.READY
+            and now - self._ready_at.get(record.id, float("-inf")) >= SHORT_LIFE
+            for record in self._deployments.of(*key)
+        ):
+            return ""
+        what = (
+            "do not start"
+            if starts.failures >= self._settings.start_failures
+            else "end soon after their start"
+        )
+        return f"its servers {what}: {starts.reason}"
 
     async def _plan_for_ever(self, game: Game) -> None:
         starts, wanted = self._backoffs[game.key], self._wanted[game.key]
@@ -204,6 +238,7 @@ class Planner:
             now = self._clock()
             planned_at = now if record is None else record.created_at
             starts.failed(planned_at, now, time.monotonic(), self._settings.backoff, exc.retry_after)
+            starts.reason = reason
         log.warning("deployment %s did not start: %s", deployment_id, reason)
         line = self._lines[game.key]
         hopeless = isinstance(exc, NotConfigured) or starts.failures >= self._settings.start_failures

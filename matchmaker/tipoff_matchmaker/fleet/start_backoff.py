@@ -14,12 +14,19 @@ _LONGEST_PAUSE = 10.0
 _LONGEST_NO_CAPACITY_PAUSE = 30.0
 
 
+SHORT_LIFE = 10.0
+"""Seconds after which a server that became ready counts as one that works."""
+
+
 @dataclass(slots=True)
 class StartBackoff:
-    """`failures`: starts that failed one after another since the last server became ready. `not_before`: no start
-    before this. `no_room`: what the orchestrator said when it had no room for another server, "" while it has."""
+    """`failures`: starts that failed one after another since the last server became ready. `crashes`: servers that
+    ended by themselves soon after they were ready, one after another. `reason`: why the last of both. `not_before`: no
+    start before this. `no_room`: what the orchestrator said when it had no room for another server, "" while it has."""
 
     failures: int = 0
+    crashes: int = 0
+    reason: str = ""
     failed_at: float = 0.0
     not_before: float = 0.0
     no_room: str = ""
@@ -27,6 +34,15 @@ class StartBackoff:
     def ready(self) -> None:
         """A server is ready: earlier failures no longer count."""
         self.failures, self.no_room = 0, ""
+
+    def ended(self, lived: float, reason: str, monotonic: float, first_pause: float) -> None:
+        """A server has ended by itself, `lived` seconds after it was ready."""
+        if lived >= SHORT_LIFE:
+            self.crashes = 0
+            return
+        self.crashes, self.reason = self.crashes + 1, reason
+        if self.crashes > 1:  # the first one may be an accident
+            self._wait(monotonic + backoff(self.crashes - 1, first_pause, longest=_LONGEST_PAUSE))
 
     def no_capacity(self, reason: str, monotonic: float, retry_after: float | None) -> None:
         """The orchestrator has no room now; that does not count as a failure of the game."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TypeVar
 
@@ -24,6 +25,7 @@ from tipoff_orchestrator_client.base import (
     OrchestratorError,
     OrchestratorUnavailable,
     ServerDirectory,
+    TellsProblems,
     usable,
     usable_list,
 )
@@ -37,6 +39,9 @@ T = TypeVar("T")
 
 LIMITS = {"deploy": 20.0, "get": 5.0, "stop": 20.0, "list": 4.5}
 """Seconds after which a call has failed, unless the client's own deadline comes first."""
+
+_OUTAGE = 30.0
+_OUTAGE_FAILURES = 3
 
 _SEVERITY = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
 
@@ -64,6 +69,8 @@ class ResilientOrchestrator:
         self._on_change = on_change
         self._on_error = on_error
         self.breakers = {operation: Breaker(threshold, first_pause) for operation in LIMITS}
+        self._list_failures: deque[float] = deque(maxlen=_OUTAGE_FAILURES)
+        self._list_error = ""
         for operation in LIMITS:
             on_change(inner.name, operation, BreakerState.CLOSED)
 
@@ -79,11 +86,12 @@ class ResilientOrchestrator:
     def describe(self) -> OrchestratorStatus:
         """For status: the worst of the states, and what fails why."""
         now = time.monotonic()
-        worst = max((breaker.state for breaker in self.breakers.values()), key=_SEVERITY.__getitem__)
+        states = {operation: breaker.state_at(now) for operation, breaker in self.breakers.items()}
+        worst = max(states.values(), key=_SEVERITY.__getitem__)
         failing = [
             Failing(
                 operation,
-                breaker.state.value,
+                states[operation].value,
                 breaker.failures,
                 breaker.last_error,
                 round(breaker.wait(now), 1),
@@ -91,7 +99,25 @@ class ResilientOrchestrator:
             for operation, breaker in self.breakers.items()
             if breaker.failures
         ]
-        return OrchestratorStatus(self.name, worst.value, failing)
+        return OrchestratorStatus(self.name, worst.value, failing, self.problems)
+
+    @property
+    def problems(self) -> list[str]:
+        """What keeps it from starting servers although it answers, in its own words, for people."""
+        inner = self._inner
+        return list(inner.problems) if isinstance(inner, TellsProblems) else []
+
+    def outage(self) -> str:
+        """Why it counts as not working: the last error of `list`, when that call failed three times within 30 s, in a
+        row or not, as it does while a service is started again and again, or when its breaker holds it back. "" while
+        it works, and while this process does not ask it."""
+        now = time.monotonic()
+        recent = [at for at in self._list_failures if now - at < _OUTAGE]
+        if len(recent) >= _OUTAGE_FAILURES:
+            return self._list_error
+        held_back = self.breakers["list"].state is not BreakerState.CLOSED
+        asks = bool(self._list_failures) and now - self._list_failures[-1] < 3 * _OUTAGE
+        return self._list_error if held_back and asks else ""
 
     async def deploy(self, spec: DeploySpec) -> Deployment:
         """See `Orchestrator.deploy`; raises `OrchestratorError` only."""
@@ -180,6 +206,9 @@ class ResilientOrchestrator:
         if error is not None and error.retryable and not isinstance(error, _WELL):
             breaker.failed(time.monotonic(), one_line(describe(error)), error.retry_after)
             self._on_error(self.name, operation)
+            if operation == "list":
+                self._list_failures.append(time.monotonic())
+                self._list_error = breaker.last_error
         else:
             breaker.succeeded()
         if breaker.state is before:

@@ -191,7 +191,8 @@ def orchestrators_of(matchmakers: Iterable[MatchmakerStatus]) -> dict[str, str]:
     found: dict[str, str] = {}
     for matchmaker in matchmakers:
         for orchestrator in matchmaker.orchestrators:
-            said = "; ".join(f"{failing.operation}: {failing.error}" for failing in orchestrator.failing)
+            failing = [f"{failing.operation}: {failing.error}" for failing in orchestrator.failing]
+            said = "; ".join([*failing, *orchestrator.problems])
             found[orchestrator.name] = found.get(orchestrator.name) or said
     return found
 
