@@ -53,10 +53,10 @@ async def test_a_part_in_a_restart_loop_is_not_ready(tmp_path: Path, part: str) 
                 killed += 1
             await asyncio.sleep(0.4)  # the fault's own rhythm
             assert up.process.returncode is None, up.output
-        await eventually(lambda: _said(up, f"{name} ended (SIGKILL"), f"the end of {name} in {up.output}", 5)
+        await eventually(lambda: _said(up, f"{name} ended (SIGKILL"), f"the end of {name} in {up.output}", 20)
         if part != "nats-server":
             looping = f"{name} is in a restart loop"
-            await eventually(lambda: _said(up, looping), f"the loop in {up.output}", 10)
+            await eventually(lambda: _said(up, looping), f"the loop in {up.output}", 30)
         await eventually(lambda: _ready(up), f"ready again; {up.output}", 60)
         async with connect(up.url, game="arena", version="1", timeout=30):
             pass
@@ -106,7 +106,7 @@ async def test_the_disk_of_up_fills_and_is_freed(tmp_path: Path) -> None:
             async with connect(up.url, game="arena", version="1", timeout=30):
                 pass
             disk.fill()
-            await eventually(lambda: _said(up, "is nearly full"), f"said in {up.output}", 15)
+            await eventually(lambda: _said(up, "no new game servers start"), f"said in {up.output}", 15)
             await eventually(lambda: _problem(up, "nearly full"), "shown by status", 15)
             disk.free()
             await eventually(lambda: _said(up, "has room again"), f"said in {up.output}", 15)
