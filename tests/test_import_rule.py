@@ -48,7 +48,7 @@ ORDER = {
         names messages
         games
         records subjects settings user_data admin hooks server_events
-        disk_space health_report
+        disk_space file_limit health_report
         nats
         kv
         event_stream

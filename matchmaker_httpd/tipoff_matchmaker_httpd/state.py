@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 
 from tipoff_matchmaker_httpd.admission.origin import OriginRule
-from tipoff_matchmaker_httpd.admission.places import Places
+from tipoff_matchmaker_httpd.admission.places import MAX_REFUSED, Places
 from tipoff_matchmaker_httpd.matchmaker.client import MatchmakerClient, PendingRequest
 from tipoff_matchmaker_httpd.metrics import Metrics
 from tipoff_matchmaker_httpd.settings import Settings
 from tipoff_shared.admission.client_address import Address
 from tipoff_shared.admission.limits import ConcurrencyLimit, RateLimit
 from tipoff_shared.errors import SlowDown, Unavailable
+from tipoff_shared.file_limit import RESERVED, within_file_limit
 from tipoff_shared.messages import PlayRequest
 from tipoff_shared.names import new_request_id
 from tipoff_shared.nats.connection import Bus
@@ -54,13 +55,16 @@ class HttpdState:
         """Set when the process is about to stop: it begins nothing new."""
         self.log = ThrottledLog(log)
         """For what strangers cause: each kind at most once every few seconds, with its number."""
+        setting = "TIPOFF_HTTPD_MAX_CONNECTIONS"
         self.places = Places(
-            settings.max_connections,
+            within_file_limit(
+                settings.max_connections, f"connections ({setting})", reserved=RESERVED + 2 * MAX_REFUSED
+            ),
             settings.max_connections_per_address,
             settings.address_rule,
             metrics.refused,
             self.log,
-            "TIPOFF_HTTPD_MAX_CONNECTIONS",
+            setting,
         )
         """The open sockets of players."""
         self._body_limits = body_limits

@@ -32,6 +32,7 @@ from tipoff_orchestrator_client.base import (
     RunState,
 )
 from tipoff_shared.disk_space import disk_space
+from tipoff_shared.file_limit import within_file_limit
 from tipoff_shared.games import Game, Games
 from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.primitives.waiting import wait_for_event
@@ -46,6 +47,10 @@ _KILL_ALL_MARGIN = 30.0
 
 _START_PATIENCE = 5.0
 """Seconds that a stop waits for a start to complete, before it cancels the start."""
+
+
+_FILES_OF_A_SERVER = 8
+"""Open files of the launcher for each server: its process, its log and pipes, a request about it."""
 
 
 class Supervisor:
@@ -71,6 +76,9 @@ class Supervisor:
         self._tasks = tasks
         self._publish = publish
         self._stopping_itself: set[str] = set()
+        self._most = within_file_limit(
+            settings.max_servers, "servers (TIPOFF_LAUNCHER_MAX_SERVERS)", files_each=_FILES_OF_A_SERVER
+        )
         self._disk = ""
         """What is wrong with the disk, for people."""
 
@@ -224,10 +232,10 @@ class Supervisor:
     def _check_capacity(self) -> None:
         if self._disk:
             raise NoCapacity(f"host {self._settings.host!r}: {self._disk}", retryable=True, retry_after=5)
-        if len(self._registry.living()) >= self._settings.max_servers:
+        if len(self._registry.living()) >= self._most:
+            why = "TIPOFF_LAUNCHER_MAX_SERVERS" if self._most == self._settings.max_servers else "ulimit -n"
             raise NoCapacity(
-                f"{self._settings.max_servers} servers run on host {self._settings.host!r}, no more are allowed "
-                "(TIPOFF_LAUNCHER_MAX_SERVERS)",
+                f"{self._most} servers run on host {self._settings.host!r}, no more are allowed ({why})",
                 retryable=True,
                 retry_after=5,
             )

@@ -298,6 +298,27 @@ async def test_status_says_how_often_an_address_was_kept_to_its_share(world: Wor
         assert "an address reached its share 1 times, 1 requests were refused" in _shown(status)
 
 
+@pytest.mark.row(78)
+async def test_status_counts_who_is_connected_now(world: World) -> None:
+    """A game server tells its number with its heartbeat, so that one may be old: it is shown as such. No server shows
+    a player and no seat."""
+    async with world.matchmaker(msgspec.structs.replace(ARENA, min_ready=1)):
+        await world.servers_ready(1)
+        ready = await world.play()
+        server = world.server_of(ready)
+        await server.connect(ready)
+        await world.session_becomes(ready.session_id, SessionState.ACTIVE)
+        (shown,) = (await read_status(world.bus))["deployments"]
+        assert (shown["connected"], len(shown["seats"])) == (1, 1)
+        await server.disconnect(ready)
+        await world.session_becomes(ready.session_id, SessionState.GONE)
+        status = await read_status(world.bus)
+        (shown,) = status["deployments"]
+        assert (shown["connected"], len(shown["seats"])) == (0, 0)
+        shown["players"] = 1  # as its heartbeat said a moment ago
+        assert "0 (last report: 1)" in _shown(status)
+
+
 def _shown(status: dict[str, list[dict[str, Any]]]) -> str:
     console = Console(file=io.StringIO(), width=300)
     print_status(status, console)

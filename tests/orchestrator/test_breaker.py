@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import itertools
 import math
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
+from tests.polling import eventually
+from tipoff.operate.status import print_orchestrators
 from tipoff_matchmaker.errors import CircuitOpen
 from tipoff_matchmaker.orchestrators.resilient import ResilientOrchestrator
 from tipoff_matchmaker.orchestrators.retry import retried
@@ -176,6 +181,53 @@ async def test_what_cannot_start_servers_may_still_stop_them() -> None:
     assert await guarded.list() == []
     assert guarded.describe().state == "open"
     assert [failing.operation for failing in guarded.describe().failing] == ["deploy"]
+
+
+@pytest.mark.row(78)
+async def test_when_the_pause_is_over_nothing_is_said_of_a_wait() -> None:
+    """No call may come for long; then the next one is the try, and is shown so."""
+    fake = FakeOrchestrator()
+    guarded = ResilientOrchestrator(fake, threshold=1, first_pause=0.3)
+    fake.fail("deploy", BUSY)
+    with pytest.raises(OrchestratorUnavailable):
+        await guarded.deploy(SPEC)
+    (failing,) = guarded.describe().failing
+    assert (failing.state, failing.retry_in > 0) == ("open", True)
+    with pytest.raises(CircuitOpen, match="again in 1 s"):
+        await guarded.deploy(SPEC)
+    await eventually(lambda: _answers(guarded.wait("deploy") == 0), "the pause is over", 5)
+    (failing,) = guarded.describe().failing
+    assert (failing.state, failing.retry_in) == ("half-open", 0)
+    console = Console(file=io.StringIO(), width=200)
+    status = {"matchmaker": "m", **msgspec.to_builtins(guarded.describe())}
+    print_orchestrators([status], console)
+    assert isinstance(console.file, io.StringIO)
+    assert "the next call tries it again" in console.file.getvalue()
+    assert "again in" not in console.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("state", "retry_in", "says"),
+    [
+        ("open", 0.2, "again in 1 s"),
+        ("open", 29.1, "again in 30 s"),
+        ("half-open", 0.0, "the next call"),
+        ("closed", 0.0, ""),
+    ],
+)
+@pytest.mark.row(78)
+def test_how_the_wait_of_a_breaker_is_shown(state: str, retry_in: float, says: str) -> None:
+    """Never as zero seconds."""
+    console = Console(file=io.StringIO(), width=200)
+    failing = {"operation": "list", "state": state, "failures": 5, "error": "503", "retry_in": retry_in}
+    print_orchestrators([{"matchmaker": "m", "name": "launcher", "failing": [failing]}], console)
+    assert isinstance(console.file, io.StringIO)
+    assert says in console.file.getvalue()
+    assert "in 0 s" not in console.file.getvalue()
+
+
+async def _answers(value: bool) -> bool:
+    return value
 
 
 async def test_a_no_is_an_answer() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections import Counter
 from typing import Any
@@ -28,7 +29,8 @@ async def read_status(bus: Bus) -> dict[str, list[dict[str, Any]]]:
     """`{"deployments": [...], "sessions": [...], "connections": [...], "orchestrators": [...], "problems": [...],
     "matchmakers": [...]}` as plain JSON values, without what is gone. Raises `Unavailable` while NATS is away.
 
-    A deployment's `seats` are the sessions that hold one; `players` is the number its game server last reported. Each
+    A deployment's `seats` are the sessions that hold one; `connected` is how many players of its sessions are connected
+    now; `players` is the number its game server reported with its last heartbeat, a few seconds ago. Each
     orchestrator has one item for each matchmaker that answers: `state` is closed (it works), half-open or open (no
     calls for a while), `failing` holds the calls that fail, and why. A problem is what else keeps a matchmaker from
     serving players. A matchmaker's `claim_limit` counts how often it has kept an address to its share of unclaimed
@@ -42,6 +44,8 @@ async def read_status(bus: Bus) -> dict[str, list[dict[str, Any]]]:
         kv.active_connections.list(),
         ask_matchmakers(bus),
     )
+    server_of = {entry.key: entry.value.deployment_id for entry in sessions.values()}
+    connected = Counter(server_of.get(session_id) for session_id in connections)
     shown = []
     for entry in sorted(deployments.values(), key=lambda e: e.value.created_at):
         record = entry.value
@@ -50,6 +54,7 @@ async def read_status(bus: Bus) -> dict[str, list[dict[str, Any]]]:
         lease = leases.get(record.id)
         item = msgspec.to_builtins(record)
         item["seats"] = sorted(record.seats)
+        item["connected"] = connected[record.id]
         item["players"] = lease.value.players if lease else 0
         item["lease"] = lease is not None
         shown.append(item)
@@ -125,7 +130,7 @@ def print_status(status: dict[str, list[dict[str, Any]]], console: Console) -> N
             f"{item['game']} {item['version']}",
             item["state"],
             f"{len(item['seats'])}/{item['capacity']}",
-            str(item["players"]),
+            _players(item),
             address,
         )
     players = Table("session", "game", "state", "server", "since", title="Sessions")
@@ -162,11 +167,19 @@ def print_claim_limits(matchmakers: list[dict[str, Any]], console: Console) -> N
         )
 
 
+def _players(server: dict[str, Any]) -> str:
+    """Who is connected now; beside it what the game server said with its last heartbeat, where that differs."""
+    connected, said = server["connected"], server["players"]
+    return (
+        str(connected) if connected == said or not server["lease"] else f"{connected} (last report: {said})"
+    )
+
+
 def _again(failing: dict[str, Any]) -> str:
     """When the next call to the orchestrator is made, where calls are held back."""
     match failing["state"]:
         case "open":
-            return f", again in {max(1, round(failing['retry_in']))} s"
+            return f", again in {math.ceil(failing['retry_in']) or 1} s"
         case "half-open":
             return ", the next call tries it again"
         case _:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -170,7 +171,7 @@ class ResilientOrchestrator:
         if (wait := breaker.admit(time.monotonic())) > 0:
             raise CircuitOpen(
                 f"{self.name} has failed {breaker.failures} times in a row ({breaker.last_error}); "
-                f"it is asked again in {wait:.0f} s",
+                f"it is asked again in {math.ceil(wait)} s",
                 retry_after=wait,
             )
         error: OrchestratorError

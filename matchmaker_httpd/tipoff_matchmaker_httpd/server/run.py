@@ -29,6 +29,7 @@ from tipoff_matchmaker_httpd.server.websocket import GuardedWebSocket
 from tipoff_matchmaker_httpd.settings import Settings
 from tipoff_matchmaker_httpd.state import HttpdState
 from tipoff_shared.errors import Unavailable
+from tipoff_shared.file_limit import raise_file_limit
 from tipoff_shared.messages import MAX_MESSAGE
 from tipoff_shared.primitives.server_certificate import ServerCertificate
 from tipoff_shared.primitives.tasks import Tasks
@@ -253,17 +254,5 @@ async def serve(stop: asyncio.Event) -> None:
 
 def main() -> NoReturn:
     """Run the service from the environment: `TIPOFF_HTTPD_*`, `NATS_*`. Exit code 1: NATS; 2: configuration."""
-    _raise_file_limit()
+    raise_file_limit()
     run_service("httpd", serve)
-
-
-def _raise_file_limit() -> None:
-    """Each socket is an open file, and 1024 is the usual soft limit."""
-    try:
-        import resource
-    except ImportError:  # not on every platform
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 65536 if hard == resource.RLIM_INFINITY else min(65536, hard)
-    if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
