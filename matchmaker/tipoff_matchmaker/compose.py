@@ -7,6 +7,7 @@ being called before or after another.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ from tipoff_matchmaker.fleet.start import Starter
 from tipoff_matchmaker.fleet.stop import Stopper
 from tipoff_matchmaker.fleet.trust import Trust
 from tipoff_matchmaker.hearing import Hearing
+from tipoff_matchmaker.isolated.auth_callout import AuthCallout
 from tipoff_matchmaker.isolated.probe import EventProbe
 from tipoff_matchmaker.isolated.reader import EventReader
 from tipoff_matchmaker.isolated.writer import EventWriter
@@ -57,15 +59,18 @@ from tipoff_matchmaker.settings import Settings
 from tipoff_matchmaker.tokens import Tokens
 from tipoff_orchestrator_client.base import ServerDirectory
 from tipoff_orchestrator_client.edgegap import SESSIONS
-from tipoff_shared.errors import ConfigError
+from tipoff_shared.errors import ConfigError, Malformed
 from tipoff_shared.games import Game, GameKey, Games
 from tipoff_shared.kv.buckets import Buckets
 from tipoff_shared.kv.write_probe import WriteProbe
 from tipoff_shared.nats.connection import Bus
+from tipoff_shared.nats.nkeys import AccountKey
 from tipoff_shared.primitives.tasks import BoundedHandlers, Tasks
 
 if TYPE_CHECKING:
     from tipoff_matchmaker.allocators.edgegap.allocator import EdgegapSessions
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,7 @@ class Parts:
     router: Router
     event_reader: EventReader | None
     event_probe: EventProbe | None
+    auth_callout: AuthCallout | None
     hearing: Hearing
     lease: ReconcilerLease
     reconciler: Reconciler
@@ -133,6 +139,7 @@ def compose(
     peers = Peers(bus, settings.instance, silent_after=settings.owner_silence)
     mappings = Mappings(buckets)
     event_secret = EventSecret(bus) if settings.profile == "isolated" else None
+    account_key = _account_key(settings) if event_secret is not None else None
     hearing = Hearing(bus, settle=2 * settings.lease_ttl, by_stream=event_secret is not None)
     resilient = {
         name: ResilientOrchestrator(
@@ -203,6 +210,7 @@ def compose(
 
     event_reader: EventReader | None = None
     event_probe: EventProbe | None = None
+    auth_callout: AuthCallout | None = None
     if event_secret is not None:
         writer = EventWriter(
             bus, buckets, deployments, contexts.received, longest_lease=3 * settings.lease_ttl
@@ -211,6 +219,9 @@ def compose(
         event_probe = EventProbe(
             bus, hearing, settings.instance, event_secret.key_of, lease_ttl=settings.lease_ttl
         )
+
+        if account_key is not None:
+            auth_callout = AuthCallout(bus, account_key, deployments, event_secret.password_of)
 
     lease = ReconcilerLease(buckets.matchmakers, settings.instance, ttl=settings.reconciler_ttl)
     reader = SnapshotReader(
@@ -295,6 +306,7 @@ def compose(
         router=router,
         event_reader=event_reader,
         event_probe=event_probe,
+        auth_callout=auth_callout,
         hearing=hearing,
         lease=lease,
         reconciler=reconciler,
@@ -306,6 +318,28 @@ def compose(
         gensession=gensession,
         admin=admin,
     )
+
+
+def _account_key(settings: Settings) -> AccountKey | None:
+    """The key of `server_auth_seed_file`; None without one. Raises `ConfigError`."""
+    file = settings.server_auth_seed_file
+    if file is None:
+        log.warning(
+            "game servers share one NATS user, so one of them can keep the others from being heard; "
+            "TIPOFF_MATCHMAKER_SERVER_AUTH_SEED_FILE gives each its own"
+        )
+        return None
+    try:
+        return AccountKey.parse(file.read_text())
+    except OSError as exc:
+        raise ConfigError(
+            f"TIPOFF_MATCHMAKER_SERVER_AUTH_SEED_FILE={file}: {exc.strerror}; `tipoff secrets init` makes it"
+        ) from exc
+    except (Malformed, UnicodeError):
+        raise ConfigError(
+            f"TIPOFF_MATCHMAKER_SERVER_AUTH_SEED_FILE={file} holds no seed of an account (SA...); "
+            "`tipoff secrets init` makes one as nats/server-auth.seed"
+        ) from None
 
 
 def _edgegap_sessions(

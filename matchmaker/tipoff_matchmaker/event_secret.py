@@ -1,8 +1,10 @@
-"""The secret from which event keys are made: one for all matchmakers, made by the first, kept in a bucket that only
-their role reads. So there is no file to distribute: a game server gets its own key at its start."""
+"""The secret from which event keys and NATS passwords of game servers are made: one for all matchmakers, made by the
+first, kept in a bucket that only their role reads. So there is no file to distribute: a game server gets its own key and
+password at its start."""
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 
 from tipoff_shared.errors import Internal
@@ -36,6 +38,14 @@ class EventSecret:
                 raise  # deleted just now
             if entry.value != mine.reveal():
                 self._secret = Secret(entry.value)
+
+    def password_of(self, deployment_id: str) -> Secret:
+        """The password with which this deployment's server connects to NATS. Raises `Internal` before `ensure`."""
+        if self._secret is None:
+            raise Internal("the event secret has not been read")
+        name = f"{self._namespace}/{deployment_id}".encode()
+        key = bytes.fromhex(self._secret.reveal())
+        return Secret(hashlib.blake2b(name, key=key, digest_size=32, person=b"tipoff nats").hexdigest())
 
     def key_of(self, deployment_id: str) -> EventKey:
         """The key that this deployment's events are sealed with. Raises `Internal` before `ensure`."""

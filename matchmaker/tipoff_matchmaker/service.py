@@ -66,6 +66,8 @@ class Matchmaker:
         parts, start = self.parts, self._loops.start
         if parts.event_secret is not None:
             await parts.event_secret.ensure()
+        if parts.auth_callout is not None:
+            await parts.auth_callout.open()
         await parts.deployments.refresh()
         await parts.liveness.refresh(at_start=True)
         parts.planner.run(self._loops)

@@ -33,6 +33,12 @@ class Settings(BaseSettings):
     """How game servers are present: `trusted` ones write their keys in NATS themselves; `isolated` ones are in an
     account of their own and send events, which matchmakers write down. The same for all matchmakers of a namespace."""
 
+    server_auth_seed_file: Path | None = None
+    """Isolated profile: the file with the seed of the nkey with which matchmakers sign their answers to nats-server about
+    game servers that connect (`secrets/nats/server-auth.seed`). Each server then has a NATS user of its own, which may
+    publish its own events only; without it, all share the user that the launcher gives them. The same for all
+    matchmakers of a namespace."""
+
     server_keys: Literal["auto", "own", "game"] = "auto"
     """Which netcode key game servers that are started from now on get. `own`: one derived from the game's key for each
     server, so that none can open or forge another's tokens. `game`: the game's key itself; matchmakers of a release

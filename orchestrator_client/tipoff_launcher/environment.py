@@ -17,7 +17,7 @@ from tipoff_orchestrator_client.base import DeploySpec, NotConfigured, Port, env
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.games import Game
 from tipoff_shared.secret import Secret
-from tipoff_shared.settings import NatsSettings
+from tipoff_shared.settings import NatsSettings, server_credentials
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +41,11 @@ def server_environment(
     Raises `NotConfigured` where a server of the isolated profile would get the launcher's own NATS credentials.
     """
     own = dict(backend.variables)
-    if spec.event_key and not (settings.server_nats_user or "NATS_USER" in own):
+    if spec.event_key and not (spec.nats_password or settings.server_nats_user or "NATS_USER" in own):
         raise NotConfigured(
-            "in the isolated profile servers need their own NATS user: set TIPOFF_LAUNCHER_SERVER_NATS_USER and "
-            "TIPOFF_LAUNCHER_SERVER_NATS_PASSWORD_FILE (`tipoff secrets init` makes nats/gameserver.password)"
+            "in the isolated profile servers need their own NATS user: set TIPOFF_MATCHMAKER_SERVER_AUTH_SEED_FILE for "
+            "the matchmakers (`tipoff secrets init` makes nats/server-auth.seed), or, for one that all servers share, "
+            "TIPOFF_LAUNCHER_SERVER_NATS_USER and TIPOFF_LAUNCHER_SERVER_NATS_PASSWORD_FILE"
         )
     environment = {name: inherited[name] for name in backend.inherited if name in inherited}
     if "PATH" in backend.inherited:
@@ -58,6 +59,8 @@ def server_environment(
         environment["TIPOFF_TLS_CERT"] = str(Path(settings.tls_cert).absolute())
         environment["TIPOFF_TLS_KEY"] = str(Path(settings.tls_key).absolute())
     environment |= _nats_variables(nats, own)
+    if spec.nats_password and "NATS_USER" not in own:
+        environment |= server_credentials(spec.deployment_id, spec.nats_password)
     environment |= own
     environment |= spec.environment
     environment |= {
@@ -85,9 +88,13 @@ def _nats_variables(nats: NatsSettings, own: Mapping[str, str]) -> dict[str, str
             Path(nats.ca_file).absolute()
         )  # the server has another working directory
     if "NATS_USER" in own:
-        for name in ("NATS_USER", "NATS_PASSWORD", "NATS_INBOX_PREFIX"):
-            environment.pop(name, None)
+        _drop_credentials(environment)
     return environment
+
+
+def _drop_credentials(environment: dict[str, str]) -> None:
+    for name in ("NATS_USER", "NATS_PASSWORD", "NATS_INBOX_PREFIX"):
+        environment.pop(name, None)
 
 
 def nats_for_servers(settings: Settings, ours: NatsSettings) -> NatsSettings:

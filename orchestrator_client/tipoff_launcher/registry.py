@@ -30,6 +30,8 @@ class Server:
     record: Record
     event_key: str = field(default="", repr=False)
     """The secret of the isolated profile; unknown for an adopted server."""
+    nats_password: str = field(default="", repr=False)
+    """The server's own password on NATS; unknown for an adopted server."""
     running: RunningServer | None = None
     """None until it has started."""
     answer: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
@@ -66,9 +68,9 @@ class ServerRegistry:
         """The servers that have not ended."""
         return [server for server in self._servers.values() if server.record.state is not RunState.STOPPED]
 
-    def add(self, record: Record, event_key: str = "") -> Server:
+    def add(self, record: Record, event_key: str = "", nats_password: str = "") -> Server:
         """Add a server; its record is not written yet."""
-        server = self._servers[record.deployment_id] = Server(record, event_key)
+        server = self._servers[record.deployment_id] = Server(record, event_key, nats_password)
         return server
 
     def save(self, server: Server, **changes: object) -> None:

@@ -150,7 +150,12 @@ class Starter:
 
     def secrets(self, server: Server) -> list[str]:
         """The secrets a server knows, which the quoted end of its log must not show."""
-        secrets = [self._nats.password.reveal(), server.event_key, *self._arbitrium.secrets(server.id)]
+        secrets = [
+            self._nats.password.reveal(),
+            server.event_key,
+            server.nats_password,
+            *self._arbitrium.secrets(server.id),
+        ]
         if (game := self._games.get(server.record.game, server.record.version)) is not None:
             secrets += _own_secrets(game)
             key = self._key(server.record, game).reveal()

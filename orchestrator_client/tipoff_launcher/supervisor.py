@@ -102,7 +102,9 @@ class Supervisor:
                     reason="stopped before it started",
                 )
             self._check_capacity()
-            server = self._registry.add(self._starter.new_record(spec, game), spec.event_key)
+            server = self._registry.add(
+                self._starter.new_record(spec, game), spec.event_key, spec.nats_password
+            )
             self._tasks.start(self._run(server, spec, game), spec.deployment_id)
         elif (server.record.game, server.record.version) != (spec.game, spec.version):
             raise OrchestratorError(

@@ -36,7 +36,9 @@ class DeploySpec:
     WebSocket listeners; the server then listens without TLS and announces this URL. `event_key`, a secret of 64 hex
     digits: the key by which the server authenticates its events in the isolated profile, "" in the trusted one; the
     server reads it from `environment_of(event_key)`. `own_key`: the server gets the key that `PrivateKey.of_deployment`
-    derives from the game's, not the game's key itself; what it got is said by `Deployment.own_key`.
+    derives from the game's, not the game's key itself; what it got is said by `Deployment.own_key`. `nats_password`, a
+    secret too: with it the server of the isolated profile connects to NATS as itself; it gets the variables of
+    `tipoff_shared.settings.server_credentials`. "" where all servers share one NATS user.
     """
 
     deployment_id: str
@@ -48,6 +50,7 @@ class DeploySpec:
     websocket_url: str = ""
     event_key: str = field(default="", repr=False)
     own_key: bool = False
+    nats_password: str = field(default="", repr=False)
 
 
 def environment_of(event_key: str) -> dict[str, str]:

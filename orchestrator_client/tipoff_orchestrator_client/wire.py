@@ -1,7 +1,7 @@
 """Encodes and decodes the messages between a launcher and its clients over NATS: one JSON request, one JSON reply.
 
     deploy   {"deployment_id", "game", "version", "capacity", "near": [], "environment": {},
-              "websocket_url", "event_key", "own_key"}                        -> {"deployment": {...}}
+              "websocket_url", "event_key", "own_key", "nats_password"}       -> {"deployment": {...}}
     get      {"deployment_id"}                                                -> {"deployment": {...} or null}
     stop     {"deployment_id"}                                                -> {}
     list     (anything)                                      -> {"deployments": [...], "problems": ["..."]}
@@ -64,6 +64,7 @@ class _Deploy(msgspec.Struct, omit_defaults=True):
     websocket_url: str = ""
     event_key: str = ""
     own_key: bool = False
+    nats_password: str = ""
 
 
 class _One(msgspec.Struct):
@@ -141,6 +142,7 @@ def encode_deploy(spec: DeploySpec) -> bytes:
             spec.websocket_url,
             spec.event_key,
             spec.own_key,
+            spec.nats_password,
         )
     )
 
@@ -157,6 +159,8 @@ def decode_deploy(data: bytes) -> DeploySpec:
         raise Malformed(f"near: at most {_NEAR} are allowed")
     if asked.event_key and not _EVENT_KEY.fullmatch(asked.event_key):
         raise Malformed("event_key: 64 hex digits are expected")
+    if asked.nats_password and not _EVENT_KEY.fullmatch(asked.nats_password):
+        raise Malformed("nats_password: 64 hex digits are expected")
     if asked.websocket_url and not _WEBSOCKET_URL.fullmatch(asked.websocket_url):
         raise Malformed("websocket_url: wss://HOST/PATH is expected")
     return DeploySpec(
@@ -169,6 +173,7 @@ def decode_deploy(data: bytes) -> DeploySpec:
         asked.websocket_url,
         asked.event_key,
         asked.own_key,
+        asked.nats_password,
     )
 
 

@@ -34,6 +34,25 @@ def inbox_prefix_of(user: str) -> str:
     return f"_INBOX_{user}" if user in ROLES else "_INBOX"
 
 
+def server_user(deployment_id: str) -> str:
+    """The NATS user of one game server of the isolated profile."""
+    return f"gs-{deployment_id}"
+
+
+def server_inbox_prefix(deployment_id: str) -> str:
+    """The inbox prefix of that user."""
+    return f"_INBOX_{server_user(deployment_id)}"
+
+
+def server_credentials(deployment_id: str, password: str) -> dict[str, str]:
+    """The environment variables by which a server of the isolated profile connects as itself. They hold a secret."""
+    return {
+        "NATS_USER": server_user(deployment_id),
+        "NATS_PASSWORD": password,
+        "NATS_INBOX_PREFIX": server_inbox_prefix(deployment_id),
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class NatsSettings:
     """NATS's addresses and credentials. `replicas` is for tipoff's buckets.

@@ -25,6 +25,17 @@ HEALTH_HEADER = "Tipoff-Health"
 SERVICE_ERROR_CODE = "Nats-Service-Error-Code"
 SERVICE_ERROR = "Nats-Service-Error"
 
+AUTH_CALLOUT = "$SYS.REQ.USER.AUTH"
+"""nats-server -> matchmaker (queue group): may this user connect?"""
+AUTH_ANSWERS = "$SYS._INBOX.>"
+"""Matchmaker -> nats-server: the answers."""
+
+
+def connections_of(account: str) -> str:
+    """Matchmaker -> nats-server: the connections of an account."""
+    return f"$SYS.REQ.ACCOUNT.{account}.CONNZ"
+
+
 _NAMESPACE = re.compile(r"[a-zA-Z0-9-]{0,24}", re.ASCII)
 
 

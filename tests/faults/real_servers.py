@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import dataclasses
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -22,8 +23,9 @@ from tipoff_shared.errors import TipoffError
 from tipoff_shared.messages import Failed, SessionReady
 from tipoff_shared.nats.connection import connect
 from tipoff_shared.records import SessionState
+from tipoff_shared.secret import Secret
 from tipoff_shared.server_events import EventKey
-from tipoff_shared.settings import NatsSettings
+from tipoff_shared.settings import NatsSettings, server_inbox_prefix, server_user
 
 
 class RealServers:
@@ -49,7 +51,7 @@ class RealServers:
     async def _start(self, spec: DeploySpec) -> None:
         self._specs[spec.deployment_id] = spec
         stack = self._links[spec.deployment_id] = AsyncExitStack()
-        _, settings = await stack.enter_async_context(link_to(self._settings))
+        _, settings = await stack.enter_async_context(link_to(self._settings_of(spec)))
         context = Context(
             spec.deployment_id,
             spec.game,
@@ -64,6 +66,17 @@ class RealServers:
         server = GameServer(Recorder(), context=context, tick_rate=30)
         await server.__aenter__()
         self.running[spec.deployment_id] = server
+
+    def _settings_of(self, spec: DeploySpec) -> NatsSettings:
+        """How the server reaches NATS: as itself, where it has a password of its own."""
+        if not spec.nats_password:
+            return self._settings
+        return dataclasses.replace(
+            self._settings,
+            user=server_user(spec.deployment_id),
+            password=Secret(spec.nats_password),
+            inbox_prefix=server_inbox_prefix(spec.deployment_id),
+        )
 
     async def _stop(self, deployment_id: str) -> None:
         server = self.running.pop(deployment_id, None)

@@ -14,6 +14,7 @@ from tests.matchmaker.world import World
 from tipoff.nats_roles.isolated import accounts
 from tipoff.nats_roles.users import hashed
 from tipoff.up.embedded_nats import EmbeddedNats
+from tipoff_shared.nats.nkeys import AccountKey
 from tipoff_shared.secret import Secret
 from tipoff_shared.settings import ROLES, NatsSettings, inbox_prefix_of
 from tipoff_shared.subjects import Subjects
@@ -26,12 +27,18 @@ class IsolatedNats:
         """`more` is added to nats-server's configuration unchanged."""
         self.namespace = namespace
         self._passwords = {role: Secret(secrets.token_urlsafe(16)) for role in ROLES}
+        key = AccountKey.generate()
         everything = Secret(secrets.token_urlsafe(16))
         users = accounts(
             {role: hashed(password) for role, password in self._passwords.items()},
             Subjects(namespace),
+            issuer=key.public,
             more_users=f"      {{ user: eyes, password: {json.dumps(everything.reveal())} }}\n",
+            more_names=["eyes"],
         )
+        self.auth_seed_file = store.with_name(f"{store.name}.seed")
+        """What matchmakers that answer nats-server's questions need; others leave the servers their shared user."""
+        self.auth_seed_file.write_text(key.seed())
         self._passwords["eyes"] = everything
         self.server = EmbeddedNats(store, users=users, more=more)
 

@@ -18,9 +18,10 @@ from tipoff.secrets import nats_files, nats_tls
 from tipoff.secrets.certificates import check_host
 from tipoff.secrets.files import is_there, set_mode, write
 from tipoff.secrets.items import Report
-from tipoff.secrets.layout import AUTHORITY, DIRECTORIES, HOOK, TLS, USERS, Layout
+from tipoff.secrets.layout import AUTH, AUTHORITY, DIRECTORIES, HOOK, TLS, USERS, Layout
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.games import Game
+from tipoff_shared.nats.nkeys import AccountKey
 from tipoff_shared.netcode.keys import PrivateKey
 from tipoff_shared.settings import ROLES
 from tipoff_shared.subjects import Subjects
@@ -59,6 +60,7 @@ class SecretsDirectory:
         report = self._report(namespace)
         for role in ROLES:
             report.make_missing(layout.password(role), _new_password)
+        report.make_missing(layout.auth_seed(), _new_auth_seed)
         nats_files.derive(layout, report, Subjects(report.namespace))
         nats_tls.make_missing(layout, report, asked, self._now())
         report.make_missing(layout.hook(), _new_hook_key)
@@ -87,7 +89,7 @@ class SecretsDirectory:
         return report
 
     def rotate(self, name: str, hosts: Iterable[str] = ()) -> Report:
-        """Replace one secret: a role's password, `nats-tls`, `nats-ca`, `users`, `hook`, or a game's key by
+        """Replace one secret: a role's password, `nats-tls`, `nats-ca`, `users`, `server-auth`, `hook`, or a game's key by
         `GAME.VERSION`. Raises `ConfigError`, which lists the known names."""
         asked = [check_host(host) for host in hosts]
         if asked and name not in (TLS, AUTHORITY):
@@ -107,6 +109,10 @@ class SecretsDirectory:
             report.next.append(
                 "restart every httpd and matchmaker: webhooks of running servers are refused until then"
             )
+        elif name == AUTH:
+            report.replace([layout.auth_seed()], [_new_auth_seed()])
+            nats_files.derive(layout, report, Subjects(report.namespace), again=True)
+            report.next.append("restart every matchmaker: no isolated game server can connect until then")
         elif name == USERS:
             nats_files.derive(layout, report, Subjects(report.namespace), again=True)
             report.next.append(_RELOAD)
@@ -125,7 +131,7 @@ class SecretsDirectory:
                 "only the old key, and no new player gets in there"
             )
         else:
-            known = [*ROLES, USERS, TLS, AUTHORITY, HOOK, *layout.key_names()]
+            known = [*ROLES, USERS, AUTH, TLS, AUTHORITY, HOOK, *layout.key_names()]
             raise ConfigError(f"{name!r}: one of {', '.join(known)} is expected")
         nats_tls.notice_expiry(report, self._now())
         return report
@@ -158,6 +164,10 @@ class SecretsDirectory:
 
 def _new_password() -> str:
     return secrets.token_urlsafe(32) + "\n"
+
+
+def _new_auth_seed() -> str:
+    return AccountKey.generate().seed() + "\n"
 
 
 def _new_netcode_key() -> str:

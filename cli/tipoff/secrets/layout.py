@@ -5,6 +5,7 @@ DIR/.gitignore            keeps all of it out of git
 DIR/nats/ROLE.password    one line
 DIR/nats/users.conf       for nats-server: users, hashes, permissions; follows from the passwords
 DIR/nats/isolated.conf    the same for the isolated profile: game servers in an account of their own
+DIR/nats/server-auth.seed    the nkey with which matchmakers answer nats-server about game servers (isolated profile)
 DIR/nats/ca.pem, ca.key   the certificate authority; only `tipoff secrets` needs its key, to sign new certificates
 DIR/nats/server.pem, server.key
 DIR/netcode/GAME.VERSION.key    64 hex digits; the directory is a TIPOFF_KEYS_DIR
@@ -22,7 +23,7 @@ from tipoff_shared.games import Game
 from tipoff_shared.games.toml import key_file
 from tipoff_shared.settings import ROLES
 
-USERS, TLS, AUTHORITY, HOOK = "users", "nats-tls", "nats-ca", "hook"
+USERS, TLS, AUTHORITY, HOOK, AUTH = "users", "nats-tls", "nats-ca", "hook", "server-auth"
 DIRECTORIES = ("nats", "netcode", "edgegap", "https")
 NATS_FILES = ("users.conf", "isolated.conf")
 """The files from which nats-server reads users and permissions."""
@@ -48,6 +49,7 @@ class Layout:
         """Every file."""
         return [
             *(self.password(role) for role in ROLES),
+            self.auth_seed(),
             *(self.nats_file(name) for name in NATS_FILES),
             *self.authority(),
             *self.server(),
@@ -59,6 +61,10 @@ class Layout:
         """The password of a role on NATS."""
         readers = _PASSWORD_READERS.get(role, role)
         return Item(role, self.nats / f"{role}.password", readers, _YES)
+
+    def auth_seed(self) -> Item:
+        """The seed of the nkey that signs matchmakers' answers to nats-server."""
+        return Item(AUTH, self.nats / "server-auth.seed", "matchmaker", _YES)
 
     def nats_file(self, name: str) -> Item:
         """One of `NATS_FILES`."""

@@ -209,6 +209,9 @@ class Starter:
             websocket_url=self._settings.websocket_url(deployment_id),
             event_key="" if secret is None else secret.key_of(deployment_id).reveal(),
             own_key=record is not None and record.own_key,
+            nats_password=""
+            if secret is None or self._settings.server_auth_seed_file is None
+            else secret.password_of(deployment_id).reveal(),
         )
         return await retried(
             lambda: orchestrator.deploy(spec),

@@ -16,7 +16,7 @@ from tipoff_orchestrator_client.edgegap.settings import Settings
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.games import Game, Games
 from tipoff_shared.games.limits import EDGEGAP_VALUE_LIMIT
-from tipoff_shared.settings import NatsSettings
+from tipoff_shared.settings import NatsSettings, server_credentials
 
 Variable: TypeAlias = tuple[str, str, bool]
 """(name, value, hidden)."""
@@ -55,6 +55,8 @@ class Environment:
             "TIPOFF_PRIVATE_KEY": key.reveal().hex(),
             **environment_of(spec.event_key),
         }
+        if spec.nats_password and self._nats and "NATS_USER" not in own:
+            variables |= server_credentials(spec.deployment_id, spec.nats_password)
         if game.bevygap:
             variables |= _for_bevygap(variables, key.reveal())
         for name, value in variables.items():
