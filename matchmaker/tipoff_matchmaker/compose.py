@@ -7,7 +7,6 @@ being called before or after another.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -59,7 +58,7 @@ from tipoff_matchmaker.settings import Settings
 from tipoff_matchmaker.tokens import Tokens
 from tipoff_orchestrator_client.base import ServerDirectory
 from tipoff_orchestrator_client.edgegap import SESSIONS
-from tipoff_shared.errors import ConfigError, Malformed
+from tipoff_shared.errors import ConfigError
 from tipoff_shared.games import Game, GameKey, Games
 from tipoff_shared.kv.buckets import Buckets
 from tipoff_shared.kv.write_probe import WriteProbe
@@ -69,8 +68,6 @@ from tipoff_shared.primitives.tasks import BoundedHandlers, Tasks
 
 if TYPE_CHECKING:
     from tipoff_matchmaker.allocators.edgegap.allocator import EdgegapSessions
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -124,8 +121,10 @@ def compose(
     orchestrators: Mapping[str, ServerDirectory],
     tasks: Tasks,
     clock: Callable[[], float],
+    account_key: AccountKey | None = None,
 ) -> Parts:
-    """All parts of one matchmaker; none of them does anything yet. `clock`: Unix seconds. Raises `ConfigError` for a
+    """All parts of one matchmaker; none of them does anything yet. `clock`: Unix seconds; `account_key`: what signs the
+    answers to nats-server about game servers (isolated profile). Raises `ConfigError` for a
     default game that games.toml does not have."""
     by_key = {game.key: game for game in games.all()}
     ours = [
@@ -139,7 +138,6 @@ def compose(
     peers = Peers(bus, settings.instance, silent_after=settings.owner_silence)
     mappings = Mappings(buckets)
     event_secret = EventSecret(bus) if settings.profile == "isolated" else None
-    account_key = _account_key(settings) if event_secret is not None else None
     hearing = Hearing(bus, settle=2 * settings.lease_ttl, by_stream=event_secret is not None)
     resilient = {
         name: ResilientOrchestrator(
@@ -318,28 +316,6 @@ def compose(
         gensession=gensession,
         admin=admin,
     )
-
-
-def _account_key(settings: Settings) -> AccountKey | None:
-    """The key of `server_auth_seed_file`; None without one. Raises `ConfigError`."""
-    file = settings.server_auth_seed_file
-    if file is None:
-        log.warning(
-            "game servers share one NATS user, so one of them can keep the others from being heard; "
-            "TIPOFF_MATCHMAKER_SERVER_AUTH_SEED_FILE gives each its own"
-        )
-        return None
-    try:
-        return AccountKey.parse(file.read_text())
-    except OSError as exc:
-        raise ConfigError(
-            f"TIPOFF_MATCHMAKER_SERVER_AUTH_SEED_FILE={file}: {exc.strerror}; `tipoff secrets init` makes it"
-        ) from exc
-    except (Malformed, UnicodeError):
-        raise ConfigError(
-            f"TIPOFF_MATCHMAKER_SERVER_AUTH_SEED_FILE={file} holds no seed of an account (SA...); "
-            "`tipoff secrets init` makes one as nats/server-auth.seed"
-        ) from None
 
 
 def _edgegap_sessions(

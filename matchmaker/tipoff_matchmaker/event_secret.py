@@ -1,6 +1,6 @@
 """The secret from which event keys and NATS passwords of game servers are made: one for all matchmakers, made by the
-first, kept in a bucket that only their role reads. So there is no file to distribute: a game server gets its own key and
-password at its start."""
+first, kept in a bucket that only their role reads. So there is no file to distribute: a game server gets its own key
+and password at its start."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from tipoff_matchmaker.requests.subscription import QUEUE
 from tipoff_matchmaker.settings import Settings
 from tipoff_orchestrator_client.base import ServerDirectory
 from tipoff_orchestrator_client.registry import open_orchestrators, orchestrator_names
-from tipoff_shared.errors import Unavailable
+from tipoff_shared.errors import ConfigError, Malformed, Unavailable
 from tipoff_shared.games import Games
 from tipoff_shared.games.toml import load_games
 from tipoff_shared.health import HealthFile
@@ -29,6 +29,7 @@ from tipoff_shared.health_report import NOTHING, header_text
 from tipoff_shared.kv.bucket import LostRace
 from tipoff_shared.kv.buckets import create_buckets
 from tipoff_shared.nats.connection import connect
+from tipoff_shared.nats.nkeys import AccountKey
 from tipoff_shared.primitives.retry import backoff
 from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.service import load_settings, run_service, wait_until_stopped
@@ -173,7 +174,10 @@ async def run_matchmaker(
             )
         tasks = await stack.enter_async_context(Tasks(name))
         loops = await stack.enter_async_context(Tasks(name, lambda exc: failed.set()))
-        parts = compose(settings, games, bus, buckets, orchestrators, tasks, clock)
+        account_key = None
+        if settings.profile == "isolated":
+            account_key = await asyncio.to_thread(read_account_key, settings)
+        parts = compose(settings, games, bus, buckets, orchestrators, tasks, clock, account_key)
         matchmaker = Matchmaker(parts, loops, failed)
         stack.enter_context(parts.metrics.serve(settings.metrics_host, settings.metrics_port))
         await stack.enter_async_context(parts.peers.listening(loops, parts.health.beat))
@@ -181,6 +185,28 @@ async def run_matchmaker(
         await matchmaker.start()
         log.info("matchmaker %s serves %d game(s)", settings.instance, len(games.all()))
         yield matchmaker
+
+
+def read_account_key(settings: Settings) -> AccountKey | None:
+    """The key of `server_auth_seed_file`; None without one. Raises `ConfigError`."""
+    file = settings.server_auth_seed_file
+    if file is None:
+        log.warning(
+            "game servers share one NATS user, so one of them can keep the others from being heard; "
+            "TIPOFF_MATCHMAKER_SERVER_AUTH_SEED_FILE gives each its own"
+        )
+        return None
+    try:
+        return AccountKey.parse(file.read_text())
+    except OSError as exc:
+        raise ConfigError(
+            f"TIPOFF_MATCHMAKER_SERVER_AUTH_SEED_FILE={file}: {exc.strerror}; `tipoff secrets init` makes it"
+        ) from exc
+    except (Malformed, UnicodeError):
+        raise ConfigError(
+            f"TIPOFF_MATCHMAKER_SERVER_AUTH_SEED_FILE={file} holds no seed of an account (SA...); "
+            "`tipoff secrets init` makes one as nats/server-auth.seed"
+        ) from None
 
 
 async def serve(stop: asyncio.Event) -> int:

@@ -34,7 +34,7 @@ class Settings(BaseSettings):
     account of their own and send events, which matchmakers write down. The same for all matchmakers of a namespace."""
 
     server_auth_seed_file: Path | None = None
-    """Isolated profile: the file with the seed of the nkey with which matchmakers sign their answers to nats-server about
+    """Isolated profile: the file with the seed of the nkey by which matchmakers sign their answers to nats-server about
     game servers that connect (`secrets/nats/server-auth.seed`). Each server then has a NATS user of its own, which may
     publish its own events only; without it, all share the user that the launcher gives them. The same for all
     matchmakers of a namespace."""

@@ -18,6 +18,7 @@ from tipoff.secrets.directory import SecretsDirectory
 from tipoff.secrets.items import EDITED, KEPT, MADE, RENEWED, Report
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.games.toml import load_games
+from tipoff_shared.nats.nkeys import AccountKey
 from tipoff_shared.settings import ROLES
 
 
@@ -46,9 +47,40 @@ def test_init_makes_everything_that_an_installation_needs(made: SecretsDirectory
         *(f"nats/{role}.password" for role in ROLES),
         *(f"nats/{name}" for name in ("users.conf", "isolated.conf")),
         *(f"nats/{name}" for name in ("ca.pem", "ca.key", "server.pem", "server.key")),
+        "nats/server-auth.seed",
         "edgegap/hook.key",
         "netcode/arena.1.key",
     }
+
+
+@pytest.mark.row(65)
+def test_matchmakers_sign_with_the_key_that_nats_server_asks_for(made: SecretsDirectory) -> None:
+    """Their seed and isolated.conf belong together, also after a rotation; nats-server is not told the seed. It has to
+    be restarted, since it does not reload that part."""
+    for report in (None, made.rotate("server-auth")):
+        seed = (made.directory / "nats" / "server-auth.seed").read_text()
+        text = (made.directory / "nats" / "isolated.conf").read_text()
+        assert f'issuer: "{AccountKey.parse(seed).public}"' in text
+        assert seed.strip() not in text
+        if report is not None:
+            assert any("restart nats-server" in line for line in report.next)
+
+
+@pytest.mark.row(65)
+def test_a_directory_of_an_earlier_release_gets_the_seed_by_init(made: SecretsDirectory) -> None:
+    (made.directory / "nats" / "server-auth.seed").unlink()
+    report = made.initialise()
+    assert any("isolated.conf is new" in line and "restart nats-server" in line for line in report.next)
+
+
+@pytest.mark.row(65)
+def test_a_seed_that_is_none_is_an_error_that_does_not_show_it(made: SecretsDirectory) -> None:
+    path = made.directory / "nats" / "server-auth.seed"
+    path.chmod(0o600)
+    path.write_text("SAcanary\n")
+    with pytest.raises(ConfigError, match="rotate server-auth") as caught:
+        made.initialise()
+    assert "canary" not in str(caught.value)
 
 
 def test_nobody_else_reads_them(made: SecretsDirectory) -> None:
@@ -215,7 +247,7 @@ def test_no_command_shows_a_secret(tmp_path: Path, games_toml: Path, tipoff: Cal
     ):
         said += tipoff(*arguments)
     for name, text in contents(tmp_path / "secrets").items():
-        if name.endswith((".password", ".key")):
+        if name.endswith((".password", ".key", ".seed")):
             for line in text.strip().splitlines():
                 assert line.startswith("-----") or line not in said, name
 

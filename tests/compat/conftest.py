@@ -41,7 +41,14 @@ async def isolated_system(previous_release: Path, tmp_path: Path) -> AsyncIterat
     try:
         async with (
             connect(nats.settings("eyes"), name="eyes") as bus,
-            mixed_system(tmp_path, bus, nats.settings, previous_release, profile="isolated") as system,
+            mixed_system(
+                tmp_path,
+                bus,
+                nats.settings,
+                previous_release,
+                profile="isolated",
+                seed_file=nats.auth_seed_file,
+            ) as system,
         ):
             yield system
     finally:

@@ -119,6 +119,8 @@ class MixedSystem:
     settings_of: Callable[[str], NatsSettings]
     releases: dict[str, str]
     profile: str = "trusted"
+    seed_file: Path | None = None
+    """The seed by which new matchmakers answer nats-server; the previous release's do not know it."""
     services: dict[str, Service] = field(default_factory=dict)
     door: socket.socket = field(default_factory=socket.socket)
 
@@ -146,6 +148,7 @@ class MixedSystem:
             **_MATCHMAKER,
             "TIPOFF_MATCHMAKER_INSTANCE": instance,
             "TIPOFF_MATCHMAKER_PROFILE": self.profile,
+            **({"TIPOFF_MATCHMAKER_SERVER_AUTH_SEED_FILE": str(self.seed_file)} if self.seed_file else {}),
         }
         return await self._start("tipoff_matchmaker", release, "matchmaker", environ, name=instance)
 
@@ -285,10 +288,11 @@ async def mixed_system(
     previous: Path,
     *,
     profile: str = "trusted",
+    seed_file: Path | None = None,
 ) -> AsyncIterator[MixedSystem]:
     """A system without services; they stop with it. `previous`: the unpacked wheel of the previous release."""
     releases = {NEW: os.environ.get("PYTHONPATH", ""), OLD: str(previous)}
-    system = MixedSystem(directory, bus, settings_of, releases, profile)
+    system = MixedSystem(directory, bus, settings_of, releases, profile, seed_file)
     system.door.bind(("127.0.0.1", 0))
     system.door.listen()
     async with AsyncExitStack() as stack:

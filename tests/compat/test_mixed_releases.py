@@ -83,7 +83,13 @@ async def test_mixed_services_play_and_reap(system: MixedSystem, releases: dict[
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "releases",
-    [{"gameserver": OLD}, {"matchmaker": OLD}, {"matchmaker": OLD, "httpd": OLD, "launcher": OLD}],
+    [
+        {"gameserver": OLD},  # with a key and a NATS user of its own
+        {"launcher": OLD},  # its servers have the game's key, and share a NATS user
+        {"launcher": OLD, "gameserver": OLD},
+        {"matchmaker": OLD},
+        {"matchmaker": OLD, "httpd": OLD, "launcher": OLD},
+    ],
     ids=lambda releases: "old " + "+".join(releases),
 )
 async def test_mixed_services_play_and_reap_in_the_isolated_profile(

@@ -210,14 +210,30 @@ async def test_a_reply_redirect_reaches_nobody_in_the_matchmakers_account(
 
 
 @pytest.mark.row(56)
-async def test_nobody_comes_in_without_credentials(isolated_nats: IsolatedNats) -> None:
-    settings = isolated_nats.settings("gameserver")
-    for user, password in (("", ""), ("gameserver", "guess"), ("matchmaker", settings.password.reveal())):
-        with pytest.raises(Unavailable, match="refuses"):
-            async with connect(
-                dataclasses.replace(settings, user=user, password=Secret(password)), name="hostile"
-            ):
-                pass
+async def test_nobody_comes_in_without_credentials(isolated: IsolatedWorld) -> None:
+    """Who is not in its file, nats-server asks a matchmaker about."""
+    settings = isolated.nats.settings("gameserver")
+    seed = isolated.nats.auth_seed_file
+    async with isolated.world.matchmaker(profile="isolated", server_auth_seed_file=seed):
+        for user, password in (
+            ("", ""),
+            ("gameserver", "guess"),
+            ("matchmaker", settings.password.reveal()),
+            ("gs-arena-1", "guess"),
+        ):
+            with pytest.raises(Unavailable, match="refuses"):
+                async with connect(
+                    dataclasses.replace(settings, user=user, password=Secret(password)), name="hostile"
+                ):
+                    pass
+
+
+@pytest.mark.row(56)
+async def test_nobody_comes_in_while_no_matchmaker_answers(isolated_nats: IsolatedNats) -> None:
+    unknown = dataclasses.replace(isolated_nats.settings("gameserver"), user="", password=Secret(""))
+    with pytest.raises(Unavailable):
+        async with connect(unknown, name="hostile", timeout=1):
+            pass
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

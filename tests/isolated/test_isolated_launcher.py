@@ -51,8 +51,9 @@ class House:
             yield launcher
 
     @asynccontextmanager
-    async def matchmaker(self) -> AsyncIterator[Matchmaker]:
-        settings = quick_settings(profile="isolated")
+    async def matchmaker(self, **changes: object) -> AsyncIterator[Matchmaker]:
+        given: dict[str, object] = {"server_auth_seed_file": self.nats.auth_seed_file}
+        settings = quick_settings(profile="isolated", **(given | changes))
         async with run_matchmaker(settings, self.games, self.nats.settings("matchmaker")) as matchmaker:
             yield matchmaker
 
@@ -66,7 +67,7 @@ async def house(isolated_nats: IsolatedNats, eyes: Bus, tmp_path: Path) -> Async
 
 
 async def test_a_server_process_has_its_own_credentials_and_its_death_frees_its_seats(house: House) -> None:
-    """It gets the game servers' user and its event key, and nothing of the launcher's; killed by kill -9, its seats
+    """It gets a user of its own and its event key, and nothing of the launcher's; killed by kill -9, its seats
     are free at once."""
     async with (
         house.launcher(stop_servers_on_exit=True),
@@ -77,7 +78,7 @@ async def test_a_server_process_has_its_own_credentials_and_its_death_frees_its_
         pid = await pid_of(house.world, ready)
         environment = await asyncio.to_thread(Path(f"/proc/{pid}/environ").read_text)
         variables = dict(item.split("=", 1) for item in environment.split("\0") if "=" in item)
-        assert variables["NATS_USER"] == "gameserver"
+        assert variables["NATS_USER"] == f"gs-{ready.deployment_id}"
         assert (variables["TIPOFF_PROFILE"], len(variables["TIPOFF_EVENT_KEY"])) == ("isolated", 64)
         assert house.nats.settings("launcher").password.reveal() not in environment
         assert variables["TIPOFF_EVENT_KEY"] not in await asyncio.to_thread(
@@ -95,7 +96,7 @@ async def test_without_credentials_for_servers_nothing_is_started(house: House) 
     """A server nobody trusts is not given the launcher's."""
     async with (
         house.launcher(server_nats_user="", server_nats_password_file="") as launcher,
-        house.matchmaker(),
+        house.matchmaker(server_auth_seed_file=None),
     ):
         answer = await (await house.world.ask(timeout=5)).end()
         assert not isinstance(answer, SessionReady)

@@ -85,7 +85,8 @@ def rotate_command(
         typer.Argument(
             help=f"A role (its password: {', '.join(ROLES)}), `nats-tls` (the server's certificate), "
             "`nats-ca` (its authority, too), "
-            "`users` (nats-server's users files), `server-auth` (the matchmakers' nkey, isolated profile), `hook` (the key of webhook URLs), or GAME.VERSION (a netcode key)."
+            "`users` (nats-server's users files), `server-auth` (the matchmakers' nkey in the "
+            "isolated profile), `hook` (the key of webhook URLs), or GAME.VERSION (a netcode key)."
         ),
     ],
     directory: Directory = _DEFAULT,

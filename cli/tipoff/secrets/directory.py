@@ -89,8 +89,8 @@ class SecretsDirectory:
         return report
 
     def rotate(self, name: str, hosts: Iterable[str] = ()) -> Report:
-        """Replace one secret: a role's password, `nats-tls`, `nats-ca`, `users`, `server-auth`, `hook`, or a game's key by
-        `GAME.VERSION`. Raises `ConfigError`, which lists the known names."""
+        """Replace one secret: a role's password, `nats-tls`, `nats-ca`, `users`, `server-auth`, `hook`, or a game's key
+        by `GAME.VERSION`. Raises `ConfigError`, which lists the known names."""
         asked = [check_host(host) for host in hosts]
         if asked and name not in (TLS, AUTHORITY):
             raise ConfigError(f"--host is for {TLS} and {AUTHORITY}")
