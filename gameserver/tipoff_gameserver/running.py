@@ -72,6 +72,7 @@ class Running:
         self._context = context
         self._options = options
         self._boot_id = boot_id
+        self._started_at = time.time()
         self._loop = asyncio.get_running_loop()
         self._health = HealthFile()
         self._housekeeping_timer: asyncio.TimerHandle | None = None
@@ -169,6 +170,7 @@ class Running:
             tick_ms=round(self.schedule.tick_time * 1000, 3),
             pid=os.getpid(),
             websocket_port=endpoints.websocket_port or 0,
+            started_at=self._started_at,
             key=context.private_key.fingerprint,
         )
 

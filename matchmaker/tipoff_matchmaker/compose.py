@@ -17,6 +17,7 @@ from tipoff_matchmaker.allocators.router import Router
 from tipoff_matchmaker.allocators.seat_allocator import SeatAllocator
 from tipoff_matchmaker.bevygap.contexts import BevygapContexts
 from tipoff_matchmaker.bevygap.delete_queue import DeleteQueue
+from tipoff_matchmaker.bucket_ages import BucketAges
 from tipoff_matchmaker.deployments.fleet_limit import FleetLimit
 from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.event_secret import EventSecret
@@ -36,6 +37,7 @@ from tipoff_matchmaker.metrics import Metrics
 from tipoff_matchmaker.orchestrators.resilient import ResilientOrchestrator
 from tipoff_matchmaker.peers import Peers
 from tipoff_matchmaker.presence_reader import PresenceReader
+from tipoff_matchmaker.reconciler.bucket_loss import BucketLoss
 from tipoff_matchmaker.reconciler.executor import Executor
 from tipoff_matchmaker.reconciler.lease import ReconcilerLease
 from tipoff_matchmaker.reconciler.loop import Reconciler
@@ -150,6 +152,7 @@ def compose(
         for name, orchestrator in orchestrators.items()
     }
 
+    ages = BucketAges(bus, buckets, clock)
     deployments = DeploymentStore(buckets.deployments, tasks)
     fleet_limit = FleetLimit(buckets.fleets)
     sessions = SessionStore(buckets.sessions, settings, clock)
@@ -211,7 +214,7 @@ def compose(
     auth_callout: AuthCallout | None = None
     if event_secret is not None:
         writer = EventWriter(
-            bus, buckets, deployments, contexts.received, longest_lease=3 * settings.lease_ttl
+            bus, ages, buckets, deployments, contexts.received, longest_lease=3 * settings.lease_ttl
         )
         event_reader = EventReader(bus, writer, deployments, metrics, tasks, event_secret.key_of)
         event_probe = EventProbe(
@@ -222,7 +225,10 @@ def compose(
             auth_callout = AuthCallout(bus, account_key, deployments, event_secret.password_of)
 
     lease = ReconcilerLease(buckets.matchmakers, settings.instance, ttl=settings.reconciler_ttl)
+    loss = BucketLoss(bus, deployments, sessions, liveness, hearing, tasks)
+    ages.subscribe(loss.noticed)
     reader = SnapshotReader(
+        ages,
         buckets,
         by_key,
         deployments,
@@ -238,6 +244,7 @@ def compose(
     )
     executor = Executor(
         buckets,
+        games,
         deployments,
         fleet_limit,
         resilient,
@@ -253,7 +260,7 @@ def compose(
         clock,
     )
     reconciler = Reconciler(reader, executor, lease, trust, starter, stopper, planner, metrics, settings)
-    presence_reader = PresenceReader(buckets, sessions, liveness)
+    presence_reader = PresenceReader(ages, buckets, sessions, liveness)
     delete_queue = DeleteQueue(bus, sessions, releaser)
 
     placement = Placement(

@@ -61,6 +61,7 @@ class Hearing:
         self._by_stream = by_stream
         self._heard_since: float | None = None
         self._disturbed_at: float | None = None
+        self._lost_at: float | None = None
         self._listeners: list[Listener] = []
 
     def subscribe(self, listener: Listener) -> None:
@@ -74,7 +75,7 @@ class Hearing:
         return all(
             since is not None and now - since >= self._settle
             for since in (self._bus.connected_since, *((self._heard_since,) if self._by_stream else ()))
-        )
+        ) and (self._lost_at is None or now - self._lost_at >= self._settle)
 
     @property
     def deaf(self) -> bool:
@@ -92,6 +93,10 @@ class Hearing:
             if self._disturbed_at is not None:
                 log.warning("game servers are heard again")
             self._heard_since = at
+
+    def lost(self) -> None:
+        """NATS has lost what the servers had said; they say it again within a TTL."""
+        self._lost_at = time.monotonic()
 
     def disturbed(self, why: str) -> None:
         """Servers may have spoken and were not heard."""

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from tipoff_matchmaker.bucket_ages import BucketAges
 from tipoff_matchmaker.fleet.liveness import Liveness
 from tipoff_matchmaker.sessions.state_machine import Connected, Left
 from tipoff_matchmaker.sessions.store import SessionStore
@@ -37,7 +38,10 @@ LEASES = "matchmaker-leases"
 class PresenceReader:
     """Two loops: one reads connections, one reads leases."""
 
-    def __init__(self, buckets: Buckets, sessions: SessionStore, liveness: Liveness) -> None:
+    def __init__(
+        self, ages: BucketAges, buckets: Buckets, sessions: SessionStore, liveness: Liveness
+    ) -> None:
+        self._ages = ages
         self._buckets = buckets
         self._sessions = sessions
         self._liveness = liveness
@@ -55,7 +59,9 @@ class PresenceReader:
         current = await self._buckets.active_connections.get(session_id)
         if change.value is not None:
             if current is not None and current.revision == change.revision:
-                await self._sessions.apply(session_id, Connected())
+                lost = "sessions" in self._ages.lost and await self._sessions.read(session_id) is None
+                if not lost:  # else the reconciler rebuilds it: the player must not be kicked
+                    await self._sessions.apply(session_id, Connected())
             await ack()
         elif current is not None:
             await ack()

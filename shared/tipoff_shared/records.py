@@ -194,7 +194,11 @@ class Drain(msgspec.Struct, frozen=True, tag="drain", tag_field="command"):
     reason: str = ""
 
 
-Command: TypeAlias = Kick | Drain
+class Report(msgspec.Struct, frozen=True, tag="report", tag_field="command"):
+    """Command to a game server: report the lease and all connections again, because NATS has lost them."""
+
+
+Command: TypeAlias = Kick | Drain | Report
 
 T = TypeVar("T")
 
@@ -215,6 +219,6 @@ def decode(data: bytes, kind: type[T]) -> T:
 def decode_command(data: bytes) -> Command:
     """The command in `data`; raises `Malformed`."""
     try:
-        return msgspec.json.decode(data, type=Kick | Drain)
+        return msgspec.json.decode(data, type=Kick | Drain | Report)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
         raise Malformed(f"not a command: {exc}") from exc

@@ -21,6 +21,7 @@ from tipoff_gameserver import Context, GameServer, LeaveReason, PrivateKey
 from tipoff_gameserver.presence.interface import NoPresence, Presence
 from tipoff_gameserver.presence.reporter import Reporter
 from tipoff_gameserver.running import presence_for
+from tipoff_matchmaker.bucket_ages import BucketAges
 from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.event_secret import EventSecret
 from tipoff_matchmaker.isolated.reader import EventReader
@@ -152,7 +153,9 @@ async def open_profile(name: str, isolated_nats: IsolatedNats, eyes: Bus) -> Asy
             await secret.ensure()
             tasks = await stack.enter_async_context(Tasks("events"))
             own = buckets(bus)
-            writer = EventWriter(bus, own, DeploymentStore(own.deployments, tasks), told)
+            writer = EventWriter(
+                bus, BucketAges(bus, own, time.time), own, DeploymentStore(own.deployments, tasks), told
+            )
             reader = EventReader(bus, writer, Metrics(), tasks, secret.key_of)
             tasks.start(reader.run(), "reader")
             context = dataclasses.replace(

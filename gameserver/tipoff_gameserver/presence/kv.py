@@ -177,7 +177,7 @@ class KvPresence(Reporter):
                 if entry is not None and entry.value == wanted:
                     return
             self._written[session_id] = 0  # from here on it may be there, even if no answer comes
-            self._written[session_id] = await bucket.put(session_id, wanted)
+            self._written[session_id] = await bucket.put(session_id, wanted, server=self._deployment_id)
             self._unreported.pop(session_id, None)
             return
         if (visitor := self._unreported.get(session_id)) is not None:

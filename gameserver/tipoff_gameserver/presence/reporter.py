@@ -18,7 +18,7 @@ from tipoff_shared.nats.connection import Bus, connect
 from tipoff_shared.primitives.retry import Backoff
 from tipoff_shared.primitives.tasks import BoundedHandlers, Tasks
 from tipoff_shared.primitives.waiting import wait_for_event
-from tipoff_shared.records import decode_command
+from tipoff_shared.records import Report, decode_command
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +150,11 @@ class Reporter(Presence, ABC):
 
         async def command(msg: Msg) -> None:
             try:
-                on_command(decode_command(msg.data))
+                received = decode_command(msg.data)
+                if isinstance(received, Report):
+                    self.resync()
+                else:
+                    on_command(received)
             except Malformed as exc:
                 log.warning("ignored an unreadable command: %s", exc)
 

@@ -56,6 +56,16 @@ class FleetLimit:
         record = await self._change(game.name, game.version, reserve)
         return [id for id in deployment_ids if id in record.deployments], record
 
+    async def restore(self, game: str, version: str, deployment_id: str, at: float) -> None:
+        """Write the reservation of a deployment that exists, whatever the limit; idempotent. Raises `Unavailable`."""
+
+        def with_it(record: FleetRecord) -> FleetRecord:
+            if deployment_id in record.deployments:
+                return record
+            return msgspec.structs.replace(record, deployments={**record.deployments, deployment_id: at})
+
+        await self._change(game, version, with_it)
+
     async def remove(self, game: str, version: str, deployment_id: str) -> None:
         """End the reservation of a deployment that has ended; idempotent. Raises `Unavailable`."""
 

@@ -8,7 +8,7 @@ late, twice, or does not apply). The deployment store writes the result by compa
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -51,6 +51,25 @@ def planned(deployment_id: str, game: Game, now: float, *, own_key: bool = False
         deadline=now + game.start_timeout,
         own_key=own_key,
     )
+
+
+def rebuilt(
+    deployment: Deployment, game: Game, seats: Mapping[str, float], now: float, created_at: float
+) -> DeploymentRecord:
+    """The record of a server that runs and whose record is lost; its lease or its orchestrator makes it ready again.
+    `seats` as in the record."""
+    record = DeploymentRecord(
+        id=deployment.deployment_id,
+        state=DeploymentState.STARTING,
+        game=game.name,
+        version=game.version,
+        orchestrator=game.orchestrator,
+        capacity=game.seats,
+        created_at=created_at,
+        deadline=now + game.start_timeout,
+        seats=dict(seats),
+    )
+    return placed(record, deployment)
 
 
 def started(record: DeploymentRecord) -> DeploymentRecord:

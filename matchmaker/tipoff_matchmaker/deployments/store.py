@@ -88,6 +88,11 @@ class DeploymentStore:
         if known is not None:
             self._publish(known.value, msgspec.structs.replace(known.value, state=DeploymentState.GONE))
 
+    def forget_all(self) -> None:
+        """Forget every record: the bucket was lost, and revisions begin anew."""
+        for deployment_id in list(self.entries):
+            self.vanished(deployment_id)
+
     def _publish(self, before: DeploymentRecord | None, after: DeploymentRecord) -> None:
         for listener in self._listeners:
             listener(before, after)

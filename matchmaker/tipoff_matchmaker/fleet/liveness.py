@@ -80,6 +80,11 @@ class Liveness:
             self._before_start = max((entry.revision for entry in self._leases.values()), default=0)
         return {deployment_id: entry.value for deployment_id, entry in self._leases.items()}
 
+    def forget_all(self) -> None:
+        """Forget every lease: the bucket was lost, and revisions begin anew."""
+        self._leases.clear()
+        self._before_start = 0
+
     async def lease_changed(self, change: Change[GameserverLease]) -> None:
         """Handle one message of the leases' consumer; it may be older than the key. Raises `Unavailable`."""
         if change.value is None:

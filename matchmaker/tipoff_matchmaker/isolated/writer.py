@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from tipoff_matchmaker.bucket_ages import BucketAges
 from tipoff_matchmaker.deployments import state_machine
 from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.isolated import rules
@@ -32,6 +33,7 @@ class EventWriter:
     def __init__(
         self,
         bus: Bus,
+        ages: BucketAges,
         buckets: Buckets,
         deployments: DeploymentStore,
         on_context: Callable[[bytes], Awaitable[None]],
@@ -39,6 +41,7 @@ class EventWriter:
         longest_lease: float = MAX_LEASE_TTL,
     ) -> None:
         self._bus = bus
+        self._ages = ages
         self._buckets = buckets
         self._deployments = deployments
         self._on_context = on_context
@@ -91,6 +94,8 @@ class EventWriter:
             )
             if result.entry is not None:
                 return
+        if record is None and "sessions" in self._ages.lost:
+            return  # its record is lost with others; the server's word is no proof, but no reason to end a game either
         await self._kick(deployment_id, session_id)
 
     async def _leave(self, deployment_id: str, session_id: str) -> None:

@@ -78,6 +78,36 @@ class StopUnknown:
 
 
 @dataclass(frozen=True, slots=True)
+class RebuildDeployment:
+    """A server runs whose record NATS has lost. `orchestrator` lists it as `deployment`; `seats`: session id -> until
+    when the seat counts without a session record."""
+
+    orchestrator: str
+    deployment: Deployment
+    seats: Mapping[str, float]
+    lease: GameserverLease | None
+
+
+@dataclass(frozen=True, slots=True)
+class RebuildSession:
+    """A player is connected to `deployment_id` whose session NATS has lost. `seat_until` as above."""
+
+    session_id: str
+    client_id: str
+    deployment_id: str
+    seat_until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """A live deployment whose reservation NATS has lost."""
+
+    game: str
+    version: str
+    deployment_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Unreserve:
     """A reservation whose deployment is over, or was never created."""
 
@@ -141,6 +171,9 @@ Action: TypeAlias = (
     | StopServer
     | StopIfEmpty
     | StopUnknown
+    | RebuildDeployment
+    | RebuildSession
+    | Reserve
     | Unreserve
     | FreeSeats
     | ApplyEvent

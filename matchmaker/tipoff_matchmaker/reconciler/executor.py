@@ -20,16 +20,17 @@ from tipoff_matchmaker.fleet.readiness import Readiness
 from tipoff_matchmaker.fleet.stop import STOP_RETRY, Stopper
 from tipoff_matchmaker.fleet.trust import Trust
 from tipoff_matchmaker.reconciler import actions
-from tipoff_matchmaker.seats.rules import leave
+from tipoff_matchmaker.seats.rules import keep, leave
 from tipoff_matchmaker.sessions.deadlines import SessionDeadlines
 from tipoff_matchmaker.sessions.release import Releaser
 from tipoff_matchmaker.sessions.server_gone import SessionEnder
 from tipoff_matchmaker.sessions.state_machine import ServerGone
 from tipoff_matchmaker.sessions.store import SessionStore
-from tipoff_orchestrator_client.base import Orchestrator, OrchestratorError
-from tipoff_shared.kv.bucket import Full
+from tipoff_orchestrator_client.base import Deployment, Orchestrator, OrchestratorError
+from tipoff_shared.games import Games
+from tipoff_shared.kv.bucket import Full, LostRace
 from tipoff_shared.kv.buckets import Buckets
-from tipoff_shared.records import DeploymentRecord, GameserverLease
+from tipoff_shared.records import DeploymentRecord, GameserverLease, SessionRecord, SessionState
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class Executor:
     def __init__(
         self,
         buckets: Buckets,
+        games: Games,
         deployments: DeploymentStore,
         fleet_limit: FleetLimit,
         orchestrators: Mapping[str, Orchestrator],
@@ -55,6 +57,7 @@ class Executor:
         clock: Callable[[], float],
     ) -> None:
         self._buckets = buckets
+        self._games = games
         self._deployments = deployments
         self._fleet_limit = fleet_limit
         self._orchestrators = orchestrators
@@ -94,6 +97,12 @@ class Executor:
                 await self._stop_if_empty(deployment_id)
             case actions.StopUnknown(orchestrator, deployment_id):
                 await self._stop_unknown(orchestrator, deployment_id)
+            case actions.RebuildDeployment(orchestrator, deployment, seats, lease):
+                await self._rebuild(orchestrator, deployment, seats, lease)
+            case actions.RebuildSession(session_id, client_id, deployment_id, until):
+                await self._rebuild_session(session_id, client_id, deployment_id, until)
+            case actions.Reserve(game, version, deployment_id):
+                await self._fleet_limit.restore(game, version, deployment_id, self._clock())
             case actions.Unreserve(game, version, deployment_id):
                 await self._fleet_limit.remove(game, version, deployment_id)
             case actions.FreeSeats(deployment_id, seats):
@@ -110,6 +119,52 @@ class Executor:
                 await self._ender.forget_connection(session_id)
             case actions.ForgetDeparture(session_id, revision):
                 await self._buckets.active_connections.forget(session_id, revision)
+
+    async def _rebuild(
+        self,
+        orchestrator: str,
+        deployment: Deployment,
+        seats: Mapping[str, float],
+        lease: GameserverLease | None,
+    ) -> None:
+        game = self._games.get(deployment.game, deployment.version)
+        if game is None or game.orchestrator != orchestrator:
+            return
+        now = self._clock()
+        created_at = lease.started_at if lease is not None else now
+        record = state_machine.rebuilt(deployment, game, seats, now, created_at)
+        await self._fleet_limit.restore(game.name, game.version, record.id, created_at)
+        with contextlib.suppress(LostRace):  # another matchmaker has written it
+            await self._deployments.create(record)
+            log.warning("the lost record of server %s is rebuilt, with %d seat(s)", record.id, len(seats))
+        if lease is not None:
+            await self._follow(lease)
+
+    async def _rebuild_session(
+        self, session_id: str, client_id: str, deployment_id: str, until: float
+    ) -> None:
+        try:
+            server = await self._deployments.change(
+                deployment_id, lambda record: keep(record, session_id, until)
+            )
+        except NoRecord:
+            return
+        now = self._clock()
+        record = SessionRecord(
+            session_id,
+            SessionState.ACTIVE,
+            server.game,
+            server.version,
+            client_id,
+            owner="",
+            created_at=now,
+            generation=1,
+            deployment_id=server.id,
+            boot_id=server.boot_id,
+        )
+        with contextlib.suppress(LostRace):  # another matchmaker has written it
+            await self._sessions.create(record)
+            log.warning("the lost record of session %s on %s is rebuilt", session_id, server.id)
 
     async def _follow(self, lease: GameserverLease) -> None:
         current = await self._buckets.gameservers.get(lease.deployment_id)

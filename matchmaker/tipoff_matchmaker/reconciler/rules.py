@@ -25,15 +25,18 @@ from tipoff_matchmaker.reconciler.actions import (
     FreeSeats,
     LookForDigest,
     MarkReady,
+    RebuildDeployment,
+    RebuildSession,
     RecordPlace,
     ReleaseSession,
+    Reserve,
     StopIfEmpty,
     StopServer,
     StopUnknown,
     Trust,
     Unreserve,
 )
-from tipoff_matchmaker.seats.rules import stale_seats
+from tipoff_matchmaker.seats.rules import holds_seat, stale_seats
 from tipoff_matchmaker.sessions.state_machine import Connected, DeadlinePassed, ServerGone
 from tipoff_orchestrator_client.base import Deployment, RunState
 from tipoff_shared.games import Game, GameKey
@@ -47,6 +50,19 @@ from tipoff_shared.records import (
     SessionState,
 )
 
+_CLOCKS_DIFFER = 10.0
+"""Seconds by which a server may seem younger than a bucket that it is older than."""
+_REBUILT_SEAT = 60.0
+"""Seconds for which a rebuilt seat counts without a session record."""
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """An entry of `active_connections`. `server`: the deployment that wrote it, "" where it did not say (bevygap's)."""
+
+    client_id: str
+    server: str = ""
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
@@ -54,7 +70,8 @@ class Snapshot:
     a missing lease or connection means something. `deaf`: they were not lately, although NATS was there, so that even a
     start may have ended well without our knowing. `before`, `after`: the two readings of the deployments.
     `listed[name]` is None where that orchestrator gave no answer. `sessions` and `connections` are None when they were
-    not listed in this cycle; `departures`: revisions of the tombstones of connections, listed with these."""
+    not listed in this cycle; `departures`: revisions of the tombstones of connections, listed with these. `lost`: the
+    buckets that NATS has lost lately -> when they were made anew; records missing there mean nothing."""
 
     now: float
     settled: bool
@@ -65,9 +82,10 @@ class Snapshot:
     listed: Mapping[str, Mapping[str, Deployment] | None]
     fleets: Mapping[str, FleetRecord]
     sessions: Mapping[str, SessionRecord] | None = None
-    connections: frozenset[str] | None = None
+    connections: Mapping[str, Connection] | None = None
     departures: Mapping[str, int] = field(default_factory=dict)
     deaf: bool = False
+    lost: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +129,7 @@ def judge(snapshot: Snapshot, grace: Grace, memory: Memory, busy: Callable[[str]
     forgotten = [r for r in snapshot.after.values() if (r.game, r.version) not in snapshot.games]
     actions += [StopIfEmpty(r.id) for r in to_retire(None, forgotten, snapshot.now)]
     actions += _unknown(snapshot, grace, memory)
-    actions += _unreserve(snapshot, grace)
+    actions += _reservations(snapshot, grace)
     if snapshot.sessions is not None:
         actions += _sessions(snapshot, snapshot.sessions, grace, memory)
     memory.end_of_cycle(keep=lambda what: snapshot.sessions is None and what.startswith("session/"))
@@ -180,6 +198,8 @@ def _deployment(record: DeploymentRecord, snapshot: Snapshot, grace: Grace, memo
         return [StopServer(record.id, record.reason)]
     if running is not None and record.state is DeploymentState.READY:
         actions.append(Trust(record.id))
+    if _still_lost("sessions", snapshot, grace):
+        return actions
     if snapshot.sessions is not None and (
         stale := stale_seats(record, snapshot.sessions, now, slack=grace.slack)
     ):
@@ -228,13 +248,56 @@ def _unknown(snapshot: Snapshot, grace: Grace, memory: Memory) -> list[Action]:
             record = snapshot.after.get(deployment_id)
             if record is not None and is_live(record):
                 continue
+            if record is None and _lost_its_record(deployment_id, name, snapshot):
+                actions += _rebuilt(deployment_id, name, snapshot)
+                continue
             if memory.lasting(f"unknown/{name}/{deployment_id}", snapshot.now) > grace.orphan:
                 actions.append(StopUnknown(name, deployment_id))
     return actions
 
 
-def _unreserve(snapshot: Snapshot, grace: Grace) -> list[Action]:
+def _lost_its_record(deployment_id: str, orchestrator: str, snapshot: Snapshot) -> bool:
+    """Whether a server without a record runs since before the bucket of the records was made anew."""
+    made_anew = snapshot.lost.get("deployments")
+    listed = (snapshot.listed.get(orchestrator) or {}).get(deployment_id)
+    if made_anew is None or listed is None or deployment_id in snapshot.before:
+        return False
+    if (listed.game, listed.version) not in snapshot.games or listed.state is RunState.STOPPED:
+        return False
+    lease = snapshot.leases.get(deployment_id)
+    if lease is not None:
+        return lease.started_at < made_anew + _CLOCKS_DIFFER  # 0 from an earlier release
+    return any(
+        0 < fleet.deployments.get(deployment_id, 0.0) < made_anew for fleet in snapshot.fleets.values()
+    )
+
+
+def _rebuilt(deployment_id: str, orchestrator: str, snapshot: Snapshot) -> list[Action]:
+    if snapshot.sessions is None or snapshot.connections is None:
+        return []  # who sits there is known in the next cycle that lists sessions
+    until = snapshot.now + _REBUILT_SEAT
+    seats = [s.id for s in snapshot.sessions.values() if holds_seat(s, deployment_id)]
+    seats += [id for id, connection in snapshot.connections.items() if connection.server == deployment_id]
+    listed = (snapshot.listed.get(orchestrator) or {})[deployment_id]
+    lease = snapshot.leases.get(deployment_id)
+    return [RebuildDeployment(orchestrator, listed, dict.fromkeys(seats, until), lease)]
+
+
+def _still_lost(bucket: str, snapshot: Snapshot, grace: Grace) -> bool:
+    """Whether the bucket was made anew so lately that not all of it is rebuilt."""
+    made_anew = snapshot.lost.get(bucket)
+    return made_anew is not None and snapshot.now - made_anew < grace.orphan
+
+
+def _reservations(snapshot: Snapshot, grace: Grace) -> list[Action]:
     actions: list[Action] = []
+    if "fleets" in snapshot.lost:
+        reserved = {id for fleet in snapshot.fleets.values() for id in fleet.deployments}
+        actions += [
+            Reserve(record.game, record.version, record.id)
+            for record in snapshot.after.values()
+            if is_live(record) and record.id not in reserved and record.id in snapshot.before
+        ]
     for fleet in snapshot.fleets.values():
         for deployment_id, at in fleet.deployments.items():
             record = snapshot.after.get(deployment_id)
@@ -255,7 +318,7 @@ def _sessions(
 ) -> list[Action]:
     actions: list[Action] = []
     now = snapshot.now
-    connections = snapshot.connections if snapshot.connections is not None else frozenset()
+    connections = snapshot.connections if snapshot.connections is not None else {}
     for session in sessions.values():
         match session.state:
             case SessionState.REQUESTED:
@@ -267,8 +330,11 @@ def _sessions(
                 actions.append(ReleaseSession(session))
             case SessionState.GONE:
                 pass
-    for session_id in connections:
+    for session_id, connection in connections.items():
         known = sessions.get(session_id)
+        if known is None and "sessions" in snapshot.lost:
+            actions += _rebuilt_session(session_id, connection, snapshot)
+            continue
         if known is None or known.state in (SessionState.CLOSING, SessionState.GONE):
             if memory.lasting(f"session/{session_id}/connection", now) > grace.orphan:
                 actions.append(DropConnection(session_id))
@@ -282,11 +348,32 @@ def _sessions(
     return actions
 
 
+def _rebuilt_session(session_id: str, connection: Connection, snapshot: Snapshot) -> list[Action]:
+    """A connected player without a session: on a server from before the loss, the session was lost. Where nobody says
+    which server it is, nobody is disturbed."""
+    seated = [record.id for record in snapshot.after.values() if session_id in record.seats]
+    server = snapshot.after.get(connection.server or next(iter(seated), ""))
+    if server is None:
+        return []
+    if not is_live(server) or server.created_at > snapshot.lost["sessions"] + _CLOCKS_DIFFER:
+        return [ApplyEvent(session_id, Connected())]
+    until = snapshot.now + _REBUILT_SEAT
+    return [RebuildSession(session_id, connection.client_id, server.id, until)]
+
+
 def _seated(
-    session: SessionRecord, snapshot: Snapshot, connections: frozenset[str], grace: Grace, memory: Memory
+    session: SessionRecord,
+    snapshot: Snapshot,
+    connections: Mapping[str, Connection],
+    grace: Grace,
+    memory: Memory,
 ) -> list[Action]:
     deployment = snapshot.after.get(session.deployment_id)
     # The session was read before the deployments were read again: if it names one that is missing, that one has ended.
+    if deployment is None and "deployments" in snapshot.lost:
+        runs = any(listed and session.deployment_id in listed for listed in snapshot.listed.values())
+        if runs or _still_lost("deployments", snapshot, grace):
+            return []
     if deployment is None or not is_live(deployment):
         return [ApplyEvent(session.id, ServerGone(session.deployment_id, "the server is gone"))]
     if session.boot_id and deployment.boot_id and deployment.boot_id != session.boot_id:

@@ -12,12 +12,13 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
+from tipoff_matchmaker.bucket_ages import BucketAges
 from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.fleet.liveness import Liveness
 from tipoff_matchmaker.fleet.trust import Trust
 from tipoff_matchmaker.hearing import Hearing
 from tipoff_matchmaker.metrics import Metrics
-from tipoff_matchmaker.reconciler.rules import Snapshot
+from tipoff_matchmaker.reconciler.rules import Connection, Snapshot
 from tipoff_matchmaker.sessions.deadlines import SessionDeadlines
 from tipoff_matchmaker.sessions.store import SessionStore
 from tipoff_matchmaker.settings import Settings
@@ -44,6 +45,7 @@ class SnapshotReader:
 
     def __init__(
         self,
+        ages: BucketAges,
         buckets: Buckets,
         games: Mapping[GameKey, Game],
         deployments: DeploymentStore,
@@ -57,6 +59,7 @@ class SnapshotReader:
         settings: Settings,
         clock: Callable[[], float],
     ) -> None:
+        self._ages = ages
         self._buckets = buckets
         self._games = games
         self._deployments = deployments
@@ -77,12 +80,18 @@ class SnapshotReader:
 
     async def read(self, reconciles: bool) -> Snapshot:
         """`reconciles`: whether the snapshot will be acted upon. Raises `Unavailable` when NATS cannot be read."""
+        if await self._ages.read():
+            self.list_sessions_next()
         sessions: dict[str, Entry[SessionRecord]] | None = None
-        connections: frozenset[str] | None = None
+        connections: dict[str, Connection] | None = None
         departures: dict[str, int] = {}
         if (started := time.monotonic()) >= self._next_listing:
             latest = await self._buckets.active_connections.list_latest()
-            connections = frozenset(id for id, change in latest.items() if change.value is not None)
+            connections = {
+                id: Connection(change.value, change.server)
+                for id, change in latest.items()
+                if change.value is not None
+            }
             departures = {id: change.revision for id, change in latest.items() if change.value is None}
             sessions = await self._buckets.sessions.list()
             took = time.monotonic() - started
@@ -105,6 +114,7 @@ class SnapshotReader:
                 zip(names, await asyncio.gather(*(self._listed(name) for name in names)), strict=True)
             )
         after = await self._deployments.refresh()
+        self._ages.compare(lease.started_at for lease in leases.values())
         self._metrics.deployments_seen(after.values())
         return Snapshot(
             now=self._clock(),
@@ -119,6 +129,7 @@ class SnapshotReader:
             sessions=None if sessions is None else _values(sessions),
             connections=connections,
             departures=departures,
+            lost=self._ages.lost,
         )
 
     async def _listed(self, name: str) -> dict[str, Deployment] | None:

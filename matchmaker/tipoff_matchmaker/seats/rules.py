@@ -44,6 +44,14 @@ def take(record: DeploymentRecord | None, members: Iterable[str], until: float) 
     return msgspec.structs.replace(record, seats=seats, empty_since=0.0)
 
 
+def keep(record: DeploymentRecord, member: str, until: float) -> DeploymentRecord:
+    """The record with a seat for a member who plays there, in any state and whatever the capacity: the seat was
+    lost."""
+    if member in record.seats or record.state is DeploymentState.GONE:
+        return record
+    return msgspec.structs.replace(record, seats={**record.seats, member: until}, empty_since=0.0)
+
+
 def leave(
     record: DeploymentRecord, members: Iterable[str], now: float, *, until: float | None = None
 ) -> DeploymentRecord:

@@ -124,6 +124,10 @@ class SessionStore:
             if session_id in entries and is_open(entries[session_id].value)
         }
 
+    def forget_all(self) -> None:
+        """Forget what is remembered: the bucket was lost, and revisions begin anew."""
+        self._known.clear()
+
     def _written(self, record: SessionRecord) -> None:
         failpoints.reach(_REACHED.get(record.state, ""))
         for listener in self._listeners:

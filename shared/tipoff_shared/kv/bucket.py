@@ -51,6 +51,7 @@ _OPERATION = "KV-Operation"
 _MARKER = "Nats-Marker-Reason"
 _ROLLUP = "Nats-Rollup"
 _PADDING = "Tipoff-Padding"
+_SERVER = "Tipoff-Server"
 _MARKER_HEADER = re.compile(rb"^(?:KV-Operation|Nats-Marker-Reason):", re.MULTILINE)
 
 
@@ -335,9 +336,21 @@ class Bucket(Changeable[T]):
         """
         return self._publish(key, self._codec.encode(value), revision=revision, ttl=ttl)
 
-    async def put(self, key: str, value: T, *, ttl: float | None = None) -> int:
-        """Write without a compare-and-set, for keys that have exactly one writer."""
-        return await self._publish(key, self._codec.encode(value), revision=None, ttl=ttl)
+    async def put(self, key: str, value: T, *, ttl: float | None = None, server: str = "") -> int:
+        """Write without a compare-and-set, for keys that have exactly one writer. `server`: the deployment that the
+        entry is about, for `Change.server`, where the value does not say."""
+        headers = {_SERVER: server} if server else None
+        return await self._publish(key, self._codec.encode(value), revision=None, ttl=ttl, headers=headers)
+
+    async def created(self) -> float:
+        """When the bucket was made (Unix seconds). Raises `NotFound` where there is none, and `Unavailable`."""
+        try:
+            answer = await ask(self._bus, f"$JS.API.STREAM.INFO.{self.stream}", b"", timeout=self._timeout)
+        except NotFound:
+            raise
+        except Unavailable as exc:
+            raise self._unavailable(exc) from exc
+        return answer.created.timestamp() if answer.created is not None else 0.0
 
     async def delete(self, key: str, revision: int | None = None) -> None:
         """Delete a key; a missing key is no error. Raises `LostRace` as `update` does."""
@@ -495,7 +508,8 @@ class Bucket(Changeable[T]):
             expired = bool(msg.headers and msg.headers.get(_MARKER) == "MaxAge")
             return Change(key, None, revision, expired=expired)
         try:
-            return Change(key, self._codec.decode(msg.data), revision)
+            server = msg.headers.get(_SERVER, "") if msg.headers else ""
+            return Change(key, self._codec.decode(msg.data), revision, server=server)
         except Malformed:
             return None
 

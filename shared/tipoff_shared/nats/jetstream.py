@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import logging
 from collections.abc import Awaitable, Callable
 from typing import NoReturn
@@ -44,10 +45,11 @@ class StoredMessage(msgspec.Struct, gc=False):
 
 
 class Answer(msgspec.Struct, gc=False):
-    """The API's answer: `seq` acknowledges a write, `message` was asked for."""
+    """The API's answer: `seq` acknowledges a write, `message` was asked for; `created` is a stream's."""
 
     seq: int = 0
     message: StoredMessage | None = None
+    created: datetime.datetime | None = None
     error: _ApiError | None = None
 
 
