@@ -291,7 +291,11 @@ class MemoryStore(Generic[T]):
     async def probe(self, *, size: int = 0) -> None:
         """Nothing that a reader would see."""
 
-    async def put(self, key: str, value: T, *, ttl: float | None = None) -> int:
+    async def created(self) -> float:
+        """This world loses no bucket."""
+        return 0.0
+
+    async def put(self, key: str, value: T, *, ttl: float | None = None, server: str = "") -> int:
         return await self._write(key, value, None, ttl)
 
     async def delete(self, key: str, revision: int | None = None) -> None:
