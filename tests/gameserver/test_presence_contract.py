@@ -153,10 +153,9 @@ async def open_profile(name: str, isolated_nats: IsolatedNats, eyes: Bus) -> Asy
             await secret.ensure()
             tasks = await stack.enter_async_context(Tasks("events"))
             own = buckets(bus)
-            writer = EventWriter(
-                bus, BucketAges(bus, own, time.time), own, DeploymentStore(own.deployments, tasks), told
-            )
-            reader = EventReader(bus, writer, Metrics(), tasks, secret.key_of)
+            ages, store = BucketAges(bus, own, time.time), DeploymentStore(own.deployments, tasks)
+            writer = EventWriter(bus, ages, own, store, told)
+            reader = EventReader(bus, writer, store, Metrics(), tasks, secret.key_of)
             tasks.start(reader.run(), "reader")
             context = dataclasses.replace(
                 context, nats=isolated_nats.settings("gameserver"), event_key=secret.key_of("arena-1")
