@@ -240,7 +240,7 @@ def snapshot(
         listed={"fake": None if silent else running},
         fleets={"arena.1": FleetRecord("arena", "1", fleet or {})},
         sessions=None if sessions is None else {s.id: s for s in sessions},
-        connections=None if connections is None else frozenset(connections),
+        connections=None if connections is None else {id: rules.Connection("1") for id in connections},
         departures=departures or {},
     )
 

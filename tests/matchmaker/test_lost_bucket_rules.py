@@ -1,0 +1,94 @@
+"""The rules for buckets that NATS has lost: who is taken for one whose record was lost, and who is not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import msgspec
+import pytest
+
+from tests.matchmaker.test_fleet_rules import judged, lease, record, session, snapshot
+from tipoff_matchmaker.reconciler import actions, rules
+from tipoff_shared.records import DeploymentState, SessionState
+
+pytestmark = pytest.mark.row(85)
+
+NOW = 100.0
+MADE_ANEW = 90.0
+
+
+def lost(given: rules.Snapshot, *buckets: str) -> rules.Snapshot:
+    return replace(given, lost=dict.fromkeys(buckets, MADE_ANEW))
+
+
+def without_record(started_at: float = 50.0) -> rules.Snapshot:
+    """`d1` runs, a session names it, and a player is connected to it; it has no record."""
+    given = snapshot(
+        listed=["d1"],
+        leases=[msgspec.structs.replace(lease("d1"), started_at=started_at)],
+        sessions=[session(SessionState.ACTIVE)],
+        connections=["s1"],
+    )
+    return replace(given, connections={"s1": rules.Connection("7", "d1"), "s2": rules.Connection("8", "d1")})
+
+
+def test_a_server_from_before_the_loss_is_rebuilt_with_its_seats() -> None:
+    """Those of its sessions, and of the players whose sessions are lost too. Its session is not ended meanwhile."""
+    found = judged(lost(without_record(), "deployments", "sessions"))
+    (rebuilt,) = [action for action in found if isinstance(action, actions.RebuildDeployment)]
+    assert (rebuilt.deployment.deployment_id, set(rebuilt.seats)) == ("d1", {"s1", "s2"})
+    assert not any(isinstance(action, actions.ApplyEvent | actions.StopUnknown) for action in found)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        without_record(),
+        lost(without_record(), "fleets"),
+        lost(without_record(started_at=101.0), "deployments"),
+    ],
+    ids=["nothing is lost", "another bucket is lost", "the server is younger than the bucket"],
+)
+def test_any_other_server_without_a_record_is_stopped_after_the_grace(given: rules.Snapshot) -> None:
+    memory = rules.Memory()
+    assert not any(isinstance(a, actions.RebuildDeployment) for a in judged(given, memory))
+    later = judged(replace(given, now=NOW + 1000), memory)
+    assert any(isinstance(a, actions.StopUnknown) for a in later)
+
+
+def test_a_server_without_a_lease_is_known_by_its_reservation() -> None:
+    """As bevygap's."""
+    given = replace(without_record(), leases={})
+    assert not any(isinstance(a, actions.RebuildDeployment) for a in judged(lost(given, "deployments")))
+    fleet = snapshot(fleet={"d1": 50.0}).fleets
+    reserved = lost(replace(given, fleets=fleet), "deployments")
+    assert any(isinstance(a, actions.RebuildDeployment) for a in judged(reserved))
+
+
+@pytest.mark.parametrize(
+    ("connection", "seated"),
+    [(rules.Connection("7", "d1"), False), (rules.Connection("7"), True)],
+    ids=["its server says where", "its seat says where"],
+)
+def test_a_player_without_a_session_is_given_one(connection: rules.Connection, seated: bool) -> None:
+    server = record("d1", created_at=50.0, seats={"s1": 60.0} if seated else {})
+    given = replace(snapshot(server, sessions=[], connections=["s1"]), connections={"s1": connection})
+    found = judged(lost(given, "sessions"))
+    (rebuilt,) = [action for action in found if isinstance(action, actions.RebuildSession)]
+    assert (rebuilt.session_id, rebuilt.client_id, rebuilt.deployment_id) == ("s1", "7", "d1")
+    assert not any(isinstance(action, actions.FreeSeats) for action in found)
+
+
+def test_a_player_whom_nobody_can_place_is_left_alone() -> None:
+    given = snapshot(record("d1"), sessions=[], connections=["s1"])
+    assert not any(
+        isinstance(a, actions.ApplyEvent | actions.RebuildSession) for a in judged(lost(given, "sessions"))
+    )
+    assert any(isinstance(a, actions.ApplyEvent) for a in judged(given))
+
+
+def test_lost_reservations_of_living_servers_are_written_again() -> None:
+    given = snapshot(record("d1"), record("d2", state=DeploymentState.GONE))
+    found = [action for action in judged(lost(given, "fleets")) if isinstance(action, actions.Reserve)]
+    assert [action.deployment_id for action in found] == ["d1"]
+    assert not any(isinstance(action, actions.Reserve) for action in judged(given))
