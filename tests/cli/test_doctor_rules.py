@@ -24,6 +24,7 @@ from tipoff.doctor.rules import host as rules_host
 from tipoff.doctor.rules import nats as rules_nats
 from tipoff.doctor.rules import network as rules_network
 from tipoff.doctor.rules import udp as rules_udp
+from tipoff_shared.disk_space import DiskSpace
 from tipoff_shared.games import Game
 
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
@@ -255,6 +256,9 @@ def test_the_echo_answers_nothing_but_probes_and_never_with_more(data: bytes) ->
         ({"matchmakers": ()}, Status.FAIL, "no matchmaker"),
         ({"orchestrators": {"launcher": "list: nobody listens"}}, Status.FAIL, "nobody listens"),
         ({"storage": 95, "max_storage": 100}, Status.FAIL, "95 B of 100 B"),
+        ({}, Status.OK, "NATS writes to every bucket"),
+        ({"problems": ("NATS does not write to sessions: no answer",)}, Status.FAIL, "sessions"),
+        ({"problems": ("game arena 1: its servers do not start: exit 1",)}, Status.FAIL, "exit 1"),
     ],
 )
 def test_nats(changes: dict[str, object], expected: Status, says: str) -> None:
@@ -262,6 +266,13 @@ def test_nats(changes: dict[str, object], expected: Status, says: str) -> None:
     findings = rules_nats.judge_nats(dataclasses.replace(GOOD_NATS, **changes))  # type: ignore[arg-type]
     assert worst(findings) is expected
     assert any(says in finding.said for finding in findings)
+
+
+@pytest.mark.row(76)
+@pytest.mark.parametrize(("free", "expected"), [(10 * 2**30, Status.OK), (2**20, Status.FAIL)])
+def test_the_disk_of_up(free: int, expected: Status) -> None:
+    """Room for game servers and for NATS."""
+    assert worst(rules_host.judge_disk(DiskSpace(Path("/state"), free, 100 * 2**30))) is expected
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,8 @@ async def test_the_disk_of_up_fills_and_is_freed(tmp_path: Path) -> None:
             disk.fill()
             await eventually(lambda: _said(up, "no new game servers start"), f"said in {up.output}", 15)
             await eventually(lambda: _problem(up, "nearly full"), "shown by status", 15)
+            for _ in range(20):  # until even a short write finds no room
+                await _plays(up)
             disk.free()
             await eventually(lambda: _said(up, "has room again"), f"said in {up.output}", 15)
             await eventually(lambda: _plays(up), f"a player plays; {up.output}", 60)

@@ -17,7 +17,8 @@ from tests.faults.small_disk import small_disk
 from tests.matchmaker.world import ARENA, World, failed
 from tests.polling import eventually
 from tipoff.operate.status import ask_matchmakers
-from tipoff.up.embedded_nats import embedded_nats
+from tipoff.up.embedded_nats import EmbeddedNats, embedded_nats
+from tipoff.up.nats_keeper import NatsKeeper
 from tipoff_matchmaker_httpd.compose import compose
 from tipoff_matchmaker_httpd.routes.health import readiness
 from tipoff_matchmaker_httpd.settings import Settings as HttpdSettings
@@ -208,3 +209,60 @@ async def _written(bucket: Bucket[str]) -> bool:
     except Unavailable:
         return False
     return True
+
+
+@pytest.mark.slow
+@pytest.mark.row(76)
+async def test_a_server_that_does_not_write_though_there_is_room_is_restarted(tmp_path: Path) -> None:
+    """Once, after ten seconds; what was wrong and what is done are said; the bucket works again afterwards."""
+    said: list[str] = []
+    async with embedded_nats(tmp_path / "nats") as server, connect(server.settings(), name="test") as bus:
+        every = await create_buckets(bus)
+        first = server.process.pid
+        keeper = NatsKeeper(server, tmp_path, said.append)
+        tasks = [asyncio.create_task(keeper.keep()), asyncio.create_task(keeper.watch_writes(bus))]
+        try:
+            async with mute(bus, every.sessions):
+                await eventually(lambda: _restarted(server, first), f"restarted; {said}", 30)
+                await eventually(lambda: _async(bus.connected), "connected again", 20)
+            assert "NATS does not write to sessions" in said[0]
+            assert any("restarting nats-server" in line for line in said)
+            await eventually(lambda: _async("NATS writes again" in said), f"said in {said}", 20)
+            assert sum("restarting" in line for line in said) == 1
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@pytest.mark.slow
+@pytest.mark.row(77)
+async def test_a_nats_server_that_does_not_start_is_tried_again(tmp_path: Path) -> None:
+    """Its binary cannot be run for a while: that is said, nothing ends, and it is back when it can."""
+    said: list[str] = []
+    async with embedded_nats(tmp_path / "nats") as server, connect(server.settings(), name="test") as bus:
+        keeper = NatsKeeper(server, tmp_path, said.append)
+        task = asyncio.create_task(keeper.keep())
+        program = tmp_path / "nats-server"
+        try:
+            with pytest.MonkeyPatch.context() as changed:
+                program.write_text("#!/bin/sh\necho this licence has expired\nexit 1\n")
+                program.chmod(0o700)
+                changed.setenv("TIPOFF_NATS_SERVER", str(program))
+                await server.kill()
+                await eventually(lambda: _async(len(said) >= 3), f"tried several times; {said}", 20)
+            assert "SIGKILL" in said[0]
+            assert "this licence has expired" in said[1]
+            assert not task.done()
+            await eventually(lambda: _async(bus.connected), "connected again", 20)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def _restarted(server: EmbeddedNats, first: int) -> bool:
+    return server.process.pid != first and server.process.returncode is None
+
+
+async def _async(value: bool) -> bool:
+    return value

@@ -15,6 +15,7 @@ from tipoff.doctor.rules import nats as nats_rules
 from tipoff.doctor.rules import network as network_rules
 from tipoff.doctor.rules import udp as udp_rules
 from tipoff.doctor.target import Target
+from tipoff_shared.disk_space import disk_space
 from tipoff_shared.settings import NatsSettings
 
 _CADDYS_OWN = (
@@ -31,6 +32,7 @@ def checks_of(target: Target, timeout: float) -> Mapping[str, Check]:
         "httpd": lambda: _httpd(target),
         "nats-tls": lambda: _nats_tls(target),
         "nats": lambda: _nats(target, timeout),
+        "disk": lambda: _disk(target),
         "games": lambda: _games(target),
         "engine": lambda: _engine(target),
         "ports": lambda: _ports(target, timeout),
@@ -105,6 +107,12 @@ async def _monitor(target: Target) -> nats.MonitorFacts:
             f"http://[{address}]:8222" if ":" in address else f"http://{address}:8222" for address in there
         ]
     return await nats.look_at_monitors(urls)
+
+
+async def _disk(target: Target) -> Sequence[Finding]:
+    if target.state_dir is None:
+        return []
+    return [host_rules.judge_disk(await disk_space(target.state_dir))]
 
 
 async def _games(target: Target) -> Sequence[Finding]:

@@ -99,13 +99,13 @@ def find_target(
     if env_file is not None:
         return of_env_file(env_file)
     settings: NatsSettings | None = None
-    problem, url, keys = "", "", None
+    problem, url, keys, state = "", "", None, None
     if nats_url is not None or not os.environ.get("NATS_HOST"):
         try:
             settings = nats_settings(state_dir, nats_url, namespace)
             if nats_url is None:
                 where = state_dir or default_state_dir()
-                url, keys = read_up_info(where).url.rstrip("/"), where / "keys"
+                url, keys, state = read_up_info(where).url.rstrip("/"), where / "keys", where
         except ConfigError as exc:
             if nats_url is not None:
                 raise
@@ -115,7 +115,7 @@ def find_target(
         if namespace is not None:
             settings = dataclasses.replace(settings, namespace=namespace)
     target = of_environment(os.environ, nats=settings, problem=problem)
-    return dataclasses.replace(target, url=url, keys_dir=keys or target.keys_dir)
+    return dataclasses.replace(target, url=url, keys_dir=keys or target.keys_dir, state_dir=state)
 
 
 def show(findings: Sequence[Finding], as_json: bool) -> None:

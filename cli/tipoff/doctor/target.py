@@ -41,6 +41,8 @@ class Target:
     """The compose project; only this host reaches the monitoring port of its NATS."""
     pull: str = "missing"
     ca: Path | None = None
+    state_dir: Path | None = None
+    """Where a `tipoff up` on this host keeps its state."""
     servers_here: bool = True
     """Whether game servers run on this host, so that its ports matter."""
 

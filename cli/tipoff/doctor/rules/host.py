@@ -1,13 +1,25 @@
-"""Judges the facts about Docker engine, games.toml and keys."""
+"""Judges the facts about Docker engine, games.toml, keys and the disk."""
 
 from __future__ import annotations
 
 from tipoff.doctor.facts.engine import EngineFacts
 from tipoff.doctor.facts.games import GamesFacts
 from tipoff.doctor.findings import Finding, fail, ok, warn
+from tipoff_shared.disk_space import DiskSpace
 
 OLDEST_API = (1, 40)
 """Docker 19.03."""
+
+
+def judge_disk(space: DiskSpace) -> Finding:
+    """Whether the disk of a `tipoff up` has room."""
+    if problem := space.problem():
+        return fail(
+            "disk",
+            problem,
+            "Below 256 MiB (TIPOFF_LAUNCHER_MIN_FREE_DISK) no game server starts; on a full disk NATS writes nothing.",
+        )
+    return ok("disk", f"{space.free / 2**30:.1f} GiB are free on the disk of {space.path}")
 
 
 def judge_engine(facts: EngineFacts, pull: str) -> list[Finding]:

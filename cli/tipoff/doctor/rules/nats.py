@@ -87,11 +87,16 @@ def judge_nats(facts: NatsFacts) -> list[Finding]:
 
 
 def _problem(problem: str) -> Finding:
+    if problem.startswith("NATS"):
+        return fail(
+            "writes",
+            problem,
+            "No player gets a seat while this lasts. Is NATS's disk full (`df`)? Where there is room again and this "
+            "stays, restart nats-server: some versions write nothing after their disk was full once.",
+        )
+    check = problem.partition(" ")[0]  # `game`, `orchestrator`
     return fail(
-        "writes" if "NATS" in problem else "matchmaker",
-        problem,
-        "No player gets a seat while this lasts. Is NATS's disk full (`df`)? Where there is room again and this stays, "
-        "restart nats-server: some versions write nothing after their disk was full once.",
+        check, problem, "Its last words say why; the logs of the launcher and of its servers say more."
     )
 
 
