@@ -12,9 +12,11 @@ from tipoff_matchmaker.bevygap.contexts import decode_context
 from tipoff_matchmaker.deployments import state_machine
 from tipoff_matchmaker.deployments.readiness import ReadyServer, from_orchestrator
 from tipoff_matchmaker.reconciler import actions, rules
+from tipoff_matchmaker.seats.rules import leave
 from tipoff_matchmaker.settings import Settings
 from tipoff_orchestrator_client.base import Deployment, Port, RunState
 from tipoff_shared.errors import Malformed
+from tipoff_shared.games import Game
 from tipoff_shared.messages import Transports, UdpAddress
 from tipoff_shared.primitives.retry import backoff
 from tipoff_shared.records import (
@@ -161,6 +163,31 @@ def test_the_longest_empty_retire_first_and_min_ready_stay() -> None:
     ]
     assert [r.id for r in state_machine.to_retire(game, fleet, 100.0)] == ["older", "old"]
     assert state_machine.to_retire(game, fleet[:1], 200.0) == []
+
+
+@pytest.mark.parametrize(("now", "retires"), [(39.9, False), (40.0, True)])
+def test_a_server_retires_when_it_has_been_empty_for_its_time_and_not_before(
+    now: float, retires: bool
+) -> None:
+    game = msgspec.structs.replace(ARENA, min_ready=0, empty_ttl=30)
+    assert bool(state_machine.to_retire(game, [record(empty_since=10.0)], now)) is retires
+
+
+def test_no_server_of_a_dropped_game_is_kept() -> None:
+    """It is not in games.toml any more: also its only empty server retires, after the usual time."""
+    usual = Game("any", "1").empty_ttl
+    fleet = [record(empty_since=1.0)]
+    assert state_machine.to_retire(None, fleet, 1.0 + usual) == fleet
+    assert state_machine.to_retire(None, fleet, 0.9 + usual) == []
+
+
+@pytest.mark.parametrize("boot", ["b1", "b2"])
+def test_a_server_that_announces_itself_while_occupied_is_empty_from_its_last_departure(boot: str) -> None:
+    """Not from the announcement: else it retires with its last player."""
+    occupied = record(boot_id="b1", seats=seats("a"))
+    again = state_machine.ready(occupied, ReadyServer(UDP, 4, boot), 50.0)
+    left = leave(again, ["a"], 90.0)
+    assert (left.seats, left.empty_since) == ({}, 90.0)
 
 
 # What makes it ready.

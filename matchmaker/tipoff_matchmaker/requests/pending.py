@@ -162,6 +162,8 @@ class PendingRequests:
 
     async def _play(self, request: PendingRequest) -> SessionReady:
         first = self._pending.get(request.session_id)
+        if first is not None and first.game.key != request.game.key:
+            raise Conflict("this request id is in use for another game")
         if first is None or (first.broadcast and not request.broadcast):
             # (A broadcast request in hand may be one that only watches over another matchmaker's work.)
             return await self._lead(request)
