@@ -140,7 +140,10 @@ def compose(
     peers = Peers(bus, settings.instance, silent_after=settings.owner_silence)
     mappings = Mappings(buckets)
     event_secret = EventSecret(bus) if settings.profile == "isolated" else None
-    hearing = Hearing(bus, settle=2 * settings.lease_ttl, by_stream=event_secret is not None)
+    # Where nats-server asks us about servers that connect, none could while no matchmaker ran: each tries again, in
+    # earlier releases after up to 20 s.
+    settle = (2 if account_key is None else 4) * settings.lease_ttl
+    hearing = Hearing(bus, settle=settle, by_stream=event_secret is not None)
     resilient = {
         name: ResilientOrchestrator(
             orchestrator,

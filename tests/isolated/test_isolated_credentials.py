@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -288,8 +289,8 @@ async def test_servers_come_back_when_matchmakers_and_nats_were_away(isolated: I
         await isolated.nats.server.start()
         await world.reconnected()
         assert await echoes(player)
-        # As much slower as an attempt to connect is that nobody answers: 2 s, against a TTL of 10 s otherwise.
-        async with matchmaker(isolated, lease_ttl=5.0, lease_grace=5.0):
+        # An attempt to connect that nobody answers takes as long as ever: so the TTL is half the usual one.
+        async with matchmaker(isolated, lease_ttl=5.0, lease_grace=1.0):
 
             async def connected() -> bool:
                 return server_user(ready.deployment_id) in await users(isolated)
@@ -297,6 +298,37 @@ async def test_servers_come_back_when_matchmakers_and_nats_were_away(isolated: I
             await world.eventually(connected, "its server is connected again", timeout=20)
             await world.session_becomes(ready.session_id, SessionState.ACTIVE)
             assert await echoes(player)
+
+
+@pytest.mark.slow
+@pytest.mark.row(65)
+async def test_a_reload_of_nats_server_ends_nobody(isolated: IsolatedWorld) -> None:
+    """Another user is in its file: what it does with connections, it does with those of game servers."""
+    world, nats_server = isolated.world, isolated.nats.server
+    async with matchmaker(isolated), active(world) as (ready, player):
+        config, log = nats_server._store / "nats.conf", nats_server._log_path
+        text = await asyncio.to_thread(config.read_text)
+        more = text.replace("{ user: eyes,", '{ user: spare, password: "spare" }\n      { user: eyes,')
+        assert more != text
+        await asyncio.to_thread(config.write_text, more)
+        nats_server.process.send_signal(signal.SIGHUP)
+
+        async def reloaded() -> bool:
+            return "Reloaded server configuration" in await asyncio.to_thread(log.read_text)
+
+        await world.eventually(reloaded, "nats-server has read it")
+        until = time.monotonic() + 4
+        while time.monotonic() < until:
+            assert await echoes(player)
+            await asyncio.sleep(0.2)
+
+        async def connected() -> bool:
+            return server_user(ready.deployment_id) in await users(isolated)
+
+        await world.eventually(connected, "its server is connected")
+        session = await world.session(ready.session_id)
+        assert session is not None
+        assert session.state is SessionState.ACTIVE
 
 
 @pytest.mark.row(65)

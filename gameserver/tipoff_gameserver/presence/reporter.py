@@ -25,7 +25,9 @@ log = logging.getLogger(__name__)
 WRITE_TIMEOUT = 3.0
 RETRY = 1.0
 """Seconds between two tries."""
-LONGEST_RETRY = 15.0
+LONGEST_RETRY = 5.0
+"""Seconds between two connections at most. A matchmaker that comes back waits for servers a little longer than this and
+an attempt that NATS leaves open take, before a missing lease means something."""
 REMEMBERED = 1000
 """Sessions that have left and are reported again when NATS comes back."""
 
