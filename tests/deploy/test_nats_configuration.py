@@ -37,7 +37,7 @@ def test_a_deployed_server_is_healthy_locked_and_limited(told: tuple[str, dict[s
     assert answers["jsz"]["config"].get("sync_always", False) is production
     assert answers["jsz"]["config"]["max_storage"] == 4 << 30
     assert answers["jsz"]["config"]["max_memory"] == 256 << 20
-    assert answers["varz"]["max_connections"] == 4096
+    assert answers["varz"]["max_connections"] == 32768
 
 
 def test_the_server_warns_of_nothing_in_its_configuration(tmp_path: Path, source_tree: Path) -> None:

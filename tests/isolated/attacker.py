@@ -1,7 +1,7 @@
 """A hostile game server as a process of its own, so that its work is not its victims': it knows NATS's address and the
 credentials of one deployment, and speaks to NATS without a client library.
 
-    python -m tests.isolated.attacker connect|subscribe|flood PORT USER     the password and the subject on stdin
+    python -m tests.isolated.attacker idle|connect|subscribe|flood PORT USER     the password and the subject on stdin
 
 It attacks until its standard input ends, and then prints as JSON what came of it.
 """
@@ -11,11 +11,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import resource
 import sys
 import time
 from asyncio import StreamReader, StreamWriter
 
 AT_ONCE = 100
+IDLE = TRIES = 4300
 
 
 async def enter(port: int, user: str, password: str) -> tuple[StreamReader, StreamWriter] | None:
@@ -39,13 +41,13 @@ async def enter(port: int, user: str, password: str) -> tuple[StreamReader, Stre
 
 
 async def connect(port: int, user: str, password: str, subject: str, over: asyncio.Event) -> dict[str, float]:
-    """Try to connect again and again, and keep every connection."""
+    """Try to connect again and again, at least `TRIES` times, and keep every connection."""
     kept: list[StreamWriter] = []
     tries = 0
 
     async def try_on() -> None:
         nonlocal tries
-        while not over.is_set():
+        while not over.is_set() or tries < TRIES:
             tries += 1
             try:
                 found = await enter(port, user, password)
@@ -61,6 +63,25 @@ async def connect(port: int, user: str, password: str, subject: str, over: async
     for writer in kept:
         writer.close()
     return {"tries": tries, "came_in": len(kept), "open": open_now}
+
+
+async def idle(port: int, user: str, password: str, subject: str, over: asyncio.Event) -> dict[str, float]:
+    """Hold thousands of sockets without a word; those that NATS closes are opened anew."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    most = 0
+    held: list[StreamWriter] = []
+    while not over.is_set():
+        held = [writer for writer in held if not writer.is_closing()]
+        for _ in range(min(AT_ONCE, IDLE - len(held))):
+            try:
+                held.append((await asyncio.open_connection("127.0.0.1", port))[1])
+            except OSError:
+                break
+        most = max(most, len(held))
+        await asyncio.sleep(0)
+    for writer in held:
+        writer.close()
+    return {"open": most}
 
 
 async def send(port: int, user: str, password: str, block: bytes, over: asyncio.Event) -> dict[str, float]:
@@ -124,7 +145,7 @@ async def main() -> None:
 
     end = asyncio.create_task(until_the_end())
     print("attacking", flush=True)
-    result = await {"connect": connect, "subscribe": subscribe, "flood": flood}[mode](
+    result = await {"idle": idle, "connect": connect, "subscribe": subscribe, "flood": flood}[mode](
         port, user, password, subject, over
     )
     await end
