@@ -248,7 +248,7 @@ LASTING = 6
 @pytest.mark.row(65)
 @pytest.mark.parametrize("mode", ["idle", "connect", "subscribe", "flood"])
 async def test_one_hostile_server_takes_nothing_from_the_others(isolated: IsolatedWorld, mode: str) -> None:
-    """It holds thousands of sockets, connects thousands of times, subscribes to a thousand subjects at a time, or publishes
+    """It holds thousands of sockets, connects thousands of times, subscribes to a thousand subjects at a time, or sends
     garbage for ever. The figures: how long it takes until a leave is noticed, before the attack and during it."""
     world = isolated.world
     async with (
