@@ -53,6 +53,8 @@ ORDER = {
         kv
         event_stream
         admission
+        ban_list
+        ban_follower
         log_writer
         health log telemetry
         service
@@ -65,6 +67,7 @@ ORDER = {
         sessions
         fleet
         bevygap
+        bans
         allocators
         queue
         isolated

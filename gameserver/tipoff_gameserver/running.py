@@ -27,7 +27,7 @@ from tipoff_gameserver.stand_alone import Matchmaker
 from tipoff_gameserver.throttled_log import ThrottledLog
 from tipoff_shared.health import HealthFile
 from tipoff_shared.primitives.tasks import Tasks
-from tipoff_shared.records import Command, Drain, GameserverLease, Kick, LeaseState
+from tipoff_shared.records import Bans, Command, Drain, GameserverLease, Kick, LeaseState
 
 log = logging.getLogger(__name__)
 
@@ -179,6 +179,8 @@ class Running:
             self.shutdown.drain(command.reason or "the matchmaker says so", None)
         elif isinstance(command, Kick):
             self._roster.kick_session(command.session_id, command.reason or "the matchmaker says so")
+        elif isinstance(command, Bans):
+            self._roster.ban(command)
 
     def _housekeeping(self) -> None:
         """Once a second: message budgets, clients that stall, callbacks that hang."""

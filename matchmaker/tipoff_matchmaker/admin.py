@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 import msgspec
 from nats.aio.msg import Msg
 
+from tipoff_matchmaker.bans import BanEnforcer
 from tipoff_matchmaker.deployments import state_machine
 from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.errors import NoRecord, NotFound
@@ -22,13 +23,14 @@ from tipoff_matchmaker.requests.subscription import QUEUE
 from tipoff_matchmaker.service_health import ServiceHealth
 from tipoff_matchmaker.sessions.claim_limit import LIMITED, REFUSED, SHORTENED, ClaimLimit
 from tipoff_matchmaker.sessions.kicker import Kicker
-from tipoff_matchmaker.sessions.state_machine import Ended, is_open
+from tipoff_matchmaker.sessions.state_machine import is_open
 from tipoff_matchmaker.sessions.store import SessionStore
 from tipoff_shared import admin
+from tipoff_shared.ban_list import new_ban
 from tipoff_shared.errors import Internal, TipoffError, Unavailable
 from tipoff_shared.nats.connection import Bus, Subscription
 from tipoff_shared.primitives.tasks import BoundedHandlers
-from tipoff_shared.records import DeploymentRecord, DeploymentState, SessionState
+from tipoff_shared.records import DeploymentRecord, DeploymentState
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +54,8 @@ class Admin:
         requests: BoundedHandlers,
         health: ServiceHealth,
         claims: ClaimLimit,
+        bans: BanEnforcer,
+        clock: Callable[[], float],
     ) -> None:
         self._bus = bus
         self._instance = instance
@@ -64,6 +68,8 @@ class Admin:
         self._requests = requests
         self._health = health
         self._claims = claims
+        self._bans = bans
+        self._clock = clock
         self._handlers = BoundedHandlers("operator's request", _AT_ONCE)
         self._subscriptions: list[Subscription] = []
 
@@ -72,6 +78,7 @@ class Admin:
         for operation, handle, queue in (
             ("kick", self._kick, QUEUE),
             ("drain", self._drain, QUEUE),
+            ("ban", self._ban, QUEUE),
             ("status", self._status, ""),
         ):
             subscription = await self._bus.serve(
@@ -122,14 +129,9 @@ class Admin:
         before = await self._sessions.read(asked.session_id)
         if before is None:
             raise NotFound(f"there is no session {asked.session_id}; `tipoff status` lists them")
-        outcome = await self._sessions.apply(asked.session_id, Ended(reason))
-        after = outcome.record or before
         if is_open(before):
             log.warning("session %s is ended by an operator: %s", asked.session_id, reason)
-        if after.deployment_id and after.state is not SessionState.GONE:
-            self._kicker.start(asked.session_id, after, reason)
-        elif before.state is SessionState.REQUESTED:
-            await self._kicker.end_waiting(asked.session_id, reason)
+        after = await self._kicker.end(self._sessions, before, reason)
         return admin.Kicked(asked.session_id, before.state.value, after.deployment_id, after.reason)
 
     async def _drain(self, data: bytes) -> admin.Drained:
@@ -148,6 +150,12 @@ class Admin:
             await self._stopper.drain(asked.deployment_id, reason)
         after = await self._after(before, asked.deployment_id)
         return admin.Drained(asked.deployment_id, after.state.value, len(after.seats), after.reason)
+
+    async def _ban(self, data: bytes) -> admin.Banned:
+        """Write the ban, or lift it. All that follow the bucket act on it, this matchmaker included."""
+        asked = admin.decode_ban(data)
+        ban = new_ban(asked.kind, asked.subject, until=asked.until, reason=asked.reason, now=self._clock())
+        return await (self._bans.lift(ban) if asked.lift else self._bans.add(ban))
 
     async def _after(self, before: DeploymentRecord, deployment_id: str) -> DeploymentRecord:
         try:

@@ -15,6 +15,7 @@ from tipoff_matchmaker.admin import Admin
 from tipoff_matchmaker.allocators.interface import Allocator
 from tipoff_matchmaker.allocators.router import Router
 from tipoff_matchmaker.allocators.seat_allocator import SeatAllocator
+from tipoff_matchmaker.bans import BanEnforcer
 from tipoff_matchmaker.bevygap.contexts import BevygapContexts
 from tipoff_matchmaker.bevygap.delete_queue import DeleteQueue
 from tipoff_matchmaker.bucket_ages import BucketAges
@@ -60,6 +61,7 @@ from tipoff_matchmaker.settings import Settings
 from tipoff_matchmaker.tokens import Tokens
 from tipoff_orchestrator_client.base import ServerDirectory
 from tipoff_orchestrator_client.edgegap import SESSIONS
+from tipoff_shared.ban_follower import BanFollower
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.games import Game, GameKey, Games
 from tipoff_shared.kv.buckets import Buckets
@@ -92,6 +94,7 @@ class Parts:
     trust: Trust
     readiness: Readiness
     deadlines: SessionDeadlines
+    ban_follower: BanFollower
     stopper: Stopper
     starter: Starter
     liveness: Liveness
@@ -171,6 +174,8 @@ def compose(
     # How many seats the others can have is known at Edgegap only.
     unclaimed = dict.fromkeys(by_key, settings.unclaimed_per_address) | unclaimed
     claims = ClaimLimit(sessions, unclaimed, metrics, tasks, settings, clock)
+    ban_follower = BanFollower(buckets.bans, clock)
+    bans = BanEnforcer(bus, buckets, ban_follower, deployments, sessions, kicker, tasks, settings, clock)
 
     stopper = Stopper(deployments, fleet_limit, resilient, ender, tasks, settings, clock)
     readiness = Readiness(games, deployments, tokens, trust, ender, stopper, clock)
@@ -267,7 +272,7 @@ def compose(
     delete_queue = DeleteQueue(bus, sessions, releaser)
 
     placement = Placement(
-        buckets, deployments, router, sessions, claims, tokens, peers, mappings, settings, clock
+        buckets, deployments, router, sessions, claims, bans, tokens, peers, mappings, settings, clock
     )
     pending = PendingRequests(placement.place, sessions, tasks, settings)
     handlers = BoundedHandlers("play request", settings.max_requests)
@@ -286,6 +291,8 @@ def compose(
         handlers,
         health,
         claims,
+        bans,
+        clock,
     )
     return Parts(
         settings=settings,
@@ -304,6 +311,7 @@ def compose(
         trust=trust,
         readiness=readiness,
         deadlines=deadlines,
+        ban_follower=ban_follower,
         stopper=stopper,
         starter=starter,
         liveness=liveness,

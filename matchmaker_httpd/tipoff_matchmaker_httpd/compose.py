@@ -27,6 +27,7 @@ from tipoff_matchmaker_httpd.routes.wannaplay import wannaplay_routes
 from tipoff_matchmaker_httpd.settings import Settings
 from tipoff_matchmaker_httpd.state import HttpdState
 from tipoff_shared.admission.limits import ConcurrencyLimit
+from tipoff_shared.ban_follower import BanFollower
 from tipoff_shared.hooks import load_hook_key
 from tipoff_shared.kv.buckets import buckets
 from tipoff_shared.nats.connection import connect
@@ -77,7 +78,11 @@ async def compose(settings: Settings, nats_settings: NatsSettings) -> AsyncItera
         upstreams = Upstreams(every.deployments)
         await stack.enter_async_context(upstreams.running(every.gameservers))
         checks = await stack.enter_async_context(SingleFlight[str, Readiness]("readiness"))
-        state = HttpdState(settings, bus, client, limits, metrics, BODY_LIMITS if settings.turn_relay else {})
+        bans = BanFollower(every.bans)
+        tasks.start(bans.run(), "bans")
+        state = HttpdState(
+            settings, bus, client, limits, metrics, bans, BODY_LIMITS if settings.turn_relay else {}
+        )
         routers = [
             stream_routes(state),
             wannaplay_routes(state),

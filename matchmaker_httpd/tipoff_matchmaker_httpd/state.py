@@ -16,7 +16,8 @@ from tipoff_matchmaker_httpd.metrics import Metrics
 from tipoff_matchmaker_httpd.settings import Settings
 from tipoff_shared.admission.client_address import Address
 from tipoff_shared.admission.limits import ConcurrencyLimit, RateLimit
-from tipoff_shared.errors import SlowDown, Unavailable
+from tipoff_shared.ban_follower import BanFollower
+from tipoff_shared.errors import NotAllowed, SlowDown, Unavailable
 from tipoff_shared.file_limit import RESERVED, within_file_limit
 from tipoff_shared.messages import PlayRequest
 from tipoff_shared.names import new_request_id
@@ -40,6 +41,7 @@ class HttpdState:
         client: MatchmakerClient,
         limits: ConcurrencyLimit,
         metrics: Metrics,
+        bans: BanFollower,
         body_limits: Mapping[bytes, int],
     ) -> None:
         """`body_limits`: path, or prefix of paths ending in `/` -> most bytes of a body there, where it differs from
@@ -49,6 +51,7 @@ class HttpdState:
         self.client = client
         self.limits = limits
         self.metrics = metrics
+        self.bans = bans
         self.addresses = settings.address_rule
         self.origins = OriginRule.from_settings(settings)
         self.draining = asyncio.Event()
@@ -81,7 +84,13 @@ class HttpdState:
 
     def admit(self, address: Address) -> str:
         """Take a place for a player's request; `limits.leave` gives it back. Raises `Unavailable` when the process is
-        full, `SlowDown` when the address asks too often or has too many places; both say when to ask again."""
+        full, `SlowDown` when the address asks too often or has too many places; both say when to ask again. Raises
+        `NotAllowed` when the address is banned; it says until when."""
+        try:
+            self.bans.check(str(address))
+        except NotAllowed:
+            self.metrics.refused("ban")
+            raise
         place = self.limits.enter(address)
         if wait := self._rate.take(place, time.monotonic()):
             self.limits.leave(place)

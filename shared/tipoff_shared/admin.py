@@ -2,11 +2,12 @@
 
     matchmaker.admin.kick    {"session_id", "reason"}               -> {"session_id", "state", "deployment_id", ...}
     matchmaker.admin.drain   {"deployment_id", "reason", "now"}     -> {"deployment_id", "state", "seats", ...}
+    matchmaker.admin.ban     {"kind", "subject", "until", ...}      -> {"kind", "subject", "until", "reason", "existed"}
     matchmaker.admin.status  (anything)                             -> {"instance", "in_flight", "orchestrators", ...}
 
-One matchmaker answers `kick` and `drain` (queue group); every matchmaker answers `status`. A failure is answered with
-{"error": {"code", "message", "retry_after"}}. Repeating a request is harmless. Only the operators' role may publish
-here, because these requests can end any game.
+One matchmaker answers `kick`, `drain` and `ban` (queue group); every matchmaker answers `status`. A failure is
+answered with {"error": {"code", "message", "retry_after"}}. Repeating a request is harmless. Only the operators' role
+may publish here, because these requests can end any game.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import msgspec
 
 from tipoff_shared.errors import Internal, Malformed, TipoffError, from_code
 
-OPERATIONS = ("kick", "drain", "status")
+OPERATIONS = ("kick", "drain", "ban", "status")
 MAX_REQUEST = 4096
 MAX_REASON = 200
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
@@ -39,6 +40,27 @@ class DrainDeployment(msgspec.Struct, frozen=True):
     deployment_id: str
     reason: str = ""
     now: bool = False
+
+
+class BanPlayer(msgspec.Struct, frozen=True):
+    """Keep a player out until `until` (Unix seconds; 0: for good), or with `lift` let it in again. `kind` and `subject`
+    as in ban_list.py."""
+
+    kind: str
+    subject: str
+    until: float = 0.0
+    reason: str = ""
+    lift: bool = False
+
+
+class Banned(msgspec.Struct, frozen=True):
+    """The answer to `ban`: the ban as it was written or lifted. `existed`: whether it was in force before."""
+
+    kind: str
+    subject: str
+    until: float = 0.0
+    reason: str = ""
+    existed: bool = False
 
 
 class Kicked(msgspec.Struct, frozen=True):
@@ -130,6 +152,11 @@ def decode_drain(data: bytes) -> DrainDeployment:
     """The request in `data`; raises `Malformed`."""
     asked = _request(data, DrainDeployment)
     return DrainDeployment(_id(asked.deployment_id, "deployment_id"), _reason(asked.reason), asked.now)
+
+
+def decode_ban(data: bytes) -> BanPlayer:
+    """The request in `data`; raises `Malformed`. What it names is checked by `ban_list.new_ban`."""
+    return _request(data, BanPlayer)
 
 
 def decode_reply(data: bytes, kind: type[T]) -> T:

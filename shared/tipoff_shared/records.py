@@ -181,6 +181,25 @@ LEASE_TTL = 10
 """Seconds a game server's lease lives; it is refreshed every third of that."""
 
 
+class BanKind(StrEnum):
+    """What a ban names: an address or network, a user, or a client id. See ban_list.py."""
+
+    ADDRESS = "address"
+    USER = "user"
+    CLIENT = "client"
+
+
+class Ban(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`bans[kind.digest]`; written by matchmakers only, with a TTL where it ends. `until` 0: for good. A ban that is
+    lifted is written once more, with an `until` that has passed, so that everybody hears of it."""
+
+    kind: BanKind
+    subject: str
+    until: float = 0.0
+    reason: str = ""
+    created_at: float = 0.0
+
+
 class Kick(msgspec.Struct, frozen=True, tag="kick", tag_field="command"):
     """Command to a game server: end this session's connection."""
 
@@ -198,7 +217,15 @@ class Report(msgspec.Struct, frozen=True, tag="report", tag_field="command"):
     """Command to a game server: report the lease and all connections again, because NATS has lost them."""
 
 
-Command: TypeAlias = Kick | Drain | Report
+class Bans(msgspec.Struct, frozen=True, tag="bans", tag_field="command"):
+    """Command to a game server: keep these players out. `first`: all that was said before no longer counts; else they
+    are added to it."""
+
+    bans: list[Ban]
+    first: bool = False
+
+
+Command: TypeAlias = Kick | Drain | Report | Bans
 
 T = TypeVar("T")
 
@@ -219,6 +246,6 @@ def decode(data: bytes, kind: type[T]) -> T:
 def decode_command(data: bytes) -> Command:
     """The command in `data`; raises `Malformed`."""
     try:
-        return msgspec.json.decode(data, type=Kick | Drain | Report)
+        return msgspec.json.decode(data, type=Kick | Drain | Report | Bans)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
         raise Malformed(f"not a command: {exc}") from exc

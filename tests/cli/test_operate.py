@@ -14,9 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from typer.testing import CliRunner
 
 from tests.matchmaker.world import ARENA, World, failed
 from tipoff.operate.admin import drain, kick, until_gone
+from tipoff.operate.ban_commands import app as ban_app
 from tipoff.operate.status import print_status, read_status
 from tipoff_orchestrator_client.base import OrchestratorUnavailable
 from tipoff_shared.admin import Drained, decode_drain, decode_kick, decode_reply
@@ -324,3 +326,51 @@ def _shown(status: dict[str, list[dict[str, Any]]]) -> str:
     print_status(status, console)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
+
+
+@pytest.mark.row(68)
+async def test_the_ban_commands(world: World) -> None:
+    """What they print, for people and machines, and their exit codes."""
+    async with world.matchmaker():
+        banned = ("--address", "203.0.113.9/24")
+        code, out, err = await command(world, "ban", "add", *banned, "--for", "7d", "--reason", "spam")
+        assert (code, err) == (0, "")
+        assert out.startswith("address 203.0.113.0/24 is banned until 20")
+        code, out, _ = await command(world, "ban", "add", "--user", "mallory", "--json")
+        assert json.loads(out) == {
+            "kind": "user",
+            "subject": "mallory",
+            "until": 0.0,
+            "reason": "",
+            "existed": False,
+        }
+        code, out, _ = await command(world, "ban", "list", "--json")
+        first, second = json.loads(out)
+        assert (first["subject"], first["reason"], second["until"]) == ("203.0.113.0/24", "spam", 0.0)
+        assert 6.9 * 86_400 < first["until"] - first["created_at"] <= 7 * 86_400
+        code, out, _ = await command(world, "ban", "list")
+        assert "203.0.113.0/24" in out
+        assert "until it is removed" in out
+        code, out, _ = await command(world, "ban", "remove", *banned)
+        assert (code, out) == (0, "address 203.0.113.0/24 is no longer banned\n")
+        code, out, _ = await command(world, "ban", "remove", *banned)
+        assert code == 1
+        assert "was not banned" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["add"], "one of --address, --user and --client"),
+        (["add", "--user", "m", "--client", "1"], "one of --address, --user and --client"),
+        (["add", "--address", "nowhere"], "an IP address or a network"),
+        (["add", "--user", "m", "--for", "soon"], "like 30m or 7d"),
+        (["add", "--user", "m", "--reason", "two\nlines"], "one line"),
+        (["remove", "--client", "x"], "a number from 0"),
+    ],
+)
+def test_wrong_options_of_ban_are_refused_in_a_sentence(arguments: list[str], complaint: str) -> None:
+    """Before anything is connected."""
+    done = CliRunner().invoke(ban_app, arguments)
+    assert done.exit_code == 2
+    assert complaint in " ".join(done.output.replace("│", " ").split())

@@ -17,7 +17,7 @@ from tipoff_matchmaker.allocators.interface import Allocator, Progress
 from tipoff_matchmaker.seats.allocation_request import AllocationRequest, Seats
 from tipoff_orchestrator_client.edgegap.api.client import EdgegapClient
 from tipoff_shared import names
-from tipoff_shared.errors import Unavailable
+from tipoff_shared.errors import SlowDown, Unavailable
 from tipoff_shared.kv.bucket import Bucket
 from tipoff_shared.messages import ProgressReport, SessionReady
 from tipoff_shared.records import SessionState
@@ -261,3 +261,18 @@ async def test_status_calls_that_fail_cost_time_and_no_seat(edgegap: Edgegap) ->
         assert world.emulator.count("session.create") == 1
         await leave(world, world.bus, ready.session_id)
         await world.no_session_is_left()
+
+
+@pytest.mark.row(67)
+async def test_one_address_makes_no_more_sessions_than_its_share(edgegap: Edgegap) -> None:
+    """Each session at Edgegap is one to pay for: who asks beyond the share is told when to ask again, at once."""
+    async with edgegap(SEAT, changes={"unclaimed_per_address": 2, "seat_hold": 30.0}) as world:
+        for name in "ab":
+            await allocate(world, group(name))
+        with pytest.raises(SlowDown, match="2 players at your address"):
+            await allocate(world, group("c"))
+        assert len(world.emulator.sessions) == 2
+        other = AllocationRequest("d", ("d",), "arena", "1", ("9.9.9.9",))
+        seats = await allocate(world, other)
+        await allocator(world).undo(seats)
+        await allocate(world, AllocationRequest("e", ("e",), "arena", "1"))

@@ -27,12 +27,15 @@ from tipoff_matchmaker.event_secret import EventSecret
 from tipoff_matchmaker.isolated.reader import EventReader
 from tipoff_matchmaker.isolated.writer import EventWriter
 from tipoff_matchmaker.metrics import Metrics
+from tipoff_shared.ban_list import new_ban
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.kv.buckets import Buckets, buckets, create_buckets
-from tipoff_shared.messages import Transports
+from tipoff_shared.messages import Admitted, Failed, Transports
 from tipoff_shared.nats.connection import Bus, connect
+from tipoff_shared.netcode.client import ClientState
 from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.records import (
+    Bans,
     Command,
     DeploymentRecord,
     DeploymentState,
@@ -45,6 +48,7 @@ from tipoff_shared.records import (
     encode,
 )
 from tipoff_shared.settings import NatsSettings
+from tipoff_shared.user_data import TokenUserData
 
 BOOT = "b1"
 
@@ -289,6 +293,41 @@ async def test_a_kick_command_ends_the_connection(profile: Profile, game: Record
         ((_, _, reason),) = await game.saw("leave")
         assert reason == LeaveReason.KICKED
         await eventually(profile.sessions_are, "the connection is gone")
+
+
+@pytest.mark.row(68)
+@pytest.mark.parametrize(
+    ("kind", "subject"), [("address", "127.0.0.0/8"), ("client", "11"), ("user", "mallory")]
+)
+async def test_a_banned_player_is_kicked_and_comes_in_no_more(
+    profile: Profile, game: Recorder, kind: str, subject: str
+) -> None:
+    """By address, client id, or the user that a login put into the token; on both transports; until it is lifted."""
+    async with GameServer(game, context=profile.context) as server:
+        await eventually(profile.has_lease, "the lease")
+
+        async def token(session_id: str) -> bytes:
+            await profile.record(session_id, 11, server.boot_id)
+            data = TokenUserData(session_id, "arena-1", server.boot_id, player="mallory")
+            return token_for(server, client_id=11, user_data=data.encode())
+
+        ban = new_ban(kind, subject, until=time.time() + 60, reason="spam")
+        commands = profile.bus.subjects.commands("arena-1")
+        async with by_websocket(server, await token("s1")) as player:
+            assert isinstance(player.answer, Admitted)
+            await profile.bus.publish(commands, encode(Bans([ban], first=True)))
+            await player.ws.wait_closed()
+            assert (player.ws.close_reason or "").startswith("you are banned until")
+        async with by_websocket(server, await token("s2")) as player:
+            assert isinstance(player.answer, Failed)
+            assert player.answer.code == 403
+            assert player.answer.message.endswith("spam")
+        async with by_udp(await token("s3"), wait=False) as banned:
+            await banned.reaches(ClientState.CONNECTION_DENIED)
+        lifted = msgspec.structs.replace(ban, until=1.0)
+        await profile.bus.publish(commands, encode(Bans([lifted])))
+        async with by_websocket(server, await token("s4")) as player:
+            assert isinstance(player.answer, Admitted)
 
 
 async def test_a_kick_for_a_session_that_is_not_here_removes_its_key(

@@ -79,8 +79,8 @@ _READABLE = tuple(bucket for bucket in (*BUCKETS, *TURN_BUCKETS) if bucket != SE
 BUCKET_ACCESS: dict[str, dict[str, Access]] = {
     "matchmaker": dict.fromkeys(BUCKETS, Access.OWN),
     "httpd": {
-        # For the page's live strip, and for the proxy of game servers.
-        **dict.fromkeys(("deployments", "sessions", "gameservers"), Access.FOLLOW),
+        # For the page's live strip, for the proxy of game servers, and to refuse banned players.
+        **dict.fromkeys(("deployments", "sessions", "gameservers", "bans"), Access.FOLLOW),
         **dict.fromkeys(TURN_BUCKETS, Access.MAKE | Access.GET | Access.WRITE | Access.SUBSCRIBE),
     },
     "launcher": {"gameservers": Access.GET},  # whether a running server has its lease

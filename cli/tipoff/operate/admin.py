@@ -1,4 +1,4 @@
-"""Asks a matchmaker to end a session or to drain a game server, for `tipoff kick` and `tipoff drain`.
+"""Asks a matchmaker to end a session, to drain a game server or to ban a player, for `tipoff kick`, `drain` and `ban`.
 
 The matchmaker acts as on any other end of a session or server. A repeated request does no harm.
 """
@@ -11,12 +11,22 @@ from typing import TypeVar
 
 import msgspec
 
-from tipoff_shared.admin import DrainDeployment, Drained, Kicked, KickSession, decode_reply, encode
+from tipoff_shared.admin import (
+    Banned,
+    BanPlayer,
+    DrainDeployment,
+    Drained,
+    Kicked,
+    KickSession,
+    decode_reply,
+    encode,
+)
+from tipoff_shared.ban_list import is_over
 from tipoff_shared.errors import NoServerInTime, Unavailable
 from tipoff_shared.kv.buckets import buckets
 from tipoff_shared.nats.connection import Bus
 from tipoff_shared.nats.errors import NoListener
-from tipoff_shared.records import DeploymentRecord, DeploymentState
+from tipoff_shared.records import Ban, DeploymentRecord, DeploymentState
 
 T = TypeVar("T")
 
@@ -32,6 +42,19 @@ async def drain(bus: Bus, deployment_id: str, reason: str = "", *, now: bool = F
     """Let no new players onto a game server; it ends with its last player, with `now` at once. Raises a
     `TipoffError`, with code 404 for an unknown server."""
     return await _ask(bus, "drain", DrainDeployment(deployment_id, reason, now), Drained)
+
+
+async def ban(bus: Bus, new: Ban, *, lift: bool = False) -> Banned:
+    """Ban a player, or with `lift` let it in again. Raises a `TipoffError`."""
+    asked = BanPlayer(new.kind, new.subject, new.until, new.reason, lift)
+    return await _ask(bus, "ban", asked, Banned)
+
+
+async def list_bans(bus: Bus, now: float) -> list[Ban]:
+    """The bans in force, the oldest first. Raises `Unavailable`."""
+    listed = await buckets(bus).bans.list()
+    in_force = [entry.value for entry in listed.values() if not is_over(entry.value, now)]
+    return sorted(in_force, key=lambda ban: (ban.created_at, ban.kind, ban.subject))
 
 
 async def _ask(bus: Bus, operation: str, question: msgspec.Struct, kind: type[T]) -> T:

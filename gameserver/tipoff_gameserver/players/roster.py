@@ -10,6 +10,7 @@ told by then: the game hears of it in its turn, and in between things may have c
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,7 +19,9 @@ from tipoff_gameserver.players.dispatch import Callbacks, Dispatcher
 from tipoff_gameserver.players.player import LeaveReason, Link, Player, Players
 from tipoff_gameserver.players.token_check import Grant, Refusal, TokenCheck
 from tipoff_gameserver.presence.interface import Presence
+from tipoff_shared.ban_list import BanList, ban_key, text_of
 from tipoff_shared.netcode import DenyReason
+from tipoff_shared.records import Bans
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +59,7 @@ class Roster:
         self._callbacks = callbacks
         self._admitting = False
         self._by_client_id: dict[int, Player] = {}
+        self._bans = BanList()
         self._next_id = 1
         self._on_empty: list[Callable[[], None]] = []
 
@@ -94,6 +98,16 @@ class Roster:
         if client_id is not None and client_id in self._by_client_id:
             return _CONNECTED_ALREADY
         return None if self.has_room() else _FULL
+
+    def banned(self, grant: Grant, address: str) -> Refusal | None:
+        """Why the bearer of `grant` at `address` (an IP address, perhaps with its port) is kept out; None if it is
+        not."""
+        if not len(self._bans):
+            return None
+        ban = self._bans.find(
+            time.time(), address=_host_of(address), user=grant.name, client_id=grant.client_id
+        )
+        return None if ban is None else Refusal(403, text_of(ban))
 
     async def look_up(self, client_id: int) -> Grant | Refusal:
         """The session of a client with a token of bevygap's matchmaker."""
@@ -151,6 +165,17 @@ class Roster:
         else:
             self._presence.left(session_id)
 
+    def ban(self, bans: Bans) -> None:
+        """Keep these players out from now on, and kick those who play."""
+        if bans.first:
+            self._bans.replace({})
+        for ban in bans.bans:
+            self._bans.put(ban_key(ban), ban)
+        for player in self:
+            grant = Grant(player.client_id, player.session_id, name=player.name)
+            if (refusal := self.banned(grant, player.address)) is not None:
+                self.kick(player, refusal.text)
+
     def close_all(self, reason: str) -> None:
         """Remove every player because the server ends."""
         for player in self:
@@ -183,3 +208,10 @@ class Roster:
             return None
         self._players.leave(player)
         return self._callbacks.on_leave(player, reason)
+
+
+def _host_of(address: str) -> str:
+    """The IP address in `203.0.113.7:31000`, `[2001:db8::7]:31000`, or either without the port."""
+    if address.startswith("["):
+        return address[1:].partition("]")[0]
+    return address.partition(":")[0] if address.count(":") == 1 else address

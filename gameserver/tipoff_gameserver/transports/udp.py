@@ -228,6 +228,8 @@ class UdpListener:
         verdict = self._token_check.judge(request.client_id, request.user_data)
         if isinstance(verdict, LookUp):
             return Decision.PENDING
+        if isinstance(verdict, Grant):
+            verdict = self._roster.banned(verdict, str(request.address)) or verdict
         if isinstance(verdict, Refusal):
             log.info("refused %s: %s", request.address, verdict.text)
             return Denial(verdict.deny)
@@ -239,7 +241,11 @@ class UdpListener:
         if isinstance(verdict, LookUp):
             verdict = self._grants.pop(event.token_tag, Refusal(403, "its session is not known"))
         if isinstance(verdict, Grant):
-            verdict = self._roster.refusal(event.client_id) or verdict
+            verdict = (
+                self._roster.banned(verdict, str(event.address))
+                or self._roster.refusal(event.client_id)
+                or verdict
+            )
         if isinstance(verdict, Refusal):
             log.info("refused %s: %s", event.address, verdict.text)
             self.disconnect(event.index)

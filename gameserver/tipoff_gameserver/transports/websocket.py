@@ -288,7 +288,7 @@ class WebSocketListener:
             if isinstance(found, Refusal):
                 return await self._refuse(ws, found)
             grant = found
-        if refusal := self._roster.refusal(grant.client_id):
+        if refusal := self._roster.banned(grant, self._address(ws)) or self._roster.refusal(grant.client_id):
             return await self._refuse(ws, refusal)
         if not self._token_check.spend(private.tag, ws):
             return await self._refuse(ws, USED)

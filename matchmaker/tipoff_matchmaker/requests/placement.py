@@ -20,6 +20,7 @@ import msgspec
 
 from tipoff_matchmaker import failpoints
 from tipoff_matchmaker.allocators.router import Router
+from tipoff_matchmaker.bans import BanEnforcer
 from tipoff_matchmaker.deployments.state_machine import serves
 from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.errors import AnsweredElsewhere, ShuttingDown
@@ -63,6 +64,7 @@ class Placement:
         router: Router,
         sessions: SessionStore,
         claims: ClaimLimit,
+        bans: BanEnforcer,
         tokens: Tokens,
         peers: Peers,
         mappings: Mappings,
@@ -74,6 +76,7 @@ class Placement:
         self._router = router
         self._sessions = sessions
         self._claims = claims
+        self._bans = bans
         self._tokens = tokens
         self._peers = peers
         self._mappings = mappings
@@ -85,6 +88,7 @@ class Placement:
         """The answer, from whatever is written down about the request. Raises a `TipoffError`, `AnsweredElsewhere` when
         a broadcast request is another matchmaker's to answer, or `TimeoutError` when there is no time left. Cancelling
         is safe: a seat on its way is undone, and a waiting record is left to the caller (`request.waits`)."""
+        self._bans.check(request.client_ip)
         look_first = request.repeated or request.broadcast
         tries = 0
         while True:

@@ -10,11 +10,13 @@ import logging
 
 from tipoff_matchmaker.deployments.state_machine import serves
 from tipoff_matchmaker.deployments.store import DeploymentStore
+from tipoff_matchmaker.sessions.state_machine import Ended
+from tipoff_matchmaker.sessions.store import SessionStore
 from tipoff_shared.errors import TipoffError
 from tipoff_shared.nats.connection import Bus
 from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.primitives.throttled_log import ThrottledLog
-from tipoff_shared.records import Kick, SessionRecord, encode
+from tipoff_shared.records import Kick, SessionRecord, SessionState, encode
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +55,17 @@ class Kicker:
                 await self._bus.publish(self._bus.subjects.commands(deployment_id), command)
         except TipoffError as exc:
             log.info("kicking %s is left to the reconciler: %s", session_id, exc)
+
+    async def end(self, sessions: SessionStore, before: SessionRecord, reason: str) -> SessionRecord:
+        """End a session because somebody decided so; its connection or its waiting request ends with it. `before`: its
+        record; returns the one after. Idempotent. Raises `Unavailable`."""
+        outcome = await sessions.apply(before.id, Ended(reason))
+        after = outcome.record or before
+        if after.deployment_id and after.state is not SessionState.GONE:
+            self.start(before.id, after, reason)
+        elif before.state is SessionState.REQUESTED:
+            await self.end_waiting(before.id, reason)
+        return after
 
     async def end_waiting(self, session_id: str, reason: str) -> None:
         """The session's record is closed: the matchmaker that looks for its seat may stop, and tell the player. A hint:

@@ -24,7 +24,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"description": text}
     for code, text in {
         400: "The request cannot be understood",
-        403: "Pages of this origin may not ask here",
+        403: "Pages of this origin may not ask here, or the player is banned: the reason says until when",
         404: "No such game or version",
         408: "No server became ready in time",
         413: "The body is over 4 KB",

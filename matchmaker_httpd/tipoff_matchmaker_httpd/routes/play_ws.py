@@ -3,7 +3,7 @@
 It is a bare ASGI endpoint, because it runs once for each play. Every way out sends something that a client can read:
 
     1000  the answer, `SessionReady` or an `Error` of the matchmakers
-    1008  `{"Error": [code, reason]}`: not a request, a second message, or silence
+    1008  `{"Error": [code, reason]}`: not a request, a second message, silence, or a ban
     1011  the same: an internal error
     1012  the same: the process is stopping
     1013  the same: there is no room
@@ -114,7 +114,7 @@ class PlayerSocket:
             place = self._state.admit(address)
         except TipoffError as exc:
             self._state.metrics.finished("websocket", exc.code, 0)
-            await _end(send, exc, TRY_LATER)
+            await _end(send, exc, POLICY if isinstance(exc, NotAllowed) else TRY_LATER)
             return
         try:
             await self._serve(scope, receive, send, address)

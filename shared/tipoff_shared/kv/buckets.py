@@ -16,6 +16,7 @@ from tipoff_shared.kv.bucket import Bucket
 from tipoff_shared.nats.connection import Bus
 from tipoff_shared.nats.jetstream import create_stream
 from tipoff_shared.records import (
+    Ban,
     DeploymentRecord,
     EdgegapOrder,
     EdgegapSeat,
@@ -51,6 +52,7 @@ class Buckets:
     """`reconciler` -> the instance that holds the reconciler's lease, a key with a TTL."""
     edgegap_orders: Bucket[EdgegapOrder]
     edgegap_sessions: Bucket[EdgegapSeat]
+    bans: Bucket[Ban]
     active_connections: Bucket[str]
     unclaimed_sessions: Bucket[str]
     cert_digests: Bucket[str]
@@ -69,6 +71,7 @@ def buckets(bus: Bus) -> Buckets:
         matchmakers=Bucket(bus, "matchmakers", str),
         edgegap_orders=Bucket(bus, "edgegap_orders", EdgegapOrder),
         edgegap_sessions=Bucket(bus, "edgegap_sessions", EdgegapSeat),
+        bans=Bucket(bus, "bans", Ban),
         active_connections=Bucket(bus, "active_connections", str),
         unclaimed_sessions=Bucket(bus, "unclaimed_sessions", str),
         cert_digests=Bucket(bus, "cert_digests", str),
@@ -182,6 +185,7 @@ def declarations(bus: Bus) -> list[api.StreamConfig]:
         own_bucket(name("gameservers"), "Deployment id -> lease of its game server", replicas, markers=True),
         own_bucket(name("connect_tokens"), "Session id -> its connect token: secret", replicas),
         own_bucket(name("matchmakers"), "Which matchmaker reconciles: a lease", replicas),
+        own_bucket(name("bans"), "Who is banned, until when and why", replicas),
         own_bucket(name("edgegap_orders"), "Deployment id -> what was ordered from Edgegap", replicas),
         own_bucket(name("edgegap_sessions"), "Session id -> its part in a session of Edgegap's", replicas),
     ]

@@ -1,0 +1,174 @@
+"""Keeps banned players out: refuses their requests, ends their sessions, and tells game servers whom not to let in.
+
+    tipoff ban ──> add ──> bucket `bans` ──> every matchmaker and httpd follows it
+                                                └──> gs.<id>.cmd: `Bans` to every server, of both profiles
+
+Servers of the isolated profile are not trusted with addresses: they hear only of users and clients, whom nobody else
+can check. Their players of banned addresses are kicked by their sessions.
+
+Game servers have no access to the bucket. A server gets all bans when it becomes ready, then each change, and all of
+them again after each listing, because a command may be lost. Any number of matchmakers may do so: it is idempotent.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from tipoff_matchmaker.deployments.state_machine import serves
+from tipoff_matchmaker.deployments.store import DeploymentStore
+from tipoff_matchmaker.sessions.kicker import Kicker
+from tipoff_matchmaker.sessions.state_machine import is_open
+from tipoff_matchmaker.sessions.store import SessionStore
+from tipoff_matchmaker.settings import Settings
+from tipoff_shared import admin
+from tipoff_shared.ban_follower import BanFollower
+from tipoff_shared.ban_list import MAX_BANS, ban_key, is_over, text_of
+from tipoff_shared.errors import Malformed, TipoffError, Unavailable
+from tipoff_shared.kv.buckets import Buckets
+from tipoff_shared.nats.connection import Bus
+from tipoff_shared.primitives.single_flight import SingleFlight
+from tipoff_shared.primitives.tasks import Tasks
+from tipoff_shared.records import Ban, BanKind, Bans, DeploymentRecord, SessionRecord, encode
+
+log = logging.getLogger(__name__)
+
+_AT_ONCE = 500
+"""Bans in one command: well below NATS's largest message."""
+_LIFTED_FOR = 120.0
+"""Seconds for which a lifted ban stays written, so that everybody who follows hears of it."""
+_SHORTEST_TTL = 1.0
+
+
+class BanEnforcer:
+    """The bans of one matchmaker. `follower.run` must run."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        buckets: Buckets,
+        follower: BanFollower,
+        deployments: DeploymentStore,
+        sessions: SessionStore,
+        kicker: Kicker,
+        tasks: Tasks,
+        settings: Settings,
+        clock: Callable[[], float],
+    ) -> None:
+        self._bus = bus
+        self._bucket = buckets.bans
+        self._records = buckets.sessions
+        self._follower = follower
+        self._deployments = deployments
+        self._sessions = sessions
+        self._kicker = kicker
+        self._tasks = tasks
+        self._clock = clock
+        self._tells_addresses = settings.profile == "trusted"
+        self._told_any = False
+        self._endings = SingleFlight[str, None]("banned", begin=tasks.start)
+        follower.subscribe(self._changed, on_listed=self._tell_all_servers)
+        deployments.subscribe_states(self._server_changed)
+        sessions.subscribe(self._session_seen)
+
+    def check(self, client_ip: str) -> None:
+        """Raises `NotAllowed` when a player at `client_ip` is banned; the message names the end of the ban."""
+        self._follower.check(client_ip)
+
+    # What operators ask for.
+
+    async def add(self, ban: Ban) -> admin.Banned:
+        """Write a ban. Raises `Malformed` when it would be over at once or there are too many, and `Unavailable`."""
+        now = self._clock()
+        if ban.until and ban.until - now < _SHORTEST_TTL:
+            raise Malformed("until: the ban would end at once; a later time is expected")
+        before = await self._bucket.get(ban_key(ban))
+        if before is None and len(self._follower.bans) >= MAX_BANS:
+            raise Malformed(f"there are {MAX_BANS} bans already; lift some, or ban a network")
+        await self._bucket.put(ban_key(ban), ban, ttl=ban.until - now if ban.until else None)
+        log.warning(
+            "an operator bans %s %s until %s: %s", ban.kind, ban.subject, ban.until or "-", ban.reason
+        )
+        existed = before is not None and not is_over(before.value, now)
+        return admin.Banned(ban.kind, ban.subject, ban.until, ban.reason, existed)
+
+    async def lift(self, ban: Ban) -> admin.Banned:
+        """End a ban; one that is not there is no error. Raises `Unavailable`."""
+        now = self._clock()
+        before = await self._bucket.get(ban_key(ban))
+        if before is None or is_over(before.value, now):
+            return admin.Banned(ban.kind, ban.subject)
+        lifted = msgspec.structs.replace(before.value, until=now)
+        await self._bucket.put(ban_key(ban), lifted, ttl=_LIFTED_FOR)
+        log.warning("an operator lifts the ban of %s %s", ban.kind, ban.subject)
+        return admin.Banned(ban.kind, ban.subject, before.value.until, before.value.reason, existed=True)
+
+    # What follows from a ban.
+
+    def _changed(self, bans: list[Ban]) -> None:
+        now = self._clock()
+        servers = self._servers()
+        if servers:
+            self._tasks.start(self._tell(servers, bans, complete=False), "tell of bans")
+        if any(ban.kind is BanKind.ADDRESS and not is_over(ban, now) for ban in bans):
+            self._tasks.start(self._end_sessions(), "end banned sessions")
+
+    async def _end_sessions(self) -> None:
+        """End the open sessions of banned addresses, whichever matchmaker made them."""
+        try:
+            for entry in (await self._records.list()).values():
+                self._session_seen(entry.value)
+        except TipoffError as exc:
+            log.info("the sessions of banned players are left to the next listing: %s", exc)
+
+    def _session_seen(self, record: SessionRecord) -> None:
+        if not (len(self._follower.bans) and record.client_ip and is_open(record)):
+            return
+        ban = self._follower.bans.find(self._clock(), address=record.client_ip)
+        if ban is not None:
+            self._endings.start(record.id, lambda: self._end(record, text_of(ban)))
+
+    async def _end(self, record: SessionRecord, reason: str) -> None:
+        log.warning("session %s is ended: its player is banned", record.id)
+        try:
+            await self._kicker.end(self._sessions, record, reason)
+        except TipoffError as exc:
+            log.info("the banned session %s is left to the next listing: %s", record.id, exc)
+
+    # What game servers are told.
+
+    def _servers(self) -> list[str]:
+        return [id for id, entry in self._deployments.entries.items() if serves(entry.value)]
+
+    def _server_changed(self, before: DeploymentRecord | None, after: DeploymentRecord) -> None:
+        if serves(after) and len(self._follower.bans):
+            self._start_telling([after.id])
+
+    def _tell_all_servers(self) -> None:
+        if len(self._follower.bans) or self._told_any:
+            self._start_telling(self._servers())
+
+    def _start_telling(self, servers: list[str]) -> None:
+        if servers:
+            bans = list(self._follower.bans.all().values())
+            self._tasks.start(self._tell(servers, bans, complete=True), "tell of bans")
+
+    async def _tell(self, servers: Iterable[str], bans: list[Ban], *, complete: bool) -> None:
+        """`complete`: these are all."""
+        if not self._tells_addresses:
+            bans = [ban for ban in bans if ban.kind is not BanKind.ADDRESS]
+        if not (bans or complete):
+            return
+        self._told_any = True
+        commands = [
+            encode(Bans(bans[at : at + _AT_ONCE], first=complete and at == 0))
+            for at in range(0, max(1, len(bans)), _AT_ONCE)
+        ]
+        try:
+            for deployment_id in servers:
+                for command in commands:
+                    await self._bus.publish(self._bus.subjects.commands(deployment_id), command)
+        except Unavailable as exc:
+            log.info("game servers hear of bans later: %s", exc)

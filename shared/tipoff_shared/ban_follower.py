@@ -1,0 +1,102 @@
+"""Follows the bucket `bans`: keeps a `BanList` as NATS has it, and tells listeners what changes.
+
+The watch is a hint that comes at once; a listing every half minute is the truth. While NATS is away, or has no such
+bucket yet, what is known stays in force.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import TypeAlias
+
+from tipoff_shared.ban_list import BanList, is_over
+from tipoff_shared.errors import Unavailable
+from tipoff_shared.kv.bucket import Bucket
+from tipoff_shared.kv.changes import Change
+from tipoff_shared.primitives.retry import Backoff, run_forever
+from tipoff_shared.records import Ban
+
+log = logging.getLogger(__name__)
+
+Listener: TypeAlias = Callable[[list[Ban]], None]
+"""Called in the event loop with bans that are new or have changed, lifted ones included."""
+
+LISTING_INTERVAL = 30.0
+
+
+class BanFollower:
+    """The bans as one process knows them. `run` must run. `clock`: Unix seconds."""
+
+    def __init__(self, bucket: Bucket[Ban], clock: Callable[[], float] = time.time) -> None:
+        self.bans = BanList()
+        self._bucket = bucket
+        self._clock = clock
+        self._revisions: dict[str, int] = {}
+        self._listeners: list[Listener] = []
+        self._on_listed: list[Callable[[], None]] = []
+
+    def subscribe(self, listener: Listener, *, on_listed: Callable[[], None] | None = None) -> None:
+        """Call `listener` with what changes, and `on_listed` after each listing."""
+        self._listeners.append(listener)
+        if on_listed is not None:
+            self._on_listed.append(on_listed)
+
+    def check(self, address: str) -> None:
+        """Raises `NotAllowed` when players at `address` are banned now."""
+        if len(self.bans):
+            self.bans.check(self._clock(), address=address)
+
+    async def run(self) -> None:
+        """Follow the bucket until cancelled."""
+        await run_forever(
+            self._follow,
+            first_pause=0.2,
+            retry_on=Unavailable,
+            on_failure=lambda _, exc: log.debug("following bans: %s; again soon", exc),
+        )
+
+    async def _follow(self, pauses: Backoff) -> None:
+        loop = asyncio.get_running_loop()
+        async with self._bucket.watch() as changes:
+            while True:
+                await self._list()
+                pauses.reset()
+                end = loop.time() + LISTING_INTERVAL
+                while (left := end - loop.time()) > 0:
+                    batch = await changes.fetch(timeout=min(left + 0.1, 5.0))
+                    for _, ack in batch:
+                        await ack()
+                    self._learn([change for change, _ in batch])
+
+    async def _list(self) -> None:
+        listed = await self._bucket.list()
+        now = self._clock()
+        current = {key: entry.value for key, entry in listed.items() if not is_over(entry.value, now)}
+        before = self.bans.all()
+        new = [ban for key, ban in current.items() if before.get(key) != ban]
+        self.bans.replace(current)
+        self._revisions = {key: entry.revision for key, entry in listed.items()}
+        self._tell(new)
+        for listed_listener in self._on_listed:
+            listed_listener()
+
+    def _learn(self, changes: list[Change[Ban]]) -> None:
+        new: list[Ban] = []
+        for change in changes:
+            if self._revisions.get(change.key, 0) >= change.revision:
+                continue
+            self._revisions[change.key] = change.revision
+            if change.value is None:
+                self.bans.drop(change.key)
+            elif self.bans.all().get(change.key) != change.value:
+                self.bans.put(change.key, change.value)
+                new.append(change.value)
+        self._tell(new)
+
+    def _tell(self, bans: list[Ban]) -> None:
+        if bans:
+            for listener in self._listeners:
+                listener(bans)
