@@ -127,7 +127,7 @@ ORDER = {
         context
         edgegap presence
         players
-        failures stand_alone
+        failures patience stand_alone
         transports
         clock listeners shutdown
         running

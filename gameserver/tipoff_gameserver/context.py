@@ -144,6 +144,8 @@ class ServerOptions:
     """Packets or frames per second of one player, beyond which it is disconnected."""
     max_tick_failures: int
     """This many failed ticks in a row end the server."""
+    callback_timeout: float | None = 60.0
+    """Seconds after which a callback that does not return ends the server; None: never."""
     udp: bool = True
     websocket: bool = True
     """Which listeners to open."""

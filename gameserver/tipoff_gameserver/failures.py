@@ -5,8 +5,8 @@
     ├── ConfigError         (tipoff_shared.errors) settings that cannot be used; exit code 2
     └── TipoffError         (tipoff_shared.errors) what NATS or a peer did wrong: logged, and the game goes on
 
-A callback that raises is logged. A player whose `on_join` raised is kicked. A failing `on_start`, or too many failing
-ticks in a row, end the server.
+A callback that raises is logged. A player whose `on_join` raised is kicked. A failing `on_start`, too many failing
+ticks in a row, or a callback that does not return (patience.py) end the server.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from tipoff_gameserver.throttled_log import ThrottledLog
 
 
 class GameFailed(Exception):
-    """The game's `on_start` failed, or its `tick` so often in a row that the server gave up; the cause is the game's
-    own exception."""
+    """The game's `on_start` failed, its `tick` failed so often in a row that the server gave up (the cause is the
+    game's own exception), or a callback did not return."""
 
 
 class GameFailures:
@@ -34,7 +34,7 @@ class GameFailures:
         self._on_giving_up: list[Callable[[GameFailed], None]] = []
 
     def on_giving_up(self, callback: Callable[[GameFailed], None]) -> None:
-        """Call `callback` once too many ticks in a row have failed."""
+        """Call `callback` once too many ticks in a row have failed, or a callback hangs."""
         self._on_giving_up.append(callback)
 
     def callback_failed(self, label: str, args: tuple[Any, ...], exc: BaseException) -> None:
@@ -49,6 +49,11 @@ class GameFailures:
         if label == "on_join" and player is not None:
             player.kick("the game could not let you in")
 
+    def hangs(self, why: str) -> None:
+        """The game does not go on, and is given up. Idempotent."""
+        if self.failure is None:
+            self._give_up(GameFailed(why))
+
     def tick_succeeded(self) -> None:
         """A tick returned."""
         self._ticks_failed = 0
@@ -58,10 +63,14 @@ class GameFailures:
         self._ticks_failed += 1
         self._log.exception("tick", "the game's tick failed; the game goes on", exc)
         if self._ticks_failed == self._max_tick_failures:
-            self.failure = GameFailed(
+            failure = GameFailed(
                 f"the game's tick failed {self._ticks_failed} times in a row, the last time with "
                 f"{type(exc).__name__}: {exc}"
             )
-            self.failure.__cause__ = exc
-            for callback in self._on_giving_up:
-                callback(self.failure)
+            failure.__cause__ = exc
+            self._give_up(failure)
+
+    def _give_up(self, failure: GameFailed) -> None:
+        self.failure = failure
+        for callback in self._on_giving_up:
+            callback(failure)

@@ -17,6 +17,7 @@ from tipoff_gameserver.clock import Clock
 from tipoff_gameserver.context import Context, ServerOptions
 from tipoff_gameserver.failures import GameFailed, GameFailures
 from tipoff_gameserver.listeners import Listeners
+from tipoff_gameserver.patience import Patience, Verdict, in_development
 from tipoff_gameserver.players.dispatch import Callbacks, Dispatcher
 from tipoff_gameserver.players.player import Players
 from tipoff_gameserver.players.roster import Roster
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 
 _CALLBACK_TIMEOUT = 3.0
 """Seconds that the last callbacks may take in all."""
+_HOUSEKEEPING = 1.0
 _SLOW_CALLBACK = 5.0
 
 
@@ -79,7 +81,13 @@ class Running:
         self._log = ThrottledLog()
         self._failures = GameFailures(self._log, options.max_tick_failures)
         self.tasks = Tasks("gameserver")
-        self._dispatcher = Dispatcher(self.tasks, self._failures.callback_failed)
+        self._patience = Patience(float(context.lease_ttl), options.callback_timeout)
+        self._frozen = 0.0
+        """Seconds for which this process did not run (SIGSTOP, a paused machine), which the game is not blamed for."""
+        self._looked_at = time.perf_counter()
+        self._dispatcher = Dispatcher(
+            self.tasks, self._failures.callback_failed, lambda: time.perf_counter() - self._frozen
+        )
         self._presence = presence_for(context, boot_id)
         self._listeners = Listeners(context, options)
         self.endpoints = self._listeners.endpoints
@@ -162,6 +170,7 @@ class Running:
             game=context.game,
             version=context.version,
             state=self.shutdown.state,
+            reason=self.shutdown.reason,
             transports=endpoints.transports,
             capacity=self._options.capacity,
             players=len(self._roster),
@@ -187,16 +196,30 @@ class Running:
         self._health.touch()
         self._roster.new_second()
         self._listeners.housekeeping(self._loop.time())
-        waited = self._dispatcher.waited_for(time.perf_counter())
-        if waited is not None and waited[1] > _SLOW_CALLBACK:
-            self._log.warning("slow", "the game's %s has not returned for %.0f s; all wait for it", *waited)
-        self._housekeeping_timer = self._loop.call_later(1.0, self._housekeeping)
+        self._look_at_game()
+        self._housekeeping_timer = self._loop.call_later(_HOUSEKEEPING, self._housekeeping)
+
+    def _look_at_game(self) -> None:
+        """The lease says that the game is well, so it must be: see patience.py."""
+        now = time.perf_counter()
+        self._frozen += max(0.0, now - self._looked_at - 2 * _HOUSEKEEPING)
+        self._looked_at = now
+        late = self._dispatcher.late()
+        if late is None:
+            return
+        if late.awaited > _SLOW_CALLBACK:
+            self._log.warning(
+                "slow", "the game's %s has not returned for %.0f s; all wait for it", late.label, late.awaited
+            )
+        verdict = Verdict.FINE if in_development() else self._patience.judge(late.behind)
+        if verdict is Verdict.DRAIN:
+            self.shutdown.drain(late.why(), None)
+        elif verdict is Verdict.END:
+            self._failures.hangs(late.why())
 
     def _give_up(self, failure: GameFailed) -> None:
-        self.shutdown.begin(str(failure))
         self._clock.stop()
-        for player in self._players:  # no tick will follow, so players must not wait for one
-            player.kick("the game has failed")
+        self.shutdown.begin(str(failure), failed=True)
 
     # --- the end ----------------------------------------------------------------------------------------------
 
@@ -212,7 +235,7 @@ class Running:
         self._clock.stop()
         if self._housekeeping_timer is not None:
             self._housekeeping_timer.cancel()
-        self._roster.close_all("the server ends")
+        self._roster.close_all("the game has failed" if self.failure is not None else "the server ends")
         self._dispatcher.post("on_stop", self._callbacks.on_stop, self._server)
         try:
             async with asyncio.timeout(_CALLBACK_TIMEOUT):

@@ -87,6 +87,8 @@ class GameServer:
     * `flood_limit`: packets or WebSocket frames per second, beyond which a player is disconnected (by WebSocket with
       close code 1008). By default four times `message_limit`, at least 2000.
     * `max_tick_failures`: the server gives up when this many ticks in a row have raised.
+    * `callback_timeout`: the server gives up when an async callback has not returned for so many seconds; None: never.
+      After the lease's TTL (10 s) it lets nobody in. Neither happens in a debugger or with `python -X dev`.
 
     Raises `TypeError` or `ValueError` at once for a game or numbers that cannot work, `ConfigError` at the start for
     settings that cannot be used.
@@ -109,6 +111,7 @@ class GameServer:
         message_limit: int = 500,
         flood_limit: int | None = None,
         max_tick_failures: int = 30,
+        callback_timeout: float | None = 60.0,
     ) -> None:
         rate = tick_rate if tick_rate is not None else getattr(game, "tick_rate", DEFAULT_TICK_RATE)
         if not (isinstance(rate, int | float) and 0 < rate <= 1000):
@@ -126,6 +129,8 @@ class GameServer:
                 f"message_limit={message_limit}, flood_limit={flood_limit}: at least 1, and flood_limit not below "
                 "message_limit, is expected"
             )
+        if callback_timeout is not None and callback_timeout <= 0:
+            raise ValueError(f"callback_timeout={callback_timeout}: seconds above 0, or None, are expected")
         self.game = game
         self.tick_rate = float(rate)
         self.dt = 1.0 / self.tick_rate
@@ -157,6 +162,7 @@ class GameServer:
             message_limit,
             flood_limit,
             max_tick_failures,
+            callback_timeout,
             udp=udp,
             websocket=websocket,
         )

@@ -14,12 +14,17 @@ import logging
 from tipoff_gameserver.players.roster import Roster
 from tipoff_gameserver.presence.interface import Presence
 from tipoff_shared.primitives.tasks import Tasks
+from tipoff_shared.primitives.text import one_line
+from tipoff_shared.primitives.waiting import wait_for_event
 from tipoff_shared.records import LeaseState
 
 log = logging.getLogger(__name__)
 
 ANNOUNCE_TIMEOUT = 2.0
 """Seconds for telling the matchmaker before the server goes on."""
+HEARD_TIMEOUT = 2.0
+"""Seconds in which the matchmaker ends the sessions of a failed server, and stops it, before its players are sent away:
+so their sessions end with the reason."""
 
 
 class Shutdown:
@@ -27,6 +32,8 @@ class Shutdown:
 
     def __init__(self, tasks: Tasks, roster: Roster, presence: Presence) -> None:
         self.state = LeaseState.READY
+        self.reason = ""
+        """Why it is not ready, in one line."""
         self.due = asyncio.Event()
         self._tasks = tasks
         self._roster = roster
@@ -36,18 +43,22 @@ class Shutdown:
         self._signalled = False
         roster.on_empty(self._last_player_left)
 
-    def begin(self, reason: str) -> asyncio.Task[None]:
-        """The match is over: tell the matchmaker, then the server is due to close. Idempotent."""
+    def begin(self, reason: str, *, failed: bool = False) -> asyncio.Task[None]:
+        """The match is over, or the game has `failed`: tell the matchmaker, then the server is due to close.
+        Idempotent."""
         if self._announcing is None:
             log.info("shutting down: %s", reason)
             self.state = LeaseState.ENDED
+            self.reason = one_line(reason)
             self._roster.stop_admitting()
-            self._announcing = self._tasks.start(self._announce_end(), "shutdown")
+            self._announcing = self._tasks.start(self._announce_end(failed), "shutdown")
         return self._announcing
 
-    async def _announce_end(self) -> None:
+    async def _announce_end(self, failed: bool) -> None:
         if not await self._presence.announce(ANNOUNCE_TIMEOUT):
             log.warning("the matchmaker could not be told that this server ends; its lease will expire")
+        elif failed and self._presence.reports and len(self._roster):
+            await wait_for_event(self.due, HEARD_TIMEOUT)
         self.due.set()
 
     def drain(self, reason: str, grace: float | None) -> None:
@@ -56,6 +67,7 @@ class Shutdown:
         if self.state is LeaseState.READY:
             log.info("draining%s", f": {reason}" if reason else "")
             self.state = LeaseState.DRAINING
+            self.reason = one_line(reason)
             self._roster.stop_admitting()
             self._tasks.start(self._announce_draining(), "announce draining")
         if not len(self._roster):

@@ -175,6 +175,8 @@ class GameserverLease(msgspec.Struct, frozen=True, omit_defaults=True):
     """In the isolated profile, the number of the event that carried this lease (server_events.py); it orders leases."""
     key: str = ""
     """Fingerprint of the netcode key that the server has (`PrivateKey.fingerprint`); "" from an earlier release."""
+    reason: str = ""
+    """Why the server is draining or has ended, in one line; "" where it does not say."""
 
 
 LEASE_TTL = 10

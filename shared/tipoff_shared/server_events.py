@@ -182,6 +182,8 @@ def _check_lease(lease: GameserverLease, ttl: int, deployment_id: str, boot_id: 
         raise Malformed("lease: websocket_port cannot be")
     if len(lease.game) > 30 or len(lease.version) > 30 or not _DIGEST.fullmatch(lease.cert_digest):
         raise Malformed("lease: game, version or cert_digest cannot be")
+    if len(lease.reason) > 300:
+        raise Malformed("lease: reason is too long")
     if not _FINGERPRINT.fullmatch(lease.key):
         raise Malformed("lease: key is not a fingerprint")
     if len(lease.internal) > _MAX_INTERNAL or not all(map(_is_address, lease.internal)):

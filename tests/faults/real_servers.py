@@ -7,8 +7,9 @@ import base64
 import contextlib
 import dataclasses
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 import nats.errors
 
@@ -35,6 +36,9 @@ class RealServers:
     def __init__(self, world: World, settings: NatsSettings, *, lease_ttl: int) -> None:
         self.world = world
         self.running: dict[str, GameServer] = {}
+        self.make_game: Callable[[], Recorder] = Recorder
+        self.options: dict[str, Any] = {}
+        """Further arguments of the servers to come."""
         self._settings = settings
         self._lease_ttl = lease_ttl
         self._specs: dict[str, DeploySpec] = {}
@@ -63,7 +67,7 @@ class RealServers:
             lease_ttl=self._lease_ttl,
             event_key=EventKey.parse(spec.event_key) if spec.event_key else None,
         )
-        server = GameServer(Recorder(), context=context, tick_rate=30)
+        server = GameServer(self.make_game(), context=context, tick_rate=30, **self.options)
         await server.__aenter__()
         self.running[spec.deployment_id] = server
 

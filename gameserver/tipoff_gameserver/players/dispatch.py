@@ -14,7 +14,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from tipoff_shared.primitives.tasks import Tasks
 
@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 MAX_QUEUED = 10_000
 """Calls that may wait while an async callback runs; messages beyond that are dropped."""
 
-Call = tuple[str, Callable[..., Any], tuple[Any, ...]]
+Call = tuple[str, Callable[..., Any], tuple[Any, ...], float]
+"""Its label, the callback, the arguments, and when it was due."""
 
 _ARGUMENTS = {
     "on_start": ("server",),
@@ -78,15 +79,39 @@ def _find(game: object, base: type, name: str) -> Callable[..., Any]:
     return method  # type: ignore[no-any-return]  # getattr knows no types
 
 
-class Dispatcher:
-    """Runs callbacks one at a time; `on_error(label, args, exc)` is called for each that raised."""
+class Late(NamedTuple):
+    """An async callback is being awaited, and all others wait for it."""
 
-    def __init__(self, tasks: Tasks, on_error: Callable[[str, tuple[Any, ...], BaseException], None]) -> None:
+    label: str
+    awaited: float
+    """Seconds since it was called."""
+    behind: float
+    """Seconds since the oldest call that is not over was due: this one, or the next in the queue."""
+
+    def why(self) -> str:
+        """What is wrong, in one line."""
+        if self.awaited > self.behind / 2:
+            return f"the game's {self.label} has not returned for {self.awaited:.0f} s"
+        return f"the game is {self.behind:.0f} s behind with its callbacks"
+
+
+class Dispatcher:
+    """Runs callbacks one at a time; `on_error(label, args, exc)` is called for each that raised. `clock` returns
+    seconds."""
+
+    def __init__(
+        self,
+        tasks: Tasks,
+        on_error: Callable[[str, tuple[Any, ...], BaseException], None],
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._clock = clock
         self._tasks = tasks
         self._on_error = on_error
         self._queue: deque[Call] = deque()
         self._running = False
         self._awaiting: tuple[str, float] | None = None
+        """Its label, and when it was called."""
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -95,13 +120,18 @@ class Dispatcher:
         """Whether messages must be dropped: `MAX_QUEUED` calls wait."""
         return len(self._queue) >= MAX_QUEUED
 
-    def waited_for(self, now: float) -> tuple[str, float] | None:
-        """The async callback that is being awaited, and for how many seconds (`time.perf_counter`)."""
-        return None if self._awaiting is None else (self._awaiting[0], now - self._awaiting[1])
+    def late(self) -> Late | None:
+        """The async callback that is being awaited; None when the game waits for nothing."""
+        if self._awaiting is None:
+            return None
+        label, called = self._awaiting
+        now = self._clock()
+        oldest = min(called, self._queue[0][3]) if self._queue else called
+        return Late(label, now - called, now - oldest)
 
     def post(self, label: str, call: Callable[..., Any], *args: Any) -> None:
         """Call `call(*args)` when its turn has come, which may be now."""
-        self._queue.append((label, call, args))
+        self._queue.append((label, call, args, self._clock()))
         if not self._running:
             self._run()
 
@@ -113,7 +143,7 @@ class Dispatcher:
         self._running = True
         queue = self._queue
         while queue:
-            label, call, args = queue.popleft()
+            label, call, args, _ = queue.popleft()
             try:
                 result = call(*args)
             except Exception as exc:
@@ -121,7 +151,7 @@ class Dispatcher:
                 continue
             if result is not None and inspect.isawaitable(result):
                 self._idle.clear()
-                self._awaiting = (label, time.perf_counter())
+                self._awaiting = (label, self._clock())
                 self._tasks.start(self._finish(label, args, result), label)
                 return
         self._running = False

@@ -34,6 +34,11 @@ class Presence(Protocol):
         """Whether a report can be sent now."""
         ...
 
+    @property
+    def reports(self) -> bool:
+        """Whether there is a matchmaker that reads the reports."""
+        return True
+
     def joined(self, session_id: str, client_id: int) -> None:
         """A session is connected. Idempotent."""
         ...
@@ -66,6 +71,11 @@ class NoPresence(Presence):
     def connected(self) -> bool:
         """Always True."""
         return True
+
+    @property
+    def reports(self) -> bool:
+        """Always False."""
+        return False
 
     def joined(self, session_id: str, client_id: int) -> None:
         """Do nothing."""

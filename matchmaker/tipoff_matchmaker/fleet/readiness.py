@@ -20,6 +20,7 @@ from tipoff_matchmaker.tokens import Tokens
 from tipoff_orchestrator_client.base import Deployment
 from tipoff_shared.errors import OrchestratorFailed
 from tipoff_shared.games import Games
+from tipoff_shared.primitives.text import one_line
 from tipoff_shared.records import DeploymentRecord, DeploymentState, GameserverLease, LeaseState
 
 log = logging.getLogger(__name__)
@@ -65,11 +66,13 @@ class Readiness:
             return
         if lease.state is LeaseState.ENDED:
             self._trust.remove(deployment_id)
-            self._stopper.stop(deployment_id, "the match is over")
+            self._stopper.stop(deployment_id, one_line(lease.reason) or "the match is over")
         elif not await self._serves(record, from_lease(lease, self._has_own_key(record, lease))):
             return
         elif lease.state is LeaseState.DRAINING:
-            await self._stopper.drain(deployment_id, "the server no longer admits players")
+            await self._stopper.drain(
+                deployment_id, one_line(lease.reason) or "the server no longer admits players"
+            )
         else:
             self._trust.add(deployment_id)
 
