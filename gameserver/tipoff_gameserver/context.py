@@ -14,6 +14,9 @@
 | `TIPOFF_PRIVATE_KEY_FILE`, `TIPOFF_PRIVATE_KEY` | the key shared with the matchmaker: a file, or the key itself |
 | `TIPOFF_TLS_CERT`, `TIPOFF_TLS_KEY` | PEM files: the WebSocket listener speaks TLS |
 | `TIPOFF_WEBSOCKET_URL` | what browsers dial, when a proxy in front of the WebSocket port does the TLS |
+| `TIPOFF_TRUSTED_PROXIES` | proxies whose X-Forwarded-For is believed, networks; by default this machine's |
+| `TIPOFF_MAX_STRANGERS` | WebSocket connections that have not shown a token yet (256) |
+| `TIPOFF_MAX_STRANGERS_PER_ADDRESS` | the share of one address in them (64); with one more its own oldest is closed |
 | `TIPOFF_PLAIN_WEBSOCKET` | set to 1: a WebSocket listener without TLS even on a public address |
 | `TIPOFF_BEVYGAP` | set to 1: also take tokens of bevygap's matchmaker, whose sessions are looked up |
 | `TIPOFF_DRAIN_GRACE` | seconds for which players may stay after SIGTERM (5) |
@@ -39,6 +42,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from tipoff_shared.admission.client_address import Network
 from tipoff_shared.errors import ConfigError, Malformed
 from tipoff_shared.games import Game
 from tipoff_shared.names import check_name
@@ -85,6 +89,11 @@ class Context:
     tls_key: str = ""
     websocket_url: str = ""
     plain_websocket: bool = False
+    trusted_proxies: tuple[Network, ...] = ()
+    """Networks of the proxies whose word about a player's address is believed."""
+    max_strangers: int = 256
+    max_strangers_per_address: int = 64
+    """WebSocket connections that have not shown a token yet; each at least 1."""
     drain_grace: float = DEFAULT_DRAIN_GRACE
     lease_ttl: int = LEASE_TTL
     """Whole seconds, as NATS counts them."""
@@ -241,6 +250,9 @@ def deployed_context(environ: Mapping[str, str] | None = None, *, ca_contents: s
         tls_key=env.get("TIPOFF_TLS_KEY", ""),
         websocket_url=env.get("TIPOFF_WEBSOCKET_URL", ""),
         plain_websocket=_flag(env, "TIPOFF_PLAIN_WEBSOCKET"),
+        trusted_proxies=_trusted_proxies(env),
+        max_strangers=_whole_number(env, "TIPOFF_MAX_STRANGERS", 1, 65536) or 256,
+        max_strangers_per_address=_whole_number(env, "TIPOFF_MAX_STRANGERS_PER_ADDRESS", 1, 65536) or 64,
         drain_grace=_drain_grace(env),
         lease_ttl=_whole_number(env, "TIPOFF_LEASE_TTL", 1, 3600) or LEASE_TTL,
         bevygap=_flag(env, "TIPOFF_BEVYGAP") or (edgegap and not env.get("TIPOFF_GAME")),
@@ -284,6 +296,9 @@ def stand_alone_context(
         tls_cert=env.get("TIPOFF_TLS_CERT", ""),
         tls_key=env.get("TIPOFF_TLS_KEY", ""),
         plain_websocket=True,
+        trusted_proxies=_trusted_proxies(env),
+        max_strangers=_whole_number(env, "TIPOFF_MAX_STRANGERS", 1, 65536) or 256,
+        max_strangers_per_address=_whole_number(env, "TIPOFF_MAX_STRANGERS_PER_ADDRESS", 1, 65536) or 64,
         drain_grace=0.0,
     )
 
@@ -318,6 +333,19 @@ def _name(env: Mapping[str, str], variable: str, default: str) -> str:
         return check_name(env.get(variable) or default, variable)
     except Malformed as exc:
         raise ConfigError(str(exc)) from exc
+
+
+def _trusted_proxies(env: Mapping[str, str]) -> tuple[Network, ...]:
+    """The configured networks; without any, this machine where a proxy is announced, else none."""
+    text = env.get("TIPOFF_TRUSTED_PROXIES", "")
+    if not text and env.get("TIPOFF_WEBSOCKET_URL"):
+        text = "127.0.0.0/8,::1"
+    try:
+        return tuple(ipaddress.ip_network(part, strict=False) for part in _hosts(text))
+    except ValueError as exc:
+        raise ConfigError(
+            f"TIPOFF_TRUSTED_PROXIES={text!r}: addresses or networks separated by commas are expected: {exc}"
+        ) from None
 
 
 def _flag(env: Mapping[str, str], variable: str) -> bool:

@@ -55,6 +55,8 @@ def server_environment(
     environment["TIPOFF_BIND_HOST"] = backend.bind_host
     if spec.websocket_url:  # a proxy in front does the TLS and connects without
         environment["TIPOFF_WEBSOCKET_URL"] = spec.websocket_url
+        if settings.trusted_proxies:
+            environment["TIPOFF_TRUSTED_PROXIES"] = settings.trusted_proxies
     elif settings.tls_cert and settings.tls_key:
         environment["TIPOFF_TLS_CERT"] = str(Path(settings.tls_cert).absolute())
         environment["TIPOFF_TLS_KEY"] = str(Path(settings.tls_key).absolute())

@@ -49,6 +49,10 @@ class Settings(BaseSettings):
     """What the reverse proxy for browsers (`/gs/...`) dials to reach servers that run as processes; "" is 127.0.0.1, or
     the address that servers listen on."""
 
+    trusted_proxies: str = Field(default="", pattern=r"^[0-9a-fA-F.:/, ]{0,1024}$")
+    """Addresses or networks, separated by commas, of the reverse proxies whose word about players' addresses the
+    servers behind them believe (TIPOFF_TRUSTED_PROXIES); "" is a proxy on the server's own machine."""
+
     tls_cert: str = ""
     tls_key: str = ""
     """PEM files for the servers' WebSocket listeners, needed when players come from an https page."""

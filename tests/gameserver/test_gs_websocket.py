@@ -7,6 +7,7 @@ import json
 import socket
 import time
 from dataclasses import replace
+from ipaddress import ip_network
 
 import pytest
 from websockets.asyncio.client import connect
@@ -166,13 +167,6 @@ async def test_the_round_trip_is_measured(monkeypatch: pytest.MonkeyPatch) -> No
         assert 0 < player.rtt < 1
 
 
-async def test_strangers_are_bounded(alone: GameServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(websocket, "MAX_STRANGERS", 1)
-    async with connect(url_of(alone)):
-        with pytest.raises(Exception, match="503"):
-            await connect(url_of(alone))
-
-
 async def test_a_late_message_to_a_closing_client_is_harmless(alone: GameServer, game: Recorder) -> None:
     """The game sends while the closing handshake is under way."""
     async with by_websocket(alone, token_of(await ready(alone))) as player:
@@ -248,4 +242,8 @@ async def announced(kv: Buckets) -> GameserverLease:
 @pytest.fixture
 def proxied(deployment: Context) -> Context:
     """As a launcher starts a server behind a proxy."""
-    return replace(deployment, websocket_url="wss://play.example.org/some/where/arena-1")
+    return replace(
+        deployment,
+        websocket_url="wss://play.example.org/some/where/arena-1",
+        trusted_proxies=(ip_network("127.0.0.0/8"),),
+    )

@@ -5,12 +5,13 @@
 binary messages of 1 to 1200 bytes are the game's own in both directions. A stand-alone server also answers
 `/matchmaker/ws`, as a matchmaker would.
 
-Behind a reverse proxy the game is at `/gs/DEPLOYMENT_ID` too, and a player's address is what the proxy says. No Origin
+Behind a reverse proxy the game is at `/gs/DEPLOYMENT_ID` too, and a player's address is what a trusted proxy says.
+Until a connection has shown a token it counts in its address' share, and may be closed in favour of others. No Origin
 is checked: a token in the first message lets a player in, which no foreign page has, and never a cookie.
 
 Uses undocumented parts of websockets (written against 17.4, pinned below 18): a connection's `transport`, to see how
 much is unsent and to cut off a client that does not read; `data_received` and `process_event`, to count what comes
-before the library has parsed all of it.
+before the library has parsed all of it, and `connection_made` and `connection_lost`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import http
-import ipaddress
 import logging
 import socket
 import ssl
@@ -30,6 +30,7 @@ from websockets.asyncio.server import Server, ServerConnection, broadcast, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import Frame
 from websockets.http11 import Request, Response
+from websockets.protocol import State
 
 from tipoff_gameserver.context import Context
 from tipoff_gameserver.players.player import MAX_MESSAGE_BYTES, LeaveReason, Player
@@ -37,6 +38,8 @@ from tipoff_gameserver.players.roster import Roster
 from tipoff_gameserver.players.token_check import USED, LookUp, Refusal, TokenCheck
 from tipoff_gameserver.stand_alone import Dialled, Matchmaker
 from tipoff_gameserver.throttled_log import ThrottledLog
+from tipoff_shared.admission.client_address import Address, AddressRule, parse_address, peer_address, within
+from tipoff_shared.admission.connection_shares import ConnectionShares, Eviction
 from tipoff_shared.messages import MAX_MESSAGE, Admitted, Failed, encode_admission, encode_feedback
 from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.primitives.token_bucket import TokenBucket
@@ -59,62 +62,121 @@ STALLED_AFTER = 15.0
 """Seconds within which a client must read a part of what waits for it."""
 FLOOD_GRACE = 0.5
 """Seconds in which a client that sent far too much can read why it is disconnected."""
-MAX_STRANGERS = 256
-"""Connections that have not shown a token yet."""
 
 _GOING_AWAY = 1001
 _POLICY = 1008
 _TOO_BIG = 1009
+_TRY_AGAIN_LATER = 1013
 _INTERNAL = 1011
 _MISBEHAVED = (1002, 1003, 1007, _POLICY, _TOO_BIG)
 _PIECE = 2048
 """Bytes that the library parses before its frames are counted: at most 341 frames, in about a millisecond."""
+_FLOODED = "far too many messages a second"
 _FRAME_BYTES = MAX_MESSAGE_BYTES + 8
 """The longest message with its frame's header."""
 
 
+class Strangers:
+    """The connections that have not shown a token yet, and how many an address may have of them."""
+
+    def __init__(self, context: Context) -> None:
+        self._shares = ConnectionShares[CountedConnection](
+            context.max_strangers, context.max_strangers_per_address
+        )
+        self._rule = AddressRule(trusted_proxies=context.trusted_proxies)
+        self._log = ThrottledLog()
+
+    def enter(self, connection: CountedConnection) -> None:
+        """Count a new connection. One of a trusted proxy counts from the moment when its client is named."""
+        address = peer_address(_host(connection), (), self._rule)
+        proxy = within(address, self._rule.trusted_proxies)
+        self._evict(self._shares.enter(connection, None if proxy else address))
+
+    def name(self, connection: CountedConnection, request: Request) -> None:
+        """Count a connection under the address that a trusted proxy names in the request."""
+        address = self.address(connection, request)
+        if address != parse_address(_host(connection)):
+            self._evict(self._shares.assign(connection, address))
+
+    def leave(self, connection: CountedConnection) -> None:
+        """It has ended, or its token was good. Idempotent."""
+        self._shares.leave(connection)
+
+    def address(self, connection: ServerConnection, request: Request) -> Address:
+        """Where the client is: the socket's peer, or what a trusted proxy says."""
+        headers = [(name.lower().encode(), value.encode()) for name, value in request.headers.raw_items()]
+        return peer_address(_host(connection), headers, self._rule)
+
+    def _evict(self, eviction: Eviction[CountedConnection] | None) -> None:
+        if eviction is None:
+            return
+        whose = f"{eviction.party} has too many of them" if eviction.over_share else "there are too many"
+        self._log.warning("strangers", "closed the oldest connection that has shown no token: %s", whose)
+        eviction.connection.hang_up(_TRY_AGAIN_LATER, "too many connections without a token")
+
+
 class CountedConnection(ServerConnection):
-    """A connection on which a client may send `limit` frames a second, and the bytes of as many long messages.
+    """A connection on which a client may send `limit` frames a second, and the bytes of as many long messages; one of
+    the `strangers` until its token was found good.
 
     The library parses 200,000 small frames a second and the game is not served meanwhile, so what comes is passed on
     in pieces, and nothing more once the client is over its limit: the connection ends with close code 1008.
     """
 
-    def __init__(self, limit: int, *arguments: Any, **options: Any) -> None:
+    def __init__(self, strangers: Strangers, limit: int, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.flooded = False
+        self._strangers = strangers
+        self._over = False
+        """We have hung up and read no more."""
         self._frames_left = TokenBucket(limit, limit)
         self._bytes_left = TokenBucket(limit * _FRAME_BYTES, limit * _FRAME_BYTES)
         self._frames = 0
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A stranger comes."""
+        super().connection_made(transport)
+        self._strangers.enter(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It has ended."""
+        self._strangers.leave(self)
+        super().connection_lost(exc)
+
     def data_received(self, data: bytes) -> None:
         """Pass bytes on to the library, until there are too many."""
-        if self.flooded:
+        if self._over:
             self.transport.pause_reading()  # the library has resumed it
             return
         now = self.loop.time()
         if self._bytes_left.take(now, amount=len(data)) is None:
-            self._hang_up()
+            self.hang_up(_POLICY, _FLOODED)
         for start in range(0, len(data), _PIECE):
-            if self.flooded:
+            if self._over:
                 return
             self._frames = 0
             super().data_received(data[start : start + _PIECE])
             if self._frames_left.take(now, amount=self._frames) is None:
-                self._hang_up()
+                self.hang_up(_POLICY, _FLOODED)
 
     def process_event(self, event: Any) -> None:
         """Count a frame; the first event is the opening handshake."""
-        self._frames += isinstance(event, Frame)
-        super().process_event(event)
+        if isinstance(event, Frame):
+            self._frames += 1
+        elif isinstance(event, Request):
+            self._strangers.name(self, event)
+        if not self._over:
+            super().process_event(event)
 
-    def _hang_up(self) -> None:
-        self.flooded = True
-        if self.request is None:
+    def hang_up(self, code: int, reason: str) -> None:
+        """Read no more, say why where a client can read it, and end the connection. Idempotent."""
+        if self._over:
+            return
+        self._over = True
+        if self.state is not State.OPEN:
             self.transport.abort()
             return
         self.transport.pause_reading()
-        self.protocol.fail(_POLICY, "far too many messages a second")
+        self.protocol.fail(code, reason)
         self.send_data()
         self.loop.call_later(FLOOD_GRACE, self.transport.abort)
 
@@ -182,8 +244,7 @@ class WebSocketListener:
     ) -> None:
         self._tls = tls
         self._paths = context.websocket_paths
-        self._proxied = bool(context.websocket_url)
-        """A peer on this machine or its network is a reverse proxy, which names the client in X-Forwarded-For."""
+        self._strangers = Strangers(context)
         self._roster = roster
         self._token_check = token_check
         self._tasks = tasks
@@ -191,7 +252,6 @@ class WebSocketListener:
         self._matchmaker = matchmaker
         self._servers: list[Server] = []
         self._links: dict[Player, WebSocketLink] = {}
-        self._strangers = 0
         self._log = ThrottledLog()
 
     async def open(self, sockets: Sequence[socket.socket]) -> None:
@@ -211,7 +271,9 @@ class WebSocketListener:
                     ping_timeout=PING_TIMEOUT,
                     close_timeout=CLOSE_TIMEOUT,
                     process_request=self._route,
-                    create_connection=functools.partial(CountedConnection, self._roster.flood_limit),  # type: ignore[arg-type]  # a factory is enough
+                    create_connection=functools.partial(
+                        CountedConnection, self._strangers, self._roster.flood_limit
+                    ),  # type: ignore[arg-type]  # a factory is enough
                     server_header=None,
                     logger=_library,
                 )
@@ -243,14 +305,11 @@ class WebSocketListener:
         path = request.path.partition("?")[0]
         if path not in self._paths and not (path == "/matchmaker/ws" and self._matchmaker is not None):
             return ws.respond(http.HTTPStatus.NOT_FOUND, "Nothing is here. The game is at /.\n")
-        if self._strangers >= MAX_STRANGERS:
-            return ws.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "Too many connections without a token.\n")
         return None
 
     async def _serve(self, ws: ServerConnection) -> None:
         """Handle one connection, from the opening handshake to its end. Raises nothing."""
         assert ws.request is not None
-        self._strangers += 1
         try:
             if self._matchmaker is not None and ws.request.path.startswith("/matchmaker/"):
                 await self._match(ws, self._matchmaker)
@@ -262,8 +321,6 @@ class WebSocketListener:
             log.exception("a WebSocket connection from %s failed", self._address(ws))
             await close_within(ws, _INTERNAL, "", CLOSE_TIMEOUT)
             return
-        finally:
-            self._strangers -= 1
         if player is not None:
             await self._play(ws, player)
 
@@ -292,6 +349,8 @@ class WebSocketListener:
             return await self._refuse(ws, refusal)
         if not self._token_check.spend(private.tag, ws):
             return await self._refuse(ws, USED)
+        assert isinstance(ws, CountedConnection)
+        self._strangers.leave(ws)
         link = WebSocketLink(ws, self._tasks, self._address(ws))
         player = self._roster.seat(grant, link)
         self._links[player] = link
@@ -344,18 +403,11 @@ class WebSocketListener:
 
     def _address(self, ws: ServerConnection) -> str:
         """The player's address, for people and logs; no decision depends on it."""
-        peer = _peer(ws)
-        if not self._proxied or ws.request is None or not ws.remote_address:
-            return peer
-        # The proxy wrote the last entry; anybody may have written those before it. Several headers are one list
-        # (RFC 9110, 5.3).
-        told = ",".join(ws.request.headers.get_all("X-Forwarded-For")).rpartition(",")[2].strip()
-        try:
-            if ipaddress.ip_address(ws.remote_address[0]).is_private:
-                return str(ipaddress.ip_address(told))
-        except ValueError:
-            pass
-        return peer
+        if ws.request is not None and ws.remote_address:
+            told = self._strangers.address(ws, ws.request)
+            if told != parse_address(ws.remote_address[0]):
+                return str(told)
+        return _peer(ws)
 
     def _dialled(self, ws: ServerConnection) -> Dialled:
         """How the client reached this server: it will reach the game in the same way."""
@@ -371,6 +423,12 @@ async def close_within(ws: ServerConnection, code: int, reason: str, timeout: fl
             await ws.close(code, _close_reason(reason))
     except TimeoutError:
         ws.transport.abort()
+
+
+def _host(ws: ServerConnection) -> str | None:
+    """The socket's peer; None for a client that is gone."""
+    peer = ws.transport.get_extra_info("peername")
+    return peer[0] if peer else None
 
 
 def _close_reason(text: str) -> str:

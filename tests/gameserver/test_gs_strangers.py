@@ -1,0 +1,154 @@
+"""Connections without a token keep nobody out, and nobody speaks for other addresses."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import ip_network
+
+import pytest
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+
+from tests.gameserver.players import Recorder, by_websocket, token_for
+from tests.polling import eventually
+from tipoff_gameserver import Context, GameServer
+from tipoff_gameserver.context import stand_alone_context
+from tipoff_shared.errors import ConfigError
+from tipoff_shared.messages import Admitted
+
+pytestmark = pytest.mark.row(75)
+
+
+@pytest.fixture
+def small(deployment: Context) -> Context:
+    """Room for eight strangers, four of one address."""
+    return replace(deployment, max_strangers=8, max_strangers_per_address=4)
+
+
+@pytest.fixture
+def sockets() -> Iterator[list[socket.socket]]:
+    """Closed at the end."""
+    opened: list[socket.socket] = []
+    yield opened
+    for sock in opened:
+        sock.close()
+
+
+def port_of(server: GameServer) -> int:
+    port = server._started.endpoints.websocket_port
+    assert port is not None
+    return port
+
+
+def open_silent(server: GameServer, sockets: list[socket.socket], source: str, count: int) -> None:
+    """TCP connections that say nothing."""
+    target = ("127.0.0.1", port_of(server))
+    sockets.extend(socket.create_connection(target, source_address=(source, 0)) for _ in range(count))
+
+
+async def test_silent_sockets_of_one_address_keep_nobody_out(
+    small: Context, game: Recorder, sockets: list[socket.socket]
+) -> None:
+    """They have not even said what they want: the oldest of the greediest address goes for each who comes."""
+    async with GameServer(game, context=small) as server:
+        await asyncio.to_thread(open_silent, server, sockets, "127.0.0.66", 100)
+        for number in range(4):
+            async with by_websocket(server, token_for(server, f"s{number}")) as player:
+                assert isinstance(player.answer, Admitted)
+        strangers = server._started._listeners._listening[1]._strangers._shares  # type: ignore[attr-defined]
+        await eventually(lambda: len(strangers) <= 8, "no more are held than allowed")
+
+
+async def test_sockets_without_a_token_of_one_address_keep_nobody_out(small: Context, game: Recorder) -> None:
+    """Handshakes are done, tokens do not come. The evicted are told with 1013."""
+    async with GameServer(game, context=small) as server:
+        url = f"ws://127.0.0.1:{port_of(server)}/"
+        greedy = [await connect(url, local_addr=("127.0.0.66", 0)) for _ in range(12)]
+        async with by_websocket(server, token_for(server)) as player:
+            assert isinstance(player.answer, Admitted)
+            with pytest.raises(ConnectionClosed) as closed:
+                await asyncio.wait_for(greedy[0].recv(), 5)
+            assert closed.value.rcvd is not None
+            assert closed.value.rcvd.code == 1013
+        for ws in greedy:
+            await ws.close()
+
+
+async def test_players_are_never_closed_for_strangers(
+    small: Context, game: Recorder, sockets: list[socket.socket]
+) -> None:
+    """Of the same address, too: whose token was good is no stranger any more."""
+    async with (
+        GameServer(game, context=small) as server,
+        by_websocket(server, token_for(server, "s1")) as one,
+        by_websocket(server, token_for(server, "s2")) as two,
+    ):
+        await asyncio.to_thread(open_silent, server, sockets, "127.0.0.1", 100)
+        for player in (one, two):
+            await player.send(b"still here")
+            assert await player.receive() == b"still here"
+
+
+@pytest.fixture
+def proxied(small: Context) -> Context:
+    """Behind a proxy at 127.0.0.9."""
+    return replace(
+        small,
+        websocket_url="wss://play.example.org/gs/arena-1",
+        trusted_proxies=(ip_network("127.0.0.9"),),
+    )
+
+
+async def through(server: GameServer, proxy: str, client: str) -> ClientConnection:
+    """A connection that the proxy makes for a client."""
+    return await connect(
+        f"ws://127.0.0.1:{port_of(server)}/gs/arena-1",
+        local_addr=(proxy, 0),
+        additional_headers={"X-Forwarded-For": client},
+    )
+
+
+async def test_behind_a_proxy_shares_go_by_the_forwarded_address(proxied: Context, game: Recorder) -> None:
+    """The fifth of an address closes its own first, and nobody else's."""
+    async with GameServer(game, context=proxied) as server:
+        other = await through(server, "127.0.0.9", "203.0.113.2")
+        greedy = [await through(server, "127.0.0.9", "203.0.113.1") for _ in range(5)]
+        with pytest.raises(ConnectionClosed):
+            await asyncio.wait_for(greedy[0].recv(), 5)
+        await other.send(token_for(server))
+        assert "Admitted" in str(await asyncio.wait_for(other.recv(), 5))
+        for ws in (*greedy, other):
+            await ws.close()
+
+
+@pytest.mark.parametrize(
+    ("peer", "address"),
+    [("127.0.0.9", "203.0.113.7"), ("127.0.0.8", "127.0.0.8:"), ("127.0.0.1", "127.0.0.1:")],
+)
+async def test_only_a_trusted_proxy_speaks_for_others(
+    proxied: Context, game: Recorder, peer: str, address: str
+) -> None:
+    """Another private address is no proxy, though one is announced."""
+    async with GameServer(game, context=proxied) as server:
+        ws = await through(server, peer, "203.0.113.7")
+        await ws.send(token_for(server))
+        ((_, player),) = await game.saw("join")
+        assert player.address.startswith(address)
+        await ws.close()
+
+
+def test_trusted_proxies_are_this_machine_where_a_proxy_is_announced() -> None:
+    """And what the operator says, else nobody."""
+    assert stand_alone_context({}).trusted_proxies == ()
+    announced = {"TIPOFF_WEBSOCKET_URL": "wss://play.example.org/"}
+    assert stand_alone_context(announced).trusted_proxies == (ip_network("127.0.0.0/8"), ip_network("::1"))
+    named = announced | {"TIPOFF_TRUSTED_PROXIES": "10.1.2.3, 192.168.0.0/16"}
+    assert stand_alone_context(named).trusted_proxies == (
+        ip_network("10.1.2.3"),
+        ip_network("192.168.0.0/16"),
+    )
+    with pytest.raises(ConfigError, match="TIPOFF_TRUSTED_PROXIES"):
+        stand_alone_context({"TIPOFF_TRUSTED_PROXIES": "caddy"})
