@@ -11,6 +11,7 @@ BENCHES = (
         "netcode",
         "matchmaker",
         "httpd",
+        "httpd_attacks",
         "turn",
         "gameserver",
         "gameserver_attacks",

@@ -47,15 +47,15 @@ async def _measure() -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as scratch:
         async with (
             embedded_nats(Path(scratch)) as nats,
-            _stub(nats.settings()),
+            stub(nats.settings()),
             _httpd(nats.settings()) as (url, pid),
         ):
             await play_many(url, "arena", "1", plays=200, in_flight=10)
             figures.append(_figure("memory per waiting WebSocket", await _memory_per_player(url, pid), "KiB"))
             for in_flight, plays in PLAYS.items():
-                cpu = _cpu_seconds(pid)
+                cpu = cpu_seconds(pid)
                 got = await play_many(url, "arena", "1", plays=plays, in_flight=in_flight)
-                cpu = (_cpu_seconds(pid) - cpu) / plays * 1000
+                cpu = (cpu_seconds(pid) - cpu) / plays * 1000
                 if got.errors:
                     raise RuntimeError(f"plays failed: {got.errors}")
                 where = f"{in_flight} in flight"
@@ -89,7 +89,7 @@ async def _memory_per_player(url: str, pid: int) -> float:
     return grown / WAITING / 1024
 
 
-def _cpu_seconds(pid: int) -> float:
+def cpu_seconds(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
@@ -99,7 +99,7 @@ def _resident(pid: int) -> int:
 
 
 @asynccontextmanager
-async def _process(module: str, settings: NatsSettings, **variables: str) -> AsyncIterator[tuple[str, int]]:
+async def process(module: str, settings: NatsSettings, **variables: str) -> AsyncIterator[tuple[str, int]]:
     """Start a child process that prints `... listens on X` to standard error; yields X and its pid."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -121,13 +121,13 @@ async def _process(module: str, settings: NatsSettings, **variables: str) -> Asy
 
 
 def _httpd(settings: NatsSettings) -> Any:
-    return _process(
+    return process(
         "tipoff_matchmaker_httpd", settings, TIPOFF_HTTPD_PORT="0", TIPOFF_HTTPD_ACKNOWLEDGE_TIMEOUT="60"
     )
 
 
-def _stub(settings: NatsSettings) -> Any:
-    return _process("bench.httpd", settings)
+def stub(settings: NatsSettings) -> Any:
+    return process("bench.httpd", settings)
 
 
 async def serve_stub() -> None:

@@ -155,3 +155,20 @@ async def test_httpd_may_die_while_players_play(front: Door, proxied: RunningUp)
 
 def _environ(pid: int) -> bytes:
     return Path(f"/proc/{pid}/environ").read_bytes()
+
+
+@pytest.mark.row(70)
+async def test_requests_some_seconds_apart_are_answered(front: Door) -> None:
+    """The proxy asks again on a connection that it kept; httpd does not close it at that moment."""
+
+    async def pair(number: int) -> list[int]:
+        codes = []
+        for pause in (4.98 + number / 250, 0.0):
+            answer = await client.post("/v1/turn/unregister", json={"key": "1"})
+            codes.append(answer.status_code)
+            await asyncio.sleep(pause)  # the moment at which many servers close an idle connection
+        return codes
+
+    async with httpx.AsyncClient(base_url=front.url, verify=front.tls, trust_env=False) as client:
+        codes = await asyncio.gather(*(pair(number) for number in range(10)))
+    assert codes == [[404, 404]] * 10

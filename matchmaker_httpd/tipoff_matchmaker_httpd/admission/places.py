@@ -31,6 +31,10 @@ Evict = Callable[[TipoffError], None]
 """Closes a socket, with the reason for its client. Called at most once, never within `enter` for the newcomer."""
 
 
+def _closed(_: TipoffError) -> None:
+    """Nothing is left to close."""
+
+
 class Place:
     """The place of one socket. Its owner calls `leave` when the socket is closed; nothing else need be called then."""
 
@@ -67,6 +71,7 @@ class Place:
 
     def leave(self) -> None:
         """The socket is closed. Idempotent."""
+        self.evict = _closed  # it refers to the protocol, which refers to this: a flood would be work for the collector
         self._places.leave(self)
 
 
