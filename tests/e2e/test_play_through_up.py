@@ -162,7 +162,14 @@ async def test_status_and_watch_speak_json(up: RunningUp) -> None:
     finally:
         watcher.terminate()
         await watcher.communicate()
-    assert set(await up.status()) == {"deployments", "sessions", "connections", "orchestrators"}
+    assert set(await up.status()) == {
+        "deployments",
+        "sessions",
+        "connections",
+        "orchestrators",
+        "problems",
+        "matchmakers",
+    }
 
 
 async def test_play_says_why_it_failed(up: RunningUp) -> None:
