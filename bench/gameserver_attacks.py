@@ -21,9 +21,12 @@ import struct
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
+
+from websockets.asyncio.client import connect
 
 from bench.gameserver import tokens
 from tipoff_gameserver import Game, GameServer, Player
@@ -37,6 +40,7 @@ STREAM_RATE = 20
 SECONDS = 8.0
 FORGED = 50_000
 """Forged connection requests per second."""
+JOINS = 32
 PROTOCOL_ID = 0x7469706F6666
 
 _NUMBERS = struct.Struct("<II")
@@ -51,6 +55,7 @@ def run() -> Iterator[dict[str, object]]:
     yield from forged_requests(sources=200)
     yield from loud_player("websocket")
     yield from loud_player("udp")
+    yield from strangers()
 
 
 # --- the server -------------------------------------------------------------------------------------------------
@@ -333,6 +338,56 @@ def _shout_by_udp(ready: SessionReady) -> Iterator[int]:
             player.turn(now, sending=False)
 
 
+# --- connections that show no token -------------------------------------------------------------------------------
+
+
+def strangers() -> Iterator[dict[str, object]]:
+    """Players who join by WebSocket, without and with an address that opens silent connections without end."""
+    with _server() as server:
+        quiet = asyncio.run(_joins(server["url"]))
+        port = urlsplit(server["url"]).port
+        with _process("loiter", str(port), stdout=subprocess.PIPE) as loiterer:
+            time.sleep(2.0)
+            crowded = asyncio.run(_joins(server["url"]))
+            loiterer.terminate()
+            assert loiterer.stdout is not None
+            rate = json.loads(loiterer.stdout.readline())["rate"]
+    beside = f"beside {rate} silent connections/s from one address"
+    for (joined, slowest), when in ((quiet, "undisturbed"), (crowded, beside)):
+        yield {"figure": f"of {JOINS} players joined by WebSocket, {when}", "value": joined, "unit": ""}
+        yield {"figure": f"slowest join by WebSocket, {when}", "value": slowest, "unit": "ms"}
+
+
+async def _joins(url: str) -> tuple[int, float]:
+    """How many of `JOINS` players got in, one after the other, and the milliseconds of the slowest."""
+    joined, slowest = 0, 0.0
+    for _ in range(JOINS):
+        began = time.perf_counter()
+        with contextlib.suppress(Exception):  # whatever kept it out
+            async with asyncio.timeout(5):
+                ready = (await tokens(url, 1))[0]
+                assert ready.transports.websocket is not None
+                async with connect(ready.transports.websocket.url) as ws:
+                    await ws.send(base64.b64decode(ready.token))
+                    joined += "Admitted" in str(await ws.recv())
+        slowest = max(slowest, 1000 * (time.perf_counter() - began))
+    return joined, round(slowest, 1)
+
+
+def loiter(port: int) -> None:
+    """Open up to 600 connections a second until SIGTERM, and keep each until the server closes it."""
+    kept: deque[socket.socket] = deque(maxlen=900)
+    began, opened = time.monotonic(), 0
+    try:
+        while True:
+            while opened < (time.monotonic() - began) * 600:
+                kept.append(socket.create_connection(("127.0.0.1", port), source_address=("127.0.0.66", 0)))
+                opened += 1
+            time.sleep(_TURN)
+    finally:
+        print(json.dumps({"rate": round(opened / (time.monotonic() - began))}), flush=True)
+
+
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -341,6 +396,8 @@ if __name__ == "__main__":
             serve(int(rate))
         case ["shout", transport, url]:
             shout(transport, url)
+        case ["loiter", port]:
+            loiter(int(port))
         case ["forge", port, rate, sources]:
             forge(int(port), int(rate), int(sources))
         case _:
