@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from tests.soak.driver import Result
@@ -154,3 +154,54 @@ def as_json(result: Result) -> dict[str, Any]:
         "figures": figures(result),
         "problems": problems(result),
     }
+
+
+def markdown(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Tables of the figures of several runs (profile -> figures), for a page of documentation."""
+    values = {
+        profile: {figure["figure"].partition(": ")[2]: figure for figure in found}
+        for profile, found in runs.items()
+    }
+    names = list(dict.fromkeys(name for found in values.values() for name in found))
+    slopes = [name for name in names if name.endswith(" memory slope")]
+    recoveries = sorted({name.rpartition(": ")[0] for name in names if name.endswith(": clean again")})
+    head = "".join(f" {profile} |" for profile in runs)
+    rule = "|---|" + "---|" * len(runs)
+
+    def row(title: str, cell: Callable[[Mapping[str, Mapping[str, Any]]], str]) -> str:
+        return f"| {title} |" + "".join(f" {cell(found)} |" for found in values.values())
+
+    def slope(name: str) -> Callable[[Mapping[str, Mapping[str, Any]]], str]:
+        return lambda found: (
+            "{value:.1f} ± {error:.1f} ({first:.1f} to {last:.1f})".format(**found[name])
+            if name in found
+            else ""
+        )
+
+    def grown(name: str) -> Callable[[Mapping[str, Mapping[str, Any]]], str]:
+        return lambda found: "{first:.0f} to {value:.0f}".format(**found[name]) if name in found else ""
+
+    def times(name: str) -> Callable[[Mapping[str, Mapping[str, Any]]], str]:
+        def cell(found: Mapping[str, Mapping[str, Any]]) -> str:
+            clean, play = found.get(f"{name}: clean again"), found.get(f"{name}: next play")
+            if clean is None or play is None:
+                return ""
+            return (
+                f"{clean['times']} x: {clean['value']:.1f} / {clean['longest']:.1f} s; "
+                f"{play['value']:.1f} / {play['longest']:.1f} s"
+            )
+
+        return cell
+
+    lines = [f"| memory, MB/h (MB) |{head}", rule]
+    lines += [row(name.removesuffix(" memory slope"), slope(name)) for name in slopes]
+    lines += ["", f"| open files, tasks, counts |{head}", rule]
+    lines += [
+        row(name, grown(name))
+        for name in names
+        if any("first" in found.get(name, {}) for found in values.values()) and name not in slopes
+        if not name.endswith(" threads")
+    ]
+    lines += ["", f"| fault: clean again; next play (median / longest) |{head}", rule]
+    lines += [row(name, times(name)) for name in recoveries]
+    return "\n".join(lines) + "\n"

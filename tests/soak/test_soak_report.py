@@ -14,7 +14,7 @@ from tests.soak.driver import Recovery, Result
 from tests.soak.invariants import Violation
 from tests.soak.plot import svg
 from tests.soak.processes import Usage, usage
-from tests.soak.report import as_json, figures, measured, problems
+from tests.soak.report import as_json, figures, markdown, measured, problems
 from tests.soak.schedule import Fault, Kind
 from tests.soak.trends import covers, trend
 
@@ -108,6 +108,14 @@ def test_json_and_plot_hold_the_run() -> None:
     picture = ElementTree.fromstring(svg([result(), result()]))
     assert "kill -9 of httpd" in {element.text for element in picture.iter()}
     ElementTree.fromstring(svg([Result("trusted", 1, 60.0)]))
+
+
+def test_the_tables_have_a_column_for_each_run() -> None:
+    """Of what a run has not seen its cell is empty."""
+    text = markdown({"trusted": figures(result()), "isolated": figures(result(recoveries=[]))})
+    assert "| matchmaker-1 | 6.0 ± 0.0 (61.2 to 62.8) | 6.0 ± 0.0 (61.2 to 62.8) |" in text
+    assert "| JetStream consumers | 7 to 7 | 7 to 7 |" in text
+    assert "| kill -9 of httpd | 1 x: 0.5 / 0.5 s; 0.7 / 0.7 s |  |" in text
 
 
 def test_the_usage_of_a_process_is_read_and_a_dead_one_has_none() -> None:
