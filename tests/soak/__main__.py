@@ -1,7 +1,7 @@
 """Runs a soak and prints its figures, one JSON line each: `make soak MINUTES=30`, or `python -m tests.soak --help`.
 
-The stacks of both profiles run side by side. `soak.json` (everything seen), `soak.svg` (a plot) and `soak.md` (tables)
-are written into the output directory. Exit code 1: a rule was broken, something was left, or something grows.
+The stacks of both profiles run side by side. `soak.json` (everything seen), `soak.svg` (a plot) and a page of tables are
+written into the output directory. Exit code 1: a rule was broken, something was left, or something grows.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
     (given.out / "soak.json").write_text(json.dumps(written))
     (given.out / "soak.svg").write_text(plot.svg(results))
     (given.out / "soak.md").write_text(report.markdown({r.profile: report.figures(r) for r in results}))
-    _say(f"soak.json, soak.svg and soak.md written into {given.out}")
+    _say(f"everything seen, a plot and tables were written into {given.out}")
     for problem in found:
         _say(f"PROBLEM {problem}")
     _say(f"{len(found)} problems; the same again: {again}")
