@@ -1,7 +1,7 @@
 """Runs a soak and prints its figures, one JSON line each: `make soak MINUTES=30`, or `python -m tests.soak --help`.
 
-The stacks of both profiles run side by side. `soak.json` (everything seen), `soak.svg` (a plot) and a page of tables are
-written into the output directory. Exit code 1: a rule was broken, something was left, or something grows.
+The stacks of both profiles run side by side. `soak.json` (everything seen), `soak.svg` (a plot) and a page of tables
+are written into the output directory. Exit code 1: a rule was broken, something was left, or something grows.
 """
 
 from __future__ import annotations
