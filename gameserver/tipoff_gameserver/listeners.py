@@ -14,14 +14,18 @@ from tipoff_gameserver.players.token_check import TokenCheck
 from tipoff_gameserver.stand_alone import Matchmaker
 from tipoff_gameserver.transports.sockets import bind
 from tipoff_gameserver.transports.udp import UdpListener
-from tipoff_gameserver.transports.websocket import WebSocketListener
+from tipoff_gameserver.transports.websocket import MAX_STRANGERS, WebSocketListener
 from tipoff_shared.errors import ConfigError
+from tipoff_shared.file_limit import raise_file_limit, within_file_limit
 from tipoff_shared.messages import Transports, UdpAddress, WebSocketAddress
 from tipoff_shared.netcode import Address, Dialect, InvalidAddress
 from tipoff_shared.primitives.server_certificate import ServerCertificate
 from tipoff_shared.primitives.tasks import Tasks
 
 log = logging.getLogger(__name__)
+
+_OTHER_FILES = 32
+"""Open files of a game server besides its players' sockets, without those that the game opens."""
 
 
 class Listener(Protocol):
@@ -175,6 +179,8 @@ class Listeners:
             if self._certificate is not None:
                 tls = self._certificate.context
                 tasks.start(self._certificate.watch(), "renewed certificates")
+            raise_file_limit()
+            within_file_limit(roster.capacity + MAX_STRANGERS, "WebSocket connections", reserved=_OTHER_FILES)
             websocket = WebSocketListener(
                 self._context, roster, token_check, tasks, tick_rate, tls, matchmaker
             )

@@ -72,6 +72,36 @@ async def test_a_crowd_at_an_httpd_that_may_open_few_files(settings: NatsSetting
     assert "out of system resource" not in log
 
 
+_GAME_SERVER = """
+import asyncio, logging
+from tipoff_gameserver import Game, GameServer
+logging.basicConfig()
+async def main():
+    async with GameServer(Game(), stand_alone=True, listen="127.0.0.1:0"):
+        pass
+asyncio.run(main())
+"""
+
+
+@pytest.mark.row(78)
+@pytest.mark.parametrize(("hard", "warns"), [(4096, False), (200, True)])
+async def test_a_game_server_raises_its_limit_and_says_when_that_is_not_enough(
+    hard: int, warns: bool
+) -> None:
+    """The usual soft limit is no obstacle where the hard one is higher."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        _GAME_SERVER,
+        stderr=asyncio.subprocess.PIPE,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard)),
+    )
+    async with asyncio.timeout(20):
+        _, said = await process.communicate()
+    assert process.returncode == 0, said
+    assert (b"WebSocket connections instead of" in said) is warns
+
+
 @pytest.mark.row(78)
 @pytest.mark.parametrize(
     ("wanted", "files_each", "limit", "possible"),
