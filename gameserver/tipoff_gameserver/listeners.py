@@ -6,6 +6,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from tipoff_gameserver.context import Context, ServerOptions
@@ -14,7 +15,7 @@ from tipoff_gameserver.players.token_check import TokenCheck
 from tipoff_gameserver.stand_alone import Matchmaker
 from tipoff_gameserver.transports.sockets import bind
 from tipoff_gameserver.transports.udp import UdpListener
-from tipoff_gameserver.transports.websocket import MAX_STRANGERS, WebSocketListener
+from tipoff_gameserver.transports.websocket import WebSocketListener
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.file_limit import raise_file_limit, within_file_limit
 from tipoff_shared.messages import Transports, UdpAddress, WebSocketAddress
@@ -180,10 +181,12 @@ class Listeners:
                 tls = self._certificate.context
                 tasks.start(self._certificate.watch(), "renewed certificates")
             raise_file_limit()
-            within_file_limit(roster.capacity + MAX_STRANGERS, "WebSocket connections", reserved=_OTHER_FILES)
-            websocket = WebSocketListener(
-                self._context, roster, token_check, tasks, tick_rate, tls, matchmaker
+            wanted = roster.capacity + self._context.max_strangers
+            possible = within_file_limit(
+                wanted, "WebSocket connections (seats and TIPOFF_MAX_STRANGERS)", reserved=_OTHER_FILES
             )
+            context = replace(self._context, max_strangers=max(1, possible - roster.capacity))
+            websocket = WebSocketListener(context, roster, token_check, tasks, tick_rate, tls, matchmaker)
             self._listening.append(websocket)
             await websocket.open(sockets)
 

@@ -99,7 +99,7 @@ async def test_a_game_server_raises_its_limit_and_says_when_that_is_not_enough(
     async with asyncio.timeout(20):
         _, said = await process.communicate()
     assert process.returncode == 0, said
-    assert (b"WebSocket connections instead of" in said) is warns
+    assert (b"WebSocket connections (seats and" in said) is warns
 
 
 @pytest.mark.row(78)
