@@ -77,6 +77,7 @@ def test_hostile_text_is_a_request_or_malformed(text: str) -> None:
 
 @pytest.mark.row(8)
 @pytest.mark.slow
+@pytest.mark.timeout(240)  # ten thousand cases; a busy machine takes over a minute
 @settings(max_examples=10_000, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.one_of(LIKELY.map(json.dumps), JSON.map(json.dumps), damaged(), st.text(max_size=300)))
 def test_hostile_text_is_a_request_or_malformed_in_many_cases(text: str) -> None:
@@ -159,6 +160,7 @@ async def test_hostile_players_get_typed_errors(
 
 @pytest.mark.row(8)
 @pytest.mark.slow
+@pytest.mark.timeout(240)  # ten thousand cases; a busy machine takes over a minute
 @pytest.mark.timeout(300)
 async def test_ten_thousand_hostile_players(start: Any, ask: Any, matchmaker: Any, eventually: Any) -> None:
     """The same, at the size of the catalogue."""
