@@ -8,17 +8,20 @@ import sys
 from pathlib import Path
 
 
-def test_the_trace_names_what_a_play_and_a_departure_pass_through(source_tree: Path) -> None:
+def test_the_trace_names_what_a_play_and_a_departure_pass_through(source_tree: Path, tmp_path: Path) -> None:
     """Both services are on a play's path, the matchmaker is on a departure's."""
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.trace_play", "--json", "--rounds", "1"],
-        cwd=source_tree,
-        capture_output=True,
-        text=True,
-        timeout=50,
-    )
+    output = tmp_path / "trace.json"
+    with output.open("wb") as out:  # it is longer than a pipe takes at once
+        done = subprocess.run(
+            [sys.executable, "-m", "bench.trace_play", "--json", "--rounds", "1"],
+            cwd=source_tree,
+            stdout=out,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=50,
+        )
     assert done.returncode == 0, done.stderr
-    trails = json.loads(done.stdout)
+    trails = json.loads(output.read_text())
     assert list(trails) == ["play", "play until quiet", "departure", "departure until quiet"]
     for name, trail in trails.items():
         assert all(total > 0 for total in trail["totals"].values()), name
