@@ -22,7 +22,7 @@ from tipoff_shared.settings import NatsSettings
 pytestmark = pytest.mark.row(85)
 
 TWO_SERVERS = msgspec.structs.replace(ARENA, seats=3, max_deployments=2, empty_ttl=60)
-LIKE_LIFE = {"orphan_grace": 4.0, "lease_grace": 3.0}
+LIKE_LIFE = {"orphan_grace": 10.0, "lease_grace": 6.0}
 """Longer than a game server takes to report again, as by default."""
 
 KINDS = (
@@ -80,7 +80,7 @@ class Playing:
         """Rebuilt, and still so when silence means something again; nobody was interrupted; the next player gets the
         free seat, and a seat that becomes free is found."""
         running = set(self.servers.running)
-        await self.world.eventually(self.is_written_down, "all is written down again", timeout=15)
+        await self.world.eventually(self.is_written_down, "all is written down again", timeout=25)
         await settled_sweeps(self.matchmaker, 4)
         assert await self.is_written_down()
         assert set(self.servers.running) == running
