@@ -103,6 +103,7 @@ ORDER = {
         settings records
         backends
         edgegap_compat
+        state_identity
         environment registry
         start
         supervisor

@@ -23,6 +23,7 @@ from tipoff_launcher.registry import ServerRegistry
 from tipoff_launcher.service import Launcher, event_publisher
 from tipoff_launcher.settings import Settings
 from tipoff_launcher.start import Starter
+from tipoff_launcher.state_identity import StateIdentity, claim
 from tipoff_launcher.supervisor import Supervisor
 from tipoff_orchestrator_client.base import OrchestratorError
 from tipoff_shared.errors import Unavailable
@@ -55,6 +56,7 @@ async def run_launcher(
         lock_state_dir(settings.state_dir),
         closing(bind(listen_address(settings, games), settings.state_dir)) as sock,
     ):
+        identity = claim(settings.state_dir, adopt_copied=settings.adopt_copied)
         records = Records(settings.state_dir)
         tokens = ServerTokens.load(settings.state_dir)
         arbitrium = Arbitrium(await find_host_info(settings, sock.getsockname()), tokens)
@@ -63,14 +65,17 @@ async def run_launcher(
         failed = asyncio.Event()
         async with (
             connect(nats_settings, name=f"tipoff-launcher-{settings.host}") as bus,
-            _open_backend(settings, games, nats_settings, failed) as backend,
+            _open_backend(settings, games, nats_settings, identity, failed) as backend,
             Tasks("launcher", on_failure=lambda exc: failed.set()) as tasks,
         ):
-            starter = Starter(settings, games, servers_nats, backend, records, registry, arbitrium)
+            starter = Starter(
+                settings, games, servers_nats, backend, records, registry, arbitrium, identity.id
+            )
             publish = event_publisher(bus, settings.host)
             supervisor = Supervisor(settings, games, records, registry, starter, arbitrium, tasks, publish)
             recovery = Recovery(
                 records,
+                identity,
                 nats_settings.namespace,
                 games,
                 backend,
@@ -104,7 +109,11 @@ async def run_launcher(
 
 @asynccontextmanager
 async def _open_backend(
-    settings: Settings, games: Games, nats_settings: NatsSettings, failed: asyncio.Event
+    settings: Settings,
+    games: Games,
+    nats_settings: NatsSettings,
+    identity: StateIdentity,
+    failed: asyncio.Event,
 ) -> AsyncIterator[Backend]:
     if settings.backend == "docker":
         if settings.docker_network != "host" and not settings.docker_nats_host:
@@ -112,7 +121,11 @@ async def _open_backend(
         from tipoff_launcher.backends.docker.backend import docker_backend  # aiohttp takes 200 ms to import
 
         async with docker_backend(
-            settings, games, nats_settings.namespace, on_failure=lambda exc: failed.set()
+            settings,
+            games,
+            nats_settings.namespace,
+            identity.copied_from,
+            on_failure=lambda exc: failed.set(),
         ) as backend:
             yield backend
         return

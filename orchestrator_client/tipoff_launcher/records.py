@@ -1,6 +1,7 @@
 """Keeps a record of each server in the state directory, written before the launcher acts, for the next launcher.
 
 STATE_DIR/launcher.lock                 held by the launcher that uses the directory
+STATE_DIR/identity.json                 tells the directory from its copies, see state_identity.py
 STATE_DIR/deployments/ID/record.json    the `Record`
                          private_key    the game's key, readable by its owner only, while the server lives
                          server.log     the server's output; server.log.1: its older output
@@ -31,6 +32,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `stopping`: a stop was requested and must be completed. `isolated`: the server has the isolated profile, in which
     the matchmaker writes its lease. `own_key`: it has a netcode key of its own, not the game's.
+    `owner`: the id of the state directory that the server belongs to, "" in records of an older release.
     """
 
     deployment_id: str
@@ -50,6 +52,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     digest_key: str = ""
     isolated: bool = False
     own_key: bool = False
+    owner: str = ""
 
     @property
     def deployment(self) -> Deployment:
@@ -117,12 +120,12 @@ class Records:
         """Write the record. Raises `OSError`."""
         directory = self.directory(record.deployment_id)
         directory.mkdir(exist_ok=True, mode=0o700)
-        _write_whole(directory / RECORD, msgspec.json.format(msgspec.json.encode(record)))
+        write_whole(directory / RECORD, msgspec.json.format(msgspec.json.encode(record)))
 
     def write_key(self, deployment_id: str, key: bytes) -> Path:
         """Write the game's private key and return its file. Raises `OSError`."""
         path = self.directory(deployment_id) / PRIVATE_KEY
-        _write_whole(path, key.hex().encode())
+        write_whole(path, key.hex().encode())
         return path
 
     def remove_key(self, deployment_id: str) -> None:
@@ -153,7 +156,8 @@ class Records:
         return records, others
 
 
-def _write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes) -> None:
+    """Replace a file's content atomically; only its owner can read it. Raises `OSError`."""
     new = path.with_name(path.name + ".new")
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as file:

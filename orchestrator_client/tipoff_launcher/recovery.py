@@ -13,8 +13,11 @@ import logging
 import time
 from enum import StrEnum
 
+import msgspec
+
 from tipoff_launcher.backends.interface import Backend, RunningServer
 from tipoff_launcher.records import PRIVATE_KEY, Record, Records
+from tipoff_launcher.state_identity import StateIdentity
 from tipoff_launcher.supervisor import Supervisor
 from tipoff_orchestrator_client.base import OrchestratorUnavailable, RunState
 from tipoff_shared.errors import TipoffError, Unavailable
@@ -102,6 +105,7 @@ class Recovery:
     def __init__(
         self,
         records: Records,
+        identity: StateIdentity,
         namespace: str,
         games: Games,
         backend: Backend,
@@ -112,6 +116,7 @@ class Recovery:
         grace: float,
     ) -> None:
         self._records = records
+        self._identity = identity
         self._namespace = namespace
         self._games = games
         self._backend = backend
@@ -131,7 +136,9 @@ class Recovery:
             log.error("%s holds no readable record; it is kept, without its key", directory)
             (directory / PRIVATE_KEY).unlink(missing_ok=True)
         for record in records:
-            if record.namespace == self._namespace:
+            if not self._identity.owns(record):
+                self._leave_alone(record)
+            elif record.namespace == self._namespace:
                 await self._recover(record)
             elif record.state is not RunState.STOPPED:
                 log.warning(
@@ -145,6 +152,22 @@ class Recovery:
                 log.warning("%s runs without a record: %s", record.deployment_id, record.native_id)
                 self._records.save(record)
                 self._take_over(record, running)
+
+    def _leave_alone(self, record: Record) -> None:
+        """Record that a server of the directory from which this one was copied has ended for this launcher."""
+        if record.state is not RunState.STOPPED:
+            log.warning(
+                "%s belongs to the state directory that this one was copied from, and is not touched",
+                record.deployment_id,
+            )
+            record = msgspec.structs.replace(
+                record,
+                state=RunState.STOPPED,
+                stopped_at=time.time(),
+                reason="it belongs to the state directory that this launcher's was copied from",
+            )
+            self._records.save(record)
+        self._supervisor.adopt_ended(record)
 
     async def _recover(self, record: Record) -> None:
         id = record.deployment_id
@@ -175,6 +198,9 @@ class Recovery:
         return await self._backend.find(record.native_id, id, self._records.log(id))
 
     def _take_over(self, record: Record, running: RunningServer) -> None:
+        if record.owner != self._identity.id:
+            record = msgspec.structs.replace(record, owner=self._identity.id)
+            self._records.save(record)
         self._supervisor.adopt(record, running)
         if not record.stopping:
             self._tasks.start(self._decide(record), f"{record.deployment_id}/adoption")

@@ -86,6 +86,10 @@ class Settings(BaseSettings):
     """How long a restarted launcher waits for the lease of a server it finds running, before it stops the server.
     Use at least two lease TTLs (20): after an outage of NATS every lease has expired."""
 
+    adopt_copied: bool = False
+    """Take over the running servers that are recorded in a state directory which was moved here from another file
+    system. Without it, a launcher refuses to start when it cannot tell whether the directory is a copy."""
+
     stop_servers_on_exit: bool = False
     """Stop every server when the launcher ends; otherwise they keep running and the next launcher adopts them."""
 

@@ -41,7 +41,7 @@ _SECRET_LENGTH = 6
 
 
 class Starter:
-    """Starts servers on `backend`. `nats`: how servers reach NATS."""
+    """Starts servers on `backend`. `nats`: how servers reach NATS; `owner`: the id of the state directory."""
 
     def __init__(
         self,
@@ -52,6 +52,7 @@ class Starter:
         records: Records,
         registry: ServerRegistry,
         arbitrium: Arbitrium,
+        owner: str = "",
     ) -> None:
         self._settings = settings
         self._games = games
@@ -60,6 +61,7 @@ class Starter:
         self._records = records
         self._registry = registry
         self._arbitrium = arbitrium
+        self._owner = owner
         self._ports = PortPicker(settings.ports, backend.port_is_free)
 
     def game(self, spec: DeploySpec) -> Game:
@@ -88,6 +90,7 @@ class Starter:
             host=self._settings.main_public_host,
             digest_key=synthetic_ip(spec.deployment_id, held) if game.bevygap else "",
             isolated=bool(spec.event_key),
+            owner=self._owner,
             own_key=spec.own_key and not game.bevygap,
         )
 

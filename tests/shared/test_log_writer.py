@@ -257,6 +257,22 @@ async def test_a_process_that_is_started_again_at_once_shares_its_log_with_the_o
         assert path.with_name("httpd.log.1").stat().st_size <= 5000
 
 
+async def test_the_output_of_a_process_that_has_ended_before_the_writer_began_is_not_lost(
+    tmp_path: Path,
+) -> None:
+    """As when a server crashes while the writer is started again."""
+    async with LogWriter(tmp_path) as logs:
+        for number in range(5):
+            path = tmp_path / f"{number}.log"
+            if number:
+                os.kill(writer_of(tmp_path), signal.SIGKILL)
+            output = logs.open(path)
+            os.write(output, b"the last words")
+            os.close(output)
+            assert await logs.finished(path)
+            assert path.read_bytes() == b"the last words"
+
+
 async def test_a_pipe_that_nobody_writes_to_is_removed(tmp_path: Path) -> None:
     """As a copy of a directory has them, or one whose machine has lost its power."""
     (tmp_path / "1").mkdir()

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import logging
+import os
 import re
 import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from tipoff_shared.log_writer.client import LogWriter
 
 log = logging.getLogger(__name__)
 
@@ -45,20 +50,27 @@ class ProcessSpec:
 class ChildProcess:
     """A started process and its restarts. `ChildProcess.start` makes one; its caller awaits `stop` in the end."""
 
-    def __init__(self, spec: ProcessSpec, process: asyncio.subprocess.Process, log_began: int) -> None:
+    def __init__(
+        self,
+        spec: ProcessSpec,
+        logs: LogWriter | None,
+        process: asyncio.subprocess.Process,
+    ) -> None:
         self.spec = spec
+        self._logs = logs
         self._process = process
-        self._log_began = log_began
         self._started_at = time.monotonic()
         self._deaths = 0
         self._died_at: deque[float] = deque(maxlen=_LOOP_DEATHS)
         self._told = ("", float("-inf"))
+        self._last_words = ""
         self._stopping = False
 
     @classmethod
-    async def start(cls, spec: ProcessSpec) -> ChildProcess:
-        """Start the process. Raises `OSError` when it cannot be started."""
-        return cls(spec, *await _spawn(spec))
+    async def start(cls, spec: ProcessSpec, logs: LogWriter | None = None) -> ChildProcess:
+        """Start the process. `logs` writes its log, within a bound; without it, the process itself does. Raises
+        `OSError` when it cannot be started."""
+        return cls(spec, logs, await _spawn(spec, logs))
 
     @property
     def name(self) -> str:
@@ -93,12 +105,15 @@ class ChildProcess:
             if self._stopping:
                 return
             lived = time.monotonic() - self._started_at
+            if self._logs is not None:
+                await self._logs.finished(self.spec.log_path)
+            self._last_words = self._read_last_words()
             self._deaths = self._deaths + 1 if lived < _LIVED else 0
             self._died_at.append(time.monotonic())
             self._tell(code, say)
             await asyncio.sleep(min(5.0, 0.1 * 2 ** min(self._deaths, 6)))
             try:
-                self._process, self._log_began = await _spawn(self.spec)
+                self._process = await _spawn(self.spec, self._logs)
             except OSError as exc:  # no memory, a full disk: try again
                 say(f"{self.name} cannot be started: {exc}")
                 continue
@@ -129,21 +144,33 @@ class ChildProcess:
             await self._process.wait()
 
     def last_words(self) -> str:
-        """The last three lines that it logged since its latest start, for an error message."""
+        """The last three lines that it logged before its latest death, for an error message."""
+        return self._last_words or self._read_last_words() or f"it logged nothing ({self.spec.log_path})"
+
+    def _read_last_words(self) -> str:
+        """The last three lines since its latest start."""
         try:
             with self.spec.log_path.open("rb") as file:
-                file.seek(self._log_began)
-                lines = file.read(1 << 20).decode(errors="replace").strip().splitlines()
+                file.seek(max(0, os.fstat(file.fileno()).st_size - (1 << 20)))
+                # Where the line of its start is not in the file, all of the file is newer.
+                lines = (
+                    file.read()
+                    .rpartition(_start_line(self.spec))[2]
+                    .decode(errors="replace")
+                    .strip()
+                    .splitlines()
+                )
         except OSError:
             lines = []
-        return " | ".join(_event(line) for line in lines[-3:]) or f"it logged nothing ({self.spec.log_path})"
+        return " | ".join(_event(line) for line in lines[-3:])
 
 
-async def _spawn(spec: ProcessSpec) -> tuple[asyncio.subprocess.Process, int]:
-    """A new process, and the size that its log file had before, in bytes."""
-    with spec.log_path.open("ab") as out:
-        log_began = out.tell()
-        process = await asyncio.create_subprocess_exec(
+async def _spawn(spec: ProcessSpec, logs: LogWriter | None) -> asyncio.subprocess.Process:
+    """A new process, whose log has a line that says where its output begins."""
+    with open_output(spec.log_path, logs) as out:
+        with contextlib.suppress(OSError):
+            os.write(out, _start_line(spec))
+        return await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
             spec.module,
@@ -155,7 +182,28 @@ async def _spawn(spec: ProcessSpec) -> tuple[asyncio.subprocess.Process, int]:
             start_new_session=True,  # Ctrl-C reaches only `up`, which stops its processes in order
             preexec_fn=dies_with_parent(),
         )
-    return process, log_began
+
+
+def _start_line(spec: ProcessSpec) -> bytes:
+    return f"[tipoff: {spec.name} starts]\n".encode()
+
+
+@contextmanager
+def open_output(path: Path, logs: LogWriter | None) -> Iterator[int]:
+    """A descriptor for the output of a new process, which goes to the log `path`; without `logs`, nothing bounds it. On
+    a disk without room for another file name the output is dropped: the process matters more."""
+    try:
+        if logs is not None:
+            out = logs.open(path)
+        else:
+            out = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        log.warning("%s is not written: %s", path, exc)
+        out = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        yield out
+    finally:
+        os.close(out)
 
 
 def dies_with_parent() -> Callable[[], None] | None:

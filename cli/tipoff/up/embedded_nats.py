@@ -19,8 +19,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from tipoff.up.child_process import dies_with_parent
+from tipoff.up.child_process import dies_with_parent, open_output
 from tipoff_shared.errors import ConfigError, Unavailable
+from tipoff_shared.log_writer.client import LogWriter
 from tipoff_shared.secret import Secret
 from tipoff_shared.settings import NatsSettings
 
@@ -58,14 +59,17 @@ class EmbeddedNats:
         *,
         port: int = -1,
         log_file: Path | None = None,
+        logs: LogWriter | None = None,
         password: Secret | None = None,
         more: str = "",
         users: str = "",
     ) -> None:
-        """`port` -1 is any free one. `more` is added to the configuration file unchanged. `users` holds blocks of that
-        file with other users than the default one."""
+        """`port` -1 is any free one. `logs` writes `log_file`, within a bound; without it, nats-server does. `more` is
+        added to the configuration file unchanged. `users` holds blocks of that file with other users than the default
+        one."""
         self._store = store
         self._log_path = log_file or store / "nats.log"
+        self._logs = logs
         self._password = password or Secret(secrets.token_urlsafe(24))
         self._more = more
         self._users = users
@@ -96,7 +100,7 @@ class EmbeddedNats:
         self._write_configuration()
         for stale in self._store.glob("nats-server_*.ports"):
             stale.unlink()
-        with self._log_path.open("ab") as out:
+        with open_output(self._log_path, self._logs) as out:
             self._process = await asyncio.create_subprocess_exec(
                 find_nats_server(),
                 "-c",
@@ -154,6 +158,8 @@ class EmbeddedNats:
                     await asyncio.sleep(0.005)  # nats-server announces its port only in a file
         except TimeoutError:
             pass
+        if self._logs is not None and process.returncode is not None:
+            await self._logs.finished(self._log_path)
         raise Unavailable(f"nats-server did not start: {self.last_words()}")
 
     def last_words(self) -> str:
@@ -201,13 +207,18 @@ async def _listens(port: int) -> bool:
 
 @asynccontextmanager
 async def embedded_nats(
-    store: Path, *, port: int = -1, log_file: Path | None = None, timeout: float = 10.0
+    store: Path,
+    *,
+    port: int = -1,
+    log_file: Path | None = None,
+    logs: LogWriter | None = None,
+    timeout: float = 10.0,
 ) -> AsyncIterator[EmbeddedNats]:
     """A running nats-server with its data in `store`, stopped at the end. `port` -1 is any free one.
 
     Raises `Unavailable` when it does not listen within `timeout` seconds.
     """
-    server = EmbeddedNats(store, port=port, log_file=log_file)
+    server = EmbeddedNats(store, port=port, log_file=log_file, logs=logs)
     await server.start(timeout)
     try:
         yield server

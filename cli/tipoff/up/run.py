@@ -29,6 +29,7 @@ from tipoff.up.state_dir import UpInfo, locked, remove_up_info, usable, write_up
 from tipoff_orchestrator_client.base import OrchestratorError, RunState
 from tipoff_orchestrator_client.launcher import LauncherOrchestrator
 from tipoff_shared.games.toml import parse_games, read_games
+from tipoff_shared.log_writer.client import LogWriter
 from tipoff_shared.nats.connection import connect
 
 STOP_TIMEOUTS = {"httpd": 2.0, "matchmaker": 2.0, "launcher": 5.0}
@@ -79,7 +80,10 @@ async def run_up(
         logs.mkdir(exist_ok=True, mode=0o700)
         write_missing_keys(games, options.state_dir / "keys")
         say("starting nats-server")
-        async with embedded_nats(options.state_dir / "nats", log_file=logs / "nats.log") as nats:
+        async with (
+            LogWriter(logs) as writer,
+            embedded_nats(options.state_dir / "nats", log_file=logs / "nats.log", logs=writer) as nats,
+        ):
             specs = compose(options, games, nats, reach, door, api)
             scheme = "https" if secure else "http"
             urls = tuple(f"{scheme}://{url_host(host)}:{port}/" for host in reach.pages)
@@ -87,7 +91,7 @@ async def run_up(
             try:
                 say(f"starting {', '.join(spec.name for spec in specs)}")
                 for spec in specs:
-                    children.append(await ChildProcess.start(spec))  # noqa: PERF401 # stopped below, also when one fails
+                    children.append(await ChildProcess.start(spec, writer))  # noqa: PERF401 # stopped below, also when one fails
                 async with (
                     connect(nats.settings(options.namespace), name="tipoff up") as bus,
                     asyncio.TaskGroup() as group,

@@ -4,7 +4,7 @@ lock        held while `up` runs; holds its pid
 up.json     URLs and NATS credentials, readable only by the owner; exists while `up` runs
 nats/       the embedded nats-server's data
 keys/       private keys of games that configure none, new at each start
-logs/       one file for each process
+logs/       one file for each process, of at most 10 MiB, and its previous part
 launcher/   records and logs of the game servers
 """
 
@@ -28,7 +28,8 @@ DEFAULT_STATE_DIR = "~/.local/state/tipoff"
 
 
 class UpInfo(msgspec.Struct, frozen=True):
-    """The content of `up.json`. `nats_password` is a secret: the file has mode 0600."""
+    """The content of `up.json`. `nats_password` is a secret: the file has mode 0600. `device` and `inode` are the state
+    directory's, which a copy does not share."""
 
     pid: int
     url: str
@@ -36,6 +37,8 @@ class UpInfo(msgspec.Struct, frozen=True):
     nats_user: str
     nats_password: str
     namespace: str = ""
+    device: int = 0
+    inode: int = 0
 
     def __repr__(self) -> str:
         return f"UpInfo(pid={self.pid}, url={self.url!r}, nats_url={self.nats_url!r})"
@@ -142,6 +145,8 @@ def write_up_info(state_dir: Path, info: UpInfo) -> None:
     temporary.unlink(missing_ok=True)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file:
+        here = state_dir.stat()
+        info = msgspec.structs.replace(info, device=here.st_dev, inode=here.st_ino)
         file.write(msgspec.json.encode(info))
     temporary.replace(state_dir / "up.json")
 
@@ -155,6 +160,12 @@ def read_up_info(state_dir: Path) -> UpInfo:
     """The running `tipoff up` of this directory. Raises `ConfigError`, which says what to do, when there is none."""
     try:
         info = msgspec.json.decode((state_dir / "up.json").read_bytes(), type=UpInfo)
+        here = state_dir.stat()
+        if info.inode and (info.device, info.inode) != (here.st_dev, here.st_ino):
+            raise ConfigError(
+                f"the state directory {state_dir} is a copy of that of a `tipoff up` (pid {info.pid}); start one with "
+                "this directory, or name the original"
+            )
         if not _lives(info.pid):
             raise ConfigError(
                 f"the `tipoff up` of the state directory {state_dir} (pid {info.pid}) is gone; start it again"

@@ -25,7 +25,7 @@ from tipoff_shared.games import Game
 CONTEXT_PATH = "/v1/context"
 STOP_PATH = "/v1/self/stop"
 
-_SECRET = "servers.secret"  # noqa: S105  # a file's name
+SECRET_FILE = "servers.secret"  # noqa: S105  # a file's name
 _SECRET_BYTES = 32
 
 
@@ -41,7 +41,7 @@ class ServerTokens:
     @classmethod
     def load(cls, state_dir: Path) -> ServerTokens:
         """The tokens of a state directory, whose secret is made at its first use. Raises `ConfigError`."""
-        path = state_dir / _SECRET
+        path = state_dir / SECRET_FILE
         try:
             secret = path.read_bytes() if path.exists() else b""
             if len(secret) != _SECRET_BYTES:

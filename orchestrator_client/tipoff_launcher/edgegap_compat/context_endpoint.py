@@ -25,7 +25,7 @@ from tipoff_shared.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-_PORT_FILE = "context.port"
+PORT_FILE = "context.port"
 _MAX_ID = 63
 """Characters of the longest deployment id."""
 
@@ -92,7 +92,7 @@ def bind(listen: tuple[str, int], state_dir: Path) -> socket.socket:
             continue
         if port == 0 and sock.getsockname()[1] != kept:
             with suppress(OSError):  # the next launcher then uses another port
-                (state_dir / _PORT_FILE).write_text(f"{sock.getsockname()[1]}\n")
+                (state_dir / PORT_FILE).write_text(f"{sock.getsockname()[1]}\n")
         return sock
     raise AssertionError("the last attempt returns or raises")
 
@@ -112,7 +112,7 @@ def _bound(host: str, port: int) -> socket.socket:
 
 def _kept_port(state_dir: Path) -> int:
     try:
-        port = int((state_dir / _PORT_FILE).read_text())
+        port = int((state_dir / PORT_FILE).read_text())
     except (OSError, ValueError):
         return 0
     return port if 1024 <= port <= 65535 else 0

@@ -52,6 +52,8 @@ class LogWriter:
         self._owner: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._ended: dict[bytes, asyncio.Event] = {}
+        self._held: dict[bytes, int] = {}
+        """Pipes that the process has not opened yet: when nobody has a pipe open, what is in it is lost."""
 
     async def __aenter__(self) -> LogWriter:
         """Raises `OSError`."""
@@ -65,6 +67,8 @@ class LogWriter:
     ) -> None:
         await self._tasks.close()
         self._close()
+        for pipe in list(self._held):
+            self._release(pipe)
         if self._process is not None and not find_pipes(str(self._root)):  # it ends at once
             with contextlib.suppress(subprocess.TimeoutExpired):
                 await asyncio.to_thread(self._process.wait, _PATIENCE)
@@ -82,7 +86,10 @@ class LogWriter:
         if sys.platform.startswith("linux"):
             with contextlib.suppress(OSError):  # this user has many pipes
                 fcntl.fcntl(descriptor, _F_SETPIPE_SZ, _PIPE_BYTES)
-        self._tell(os.fsencode(pipe) + b"\0")
+        name = self._name(pipe)
+        self._release(name)
+        self._held[name] = os.dup(descriptor)
+        self._tell(name + b"\0")
         return descriptor
 
     def _tell(self, message: bytes) -> None:
@@ -100,11 +107,12 @@ class LogWriter:
         pipe = pipe_of(path)
         if not pipe.exists():
             return True
-        ended = self._ended.setdefault(os.fsencode(pipe), asyncio.Event())
+        name = self._name(pipe)
+        ended = self._ended.setdefault(name, asyncio.Event())
         try:
             return await wait_for_event(ended, _PATIENCE)
         finally:
-            self._ended.pop(os.fsencode(pipe), None)
+            self._ended.pop(name, None)
 
     async def _keep(self) -> None:
         await run_forever(self._serve, first_pause=_FIRST_PAUSE, retry_on=OSError)
@@ -118,9 +126,12 @@ class LogWriter:
         try:
             while data := await asyncio.get_running_loop().sock_recv(self._owner, 65536):
                 pauses.reset()
-                *pipes, received = (received + data).split(b"\0")
-                for pipe in pipes:
-                    if (event := self._ended.pop(pipe, None)) is not None:
+                *messages, received = (received + data).split(b"\0")
+                for message in messages:
+                    what, pipe = message[:1], message[1:]
+                    if what == b"+":
+                        self._release(pipe)
+                    elif (event := self._ended.pop(pipe, None)) is not None:
                         event.set()
             log.warning("the log writer of %s died; starting it again", self._root)
         finally:
@@ -137,14 +148,13 @@ class LogWriter:
                         "-I",
                         "-S",
                         str(_PROCESS),
-                        str(self._root),
                         str(self._max_bytes),
                         str(self._rate),
                     ],
                     stdin=theirs.fileno(),
                     stdout=subprocess.DEVNULL,
                     stderr=errors,
-                    cwd="/",
+                    cwd=self._root,
                     env={name: os.environ[name] for name in _INHERITED if name in os.environ},
                     start_new_session=True,
                 )
@@ -154,6 +164,14 @@ class LogWriter:
         # It may outlive this object, so no event loop can wait for it.
         threading.Thread(target=process.wait, name="log writer", daemon=True).start()
         self._process, self._owner = process, ours
+
+    def _name(self, pipe: Path) -> bytes:
+        """The pipe's path for the process, whose working directory is `root`."""
+        return os.fsencode(os.path.relpath(pipe, self._root))
+
+    def _release(self, pipe: bytes) -> None:
+        if (held := self._held.pop(pipe, None)) is not None:
+            os.close(held)
 
     def _close(self) -> None:
         if self._owner is not None:

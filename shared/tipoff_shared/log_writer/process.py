@@ -2,19 +2,20 @@
 
 client.py runs this file as a script with few imports, so that it starts in 20 ms and stays small:
 
-    python -I -S process.py ROOT MAX_BYTES RATE
+    python -I -S process.py MAX_BYTES RATE
 
-.NAME.pipe               a named pipe in ROOT or in one of its subdirectories (two levels), made by the client; NAME is
-                         the log beside it
-ROOT/.log_writer.lock    held by the one writer of the directory; its pid and start
+.NAME.pipe          a named pipe in the working directory or in one of its subdirectories (two levels), made by the
+                    client; NAME is the log beside it
+.log_writer.lock    held by the one writer of the directory; its pid and start
 
 * A log and its previous part (NAME.1) hold at most MAX_BYTES each, at every moment.
 * Of a process that writes more than RATE bytes a second for long, the rest is read, dropped and counted, and the log
   says how much is missing. The newest part is kept, because it may be a crash's last words.
 * A process holds both ends of its pipe, so it never gets SIGPIPE: while no writer runs, its output waits in the pipe.
-* Standard input is a socket to the owner. It receives paths of new pipes, each ended by a zero byte, and is told the
-  path of each pipe whose last process has ended, after everything is in the log. When the owner is gone, this process
-  serves the pipes that are left, and ends with the last of them. A later writer of the directory replaces it.
+* Standard input is a socket to the owner, who sends the paths of new pipes. The owner is told `+PATH` when a pipe is
+  open here (until then it keeps the pipe open, else an output that ends is lost), and `-PATH` when the last process of
+  a pipe has ended and everything is in the log. Each message ends with a zero byte. When the owner is gone, this
+  process serves the pipes that are left, and ends with the last of them. A later writer of the directory replaces it.
 """
 
 import errno
@@ -205,11 +206,12 @@ def open_pipe(pipe: str) -> int:
     return fd
 
 
-def find_pipes(directory: str, depth: int = DEPTH) -> list[str]:
-    """The paths that look like pipes in a directory and in `depth` levels of subdirectories."""
+def find_pipes(directory: str = "", depth: int = DEPTH) -> list[str]:
+    """The paths that look like pipes in a directory and in `depth` levels of subdirectories; "" is the working
+    directory."""
     found: list[str] = []
     try:
-        names = os.listdir(directory)
+        names = os.listdir(directory or ".")
     except OSError:  # a file, or gone
         return found
     for name in names:
@@ -222,10 +224,9 @@ def find_pipes(directory: str, depth: int = DEPTH) -> list[str]:
 
 
 class Writer:
-    """All pipes of one directory."""
+    """All pipes of the working directory; its paths are relative, so the directory may be renamed."""
 
-    def __init__(self, root: str, max_bytes: int, rate: float, wake: int) -> None:
-        self._root = root
+    def __init__(self, max_bytes: int, rate: float, wake: int) -> None:
         self._max_bytes = max_bytes
         self._rate = rate
         self._wake = wake
@@ -238,7 +239,7 @@ class Writer:
 
     def run(self) -> None:
         """Serve until SIGTERM, or until the owner and all processes are gone."""
-        for pipe in find_pipes(self._root):
+        for pipe in find_pipes():
             self._add(pipe)
         while self._owner_lives or self._sources:
             ready = self._wait()
@@ -290,6 +291,7 @@ class Writer:
             fd = open_pipe(pipe)
         except OSError:  # its process has ended, or somebody has removed it
             return
+        self._tell(b"+", pipe)
         if any(os.path.samestat(os.fstat(known), os.fstat(fd)) for known in self._sources):
             os.close(fd)  # the search of the directory has found it already
             return
@@ -305,16 +307,19 @@ class Writer:
         if all(other.log is not source.log for other in self._sources.values()):
             source.log.close()
         source.close()
+        self._tell(b"-", source.pipe)
+
+    def _tell(self, what: bytes, pipe: str) -> None:
         try:
             if self._owner_lives:
-                os.write(OWNER, os.fsencode(source.pipe) + b"\0")
+                os.write(OWNER, what + os.fsencode(pipe) + b"\0")
         except OSError:
             self._owner_lives = False
 
 
-def take_over(root: str) -> None:
-    """Become the directory's writer, after an earlier one has ended. Raises `OSError`."""
-    lock = os.open(os.path.join(root, LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def take_over() -> None:
+    """Become the working directory's writer, after an earlier one has ended. Raises `OSError`."""
+    lock = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     began = time.monotonic()
     signalled: set[int] = set()
     while True:
@@ -349,14 +354,14 @@ def start_of(pid: int) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Serve the directory."""
-    root, max_bytes, rate = arguments[0], int(arguments[1]), float(arguments[2])
+    """Serve the working directory."""
+    max_bytes, rate = int(arguments[0]), float(arguments[1])
     wake, woken = os.pipe()
     os.set_blocking(woken, False)
     signal.set_wakeup_fd(woken)
     signal.signal(signal.SIGTERM, lambda number, frame: None)  # it arrives through `wake`
-    take_over(root)
-    Writer(root, max_bytes, rate, wake).run()
+    take_over()
+    Writer(max_bytes, rate, wake).run()
 
 
 if __name__ == "__main__":

@@ -46,10 +46,12 @@ async def docker_backend(
     settings: Settings,
     games: Games,
     namespace: str,
+    foreign: Collection[str] = (),
     *,
     on_failure: Callable[[BaseException], None] | None = None,
 ) -> AsyncIterator[DockerBackend]:
-    """The back end for the time of the block; leaving it stops no server. `on_failure` is called when one of its
+    """The back end for the time of the block; leaving it stops no server. Containers whose record has an owner in
+    `foreign` are never touched. `on_failure` is called when one of its
     background tasks fails.
 
     Waits for the engine. Raises `Unavailable` when it does not answer, `ConfigError` when it lacks what the settings
@@ -70,10 +72,10 @@ async def docker_backend(
                 f"TIPOFF_LAUNCHER_DOCKER_NETWORK={network}: the engine has no such network; "
                 f"`docker network create {network}` makes it"
             )
-        tasks.start(ContainerWatch(engine, owner_labels, known).run(), "watch")
+        tasks.start(ContainerWatch(engine, owner_labels, known, foreign).run(), "watch")
         if settings.docker_pull_at_start and settings.docker_pull != "never":
             tasks.start(images.prefetch(_allowed_images(games, settings)), "images")
-        yield DockerBackend(engine, images, containers, known, settings, namespace, owner_labels)
+        yield DockerBackend(engine, images, containers, known, settings, namespace, owner_labels, foreign)
 
 
 def _allowed_images(games: Games, settings: Settings) -> Iterable[str]:
@@ -187,8 +189,10 @@ class DockerBackend:
         settings: Settings,
         namespace: str,
         owner_labels: Mapping[str, str],
+        foreign: Collection[str] = (),
     ) -> None:
         self._engine = engine
+        self._foreign = foreign
         self._images = images
         self._containers = containers
         self._known = known
@@ -324,6 +328,8 @@ class DockerBackend:
         records: list[Record] = []
         for container_id, state in (await self._engine.list(self._owner_labels)).items():
             if container_config.deployment_of(state.labels) in known:
+                continue
+            if container_config.belongs_to(state.labels, self._foreign):
                 continue
             record = container_config.record_of(container_id, state.labels) if state.running else None
             if record is not None:

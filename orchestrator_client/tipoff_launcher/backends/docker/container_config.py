@@ -88,6 +88,16 @@ def record_of(container_id: str, found: Mapping[str, str]) -> Record | None:
     return msgspec.structs.replace(record, state=RunState.RUNNING, native_id=container_id, reason="")
 
 
+def belongs_to(found: Mapping[str, str], owners: Collection[str]) -> bool:
+    """Whether the record in a container's labels has one of these owners."""
+    if not owners:
+        return False
+    try:
+        return _decoder.decode(found[_RECORD]).owner in owners
+    except (KeyError, msgspec.DecodeError, UnicodeError, RecursionError):
+        return False
+
+
 def deployment_of(found: Mapping[str, str]) -> str:
     """The deployment id in a container's labels; "" where there is none."""
     return found.get(_DEPLOYMENT, "")

@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 
+from tipoff_launcher.backends.docker.container_config import belongs_to
 from tipoff_launcher.backends.docker.engine import Engine, EngineError
 from tipoff_launcher.backends.docker.server import KnownContainers
 from tipoff_orchestrator_client.base import OrchestratorError
@@ -27,19 +28,22 @@ _PAUSE_FIRST = 0.1
 
 
 class ContainerWatch:
-    """Watches all containers with `owner_labels`. `interval`: seconds between two looks at all of them."""
+    """Watches all containers with `owner_labels`, but for those of the owners in `foreign`. `interval`: seconds between
+    two looks at all of them."""
 
     def __init__(
         self,
         engine: Engine,
         owner_labels: Mapping[str, str],
         known: KnownContainers,
+        foreign: Collection[str] = (),
         *,
         interval: float = _INTERVAL,
     ) -> None:
         self._engine = engine
         self._owner_labels = owner_labels
         self._known = known
+        self._foreign = foreign
         self._interval = interval
         self._orphans_since: dict[str, float] = {}
         self._unused_since: dict[str, float] = {}
@@ -93,7 +97,9 @@ class ContainerWatch:
                 server.wake()
         now = time.monotonic()
         self._orphans_since = {
-            id: self._orphans_since.get(id, now) for id in found if self._known.is_orphan(id)
+            id: self._orphans_since.get(id, now)
+            for id, state in found.items()
+            if self._known.is_orphan(id) and not belongs_to(state.labels, self._foreign)
         }
         await self._remove_old("container", self._orphans_since, now, self._engine.remove)
         await self._look_at_volumes(now)
