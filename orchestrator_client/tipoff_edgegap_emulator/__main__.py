@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 def main() -> None:
     """Run the emulator until SIGTERM or SIGINT, then exit with a code as in `tipoff_shared.service`."""
-    run_service("edgegap-emulator", _serve)
+    run_service("edgegap-emulator", _serve, reap_orphans=False)
 
 
 async def _serve(stop: asyncio.Event) -> int:

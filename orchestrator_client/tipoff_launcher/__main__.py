@@ -15,14 +15,14 @@ from tipoff_shared.settings import NatsSettings
 
 def main() -> None:
     """Run the launcher, then exit with a code as in `tipoff_shared.service`."""
-    run_service("launcher", _serve)
+    run_service("launcher", _serve, reap_orphans=False)
 
 
 async def _serve(stop: asyncio.Event) -> int:
     settings = load_settings(Settings)
     games = load_games(settings.games)
     async with (
-        run_launcher(settings, games, NatsSettings.from_environment()) as launcher,
+        run_launcher(settings, games, NatsSettings.from_environment(), own_process=True) as launcher,
         Tasks("launcher's health") as tasks,
     ):
         tasks.start(HealthFile().beat(lambda: launcher.bus.connected), "health file")

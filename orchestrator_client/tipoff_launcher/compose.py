@@ -41,9 +41,10 @@ _LOOK_AT_DISK_EVERY = 2.0
 
 @asynccontextmanager
 async def run_launcher(
-    settings: Settings, games: Games, nats_settings: NatsSettings
+    settings: Settings, games: Games, nats_settings: NatsSettings, *, own_process: bool = False
 ) -> AsyncIterator[Launcher]:
-    """A launcher for the time of the block; it answers requests when the block begins.
+    """A launcher for the time of the block; it answers requests when the block begins. `own_process`: nothing else in
+    this process starts processes, so what the launcher inherits from dead servers is killed and reaped.
 
     Raises `ConfigError` when the state directory cannot be used, or when another launcher has it or this name, and
     `Unavailable` when NATS or the Docker engine does not answer. With `die_with_parent` the event loop's thread must
@@ -65,7 +66,7 @@ async def run_launcher(
         failed = asyncio.Event()
         async with (
             connect(nats_settings, name=f"tipoff-launcher-{settings.host}") as bus,
-            _open_backend(settings, games, nats_settings, identity, failed) as backend,
+            _open_backend(settings, games, nats_settings, identity, failed, own_process) as backend,
             Tasks("launcher", on_failure=lambda exc: failed.set()) as tasks,
         ):
             starter = Starter(
@@ -114,6 +115,7 @@ async def _open_backend(
     nats_settings: NatsSettings,
     identity: StateIdentity,
     failed: asyncio.Event,
+    own_process: bool,
 ) -> AsyncIterator[Backend]:
     if settings.backend == "docker":
         if settings.docker_network != "host" and not settings.docker_nats_host:
@@ -132,14 +134,17 @@ async def _open_backend(
     async with LogWriter(
         settings.state_dir, max_bytes=settings.max_log_bytes, rate=settings.max_log_rate
     ) as logs:
-        yield ProcessBackend(
+        processes = ProcessBackend(
             games.base,
             logs,
+            owner=identity.id,
             die_with_parent=settings.die_with_parent,
             nice=settings.nice,
             listen_on=settings.listen_on,
             proxy_host=settings.reached_by_proxy,
         )
+        async with processes.looking(own_process=own_process):
+            yield processes
 
 
 def _warn_about_namespace(games: Games, namespace: str) -> None:

@@ -102,7 +102,7 @@ class Starter:
         A slow start calls `progress` with what it is doing. Cancelling leaves no server running. Raises
         `OrchestratorError` and `OSError`.
         """
-        wanted = self._backend.ports(game)
+        wanted = self._backend.ports(game, proxied=bool(spec.websocket_url) and not game.bevygap)
         refused: set[int] = set()
         for _ in range(_PORT_TRIES):
             held = {

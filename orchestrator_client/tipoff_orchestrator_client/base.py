@@ -81,11 +81,11 @@ class Deployment:
 
     `native_id`: the orchestrator's own id of it. `host`: the IPv4 address or name that players dial; `ports`: its ports
     by name. Both are empty where the server announces them itself. `reason`, for people: why it stopped, or what a slow
-    start is doing. `proxy`: where our reverse proxy reaches the WebSocket listener, as `host:port`, or `host` where the
-    server announces the port; "" where it cannot. `digest_key`: the key of `cert_digests` that only this server writes
-    its certificate's digest to; "" where it shares that key (its public address) with others. `own_key`: whether it got
-    a netcode key of its own (`DeploySpec.own_key`), None where the orchestrator does not say: in the answer to `deploy`
-    that means the game's key.
+    start is doing. `proxy`: where our reverse proxy reaches the WebSocket listener, as `host:port`; "" where it cannot.
+    Launchers of an earlier release report only `host` where the server announces the port. `digest_key`: the key of
+    `cert_digests` that only this server writes its certificate's digest to; "" where it shares that key (its public
+    address) with others. `own_key`: whether it got a netcode key of its own (`DeploySpec.own_key`), None where the
+    orchestrator does not say: in the answer to `deploy` that means the game's key.
     """
 
     deployment_id: str

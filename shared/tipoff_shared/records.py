@@ -90,7 +90,8 @@ class DeploymentRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """`host:port`, or only `host`: where our reverse proxy reaches its WebSocket listener. The orchestrator reports it,
     never the server."""
     websocket_port: int = 0
-    """The port its WebSocket listener is bound to, for a `proxy` without one."""
+    """The port its WebSocket listener is bound to, for a `proxy` without one, as launchers of an earlier release report
+    it."""
     digest_key: str = ""
     """The key of `cert_digests` that only this server writes, for the clean-up. The orchestrator reports it."""
     own_key: bool = False

@@ -22,6 +22,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_args
 
 from tipoff_shared.errors import ConfigError, TipoffError
+from tipoff_shared.primitives.orphans import reap_as_process_1
 from tipoff_shared.primitives.text import one_line
 from tipoff_shared.primitives.waiting import wait_for_any
 
@@ -42,8 +43,14 @@ _SECRET_TYPES = ("Secret", "SecretStr", "SecretBytes")
 _SECRET_NAME = re.compile(r"(token|password|secret|hook_key)$")
 
 
-def run_service(name: str, main: Callable[[asyncio.Event], Coroutine[Any, Any, int | None]]) -> NoReturn:
-    """Run `main(stop)` to its end as the process of the service `name`, then exit.
+def run_service(
+    name: str,
+    main: Callable[[asyncio.Event], Coroutine[Any, Any, int | None]],
+    *,
+    reap_orphans: bool = True,
+) -> NoReturn:
+    """Run `main(stop)` to its end as the process of the service `name`, then exit. As process 1 of a container it also
+    reaps orphans, unless `main` does (`reap_orphans`).
 
     Sets up logging. SIGTERM and SIGINT set `stop`; `main` then ends in its own time (`wait_until_stopped` waits for
     that). It returns its exit code, or None for 0. `ConfigError` exits with 2 and its lines on standard error, each
@@ -53,6 +60,8 @@ def run_service(name: str, main: Callable[[asyncio.Event], Coroutine[Any, Any, i
     from tipoff_shared.log import configure
 
     configure(name)
+    if reap_orphans:
+        reap_as_process_1()
 
     async def work() -> int | None:
         stop = asyncio.Event()

@@ -43,6 +43,14 @@ SCRIPTS = {
     "dump": 'env > "$HOME/environment"; exec sleep 300',
     "blab": 'cat "$TIPOFF_PRIVATE_KEY_FILE"; echo; echo "$NATS_PASSWORD"; exit 1',
     "ticker": "i=0; while :; do i=$((i+1)); echo $i; sleep 0.01; done",
+    "daemons": (
+        'note="$PWD/daemons.$TIPOFF_DEPLOYMENT_ID"\n'
+        'run="echo \\$\\$ >> $note; exec sleep 300"\n'
+        'setsid env -i PATH="$PATH" sh -c "$run" &\n'  # in a session of its own
+        '(setsid env -i PATH="$PATH" sh -c "$run" &)\n'  # and its parent is gone
+        '(setsid sh -c "$run" &)\n'  # and its environment tells whose it is
+        "exec sleep 300"
+    ),
     "chatty": "while :; do echo 0123456789012345678901234567890123456789; done",
 }
 
@@ -159,6 +167,11 @@ class LauncherWorld:
     def server_directory(self, deployment_id: str) -> Path:
         """Where the launcher keeps a server's record and log."""
         return self.settings.state_dir / "deployments" / deployment_id
+
+    def daemons(self, deployment_id: str) -> list[int]:
+        """Pids of the three processes that a server of the game `daemons` starts; all that were started so far."""
+        note = self.games.base / f"daemons.{deployment_id}"
+        return [int(line) for line in note.read_text().split()] if note.exists() else []
 
     def log_of(self, deployment_id: str) -> str:
         """What a server has said; "" before it has a log."""

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from tipoff.up.state_dir import DEFAULT_STATE_DIR, default_state_dir
+from tipoff_shared.primitives.orphans import reap_as_process_1
 from tipoff_shared.service import run, signals
 
 
@@ -100,6 +101,7 @@ def up_command(
 
     async def work() -> None:
         stop = asyncio.Event()
+        reap_as_process_1()
         with signals(lambda _: stop.set()):
             await run_up(options, say=say, on_ready=ready, stop=stop)
         console.print("[dim]stopped[/dim]")

@@ -105,8 +105,9 @@ class Backend(Protocol):
         """Raises `NotConfigured` when this game cannot be started here; the message says what to do."""
         ...
 
-    def ports(self, game: Game) -> Mapping[str, PortSpec]:
-        """The host ports that a server of the game needs, by name. Call it after `check`."""
+    def ports(self, game: Game, *, proxied: bool = False) -> Mapping[str, PortSpec]:
+        """The host ports that a server of the game needs, by name. `proxied`: browsers reach its WebSocket listener
+        through a reverse proxy. Call it after `check`."""
         ...
 
     def port_is_free(self, port: int, protocol: str) -> bool:
@@ -126,8 +127,8 @@ class Backend(Protocol):
         ...
 
     def proxy_address(self, deployment_id: str, ports: Mapping[str, Port]) -> str:
-        """Where a reverse proxy beside this launcher reaches the server's WebSocket listener: `host:port`, or only
-        `host` where the server picks the port and announces it. It never contains anything that a server says."""
+        """Where a reverse proxy beside this launcher reaches the server's WebSocket listener: `host:port`, "" where it
+        does not. It never contains anything that a server says."""
         ...
 
     async def find(self, native_id: str, deployment_id: str, log_file: Path) -> RunningServer | None:

@@ -73,6 +73,11 @@ class LogWriter:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 await asyncio.to_thread(self._process.wait, _PATIENCE)
 
+    @property
+    def pid(self) -> int | None:
+        """The process, None before it is started."""
+        return None if self._process is None else self._process.pid
+
     def open(self, path: Path) -> int:
         """A descriptor for the output of a new process, which ends up in the log `path`. Close it when the process has
         it. Raises `OSError`."""

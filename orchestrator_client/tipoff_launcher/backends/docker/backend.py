@@ -223,7 +223,7 @@ class DockerBackend:
         if self._on_host_network and any(port.internal for port in spec.ports.values()):
             raise NotConfigured(f"{where}: ports with `internal` cannot be used on the network `host`")
 
-    def ports(self, game: Game) -> Mapping[str, PortSpec]:
+    def ports(self, game: Game, *, proxied: bool = False) -> Mapping[str, PortSpec]:
         """The ports of `[game.docker]`, or those of the SDK where it names none."""
         wanted = _spec(game).ports
         return {name: PortSpec(port.protocol, port.internal) for name, port in wanted.items()} or _SDK_PORTS

@@ -18,8 +18,10 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
+from weakref import WeakSet
 
 from tipoff_launcher.backends.interface import (
     DEPLOYMENT_ID,
@@ -30,10 +32,20 @@ from tipoff_launcher.backends.interface import (
 )
 from tipoff_launcher.backends.ports import port_is_free
 from tipoff_launcher.backends.process.identity import LINUX, Identity, group_members, identify, lives
+from tipoff_launcher.backends.process.process_tree import (
+    MARKER,
+    Children,
+    Family,
+    Table,
+    become_subreaper,
+    processes,
+    send,
+)
 from tipoff_launcher.records import Record
 from tipoff_orchestrator_client.base import NoCapacity, NotConfigured, OrchestratorUnavailable, Port
 from tipoff_shared.games import Game
 from tipoff_shared.log_writer.client import LogWriter
+from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.primitives.waiting import wait_for_event
 
 log = logging.getLogger(__name__)
@@ -56,6 +68,8 @@ INHERITED = (
 
 _EXEC_GATE = Path(__file__).with_name("exec_gate.py")
 _POLL_FIRST, _POLL_AT_MOST = 0.01, 0.5
+_LOOK_EVERY = 5.0
+"""Seconds between two looks at what servers have started."""
 _KILL_AGAIN = 1.0
 """Seconds between two SIGKILLs."""
 
@@ -73,6 +87,7 @@ class ProcessBackend:
         base: Path,
         logs: LogWriter,
         *,
+        owner: str = "",
         die_with_parent: bool = False,
         nice: int = 0,
         listen_on: str = "127.0.0.1",
@@ -80,6 +95,9 @@ class ProcessBackend:
     ) -> None:
         self._base = base
         self._logs = logs
+        self._owner = owner
+        self._servers: WeakSet[ProcessServer] = WeakSet()
+        self._children: Children | None = None
         self._listen_on = listen_on
         self._proxy_host = proxy_host
         self._die_with_parent = die_with_parent
@@ -91,18 +109,25 @@ class ProcessBackend:
         return "process"
 
     def proxy_address(self, deployment_id: str, ports: Mapping[str, Port]) -> str:
-        """`proxy_host` and the WebSocket port; only the host while the port is not known."""
-        port = ports.get("websocket")
-        return self._proxy_host if port is None else f"{self._proxy_host}:{port.internal}"
+        """`proxy_host` and the port that was picked for the WebSocket listener; "" without one. A port that the server
+        announces does not count: it may be that of another program on this host."""
+        port = ports.get("websocket") or next(
+            (port for port in ports.values() if port.protocol == "tcp"), None
+        )
+        return "" if port is None else f"{self._proxy_host}:{port.internal}"
 
     def check(self, game: Game) -> None:
         """Raises `NotConfigured` without a command that can be run."""
         self._command(game, os.environ.get("PATH", os.defpath))
 
-    def ports(self, game: Game) -> Mapping[str, PortSpec]:
-        """The ports of `[game.process]`; a server listens on the port that players dial."""
+    def ports(self, game: Game, *, proxied: bool = False) -> Mapping[str, PortSpec]:
+        """The ports of `[game.process]`; a server listens on the port that players dial. With `proxied`, one of them is
+        for the WebSocket listener."""
         wanted = game.process.ports if game.process is not None else {}
-        return {name: PortSpec(protocol) for name, protocol in wanted.items()}
+        ports = {name: PortSpec(protocol) for name, protocol in wanted.items()}
+        if proxied and "tcp" not in wanted.values():
+            ports["websocket"] = PortSpec("tcp")
+        return ports
 
     def port_is_free(self, port: int, protocol: str) -> bool:
         """Whether the port can be bound on `listen_on` now. Raises `OSError`."""
@@ -131,24 +156,65 @@ class ProcessBackend:
             os.close(gate)
             if release >= 0:
                 os.close(release)
-        return ProcessServer(identity, request.deployment_id, self._logs, request.log)
+        return self._server(identity, request.deployment_id, request.log)
 
     async def find(self, native_id: str, deployment_id: str, log_file: Path) -> ProcessServer | None:
         """The process, if it still runs; a later process with the same pid does not count."""
         identity = Identity.parse(native_id)
         if identity is None or not lives(identity):
             return None
-        return ProcessServer(identity, deployment_id, self._logs, log_file)
+        return self._server(identity, deployment_id, log_file)
 
     async def clean_up(self, native_id: str, deployment_id: str) -> None:
-        """Kill what is left of the process group."""
+        """Kill what is left of the process group, and what names the server."""
         identity = Identity.parse(native_id)
         if identity is not None:
             signal_group(identity, deployment_id, signal.SIGKILL)
+            Family(identity, self._marker(deployment_id)).kill()
 
     async def find_unrecorded(self, known: Collection[str]) -> list[Record]:
         """Always empty."""
         return []  # a process that was not recorded never got past exec_gate.py
+
+    @asynccontextmanager
+    async def looking(self, *, own_process: bool) -> AsyncIterator[None]:
+        """Look now and then at what servers have started, for the time of the block.
+
+        With `own_process`, all other children of this process are of servers: it becomes a subreaper, kills what a
+        crashed server has left, and reaps orphans, also as process 1 of a container.
+        """
+        if own_process and become_subreaper():
+            self._children = Children(self._own_children)
+        async with Tasks("processes") as tasks:
+            if LINUX:
+                tasks.start(self._look_forever(), "look")
+            yield
+
+    async def _look_forever(self) -> None:
+        while True:
+            table = await asyncio.to_thread(processes)
+            for server in list(self._servers):
+                server.look(table)
+            if self._children is not None:
+                self._children.look(processes())
+            await asyncio.sleep(_LOOK_EVERY)
+
+    def _own_children(self) -> set[int]:
+        pids = {server.identity.pid for server in self._servers if not server.reaped}
+        return pids | ({self._logs.pid} if self._logs.pid else set())
+
+    def _server(self, identity: Identity, deployment_id: str, log_file: Path) -> ProcessServer:
+        family = Family(identity, self._marker(deployment_id))
+        server = ProcessServer(identity, deployment_id, self._logs, log_file, family, self._kill_inherited)
+        self._servers.add(server)
+        return server
+
+    def _kill_inherited(self) -> None:
+        if self._children is not None:
+            self._children.kill_new()
+
+    def _marker(self, deployment_id: str) -> str:
+        return f"{MARKER}={self._owner}.{deployment_id}"
 
     def _command(self, game: Game, path: str) -> tuple[list[str], Path]:
         """The command with the path of its program, and its working directory. Raises `NotConfigured`."""
@@ -174,7 +240,7 @@ class ProcessBackend:
             process = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(_EXEC_GATE), parent, str(self._nice), *command],
                 cwd=cwd,
-                env=dict(request.environment),
+                env={**request.environment, MARKER: f"{self._owner}.{request.deployment_id}"},
                 stdin=gate,
                 stdout=output,
                 stderr=output,
@@ -195,10 +261,22 @@ class ProcessBackend:
 
 
 class ProcessServer:
-    """The `RunningServer` of a process, a child or adopted, and of its process group, whose number is its pid."""
+    """The `RunningServer` of a process, a child or adopted, of its process group, whose number is its pid, and of its
+    `family`. `kill_inherited` is called when all of that has ended."""
 
-    def __init__(self, identity: Identity, deployment_id: str, logs: LogWriter, log_file: Path) -> None:
+    def __init__(
+        self,
+        identity: Identity,
+        deployment_id: str,
+        logs: LogWriter,
+        log_file: Path,
+        family: Family,
+        kill_inherited: Callable[[], None],
+    ) -> None:
         self.identity = identity
+        self.reaped = False
+        self._family = family
+        self._kill_inherited = kill_inherited
         self._deployment_id = deployment_id
         self._logs = logs
         self._log_file = log_file
@@ -214,13 +292,17 @@ class ProcessServer:
         """Send SIGTERM to the process group; `wait` sends SIGKILL after `grace` seconds."""
         if self._kill_at is None:
             self._kill_at = asyncio.get_running_loop().time() + grace
+            table = processes()
+            self.look(table)
             self._signal_group(signal.SIGTERM)
+            for pid in self._family.outside(self.identity.pid, table):
+                send(pid, signal.SIGTERM)
             self._wake.set()
 
     async def kill(self) -> None:
         """Send SIGKILL to the process itself, not to its group."""
         if lives(self.identity):
-            _send(self.identity.pid, signal.SIGKILL)
+            send(self.identity.pid, signal.SIGKILL)
 
     async def wait(self) -> ExitStatus:
         """Wait for the process, then kill its group. The exit code is None for an adopted process."""
@@ -244,14 +326,22 @@ class ProcessServer:
             await asyncio.sleep(delay)
             delay = min(delay * 2, _POLL_AT_MOST)
         self._signal_group(signal.SIGKILL)
+        self._family.kill()
+        self._kill_inherited()
         if not await self._logs.finished(self._log_file):
             log.warning("the last output of %s is not in its log yet", self._deployment_id)
         if notice.code is None and identify(self.identity.pid) == self.identity:
-            return ExitStatus(_reap(self.identity.pid))
+            notice.code = _reap(self.identity.pid)
+        self.reaped = True
         return ExitStatus(notice.code)
 
+    def look(self, table: Table) -> None:
+        """Take in what the server has started."""
+        self._family.look(table)
+
     def _members(self) -> list[int]:
-        return _members_of(self.identity, self._deployment_id)
+        members = _members_of(self.identity, self._deployment_id)
+        return members or self._family.outside(self.identity.pid, processes())
 
     def _signal_group(self, number: signal.Signals) -> None:
         signal_group(self.identity, self._deployment_id, number)
@@ -265,7 +355,7 @@ def signal_group(identity: Identity, deployment_id: str, number: signal.Signals)
             os.killpg(identity.pid, number)
     else:
         for pid in _members_of(identity, deployment_id):
-            _send(pid, number)
+            send(pid, number)
 
 
 def _members_of(identity: Identity, deployment_id: str) -> list[int]:
@@ -316,11 +406,6 @@ class _ExitNotice:
         if self._pidfd is not None:
             self._loop.remove_reader(self._pidfd)
             os.close(self._pidfd)
-
-
-def _send(pid: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, number)
 
 
 def _reap(pid: int, *, wait: bool = False) -> int | None:

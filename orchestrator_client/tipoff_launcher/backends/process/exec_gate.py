@@ -12,6 +12,7 @@ import signal
 import sys
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 _NOT_RELEASED = 125
 _CANNOT_EXEC = 127
 
@@ -20,13 +21,16 @@ def main(arguments: list[str]) -> None:
     """Wait for the byte and exec COMMAND; does not return. Exits with 125 when it is not released, 127 when COMMAND
     cannot be executed."""
     parent, nice, command = int(arguments[0]), int(arguments[1]), arguments[2:]
-    if parent:
-        if sys.platform.startswith("linux"):
-            import ctypes  # takes 3 ms, so only where it is needed
+    if sys.platform.startswith("linux"):
+        import ctypes  # takes 3 ms, so only where it is needed
 
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # the launcher died before prctl took effect
-            os._exit(_NOT_RELEASED)
+        prctl = ctypes.CDLL(None).prctl
+        # It outlasts exec: what the server starts, and what that starts, stays below the server (process_tree.py).
+        prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        if parent:
+            prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if parent and os.getppid() != parent:  # the launcher died before prctl took effect
+        os._exit(_NOT_RELEASED)
     if nice:
         os.nice(nice)
     if os.read(0, 1) == b"":

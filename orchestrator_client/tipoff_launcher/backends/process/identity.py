@@ -38,9 +38,10 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Stat:
-    """From `/proc/PID/stat`: the one-letter state, the process group, the start in clock ticks."""
+    """From `/proc/PID/stat`: the one-letter state, the parent, the process group, the start in clock ticks."""
 
     state: str
+    parent: int
     group: int
     start: str
 
@@ -68,7 +69,7 @@ def read_stat(pid: int | str) -> Stat | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     fields = text.rpartition(")")[2].split()  # the name in brackets may hold anything, brackets too
-    return Stat(fields[0], int(fields[2]), fields[19])
+    return Stat(fields[0], int(fields[1]), int(fields[2]), fields[19])
 
 
 @functools.cache
