@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import os
 import re
 import signal
@@ -182,8 +183,8 @@ async def test_a_flood_fills_its_share_and_no_more_and_its_neighbour_is_written_
     assert b"bytes of output are missing here: more than 100000 bytes a second" in flooder.read_bytes()
 
 
-async def test_a_killed_writer_is_started_again_and_nothing_is_lost(tmp_path: Path) -> None:
-    """Meanwhile the output waits in the pipe; the process gets no SIGPIPE."""
+async def test_a_killed_writer_is_started_again_and_loses_at_most_what_it_had_in_hand(tmp_path: Path) -> None:
+    """One read each time. Meanwhile the output waits in the pipe; the process gets no SIGPIPE."""
     path = tmp_path / "games" / "1" / "server.log"
     path.parent.mkdir(parents=True)
     async with LogWriter(tmp_path) as logs:
@@ -195,7 +196,9 @@ async def test_a_killed_writer_is_started_again_and_nothing_is_lost(tmp_path: Pa
             assert process.poll() is None
         assert await logs.finished(path)
         numbers = numbers_in(path)
-        assert numbers == list(range(len(numbers)))
+        steps = [after - before for before, after in itertools.pairwise(numbers)]
+        assert min(steps) == 1
+        assert sum(step > 1 for step in steps) <= 3
         assert not pipe_of(path).exists()
 
 

@@ -12,6 +12,7 @@ client.py runs this file as a script with few imports, so that it starts in 20 m
 * Of a process that writes more than RATE bytes a second for long, the rest is read, dropped and counted, and the log
   says how much is missing. The newest part is kept, because it may be a crash's last words.
 * A process holds both ends of its pipe, so it never gets SIGPIPE: while no writer runs, its output waits in the pipe.
+  A writer that is killed loses what it had in hand, one read at most.
 * Standard input is a socket to the owner, who sends the paths of new pipes. The owner is told `+PATH` when a pipe is
   open here (until then it keeps the pipe open, else an output that ends is lost), and `-PATH` when the last process of
   a pipe has ended and everything is in the log. Each message ends with a zero byte. When the owner is gone, this
