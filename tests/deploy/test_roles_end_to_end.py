@@ -123,7 +123,11 @@ class System:
     def said(self) -> dict[str, str]:
         """Every log there is: nats-server's, the parts', the game servers'."""
         logs = [self.nats.log, *self.logs.glob("*.log"), *(self.directory / "launcher").rglob("*.log*")]
-        return {str(path.relative_to(self.directory)): path.read_text(errors="replace") for path in logs}
+        return {
+            str(path.relative_to(self.directory)): path.read_text(errors="replace")
+            for path in logs
+            if path.is_file()  # not the pipes of servers that run
+        }
 
 
 @asynccontextmanager
