@@ -123,7 +123,7 @@ async def test_copied_records_without_their_directory_touch_no_server(
             async with launchers.start(state_dir=tmp_path / "copy", host="copy"):
                 pass
         assert len(await client.list()) == 1
-        assert len(launchers.servers(wanted.deployment_id)) == 1
+        await eventually(lambda: len(launchers.servers(wanted.deployment_id)) == 1)
 
 
 async def test_a_renamed_directory_keeps_its_servers(
@@ -155,7 +155,7 @@ async def test_where_the_original_is_gone_while_servers_run_the_operator_decides
     with pytest.raises(ConfigError, match=r"is a copy of .*TIPOFF_LAUNCHER_ADOPT_COPIED=true .* remove"):
         async with launchers.start(state_dir=moved):
             pass
-    assert len(launchers.servers(wanted.deployment_id)) == 1
+    await eventually(lambda: len(launchers.servers(wanted.deployment_id)) == 1)
     async with launchers.start(state_dir=moved, adopt_copied=True):
         assert await client.list() == [before]
 
