@@ -134,6 +134,7 @@ async def test_a_renamed_directory_keeps_its_servers(
     async with launchers.start(stop_servers_on_exit=False):
         before = await client.deploy(wanted)
         await kv.gameservers.put(wanted.deployment_id, lease(wanted), ttl=60)
+        await more_lines(launchers, wanted.deployment_id)
     launchers.settings.state_dir.rename(tmp_path / "renamed")
     async with launchers.start(state_dir=tmp_path / "renamed"):
         assert await client.list() == [before]
