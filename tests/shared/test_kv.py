@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from nats.js.api import ClusterInfo, StreamInfo
 
 from tipoff.up.embedded_nats import embedded_nats
 from tipoff_shared.errors import Unavailable
-from tipoff_shared.kv.bucket import LostRace
+from tipoff_shared.kv.bucket import Bucket, LostRace
 from tipoff_shared.kv.buckets import create_buckets
 from tipoff_shared.kv.changes import Change
 from tipoff_shared.nats.connection import Bus, connect
@@ -101,6 +102,43 @@ async def test_a_deleted_key_leaves_a_tombstone_until_it_is_forgotten(nats: Bus)
     await store.forget("s1", 3)
     assert await store.latest("s1") is None
     assert list(await store.list_latest()) == ["s2"]
+
+
+@pytest.mark.parametrize("pattern", [">", "s1", "s9"])
+async def test_a_listing_does_not_wait_for_a_newest_message_that_was_removed(nats: Bus, pattern: str) -> None:
+    """The stream's last revision stays, although no message has it any longer."""
+    store = (await create_buckets(nats)).active_connections
+    await store.put("s1", "42")
+    await store.put("s2", "43")
+    await store.delete("s2")
+    await store.forget("s2", 3)
+    async with asyncio.timeout(3):
+        assert list(await store.list(pattern)) == ([] if pattern == "s9" else ["s1"])
+
+
+_CALLS: dict[str, Callable[[Bucket[SessionRecord]], Awaitable[object]]] = {
+    "get": lambda bucket: bucket.get("a"),
+    "latest": lambda bucket: bucket.latest("a"),
+    "list": lambda bucket: bucket.list(),
+    "create": lambda bucket: bucket.create("a", record("a")),
+    "put": lambda bucket: bucket.put("a", record("a")),
+    "update": lambda bucket: bucket.update("a", record("a"), 1),
+    "delete": lambda bucket: bucket.delete("a"),
+    "forget": lambda bucket: bucket.forget("a", 1),
+    "watch": lambda bucket: bucket.watch().__aenter__(),
+    "durable": lambda bucket: bucket.durable("reader").__aenter__(),
+}
+
+
+@pytest.mark.parametrize("call", _CALLS.values(), ids=_CALLS)
+async def test_an_error_of_jetstream_is_unavailable(
+    nats: Bus, call: Callable[[Bucket[SessionRecord]], Awaitable[object]]
+) -> None:
+    """No call raises JetStream's own error, which would count as a fault of ours: here its stream is missing."""
+    sessions = (await create_buckets(nats)).sessions
+    await nats.js.delete_stream(sessions.stream)
+    with pytest.raises(Unavailable):
+        await call(sessions)
 
 
 async def test_a_listing_believes_no_node_without_a_leader(
