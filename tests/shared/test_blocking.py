@@ -61,4 +61,6 @@ def test_the_list_of_exceptions_names_code_that_exists() -> None:
     for file, functions in own:
         package = next(one for one in blocking.PACKAGES if one.__name__ == file.split("/")[0])
         text = (Path(package.__path__[0]).parent / file).read_text()
+        if "any other" in functions:
+            continue  # every function of the file
         assert [name for name in functions if f"def {name}(" not in text] == []
