@@ -242,7 +242,8 @@ class Running:
                 await self._dispatcher.idle()
         except TimeoutError:
             log.warning("a callback of the game does not return; the server ends without it")
-        await self._listeners.close()
+        finally:  # also when the caller does not wait for the game
+            await self._listeners.close()
         await self._presence.close(keep_lease=ended)
         if ended and self._context.delete_url:
             await edgegap.end_deployment(self._context.delete_url, self._context.delete_token)

@@ -45,6 +45,7 @@ class RealServers:
         self._links: dict[str, AsyncExitStack] = {}
         """Each server has its own link to NATS, which `crash` cuts."""
         self._crashed: list[asyncio.Task[None]] = []
+        self._closed = False
         world.fake.on_start = self._start
         world.fake.on_stop = self._stop
         world.fake.on_death = self.crash
@@ -70,6 +71,8 @@ class RealServers:
         server = GameServer(self.make_game(), context=context, tick_rate=30, **self.options)
         await server.__aenter__()
         self.running[spec.deployment_id] = server
+        if self._closed:
+            await self._stop(spec.deployment_id)
 
     def _settings_of(self, spec: DeploySpec) -> NatsSettings:
         """How the server reaches NATS: as itself, where it has a password of its own."""
@@ -105,6 +108,7 @@ class RealServers:
         return self.running[deployment_id]
 
     async def close(self) -> None:
+        self._closed = True
         for deployment_id in list(self.running):
             await self._stop(deployment_id)
         await asyncio.gather(*self._crashed)

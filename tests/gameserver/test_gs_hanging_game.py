@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 from dataclasses import replace
 from typing import Any
@@ -109,6 +110,24 @@ async def test_a_game_that_comes_back_plays_on_with_those_who_are_there(
         player.send(b"again")
         assert await player.receive() == b"again"
         assert server.state is LeaseState.DRAINING
+
+
+async def test_a_server_whose_end_is_cut_short_leaves_no_socket_open(deployment: Context) -> None:
+    """Its caller does not wait until the game's callback returns."""
+    game = Hanging("on_message")
+    server = GameServer(game, context=deployment)
+    await server.__aenter__()
+    assert server.transports.udp is not None
+    port = server.transports.udp.port
+    async with by_udp(token_for(server, "s1")) as player:
+        player.send(b"hello")
+        await asyncio.wait_for(game.hangs.wait(), 5)
+        ending = asyncio.create_task(server.__aexit__(None, None, None))
+        assert not (await asyncio.wait((ending,), timeout=0.2))[0], "it waits for the game"
+        ending.cancel()
+        await asyncio.gather(ending, return_exceptions=True)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as again:
+        again.bind(("127.0.0.1", port))
 
 
 @pytest.mark.slow  # three leases and the time that the server gets
