@@ -17,6 +17,7 @@ import pytest
 from tests.bevygap.players import playing
 from tests.bevygap.stand_in import PROTOCOL_ID
 from tests.matchmaker.world import KEY, World
+from tests.polling import eventually
 from tipoff.up.embedded_nats import EmbeddedNats
 from tipoff_launcher.compose import run_launcher
 from tipoff_launcher.service import Launcher
@@ -52,7 +53,8 @@ class Scene:
 
     def log_of(self, deployment_id: str) -> str:
         directory = self.launcher.settings.state_dir / "deployments" / deployment_id
-        return (directory / "server.log").read_text()
+        path = directory / "server.log"  # there as soon as something was written
+        return path.read_text() if path.exists() else ""
 
 
 def environment_of(native_id: str) -> dict[str, str]:
@@ -177,6 +179,7 @@ async def test_the_servers_environment_is_complete_and_short(own_nats: EmbeddedN
         assert json.loads(arbitrium["ARBITRIUM_DEPLOYMENT_LOCATION"])["city"] == "Ghent"
         mapping = json.loads(arbitrium["ARBITRIUM_PORTS_MAPPING"])["ports"]["webtransport"]
         assert (mapping["external"], mapping["protocol"]) == (ready.port, "UDP")
+        await eventually(lambda: on.log_of(ready.deployment_id) != "", "it has written something")
         assert "panicked" not in on.log_of(ready.deployment_id)
 
 
@@ -213,7 +216,8 @@ async def test_a_missing_mapping_ends_the_server(own_nats: EmbeddedNats, tmp_pat
         async with playing(ready):
             session = await on.world.session_becomes(ready.session_id, SessionState.GONE)
         assert "exited with code 1" in session.reason
-        assert "not mapped to a session id" in on.log_of(ready.deployment_id)
+        said = "not mapped to a session id"
+        await eventually(lambda: said in on.log_of(ready.deployment_id), "it says why it ended")
 
 
 @pytest.mark.parametrize("missing", ["ARBITRIUM_CONTEXT_TOKEN", "NATS_PASSWORD"])
