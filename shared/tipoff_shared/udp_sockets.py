@@ -44,7 +44,7 @@ class UdpSockets:
         for sock in self._sockets:
             try:
                 self._loop.add_reader(sock, self._readable, sock)
-            except NotImplementedError:
+            except NotImplementedError:  # the default event loop of Windows
                 transport, _ = await self._loop.create_datagram_endpoint(
                     lambda: _Reader(self._received_one), sock=sock
                 )
