@@ -6,7 +6,7 @@ export PYTHONDONTWRITEBYTECODE =
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help up test test-slow test-all check format bench soak wheel clean
+.PHONY: help up test test-slow test-all interop-bevygap check format bench soak wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,6 +29,12 @@ test-all: test test-slow ## all tests, including the slow ones
 test-slow: $(VENV)/.ready ## the slow tests, and those that need a browser or a Docker engine
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "(slow or browser) and not alone" --timeout 240 $(ARGS)
 	$(BIN)/python -m pytest -m alone --timeout 240 $(ARGS)
+
+# Needs Rust. The first build takes 5 to 25 minutes and 1.1 GB: INTEROP_TARGET=/elsewhere keeps it between checkouts.
+INTEROP_TARGET ?= $(CURDIR)/build/interop-bevygap
+interop-bevygap: $(VENV)/.ready ## a Bevy game with bevygap's own plugins, built from crates.io, plays through tipoff
+	cd tests/interop/bevygap && CARGO_TARGET_DIR=$(INTEROP_TARGET) cargo build --locked
+	INTEROP_BEVYGAP=$(INTEROP_TARGET)/debug $(BIN)/python -m pytest --timeout 240 tests/interop/bevygap $(ARGS)
 
 check: $(VENV)/.ready ## formatting, lint, types
 	$(BIN)/ruff format --check .
