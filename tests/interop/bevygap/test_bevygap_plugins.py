@@ -17,7 +17,7 @@ import pytest
 from tests.polling import eventually
 from tipoff.testing import RunningUp, running_up
 
-PROGRAMS = os.environ.get("INTEROP_BEVYGAP", "")
+PROGRAMS = os.path.abspath(os.environ["INTEROP_BEVYGAP"]) if "INTEROP_BEVYGAP" in os.environ else ""
 COUNT = 20
 """Messages that a client sends, each after the echo of the one before."""
 GAMES = """
@@ -54,7 +54,7 @@ pytestmark = [
 def games_file(directory: Path, *, seats: int = 8, edgegap: str = "") -> Path:
     """`edgegap`: the orchestrator at the emulated Edgegap; "" is the launcher."""
     orchestrator = f'orchestrator = "{edgegap}"' if edgegap else ""
-    server = Path(PROGRAMS, "server").absolute()
+    server = Path(PROGRAMS, "server")
     assert server.exists(), f"{server} is not built"
     path = directory / "games.toml"
     text = GAMES.format(orchestrator=orchestrator, seats=seats, server=server)
@@ -65,7 +65,7 @@ def games_file(directory: Path, *, seats: int = 8, edgegap: str = "") -> Path:
 async def play(up: RunningUp) -> tuple[int, list[str]]:
     """A player from start to end: the exit code, and the words it printed."""
     client = await asyncio.create_subprocess_exec(
-        str(Path(PROGRAMS, "client").absolute()),
+        os.path.join(PROGRAMS, "client"),
         env=os.environ
         | {
             "INTEROP_URL": up.url.replace("http", "ws", 1) + "/matchmaker/ws",
