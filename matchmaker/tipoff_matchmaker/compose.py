@@ -30,6 +30,7 @@ from tipoff_matchmaker.fleet.stop import Stopper
 from tipoff_matchmaker.fleet.trust import Trust
 from tipoff_matchmaker.hearing import Hearing
 from tipoff_matchmaker.isolated.auth_callout import AuthCallout
+from tipoff_matchmaker.isolated.disconnector import Disconnector
 from tipoff_matchmaker.isolated.probe import EventProbe
 from tipoff_matchmaker.isolated.reader import EventReader
 from tipoff_matchmaker.isolated.writer import EventWriter
@@ -106,6 +107,7 @@ class Parts:
     event_reader: EventReader | None
     event_probe: EventProbe | None
     auth_callout: AuthCallout | None
+    disconnector: Disconnector | None
     hearing: Hearing
     lease: ReconcilerLease
     reconciler: Reconciler
@@ -220,6 +222,8 @@ def compose(
     event_reader: EventReader | None = None
     event_probe: EventProbe | None = None
     auth_callout: AuthCallout | None = None
+    disconnector: Disconnector | None = None
+    lease = ReconcilerLease(buckets.matchmakers, settings.instance, ttl=settings.reconciler_ttl)
     if event_secret is not None:
         writer = EventWriter(
             bus, ages, buckets, deployments, contexts.received, longest_lease=3 * settings.lease_ttl
@@ -228,11 +232,12 @@ def compose(
         event_probe = EventProbe(
             bus, hearing, settings.instance, event_secret.key_of, lease_ttl=settings.lease_ttl
         )
-
         if account_key is not None:
             auth_callout = AuthCallout(bus, account_key, deployments, event_secret.password_of)
+            disconnector = Disconnector(
+                bus, ages, deployments, lambda: lease.held, interval=settings.listing_interval
+            )
 
-    lease = ReconcilerLease(buckets.matchmakers, settings.instance, ttl=settings.reconciler_ttl)
     loss = BucketLoss(bus, deployments, sessions, liveness, hearing, tasks)
     ages.subscribe(loss.noticed)
     reader = SnapshotReader(
@@ -323,6 +328,7 @@ def compose(
         event_reader=event_reader,
         event_probe=event_probe,
         auth_callout=auth_callout,
+        disconnector=disconnector,
         hearing=hearing,
         lease=lease,
         reconciler=reconciler,

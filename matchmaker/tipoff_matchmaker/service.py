@@ -87,6 +87,8 @@ class Matchmaker:
             start(parts.event_reader.run(), "events")
         if parts.event_probe is not None:
             start(parts.event_probe.run(), "event probe")
+        if parts.disconnector is not None:
+            start(parts.disconnector.run(), "connections of ended servers")
         start(parts.deployments.follow(), "deployments")
         if parts.edgegap is not None:
             start(parts.edgegap.run(), "edgegap sessions")

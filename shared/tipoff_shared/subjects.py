@@ -36,6 +36,11 @@ def connections_of(account: str) -> str:
     return f"$SYS.REQ.ACCOUNT.{account}.CONNZ"
 
 
+def kicks_at(server_id: str) -> str:
+    """Matchmaker -> one nats-server: close a connection. `server_id`: its id, or `*` for all."""
+    return f"$SYS.REQ.SERVER.{server_id}.KICK"
+
+
 _NAMESPACE = re.compile(r"[a-zA-Z0-9-]{0,24}", re.ASCII)
 
 

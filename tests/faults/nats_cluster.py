@@ -101,30 +101,36 @@ def _is_whole(info: api.StreamInfo) -> bool:
 async def nats_cluster(directory: Path) -> AsyncIterator[NatsCluster]:
     """A cluster that keeps its data in `directory`, stopped at the end. Raises `Unavailable` when it does not start."""
     password = Secret(secrets.token_urlsafe(24))
-    route_password = secrets.token_urlsafe(24)
-    ports = _free_ports(NODES)
-    routes = [f"nats-route://route:{route_password}@127.0.0.1:{port}" for port in ports]
     nodes: dict[str, EmbeddedNats] = {}
     async with AsyncExitStack() as stack:
-        for number, port in enumerate(ports, 1):
-            name = f"n{number}"
-            more = (
-                f"server_name: {name}\n"
-                "cluster {\n"
-                "  name: tipoff\n"
-                f"  listen: 127.0.0.1:{port}\n"
-                f"  routes: {json.dumps(routes)}\n"
-                "  authorization {\n"
-                f"    user: route\n    password: {json.dumps(route_password)}\n"
-                "  }\n"
-                "}\n"
-            )
+        for name, more in cluster_blocks(NODES).items():
             nodes[name] = EmbeddedNats(directory / name, password=password, more=more)
             stack.push_async_callback(nodes[name].stop)
         await asyncio.gather(*(node.start() for node in nodes.values()))
         cluster = NatsCluster(nodes)
         await cluster.ready()
         yield cluster
+
+
+def cluster_blocks(count: int) -> dict[str, str]:
+    """Name of each node -> what its configuration says of the cluster."""
+    route_password = secrets.token_urlsafe(24)
+    ports = _free_ports(count)
+    routes = [f"nats-route://route:{route_password}@127.0.0.1:{port}" for port in ports]
+    return {
+        f"n{number}": (
+            f"server_name: n{number}\n"
+            "cluster {\n"
+            "  name: tipoff\n"
+            f"  listen: 127.0.0.1:{port}\n"
+            f"  routes: {json.dumps(routes)}\n"
+            "  authorization {\n"
+            f"    user: route\n    password: {json.dumps(route_password)}\n"
+            "  }\n"
+            "}\n"
+        )
+        for number, port in enumerate(ports, 1)
+    }
 
 
 def _free_ports(count: int) -> list[int]:

@@ -13,10 +13,17 @@ from nacl.signing import VerifyKey
 
 from tipoff_matchmaker.isolated.credentials import (
     AuthRequest,
-    connections_in,
     denied,
     granted,
     read_request,
+)
+from tipoff_matchmaker.isolated.open_connections import (
+    MAX_CONNECTIONS,
+    NodeList,
+    OpenConnection,
+    read_list,
+    to_close,
+    was_closed,
 )
 from tipoff_matchmaker.service import read_account_key
 from tipoff_matchmaker.settings import Settings
@@ -95,7 +102,8 @@ def test_any_bytes_are_a_request_or_malformed(data: bytes) -> None:
         with pytest.raises(Malformed):
             read_request(text)
     with pytest.raises(Malformed):
-        connections_in(b"!" + data)
+        read_list(b"!" + data)
+    assert not was_closed(b"!" + data)
     assert not AuthRequest(SERVER, USER, "gs-a", data.decode(errors="surrogateescape"), "").has_password(
         Secret("s")
     )
@@ -149,3 +157,40 @@ def test_a_seed_file_that_cannot_be_used_is_refused_before_anything_starts(
     with pytest.raises(ConfigError, match="TIPOFF_MATCHMAKER_SERVER_AUTH_SEED_FILE") as caught:
         read_account_key(Settings(profile="isolated", server_auth_seed_file=file))
     assert "canary" not in str(caught.value)
+
+
+def listed(node: str, *found: tuple[str, int, str], total: int = 0) -> bytes:
+    """As nats-server answers: user, number, since."""
+    connections = [{"cid": cid, "authorized_user": user, "start": at, "ip": "::1"} for user, cid, at in found]
+    data = {"server_id": node, "num_connections": len(found), "total": total, "connections": connections}
+    return json.dumps({"server": {"id": node}, "data": data}).encode()
+
+
+def test_a_list_names_the_connections_of_servers_with_users_of_their_own() -> None:
+    answer = listed(
+        "N1", ("gs-a", 7, "2026-01-01T00:00:00.5Z"), ("gameserver", 8, ""), ("gs-", 9, ""), total=9
+    )
+    assert read_list(answer) == NodeList(9, 3, (OpenConnection("N1", 7, "a", "2026-01-01T00:00:00.5"),))
+    assert read_list(b'{"data": {"connections": null}}') == NodeList(0, 0, ())
+
+
+def test_what_an_ended_server_has_open_is_closed_on_every_node_and_of_others_only_what_is_too_much() -> None:
+    """The newest go, whichever node has them."""
+    lists = [
+        listed(
+            "N1",
+            ("gs-over", 1, "2026-01-01T00:00:01Z"),
+            *(("gs-b", n, f"2026-01-01T00:00:0{n}Z") for n in (2, 3, 4)),
+        ),
+        listed(
+            "N2",
+            ("gs-over", 1, "2026-01-01T00:00:02Z"),
+            *(("gs-b", n, f"2026-01-01T00:00:0{n}.5Z") for n in (2, 5)),
+        ),
+    ]
+    found = [one for answer in lists for one in read_list(answer).connections]
+    closing = to_close(found, lambda deployment_id: deployment_id == "over")
+    assert [(one.node, one.number) for one in closing["over"]] == [("N1", 1), ("N2", 1)]
+    assert [(one.node, one.number) for one in closing["b"]] == [("N2", 5)]
+    assert len(found) - 2 - 1 == MAX_CONNECTIONS
+    assert to_close(found[1:4], lambda _: False) == {}

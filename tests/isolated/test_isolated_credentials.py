@@ -4,29 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import signal
 import sys
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import msgspec
 import nats.errors
 import pytest
 from nats.aio.client import Client
 
-from tests.faults.real_servers import active, echoes, playing
+from tests.faults.nats_cluster import cluster_blocks
+from tests.faults.real_servers import RealServers, active, echoes, playing
 from tests.gameserver.players import UdpPlayer
 from tests.isolated.attacker import enter
 from tests.isolated.world import IsolatedNats, IsolatedWorld
-from tests.matchmaker.world import ARENA
+from tests.matchmaker.world import ARENA, World
+from tests.polling import eventually
 from tipoff.nats_roles.isolated import SERVERS_ACCOUNT
 from tipoff_matchmaker.isolated import credentials
-from tipoff_matchmaker.isolated.auth_callout import MAX_CONNECTIONS
+from tipoff_matchmaker.isolated.open_connections import MAX_CONNECTIONS
 from tipoff_matchmaker.service import Matchmaker
 from tipoff_shared.messages import SessionReady
-from tipoff_shared.nats.connection import connect
-from tipoff_shared.records import SessionState
+from tipoff_shared.nats.connection import Bus, connect
+from tipoff_shared.records import DeploymentState, SessionState
 from tipoff_shared.settings import server_inbox_prefix, server_user
 
 ONE_SEAT_EACH = msgspec.structs.replace(ARENA, seats=1, max_deployments=3, empty_ttl=60)
@@ -187,6 +191,138 @@ async def test_only_a_living_deployments_password_lets_it_in(isolated: IsolatedW
         assert not await attacker.comes_in(user=server_user("never-1"), password=never)
 
 
+async def reload(isolated: IsolatedWorld, old: str, new: str) -> None:
+    """Let nats-server read a changed configuration."""
+    server = isolated.nats.server
+    config, log = server._store / "nats.conf", server._log_path
+    text = await asyncio.to_thread(config.read_text)
+    assert old in text
+    await asyncio.to_thread(config.write_text, text.replace(old, new))
+    server.process.send_signal(signal.SIGHUP)
+
+    async def reloaded() -> bool:
+        return "Reloaded server configuration" in await asyncio.to_thread(log.read_text)
+
+    await isolated.world.eventually(reloaded, "nats-server has read it")
+
+
+async def lists(isolated: IsolatedWorld, deployment_id: str) -> list[int]:
+    """The numbers of the connections that nats-server lists for this server."""
+    question = json.dumps({"auth": True, "user": server_user(deployment_id)}).encode()
+    answer = await isolated.world.bus.request(
+        f"$SYS.REQ.ACCOUNT.{SERVERS_ACCOUNT}.CONNZ", question, timeout=2
+    )
+    return sorted(one["cid"] for one in json.loads(answer.data)["data"].get("connections") or ())
+
+
+@pytest.mark.row(90)
+@pytest.mark.parametrize("how", ["stopped", "stopped while nobody looks", "its record is gone"])
+async def test_what_a_server_has_open_is_closed_when_its_deployment_ends(
+    isolated: IsolatedWorld, how: str
+) -> None:
+    """Its program goes on in spite of that: it may not publish any more, nor come in again. Others keep theirs."""
+    world = isolated.world
+    async with contextlib.AsyncExitStack() as stays:
+        running = await stays.enter_async_context(matchmaker(isolated))
+        mine, _ = await stays.enter_async_context(active(world))
+        theirs, player = await stays.enter_async_context(active(world))
+        attacker = await stays.enter_async_context(hostile(isolated, running, mine))
+        nc, other = await attacker.connect(), await attacker.connect()
+        await nc.request(world.bus.subjects.events(mine.deployment_id), b"garbage", timeout=2)
+        before = await lists(isolated, theirs.deployment_id)
+        if how != "stopped":  # as if the matchmaker that ended it had died at once
+            await running.parts.lease.give_up()
+        running.parts.stopper.stop(mine.deployment_id, "the test says so")
+        await world.deployment_becomes(mine.deployment_id, DeploymentState.GONE)
+        began = time.monotonic()
+        if how != "stopped":
+            assert not nc.is_closed
+            if how == "its record is gone":
+                await world.buckets.deployments.delete(mine.deployment_id)
+            await stays.enter_async_context(matchmaker(isolated))
+
+        async def closed() -> bool:
+            return nc.is_closed and other.is_closed
+
+        await world.eventually(closed, "its connections are closed")
+        print(f"{how}: closed {time.monotonic() - began:.3f} s later")
+        assert not await attacker.comes_in()
+        assert await echoes(player)
+        assert await lists(isolated, theirs.deployment_id) == before
+
+
+@pytest.mark.row(90)
+async def test_a_matchmaker_that_may_not_close_connections_says_so(
+    isolated: IsolatedWorld, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As with the isolated.conf of an earlier release."""
+    world = isolated.world
+    await reload(isolated, "$SYS.REQ.SERVER.*.KICK", "nothing.*.KICK")
+    async with (
+        matchmaker(isolated) as running,
+        active(world) as (mine, _),
+        hostile(isolated, running, mine) as attacker,
+    ):
+        nc = await attacker.connect()
+        running.parts.stopper.stop(mine.deployment_id, "the test says so")
+
+        async def said() -> bool:
+            return "tipoff secrets init" in caplog.text
+
+        await world.eventually(said, "it is said")
+        assert not nc.is_closed
+
+
+@pytest.mark.slow
+@pytest.mark.row(90)
+async def test_one_server_keeps_no_more_connections_on_a_cluster_than_on_one_node(tmp_path: Path) -> None:
+    """Each node lets in as many; what is too much altogether is closed, the newest first, and nothing of others'."""
+    first, second = cluster_blocks(2).values()
+    own = IsolatedNats(tmp_path / "n1", "iso", more=first)
+    node = own.another_node(tmp_path / "n2", more=second)
+    async with contextlib.AsyncExitStack() as stack:
+        for server in (own.server, node):
+            stack.push_async_callback(server.stop)
+        await asyncio.gather(own.server.start(), node.start())
+        bus = await stack.enter_async_context(connect(own.settings("eyes"), name="eyes", timeout=20))
+        await eventually(lambda: has_leader(bus), "the cluster works", timeout=20)
+        world = await stack.enter_async_context(World(bus, own.settings("matchmaker")))
+        servers = RealServers(world, own.settings("gameserver"), lease_ttl=1)
+        stack.push_async_callback(servers.close)
+        isolated = IsolatedWorld(world, servers, own)
+        running = await stack.enter_async_context(matchmaker(isolated))
+        mine, _ = await stack.enter_async_context(active(world))
+        theirs, player = await stack.enter_async_context(active(world))
+        user, password = server_user(mine.deployment_id), password_of(running, mine.deployment_id)
+        ends: list[list[asyncio.Task[bytes]]] = []
+        for server in (own.server, node):
+            ends.append([])
+            for _ in range(MAX_CONNECTIONS - 1):  # it is refused while it has been let in too often just now
+                came_in = functools.partial(enter, server.port, user, password)
+                reader, writer = await eventually(came_in, "it comes in")
+                stack.callback(writer.close)
+                ends[-1].append(asyncio.create_task(reader.read()))
+
+        def open_on(node: int) -> int:
+            return sum(not end.done() for end in ends[node])
+
+        await eventually(lambda: open_on(1) == 0, "with the server's own there are as many as on one node")
+        assert open_on(0) == MAX_CONNECTIONS - 1, "the oldest stay"
+        running.parts.stopper.stop(mine.deployment_id, "the test says so")
+
+        await eventually(lambda: open_on(0) == open_on(1) == 0, "those on both nodes are closed")
+        assert await echoes(player)
+        assert await lists(isolated, theirs.deployment_id)
+
+
+async def has_leader(bus: Bus) -> bool:
+    try:
+        await bus.js.account_info()
+    except nats.errors.Error:
+        return False
+    return True
+
+
 class Attack:
     """A running attacker.py. `result`: what it says came of it, once the block is left."""
 
@@ -306,19 +442,9 @@ async def test_servers_come_back_when_matchmakers_and_nats_were_away(isolated: I
 @pytest.mark.row(65)
 async def test_a_reload_of_nats_server_ends_nobody(isolated: IsolatedWorld) -> None:
     """Another user is in its file: what it does with connections, it does with those of game servers."""
-    world, nats_server = isolated.world, isolated.nats.server
+    world = isolated.world
     async with matchmaker(isolated), active(world) as (ready, player):
-        config, log = nats_server._store / "nats.conf", nats_server._log_path
-        text = await asyncio.to_thread(config.read_text)
-        more = text.replace("{ user: eyes,", '{ user: spare, password: "spare" }\n      { user: eyes,')
-        assert more != text
-        await asyncio.to_thread(config.write_text, more)
-        nats_server.process.send_signal(signal.SIGHUP)
-
-        async def reloaded() -> bool:
-            return "Reloaded server configuration" in await asyncio.to_thread(log.read_text)
-
-        await world.eventually(reloaded, "nats-server has read it")
+        await reload(isolated, "{ user: eyes,", '{ user: spare, password: "spare" }\n      { user: eyes,')
         until = time.monotonic() + 4
         while time.monotonic() < until:
             assert await echoes(player)

@@ -40,7 +40,12 @@ class IsolatedNats:
         """What matchmakers that answer nats-server's questions need; others leave the servers their shared user."""
         self.auth_seed_file.write_text(key.seed())
         self._passwords["eyes"] = everything
+        self._users = users
         self.server = EmbeddedNats(store, users=users, more=more)
+
+    def another_node(self, store: Path, *, more: str) -> EmbeddedNats:
+        """One that knows the same users."""
+        return EmbeddedNats(store, users=self._users, more=more)
 
     def settings(self, role: str) -> NatsSettings:
         return dataclasses.replace(

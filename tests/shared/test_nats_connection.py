@@ -77,6 +77,20 @@ async def test_no_responder_is_told_within_100_ms(nats: Bus) -> None:
     assert await quickest(ask) < 0.1
 
 
+async def test_all_who_answer_are_heard(nats: Bus) -> None:
+    """Each once; nobody is an empty list at once."""
+    assert await nats.request_all("several", b"", first=5, each=5, most=9) == []
+
+    async def answer(msg: Msg) -> None:
+        await nats.publish(msg.reply, msg.data)
+
+    for _ in range(3):
+        await nats.subscribe("several", answer)
+    for most, expected in ((9, 3), (2, 2)):
+        answers = await nats.request_all("several", b"hello", first=2, each=0.2, most=most)
+        assert [msg.data for msg in answers] == [b"hello"] * expected
+
+
 async def test_it_comes_back_after_a_restart_and_refuses_meanwhile(tmp_path: Path) -> None:
     """kill -9 of NATS: writes fail at once while it is away, and work when it is back."""
     async with embedded_nats(tmp_path) as server, connect(server.settings(), name="test") as bus:

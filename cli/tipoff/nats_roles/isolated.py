@@ -20,7 +20,7 @@ from tipoff.nats_roles.permissions import Access, Permissions, inboxes, on_strea
 from tipoff.nats_roles.users import permissions_block
 from tipoff_shared.event_stream import SECRET_BUCKET
 from tipoff_shared.settings import ROLES
-from tipoff_shared.subjects import AUTH_ANSWERS, AUTH_CALLOUT, Subjects, connections_of
+from tipoff_shared.subjects import AUTH_ANSWERS, AUTH_CALLOUT, Subjects, connections_of, kicks_at
 
 ACCOUNT = "TIPOFF"
 SERVERS_ACCOUNT = "GAMESERVERS"
@@ -29,7 +29,7 @@ MAX_SUBSCRIPTIONS = 16
 MAX_PAYLOAD = 96 * 1024
 """Limits of one connection of a game server: it has three subscriptions, and events up to `server_events.MAX_EVENT`."""
 _SYSTEM = json.dumps("$SYS")
-"""nats-server's own account; it lists connections."""
+"""nats-server's own account; it lists connections, and closes them."""
 
 
 def isolated_permissions(role: str, subjects: Subjects) -> Permissions:
@@ -45,6 +45,7 @@ def isolated_permissions(role: str, subjects: Subjects) -> Permissions:
             inboxes("launcher"),  # the answers to its ping
             AUTH_ANSWERS,
             connections_of(SERVERS_ACCOUNT),
+            kicks_at("*"),
             subjects.events("*"),  # probes: whether the stream takes and delivers events
         )
     elif role == "launcher":
@@ -71,9 +72,21 @@ def accounts(
     user that is not in this file: each game server then has a user of its own."""
     users = "".join(_user(role, hashes[role], subjects) for role in ROLES if role != SERVER_ROLE)
     events, commands = json.dumps(subjects.events("*")), json.dumps(subjects.commands("*"))
-    listing = json.dumps(connections_of(SERVERS_ACCOUNT))
-    system = f"  {_SYSTEM}: {{ exports: [ {{ service: {listing}, accounts: [{ACCOUNT}] }} ] }}\n"
-    imports = f"    imports: [ {{ service: {{ account: {_SYSTEM}, subject: {listing} }} }} ]\n"
+    listing, kicks = json.dumps(connections_of(SERVERS_ACCOUNT)), json.dumps(kicks_at("*"))
+    system = (
+        f"  {_SYSTEM} {{\n"
+        "    exports: [\n"  # each node of a cluster answers with its own connections
+        f"      {{ service: {listing}, response_type: stream, accounts: [{ACCOUNT}] }}\n"
+        f"      {{ service: {kicks}, accounts: [{ACCOUNT}] }}\n"
+        "    ]\n"
+        "  }\n"
+    )
+    imports = (
+        "    imports: [\n"
+        f"      {{ service: {{ account: {_SYSTEM}, subject: {listing} }} }}\n"
+        f"      {{ service: {{ account: {_SYSTEM}, subject: {kicks} }} }}\n"
+        "    ]\n"
+    )
     return (
         "accounts {\n" + (system if issuer else "") + f"  {ACCOUNT} {{\n"
         "    jetstream: enabled\n"

@@ -10,7 +10,6 @@ from collections import Counter
 from typing import Any
 
 import msgspec
-from nats.aio.msg import Msg
 from rich.console import Console
 from rich.table import Table
 
@@ -92,29 +91,14 @@ async def read_status(bus: Bus) -> dict[str, list[dict[str, Any]]]:
 async def ask_matchmakers(bus: Bus) -> list[MatchmakerStatus]:
     """The state of every matchmaker that answers, by name. Waits one second for the first answer and 0.1 s for each
     further one. Raises `Unavailable` while NATS is away."""
-    answers: asyncio.Queue[Msg] = asyncio.Queue()
-
-    async def receive(msg: Msg) -> None:
-        if answers.qsize() < MAX_MATCHMAKERS:
-            answers.put_nowait(msg)
-
     found: dict[str, MatchmakerStatus] = {}
-    inbox = bus.nc.new_inbox()
-    subscription = await bus.subscribe(inbox, receive)
-    try:
-        await bus.publish(bus.subjects.admin("status"), b"{}", reply=inbox)
-        for _ in range(MAX_MATCHMAKERS):
-            async with asyncio.timeout(_NEXT_ANSWER if found else _FIRST_ANSWER):
-                msg = await answers.get()
-            if msg.headers and msg.headers.get("Status") == "503":
-                break  # there is no matchmaker
-            with contextlib.suppress(TipoffError):  # it cannot answer now
-                status = decode_reply(msg.data, MatchmakerStatus)
-                found[status.instance] = status
-    except TimeoutError:
-        pass  # all that are going to answer have answered
-    finally:
-        await subscription.unsubscribe()
+    answers = await bus.request_all(
+        bus.subjects.admin("status"), b"{}", first=_FIRST_ANSWER, each=_NEXT_ANSWER, most=MAX_MATCHMAKERS
+    )
+    for msg in answers:
+        with contextlib.suppress(TipoffError):  # it cannot answer now
+            status = decode_reply(msg.data, MatchmakerStatus)
+            found[status.instance] = status
     return [found[name] for name in sorted(found)]
 
 

@@ -1,8 +1,9 @@
 """Answers nats-server's questions about game servers that connect (auth callout); credentials.py says what to answer.
 
 Every matchmaker answers, each question one of them. A server is let in with its own password while its deployment
-lives, and has at most `MAX_CONNECTIONS` connections: it needs one, and another one while an earlier one that broke is
-still counted.
+lives, and has at most `MAX_CONNECTIONS` connections at one nats-server: it needs one, and another one while an earlier
+one that broke is still counted. What is open when its deployment ends, or more than that on all nodes of a cluster,
+disconnector.py closes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 
-import msgspec
 from nats.aio.msg import Msg
 
 from tipoff_matchmaker.deployments import state_machine
@@ -21,11 +21,11 @@ from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.isolated.credentials import (
     ACCOUNT,
     AuthRequest,
-    connections_in,
     denied,
     granted,
     read_request,
 )
+from tipoff_matchmaker.isolated.open_connections import MAX_CONNECTIONS, question, read_list
 from tipoff_shared.errors import Malformed, TipoffError, Unavailable
 from tipoff_shared.nats.connection import Bus
 from tipoff_shared.nats.nkeys import AccountKey
@@ -37,7 +37,6 @@ from tipoff_shared.subjects import AUTH_CALLOUT, connections_of
 
 log = logging.getLogger(__name__)
 
-MAX_CONNECTIONS = 4
 _QUEUE = "tipoff-auth"
 _AT_ONCE = 256
 _PER_SECOND = 5.0
@@ -135,11 +134,9 @@ class AuthCallout:
 
     async def _connections(self, deployment_id: str) -> int:
         """How many connections nats-server lists for this server."""
-        question = {"auth": True, "user": server_user(deployment_id), "limit": 2 * MAX_CONNECTIONS}
-        answer = await self._bus.request(
-            connections_of(ACCOUNT), msgspec.json.encode(question), timeout=_ANSWER
-        )
-        return connections_in(answer.data)
+        asked = question(server_user(deployment_id), most=2 * MAX_CONNECTIONS)
+        answer = await self._bus.request(connections_of(ACCOUNT), asked, timeout=_ANSWER)
+        return read_list(answer.data).total
 
     def _deny(self, request: AuthRequest, why: str) -> bytes:
         """One line in the log for many: who is refused once tries again."""

@@ -44,8 +44,7 @@ class AuthRequest:
     @property
     def deployment_id(self) -> str | None:
         """The deployment whose user this is; None for any other user."""
-        found = _USER.fullmatch(self.user)
-        return None if found is None else found[1]
+        return deployment_of(self.user)
 
     def has_password(self, password: Secret) -> bool:
         """Whether it shows this password."""
@@ -127,6 +126,12 @@ def denied(key: AccountKey, request: AuthRequest, why: str) -> bytes:
     return _answer(key, request, {"error": why})
 
 
+def deployment_of(user: str) -> str | None:
+    """The deployment whose NATS user this is; None for any other user."""
+    found = _USER.fullmatch(user)
+    return None if found is None else found[1]
+
+
 def _answer(key: AccountKey, request: AuthRequest, outcome: Mapping[str, str]) -> bytes:
     claims = {
         "sub": request.user_key,
@@ -134,23 +139,3 @@ def _answer(key: AccountKey, request: AuthRequest, outcome: Mapping[str, str]) -
         "nats": {"type": "authorization_response", "version": 2, **outcome},
     }
     return key.sign(claims).encode()
-
-
-class _Connections(msgspec.Struct):
-    num_connections: int = 0
-    total: int = 0
-
-
-class _Connz(msgspec.Struct):
-    data: _Connections | None = None
-
-
-def connections_in(answer: bytes) -> int:
-    """How many connections nats-server lists. Raises `Malformed`."""
-    try:
-        found = msgspec.json.decode(answer, type=_Connz)
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
-        raise Malformed(f"not a list of connections: {exc}") from exc
-    if found.data is None:
-        raise Malformed("not a list of connections")
-    return max(found.data.num_connections, found.data.total)

@@ -165,6 +165,35 @@ class Bus:
         except FAILURES as exc:
             raise _away(exc) from exc
 
+    async def request_all(
+        self, subject: str, payload: bytes, *, first: float, each: float, most: int
+    ) -> list[Msg]:
+        """Send a request that several may answer, and return their answers: waits `first` seconds for the first one and
+        `each` seconds for every further one, and takes at most `most`. Empty when nobody listens on `subject`. Raises
+        `Unavailable` while NATS is away."""
+        arrived: asyncio.Queue[Msg] = asyncio.Queue()
+
+        async def receive(msg: Msg) -> None:
+            if arrived.qsize() < most:
+                arrived.put_nowait(msg)
+
+        answers: list[Msg] = []
+        inbox = self.nc.new_inbox()
+        subscription = await self.subscribe(inbox, receive)
+        try:
+            await self.publish(subject, payload, reply=inbox)
+            while len(answers) < most:
+                async with asyncio.timeout(each if answers else first):
+                    msg = await arrived.get()
+                if msg.headers and msg.headers.get("Status") == "503":
+                    break  # nobody listens
+                answers.append(msg)
+        except TimeoutError:
+            pass  # all that are going to answer have answered
+        finally:
+            await subscription.unsubscribe()
+        return answers
+
     async def publish(
         self, subject: str, payload: bytes, headers: dict[str, str] | None = None, *, reply: str = ""
     ) -> None:
