@@ -100,10 +100,10 @@ class Model:
         self.line = WaitingLine()
         self.inside: list[Waiter] = []
         self.popped: list[Waiter] = []
-        self.since_entered: dict[Waiter, Counter[object]] = {}
-        """For the first waiter of each address: how often others were served while it waited."""
+        self.turns_left: dict[Waiter, Counter[object]] = {}
+        """For the first waiter of each address: how often each other address may still be served before it. Once, and
+        once more for each turn that was given before and could not be used: those put back keep theirs."""
         self.returned: set[Waiter] = set()
-        """Those put back: their turn was before, so it does not count again."""
 
     def of(self, key: object) -> list[Waiter]:
         return sorted(w for w in self.inside if w.queue_key == key)
@@ -112,7 +112,7 @@ class Model:
         waiter = self.line.enter(wants(address, members), 0.0)
         self.inside.append(waiter)
         if self.of(waiter.queue_key) == [waiter]:
-            self.since_entered[waiter] = Counter()
+            self.turns_left[waiter] = Counter(w.queue_key for w in self.returned if w in self.inside)
 
     def pop(self) -> None:
         first = self.line.first
@@ -124,11 +124,11 @@ class Model:
         assert self.line.pop() is first
         self.inside.remove(first)
         self.popped.append(first)
-        self.since_entered.pop(first, None)
-        for waiter, others in self.since_entered.items():
-            if waiter in self.inside and first not in self.returned:
-                others[first.queue_key] += 1
-                assert others[first.queue_key] <= 1, "no address has two turns to one"
+        self.turns_left.pop(first, None)
+        for waiter, others in self.turns_left.items():
+            if waiter in self.inside:
+                others[first.queue_key] -= 1
+                assert others[first.queue_key] >= -1, "no address has two turns to one"
 
     def put_back(self, at: int) -> None:
         if self.popped:
@@ -136,6 +136,8 @@ class Model:
             self.line.put_back(waiter)
             self.inside.append(waiter)
             self.returned.add(waiter)
+            for others in self.turns_left.values():
+                others[waiter.queue_key] += 1
 
     def remove(self, at: int) -> None:
         if self.inside:
