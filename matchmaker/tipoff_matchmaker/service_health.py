@@ -39,7 +39,11 @@ class ServiceHealth:
         """What this matchmaker knows itself."""
         writes = self._write_probe.problem
         down = {name: said for name, one in self._orchestrators.items() if (said := one.outage())}
-        full = {name: said for name, one in self._orchestrators.items() if (said := "; ".join(one.problems))}
+        full = {
+            name: said
+            for name, one in self._orchestrators.items()
+            if (said := "; ".join(one.problems) or one.starts_nothing())
+        }
         crashing = {game.key: said for game in self._games if (said := self._planner.crashing(game.key))}
         orchestrators = [f"orchestrator {name}: {said}" for name, said in down.items()]
         games = [f"game {name} {version}: {said}" for (name, version), said in crashing.items()]

@@ -65,7 +65,7 @@ class Launcher:
         )
 
     async def serve(self) -> None:
-        """Answer requests from now on. Raises `Unavailable`."""
+        """Answer requests from now on, and tell those who asked in vain before. Raises `Unavailable`."""
         for name, operation in self._operations.items():
             self._subscriptions.append(
                 await self.bus.serve(
@@ -76,6 +76,7 @@ class Launcher:
                     busy=self._busy,
                 )
             )
+        await self.bus.publish(self._subject("events"), wire.encode_started())
         await self.bus.flush()
 
     async def stop_serving(self) -> None:

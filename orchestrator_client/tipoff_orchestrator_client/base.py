@@ -14,7 +14,7 @@ Fake and real orchestrators pass one contract suite: tests/orchestrator/test_orc
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
@@ -197,6 +197,15 @@ class TellsProblems(Protocol):
     @property
     def problems(self) -> Sequence[str]:
         """Texts for people, as of the latest `list`."""
+        ...
+
+
+@runtime_checkable
+class TellsStarts(Protocol):
+    """A `ServerDirectory` whose service says when it has started, to those who read its events. A hint, as they are."""
+
+    def subscribe_starts(self, listener: Callable[[], None]) -> None:
+        """Call `listener` each time the service has started: it can be asked again."""
         ...
 
 

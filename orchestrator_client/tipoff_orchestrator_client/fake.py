@@ -87,7 +87,12 @@ class FakeOrchestrator:
         self._hidden: set[str] = set()
         self._vanished: set[str] = set()
         self._listeners = EventListeners()
+        self._start_listeners: list[Callable[[], None]] = []
         self._lives = Tasks(f"{name} servers")
+
+    def subscribe_starts(self, listener: Callable[[], None]) -> None:
+        """See `TellsStarts`."""
+        self._start_listeners.append(listener)
 
     # Faults on request.
 
@@ -98,6 +103,11 @@ class FakeOrchestrator:
     def mend(self, operation: Operation) -> None:
         """Calls of `operation` no longer fail."""
         self._errors[operation].clear()
+
+    def restarted(self) -> None:
+        """Its service says that it has started."""
+        for listener in self._start_listeners:
+            listener()
 
     def lose_answers(self, times: int = 1) -> None:
         """The next `times` deploys start their server, but the caller only sees a time-out."""

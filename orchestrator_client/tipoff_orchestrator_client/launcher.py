@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from nats.aio.msg import Msg
 
@@ -44,6 +44,7 @@ class LauncherOrchestrator:
         self._deploy_deadline = deploy_deadline
         self._stop_deadline = stop_deadline
         self._listeners = EventListeners()
+        self._start_listeners: list[Callable[[], None]] = []
         self.problems: Sequence[str] = ()
         """What keeps the launcher from starting servers, as its latest list said."""
 
@@ -51,6 +52,10 @@ class LauncherOrchestrator:
     def name(self) -> str:
         """`launcher`."""
         return "launcher"
+
+    def subscribe_starts(self, listener: Callable[[], None]) -> None:
+        """See `TellsStarts`."""
+        self._start_listeners.append(listener)
 
     async def deploy(self, spec: DeploySpec) -> Deployment:
         """See `Orchestrator`. `may_have_started` of an error is False only when the request reached no launcher."""
@@ -93,12 +98,15 @@ class LauncherOrchestrator:
 
             async def received(msg: Msg) -> None:
                 try:
-                    event = wire.decode_deployment(msg.data)
+                    event, started = wire.decode_event(msg.data)
                 except OrchestratorError as exc:
                     log.warning("an event on %s cannot be read: %s", msg.subject, exc)
                     return
                 if event is not None:
                     queue.put(event)
+                if started:
+                    for listener in self._start_listeners:
+                        listener()
 
             try:
                 subscription = await self._bus.subscribe(

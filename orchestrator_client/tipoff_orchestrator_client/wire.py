@@ -6,7 +6,7 @@
     stop     {"deployment_id"}                                                -> {}
     list     (anything)                                      -> {"deployments": [...], "problems": ["..."]}
     kill     {"deployment_id"}, in demo mode only                             -> {}
-    events   published by the launcher                                        {"deployment": {...}}
+    events   published by the launcher          {"deployment": {...}}, or {"started": true} when it can be asked again
 
 An error replaces any reply: {"error": {"kind", "message", "retryable", "may_have_started", "retry_after"}}.
 
@@ -83,6 +83,7 @@ class _Reply(msgspec.Struct, omit_defaults=True):
     deployment: Deployment | None = None
     deployments: list[Deployment] = []
     problems: list[str] = []
+    started: bool = False
     error: _Error | None = None
 
 
@@ -214,6 +215,11 @@ def encode_done() -> bytes:
     return b"{}"
 
 
+def encode_started() -> bytes:
+    """The event that the launcher has started."""
+    return b'{"started": true}'
+
+
 def encode_error(error: OrchestratorError) -> bytes:
     """A reply that reports an error."""
     kind = _KIND_OF.get(type(error), "failed")
@@ -223,8 +229,14 @@ def encode_error(error: OrchestratorError) -> bytes:
 
 
 def decode_deployment(data: bytes) -> Deployment | None:
-    """The deployment of a reply or an event. Raises the `OrchestratorError` that it reports."""
+    """The deployment of a reply. Raises the `OrchestratorError` that it reports."""
     return _reply(data).deployment
+
+
+def decode_event(data: bytes) -> tuple[Deployment | None, bool]:
+    """The deployment of an event, and whether it says that the launcher has started. Raises `OrchestratorError`."""
+    event = _reply(data)
+    return event.deployment, event.started
 
 
 def decode_deployments(data: bytes) -> tuple[list[Deployment], list[str]]:

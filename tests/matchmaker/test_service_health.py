@@ -17,6 +17,7 @@ from tipoff_matchmaker.service import Matchmaker
 from tipoff_orchestrator_client.base import OrchestratorError, OrchestratorUnavailable
 from tipoff_orchestrator_client.fake import FakeOrchestrator
 from tipoff_shared.health_report import NOTHING, Report, decode_report, encode_report, header_text
+from tipoff_shared.messages import Failed, SessionReady, SessionRequestAccepted
 from tipoff_shared.records import DeploymentState
 from tipoff_shared.subjects import HEALTH_HEADER
 
@@ -36,6 +37,24 @@ async def test_an_orchestrator_that_comes_and_goes_is_an_outage() -> None:
             await guarded.list()
         await guarded.list()
     assert "nobody listens" in guarded.outage()
+
+
+@pytest.mark.row(77)
+async def test_a_player_who_comes_when_the_orchestrator_is_back_gets_a_seat(world: World) -> None:
+    """Not the error of the time before; until then it is said that no servers start."""
+    async with world.matchmaker(breaker_failures=2, breaker_pause=60, start_failures=1) as matchmaker:
+        world.fake.fail("deploy", AWAY, times=1000)
+        answers = await world.ask()
+        assert isinstance(await answers.end(), Failed)
+        (degraded,) = matchmaker.parts.health.report().degraded
+        assert degraded == "orchestrator fake starts no servers: nobody listens"
+        world.fake.mend("deploy")
+        waits = await world.ask()
+        await waits.until(SessionRequestAccepted)
+        world.fake.restarted()
+        assert matchmaker.parts.health.report().degraded == ()
+        assert isinstance(await waits.end(timeout=4), SessionReady)
+        assert matchmaker.parts.health.report() == NOTHING
 
 
 @pytest.mark.row(77)

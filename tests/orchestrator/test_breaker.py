@@ -183,6 +183,69 @@ async def test_what_cannot_start_servers_may_still_stop_them() -> None:
     assert [failing.operation for failing in guarded.describe().failing] == ["deploy"]
 
 
+def test_who_is_known_to_be_back_is_tried_at_once() -> None:
+    """One call, and pauses grow from the first again when it fails."""
+    breaker = tripped()
+    for now in (2.0, 6.0):
+        assert breaker.admit(now) == 0
+        breaker.failed(now, "503")
+    assert breaker.admit(7) == 7
+    breaker.let_through()
+    assert (breaker.admit(7), breaker.admit(7) > 0) == (0, True)
+    breaker.failed(7, "503")
+    assert breaker.wait(7) == 2
+    breaker.let_through()
+    assert breaker.admit(7) == 0
+    breaker.succeeded()
+    breaker.let_through()
+    assert (breaker.state, breaker.wait(7)) == (BreakerState.CLOSED, 0)
+
+
+def test_a_pause_that_the_other_side_asked_for_is_kept() -> None:
+    """Whatever else tells that it is back; one that it asked for earlier has ended with its answer."""
+    breaker = Breaker(threshold=1, first_pause=2)
+    breaker.failed(0, "429", retry_after=20)
+    breaker.let_through()
+    assert (breaker.wait(19), breaker.admit(20)) == (1, 0)
+    breaker.succeeded()
+    breaker.failed(21, "503")
+    breaker.let_through()
+    assert breaker.admit(21) == 0
+
+
+@pytest.mark.row(77)
+@pytest.mark.parametrize("back", ["it says so", "its list answers again"])
+async def test_an_orchestrator_that_is_back_is_asked_at_once(back: str) -> None:
+    """Each kind of call, whatever pause it has; who waits for it is told. A list that never failed tells nothing."""
+    fake, told = FakeOrchestrator(), 0
+    guarded = ResilientOrchestrator(fake, threshold=2, first_pause=20)
+
+    def is_back() -> None:
+        nonlocal told
+        told += 1
+
+    guarded.subscribe_back(is_back)
+    fake.fail("deploy", BUSY, times=2)
+    for _ in range(2):
+        with pytest.raises(OrchestratorUnavailable):
+            await guarded.deploy(SPEC)
+    assert guarded.starts_nothing() == "503"
+    await guarded.list()
+    with pytest.raises(CircuitOpen):
+        await guarded.deploy(SPEC)
+    assert told == 0
+    if back == "it says so":
+        fake.restarted()
+    else:
+        fake.fail("list", BUSY)
+        with pytest.raises(OrchestratorUnavailable):
+            await guarded.list()
+        await guarded.list()
+    assert told == 1
+    assert guarded.starts_nothing() == ""
+    assert (await guarded.deploy(SPEC)).deployment_id == SPEC.deployment_id
+
+
 @pytest.mark.row(78)
 async def test_when_the_pause_is_over_nothing_is_said_of_a_wait() -> None:
     """No call may come for long; then the next one is the try, and is shown so."""

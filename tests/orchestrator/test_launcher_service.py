@@ -19,7 +19,9 @@ from tipoff_launcher.backends.interface import RunningServer, StartRequest
 from tipoff_launcher.backends.process.backend import ProcessBackend
 from tipoff_launcher.records import Records
 from tipoff_launcher.service import Launcher
+from tipoff_orchestrator_client import wire
 from tipoff_orchestrator_client.base import (
+    Deployment,
     DeploySpec,
     NoCapacity,
     NotConfigured,
@@ -507,6 +509,37 @@ async def test_an_answer_nobody_can_use_is_a_typed_error(nats: Bus, spec: Spec, 
     await nats.nc.subscribe(nats.subjects.launcher("local", "deploy"), cb=reply)
     with pytest.raises(OrchestratorUnavailable):
         await LauncherOrchestrator(nats).deploy(spec())
+
+
+@pytest.mark.row(77)
+async def test_a_launcher_that_has_started_says_so(
+    launchers: LauncherWorld, client: LauncherOrchestrator, nats: Bus
+) -> None:
+    """Each time, when it answers; an earlier release takes the event for one that it does not know."""
+    starts: list[str] = []
+    heard: list[Deployment] = []
+
+    async def listen() -> None:
+        async for event in client.events():
+            heard.append(event)  # noqa: PERF401 # read while it grows
+
+    client.subscribe_starts(lambda: starts.append("started"))
+    task = asyncio.create_task(listen())
+    probe = Deployment("probe", "g", "1", RunState.RUNNING)
+
+    async def listens() -> bool:
+        await nats.nc.publish(nats.subjects.launcher("local", "events"), wire.encode_deployment(probe))
+        return bool(heard)
+
+    await eventually(listens)
+    assert starts == []
+    for number in (1, 2):
+        async with launchers.start():
+            await eventually(lambda: len(starts) == number)  # noqa: B023 # awaited within the turn
+            assert await client.list() == []
+    assert wire.decode_deployment(wire.encode_started()) is None
+    task.cancel()
+    await asyncio.wait([task])
 
 
 async def test_an_event_nobody_can_read_does_not_end_the_listening(

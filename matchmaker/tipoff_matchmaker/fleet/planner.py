@@ -9,10 +9,12 @@ down, and stops servers that are no longer needed (stop.py).
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 
 from tipoff_matchmaker.deployments import state_machine
 from tipoff_matchmaker.deployments.fleet_limit import FleetLimit
@@ -80,6 +82,8 @@ class Planner:
         liveness.subscribe(self._ended)
         starter.subscribe(self._start_failed)
         stopper.subscribe(self.want)
+        for name, orchestrator in orchestrators.items():
+            orchestrator.subscribe_back(functools.partial(self._is_back, name))
 
     def run(self, loops: Tasks) -> None:
         """Begin to plan."""
@@ -109,6 +113,13 @@ class Planner:
             progress=self._starter.doing(fleet),
             blocked=self._blocked(self._games[key]),
         )
+
+    def _is_back(self, orchestrator: str) -> None:
+        """An orchestrator answers again: what waits for it is tried now."""
+        for key, game in self._games.items():
+            if game.orchestrator == orchestrator:
+                self._backoffs[key].orchestrator_is_back()
+                self.want(key)
 
     def _state_changed(self, before: DeploymentRecord | None, after: DeploymentRecord) -> None:
         """Any matchmaker may have moved it on."""
@@ -154,8 +165,11 @@ class Planner:
         tries = 0
         while True:
             await wanted.wait()
-            if (early := starts.not_before - time.monotonic()) > 0:
-                await asyncio.sleep(early)
+            while (early := starts.not_before - time.monotonic()) > 0:
+                wanted.clear()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(early):
+                        await wanted.wait()  # the orchestrator may be back before
             wanted.clear()
             if self._held_back(game):
                 continue

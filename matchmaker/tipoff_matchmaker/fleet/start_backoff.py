@@ -60,5 +60,10 @@ class StartBackoff:
         delay = backoff(self.failures, first_pause, retry_after=retry_after, longest=_LONGEST_PAUSE)
         self._wait(monotonic + delay)
 
+    def orchestrator_is_back(self) -> None:
+        """Starts that failed because it was away are not waited for; servers that crash still are."""
+        if self.crashes <= 1:
+            self.not_before = 0.0
+
     def _wait(self, until: float) -> None:
         self.not_before = max(self.not_before, until)

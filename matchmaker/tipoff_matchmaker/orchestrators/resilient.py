@@ -27,6 +27,7 @@ from tipoff_orchestrator_client.base import (
     OrchestratorUnavailable,
     ServerDirectory,
     TellsProblems,
+    TellsStarts,
     usable,
     usable_list,
 )
@@ -72,6 +73,9 @@ class ResilientOrchestrator:
         self.breakers = {operation: Breaker(threshold, first_pause) for operation in LIMITS}
         self._list_failures: deque[float] = deque(maxlen=_OUTAGE_FAILURES)
         self._list_error = ""
+        self._back_listeners: list[Callable[[], None]] = []
+        if isinstance(inner, TellsStarts):
+            inner.subscribe_starts(self._is_back)
         for operation in LIMITS:
             on_change(inner.name, operation, BreakerState.CLOSED)
 
@@ -79,6 +83,10 @@ class ResilientOrchestrator:
     def name(self) -> str:
         """The orchestrator's name, as in games.toml."""
         return self._inner.name
+
+    def subscribe_back(self, listener: Callable[[], None]) -> None:
+        """Call `listener` when the service answers again that did not: what failed meanwhile can be tried."""
+        self._back_listeners.append(listener)
 
     def wait(self, operation: str) -> float:
         """Seconds until such a call would be made; 0: now."""
@@ -119,6 +127,11 @@ class ResilientOrchestrator:
         held_back = self.breakers["list"].state is not BreakerState.CLOSED
         asks = bool(self._list_failures) and now - self._list_failures[-1] < 3 * _OUTAGE
         return self._list_error if held_back and asks else ""
+
+    def starts_nothing(self) -> str:
+        """Why it is not asked to start servers at present; "" when it is."""
+        breaker = self.breakers["deploy"]
+        return breaker.last_error if breaker.state_at(time.monotonic()) is BreakerState.OPEN else ""
 
     async def deploy(self, spec: DeploySpec) -> Deployment:
         """See `Orchestrator.deploy`; raises `OrchestratorError` only."""
@@ -164,6 +177,13 @@ class ResilientOrchestrator:
 
     async def close(self) -> None:
         """Nothing: the orchestrator is its opener's."""
+
+    def _is_back(self) -> None:
+        """What failed because nobody was there is not waited for any longer."""
+        for breaker in self.breakers.values():
+            breaker.let_through()
+        for listener in self._back_listeners:
+            listener()
 
     async def _call(self, operation: str, call: Callable[[], Awaitable[T]], check: Callable[[T], T]) -> T:
         breaker = self.breakers[operation]
@@ -211,7 +231,10 @@ class ResilientOrchestrator:
                 self._list_failures.append(time.monotonic())
                 self._list_error = breaker.last_error
         else:
+            failed_before = breaker.failures
             breaker.succeeded()
+            if operation == "list" and failed_before:
+                self._is_back()
         if breaker.state is before:
             return
         if breaker.state is BreakerState.OPEN:

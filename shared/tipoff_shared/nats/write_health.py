@@ -63,7 +63,7 @@ class StreamWrites:
 
     def let_through(self) -> None:
         """Forget the pause: the next write is made."""
-        self._breaker.retry_at = float("-inf")
+        self._breaker.let_through()
 
     def undecided(self, now: float) -> None:
         """The write ended in a way that says nothing about the server's disk."""

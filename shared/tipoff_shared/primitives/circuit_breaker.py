@@ -43,6 +43,7 @@ class Breaker:
     retry_at: float = 0.0
     """Open: when a trial is let through. Half-open: when another one is."""
     _opened: int = field(default=0, repr=False)
+    _asked_until: float = field(default=float("-inf"), repr=False)
 
     def state_at(self, now: float) -> BreakerState:
         """The state, with an open breaker whose pause is over as half-open: the next call tries the other side. `state`
@@ -67,22 +68,28 @@ class Breaker:
     def succeeded(self) -> None:
         """The other side has answered, be it a no. Also for a call from before it opened."""
         self.state, self.failures, self._opened = BreakerState.CLOSED, 0, 0
-        self.last_error, self.retry_at = "", 0.0
+        self.last_error, self.retry_at, self._asked_until = "", 0.0, float("-inf")
 
     def failed(self, now: float, error: str, retry_after: float | None = None) -> None:
         """No answer, or none that can be used, or "not now"."""
         self.failures += 1
         self.last_error = error
+        asked = now + min(retry_after or 0.0, self.longest_asked)
+        if retry_after:
+            self._asked_until = max(self._asked_until, asked)
         if self.state is BreakerState.OPEN:
             return  # a call from before it opened tells nothing new
         if self.state is BreakerState.CLOSED and self.failures < self.threshold:
             return
         pause = min(self.longest_pause, self.first_pause * 2.0 ** min(self._opened, 20))
         self._opened += 1
-        self.state, self.retry_at = (
-            BreakerState.OPEN,
-            now + max(pause, min(retry_after or 0.0, self.longest_asked)),
-        )
+        self.state, self.retry_at = BreakerState.OPEN, max(now + pause, asked)
+
+    def let_through(self) -> None:
+        """The other side is known to be back: the next call is the trial, whatever pause or trial there is now, unless
+        the other side has asked for the pause itself. If it fails, pauses begin at the first again."""
+        if self.state is not BreakerState.CLOSED:
+            self._opened, self.retry_at = 0, self._asked_until
 
     def abandoned(self, now: float) -> None:
         """The caller has gone before there was an outcome: the next one is the trial."""
