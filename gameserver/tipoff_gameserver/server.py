@@ -136,6 +136,10 @@ class GameServer:
         self.dt = 1.0 / self.tick_rate
         """Seconds of game time per tick."""
         self.capacity = capacity or DEFAULT_CAPACITY
+        self.message_limit = message_limit
+        """Messages per second one player may send."""
+        self.flood_limit = flood_limit
+        """Packets or WebSocket frames per second beyond which a player is disconnected."""
         self.boot_id = new_boot_id()
         """Names this start of this process: tokens of an earlier one are refused."""
         self.players = Players()

@@ -24,6 +24,8 @@ from tipoff_shared.messages import (
 )
 from tipoff_shared.netcode import Address, ClientState, Payload, issue_token
 from tipoff_shared.netcode.client import Client
+from tipoff_shared.netcode.packet import PacketWriter, cipher
+from tipoff_shared.netcode.token import ConnectToken
 from tipoff_shared.user_data import TokenUserData
 
 TIMEOUT = 5.0
@@ -173,6 +175,7 @@ class UdpPlayer:
         self._socket = socket.socket(socket.AF_INET6 if ":" in local else socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
         self._socket.bind((local, 0))
+        self._token = token
         self.client = Client(token, now=self._loop.time())
         self.received: asyncio.Queue[bytes] = asyncio.Queue()
         self.changed = asyncio.Event()
@@ -219,6 +222,17 @@ class UdpPlayer:
     def send(self, data: bytes) -> None:
         assert self.client.send(data, self._loop.time())
         self._flush()
+
+    def flood(self, kind: int, body: bytes, count: int) -> None:
+        """Send as many packets of a kind as the client never would, with the keys of its connection."""
+        token = ConnectToken.decode(self._token)
+        writer, encrypt = PacketWriter(token.protocol_id), cipher(token.client_to_server_key).encrypt
+        first = self.client.next_sequence
+        self.client.next_sequence += count
+        packets = [writer.write(encrypt, kind, first + number, body) for number in range(count)]
+        assert self.client.server_address is not None
+        for packet in packets:
+            self._socket.sendto(packet, self.client.server_address)
 
     async def receive(self) -> bytes:
         async with asyncio.timeout(TIMEOUT):

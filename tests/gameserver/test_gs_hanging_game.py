@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
+import time
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -89,7 +92,7 @@ async def test_after_one_lease_nobody_new_is_let_in_and_after_the_time_out_the_s
         async with asyncio.timeout(10):
             await server.wait_ended()
         assert server.state is LeaseState.ENDED
-        assert server._started.lease().reason.startswith(why)
+        await eventually(lambda: lease_says(kv, LeaseState.ENDED, why), "the lease says ended, and why")
     with pytest.raises(GameFailed, match=f"the game's {where} has not returned for [3-9] s"):
         await server.__aexit__(None, None, None)
 
@@ -145,20 +148,48 @@ async def test_the_session_ends_with_the_reason(settings: NatsSettings) -> None:
             assert (await world.play()).deployment_id != ready.deployment_id
 
 
-async def test_in_a_debugger_a_game_may_wait(deployment: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tipoff_gameserver.running.in_development", lambda: True)
+class Looks:
+    """The server's looks at its game, one a second, seen by the health file that it touches at each; and its clock,
+    which `jump` puts forward."""
+
+    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._path = path
+        self._ahead = 0.0
+        monkeypatch.setenv("TIPOFF_HEALTH_FILE", str(path))
+        clock = time.perf_counter
+        monkeypatch.setattr(time, "perf_counter", lambda: clock() + self._ahead)
+
+    async def jump(self, seconds: float) -> None:
+        """Let so many seconds pass at once, and wait until the server has looked at its game."""
+        await eventually(self._path.exists, "the first look")
+        before = self._path.stat().st_mtime_ns
+        self._ahead += seconds
+        await eventually(lambda: self._path.stat().st_mtime_ns > before, "the next look")
+
+
+@pytest.fixture
+def looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Looks:
+    return Looks(tmp_path / "health", monkeypatch)
+
+
+@pytest.mark.parametrize("debugged", [True, False])
+async def test_in_a_debugger_a_game_may_wait(
+    deployment: Context, looks: Looks, monkeypatch: pytest.MonkeyPatch, debugged: bool
+) -> None:
+    """Longer than the time-out, after which it is ended elsewhere."""
+    monkeypatch.setattr("tipoff_gameserver.running.in_development", lambda: debugged)
     game = Hanging("on_message")
-    async with (
-        GameServer(game, context=replace(deployment, lease_ttl=1), callback_timeout=1) as server,
-        by_udp(token_for(server, "s1")) as player,
-    ):
-        player.send(b"hello")
-        await asyncio.wait_for(game.hangs.wait(), 5)
-        server._started._dispatcher._awaiting = ("on_message", -1000.0)
-        server._started._look_at_game()
-        assert server.state is LeaseState.READY
-        game.go_on.set()
-        assert await player.receive() == b"hello"
+    with nullcontext() if debugged else pytest.raises(GameFailed):
+        async with (
+            GameServer(game, context=replace(deployment, lease_ttl=1), callback_timeout=1) as server,
+            by_udp(token_for(server, "s1")) as player,
+        ):
+            player.send(b"hello")
+            await asyncio.wait_for(game.hangs.wait(), 5)
+            await looks.jump(1.5)
+            assert server.state is (LeaseState.READY if debugged else LeaseState.ENDED)
+            game.go_on.set()
+            assert await player.receive() == b"hello"
 
 
 def test_a_debugger_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,7 +241,7 @@ async def test_a_game_that_returns_but_falls_behind_hangs_too() -> None:
         assert behind == [(4.0, 4.0), (4.0, 8.0), (4.0, 12.0), (4.0, 4.0)]
 
 
-async def test_a_process_that_was_stopped_is_no_game_that_hangs(deployment: Context) -> None:
+async def test_a_process_that_was_stopped_is_no_game_that_hangs(deployment: Context, looks: Looks) -> None:
     """SIGSTOP, or a machine that was suspended: the time in which nothing ran does not count."""
     game = Hanging("on_message")
     async with (
@@ -219,11 +250,7 @@ async def test_a_process_that_was_stopped_is_no_game_that_hangs(deployment: Cont
     ):
         player.send(b"hello")
         await asyncio.wait_for(game.hangs.wait(), 5)
-        running = server._started
-        running._looked_at -= 1000.0  # as if the last look had been so long ago
-        label, called = running._dispatcher._awaiting  # type: ignore[misc]  # it hangs
-        running._dispatcher._awaiting = (label, called - 1000.0)
-        running._look_at_game()
+        await looks.jump(1000)
         assert server.state is LeaseState.READY
         game.go_on.set()
 
