@@ -82,8 +82,10 @@ async def test_nats_server_says_why_it_does_not_start_and_logs_within_the_bound(
 
 async def test_a_part_starts_where_its_log_cannot_be_made(tmp_path: Path) -> None:
     """Players matter more than a log."""
-    spec = a_part(tmp_path, "print('hello')")
+    ran = tmp_path / "ran"
+    spec = a_part(tmp_path, f"print('hello', flush=True)\nopen({str(ran)!r}, 'w').close()")
     async with LogWriter(tmp_path / "logs") as logs:
         missing = ProcessSpec("part", "part", "part", spec.environment, tmp_path / "no" / "part.log")
         part = await ChildProcess.start(missing, logs)
-        assert await part._process.wait() == 0  # pyright: ignore[reportPrivateUsage] # no start again here
+        await eventually(ran.exists, "it has written its output and gone on")
+        await part.stop(2)

@@ -4,6 +4,7 @@ container, and a launcher in a container starts servers beside it."""
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -13,7 +14,6 @@ os.environ.setdefault(
 
 import pytest
 from testcontainers.core.container import DockerContainer
-from testcontainers.core.network import Network
 
 from tests.docker.compose_stack import free_range
 from tests.docker_engine import LABEL, docker, remove_containers, socket_path
@@ -37,18 +37,21 @@ memory = 256
 
 
 @pytest.fixture(scope="module")
-def network() -> Iterator[Network]:
-    with Network(docker_network_kw={"labels": {LABEL: "1"}}) as network:
-        yield network
-        network._docker.client.close()
+def network() -> Iterator[str]:
+    """A network of its own, by name. (That of testcontainers closes its client at no call.)"""
+    name = f"tipoff-test-{uuid.uuid4().hex[:12]}"
+    docker("network", "create", "--label", f"{LABEL}=1", name)
+    yield name
+    docker("network", "rm", name)
 
 
 @pytest.fixture(scope="module")
-def nats_url(network: Network) -> Iterator[str]:
+def nats_url(network: str) -> Iterator[str]:
     """nats-server in a container: `host:port` for this process, `nats:4222` on the network."""
     container = DockerContainer("nats:2.12-alpine").with_command("-js").with_exposed_ports(4222)
-    container.with_network(network).with_network_aliases("nats").with_kwargs(labels={LABEL: "1"})
+    container.with_kwargs(labels={LABEL: "1"})
     with container:
+        docker("network", "connect", "--alias", "nats", network, container.get_wrapped_container().id)
         yield f"127.0.0.1:{container.get_exposed_port(4222)}"
     container.get_docker_client().client.close()
 
@@ -67,14 +70,14 @@ async def settings(nats_url: str, namespace: str) -> NatsSettings:
 
 
 async def test_a_launcher_in_a_container_starts_and_stops_its_neighbours(
-    images: Mapping[str, str], network: Network, settings: NatsSettings, tmp_path: Path
+    images: Mapping[str, str], network: str, settings: NatsSettings, tmp_path: Path
 ) -> None:
     """It needs only NATS, the engine's socket and two files."""
     (tmp_path / "games.toml").write_text(GAMES.format(image=images["gameserver"]))
     (tmp_path / "arena.1.key").write_text("5a" * 32)
     os.chmod(tmp_path, 0o755)
     first = free_range(8)
-    container = DockerContainer(images["launcher"]).with_network(network)
+    container = DockerContainer(images["launcher"])
     for name, value in {
         "NATS_HOST": "nats:4222",
         "NATS_INSECURE": "1",
@@ -82,14 +85,21 @@ async def test_a_launcher_in_a_container_starts_and_stops_its_neighbours(
         "TIPOFF_KEYS_DIR": "/keys",
         "TIPOFF_LAUNCHER_BIND_HOST": "0.0.0.0",
         "TIPOFF_LAUNCHER_PORT_RANGE": f"{first}-{first + 7}",
-        "TIPOFF_LAUNCHER_DOCKER_NETWORK": network.name or "",
+        "TIPOFF_LAUNCHER_DOCKER_NETWORK": network,
     }.items():
         container.with_env(name, value)
     container.with_volume_mapping(socket_path(), "/var/run/docker.sock", "rw")
     container.with_volume_mapping(str(tmp_path / "games.toml"), "/srv/tipoff/games.toml", "ro")
     container.with_volume_mapping(str(tmp_path), "/keys", "ro")
     group = str(os.stat(socket_path()).st_gid)
-    container.with_kwargs(labels={LABEL: "1"}, group_add=[group], read_only=True, cap_drop=["ALL"], init=True)
+    container.with_kwargs(
+        network=network,
+        labels={LABEL: "1"},
+        group_add=[group],
+        read_only=True,
+        cap_drop=["ALL"],
+        init=True,
+    )
     mark = f"label=tipoff.namespace={settings.namespace}"
     try:
         with container:

@@ -116,11 +116,8 @@ async def test_who_stops_waiting_leaves_nothing(edgegap: Edgegap, game: Any) -> 
             await world.no_session_is_left()
 
 
-async def test_who_stops_waiting_for_room_is_not_waited_for_any_more(
-    edgegap: Edgegap, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_who_stops_waiting_for_room_is_not_waited_for_any_more(edgegap: Edgegap) -> None:
     """No session is created for a player who has gone: it could start a server without players."""
-    monkeypatch.setattr("tipoff_matchmaker.allocators.edgegap.session_requests._NO_ROOM_PAUSE", 0.05)
     async with edgegap(SEAT) as world:
         world.emulator.misbehave("session.create", Fail(422, retry_after=0.0))
         async with aclosing(allocator(world).allocate(group("a"))) as steps:

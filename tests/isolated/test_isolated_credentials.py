@@ -194,7 +194,7 @@ async def test_only_a_living_deployments_password_lets_it_in(isolated: IsolatedW
 async def reload(isolated: IsolatedWorld, old: str, new: str) -> None:
     """Let nats-server read a changed configuration."""
     server = isolated.nats.server
-    config, log = server._store / "nats.conf", server._log_path
+    config, log = server.configuration, server.log_path
     text = await asyncio.to_thread(config.read_text)
     assert old in text
     await asyncio.to_thread(config.write_text, text.replace(old, new))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from nats.aio.client import Client
 
 from tests.faults.real_servers import active
+from tests.isolated.attacker import enter
 from tests.isolated.world import IsolatedNats, IsolatedWorld
 from tipoff_shared.records import SessionState
 
@@ -30,19 +30,18 @@ async def test_events_that_nats_py_cannot_read_stop_nobody(
     world = isolated.world
     prefix = world.bus.subjects.events("x").partition("gs.")[0].encode()
     settings = isolated_nats.settings("gameserver")
-    nc = Client()
     async with world.matchmaker(profile="isolated"):
-        await nc.connect(
-            servers=list(settings.servers),
-            user=settings.user,
-            password=settings.password.reveal(),
-            inbox_prefix=settings.inbox_prefix.encode(),
-        )
+        entered = await enter(isolated_nats.server.port, settings.user, settings.password.reveal())
+        assert entered is not None
+        reader, writer = entered
         for subject, headers in _ODD.values():
             size = b"%d %d" % (len(headers), len(headers) + 1) if headers else b"1"
             verb = b"HPUB " if headers else b"PUB "
-            await nc._send_command(verb + prefix + subject + b" " + size + b"\r\n" + headers + b"x\r\n")
-        await nc.flush()
+            writer.write(verb + prefix + subject + b" " + size + b"\r\n" + headers + b"x\r\n")
+        writer.write(b"PING\r\n")
+        async with asyncio.timeout(5):
+            while (line := await reader.readline()) != b"PONG\r\n":
+                assert line == b"PING\r\n", "nats-server takes them"
         async with asyncio.timeout(8), active(world) as (ready, _):
             pass
         await world.session_becomes(ready.session_id, SessionState.GONE)
@@ -52,4 +51,5 @@ async def test_events_that_nats_py_cannot_read_stop_nobody(
             return info.state.last_seq > 0 and info.state.messages == 0
 
         await world.eventually(empty, "none is kept")
-        await nc.close()
+        writer.close()
+        await writer.wait_closed()

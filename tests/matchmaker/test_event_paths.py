@@ -172,9 +172,7 @@ async def test_a_seat_whose_write_failed_is_written_again(
 async def test_who_waits_for_a_store_that_stays_away_is_told(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tipoff_matchmaker.allocators.seat_allocator._STORE_TRIES", 2)
-    monkeypatch.setattr("tipoff_matchmaker.requests.placement._STORE_TRIES", 1)
-    async with only_events(world, ONE, progress_interval=60) as matchmaker:
+    async with only_events(world, ONE, progress_interval=60, backoff=0.0005) as matchmaker:
         await world.servers_ready(1)
         _fail_changes(matchmaker, monkeypatch, 1000)
         answers = await world.ask()

@@ -212,11 +212,11 @@ async def test_a_reader_that_ended_while_nats_was_away_leaves_no_subscription(tm
     """nats-py would subscribe again after each outage, and what a server still has for that reader would go there."""
     async with embedded_nats(tmp_path) as server, connect(server.settings(), name="test") as bus:
         sessions = (await create_buckets(bus)).sessions
-        before = set(bus.nc._subs)  # nats-py has no public list of them
+        before = set(bus.nc.subscriptions)
         async with sessions.watch(), sessions.durable("reader"):
-            assert len(bus.nc._subs) > len(before)
+            assert len(bus.nc.subscriptions) > len(before)
             await server.kill()
             async with asyncio.timeout(5):
                 while bus.connected:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
-        assert set(bus.nc._subs) - before == set()
+        assert set(bus.nc.subscriptions) - before == set()

@@ -294,9 +294,9 @@ async def test_ending_a_reader_never_fails_of_a_socket_that_broke_before_nats_py
 ) -> None:
     async with connect(settings, name="test") as bus:
         await create_buckets(bus)
-        before = set(bus.nc._subs)
+        before = set(bus.nc.subscriptions)
         await end(bus)
-        assert set(bus.nc._subs) - before == set()
+        assert set(bus.nc.subscriptions) - before == set()
 
 
 _OPERATIONS: dict[str, Callable[[Bus], Awaitable[object]]] = {

@@ -27,7 +27,6 @@ from tipoff_shared.settings import NatsSettings
 
 log = logging.getLogger(__name__)
 
-_CONFIGURATION = "nats.conf"
 BINARY = "TIPOFF_NATS_SERVER"
 """The variable that names another nats-server than the installed one."""
 MAX_FILE_STORE = "4GB"
@@ -68,7 +67,10 @@ class EmbeddedNats:
         added to the configuration file unchanged. `users` holds blocks of that file with other users than the default
         one."""
         self._store = store
-        self._log_path = log_file or store / "nats.log"
+        self.log_path = log_file or store / "nats.log"
+        """Its log."""
+        self.configuration = store / "nats.conf"
+        """Its configuration file, written at each start; nats-server reads it again on SIGHUP."""
         self._logs = logs
         self._password = password or Secret(secrets.token_urlsafe(24))
         self._more = more
@@ -100,11 +102,11 @@ class EmbeddedNats:
         self._write_configuration()
         for stale in self._store.glob("nats-server_*.ports"):
             stale.unlink()
-        with open_output(self._log_path, self._logs) as out:
+        with open_output(self.log_path, self._logs) as out:
             self._process = await asyncio.create_subprocess_exec(
                 find_nats_server(),
                 "-c",
-                _CONFIGURATION,
+                self.configuration.name,
                 cwd=self._store,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=out,
@@ -131,13 +133,13 @@ class EmbeddedNats:
             f"  max_file_store: {MAX_FILE_STORE}\n"
             "}\n" + (self._users or self._one_user()) + self._more
         )
-        config, new = self._store / _CONFIGURATION, self._store / f"{_CONFIGURATION}.new"
-        if config.exists() and config.read_text() == text:
+        new = self.configuration.with_name(f"{self.configuration.name}.new")
+        if self.configuration.exists() and self.configuration.read_text() == text:
             return
         # The password is in a file that only its owner can read, never on the command line.
         new.touch(mode=0o600)
         new.write_text(text)
-        new.replace(config)
+        new.replace(self.configuration)
 
     def _one_user(self) -> str:
         return (
@@ -159,14 +161,14 @@ class EmbeddedNats:
         except TimeoutError:
             pass
         if self._logs is not None and process.returncode is not None:
-            await self._logs.finished(self._log_path)
+            await self._logs.finished(self.log_path)
         raise Unavailable(f"nats-server did not start: {self.last_words()}")
 
     def last_words(self) -> str:
         """The last three lines that it logged, for an error message."""
         try:
-            with self._log_path.open("rb") as file:
-                file.seek(max(0, self._log_path.stat().st_size - 4096))
+            with self.log_path.open("rb") as file:
+                file.seek(max(0, self.log_path.stat().st_size - 4096))
                 lines = file.read().decode(errors="replace").strip().splitlines()
         except OSError:
             lines = []

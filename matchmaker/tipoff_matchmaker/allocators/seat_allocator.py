@@ -36,7 +36,6 @@ from tipoff_shared.records import DeploymentRecord
 
 log = logging.getLogger(__name__)
 
-_STORE_PAUSE = 0.2
 _STORE_TRIES = 8
 """Writes of a waiter's seats that may fail before it is answered 503: ten to twenty seconds."""
 
@@ -215,7 +214,9 @@ class SeatAllocator:
             waiter.failures += 1
             key = waiter.allocation.key
             self._lines[key].put_back(waiter)
-            asyncio.get_running_loop().call_later(backoff(waiter.failures, _STORE_PAUSE), self._pump, key)
+            asyncio.get_running_loop().call_later(
+                backoff(waiter.failures, self._settings.backoff), self._pump, key
+            )
         elif isinstance(error, Exception):
             waiter.error = error
         if not waiter.staged:

@@ -16,53 +16,24 @@ import logging
 import os
 import re
 import time
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import nats.errors
-import nats.protocol.parser
 from nats.aio.client import Client as NatsClient
 from nats.aio.client import Srv
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.nats.errors import FAILURES, NoAnswer, NoListener, PermissionDenied
+from tipoff_shared.nats.wire import STORED_REPLY, is_readable
 
 log = logging.getLogger(__name__)
 
 _DENIED = re.compile(r'permissions violation for (publish|subscription) (?:to|with reply of) "([^"]*)"')
 """nats-server's message, in lower case as nats-py reports it."""
 _TELL_UNREADABLE_EVERY = 10.0
-_STORED = b"$JS.ACK."
-"""Prefix of the reply subject of a message from a stream."""
-_STORED_REPLY = re.compile(
-    rb"\$JS\.ACK\.(?:[^.]+\.[^.]+(?:\.\d{1,20}){5}|(?:[^.]+\.){3}[^.]+(?:\.\d{1,20}){5}(?:\..*)?)"
-)
-"""Its two forms: `$JS.ACK.STREAM.CONSUMER.` and five numbers; with nats-server's feature flag `js_ack_fc_v2`
-`$JS.ACK.DOMAIN.ACCOUNT.STREAM.CONSUMER.` and the numbers, then anything."""
-_HEADERS = b"NATS/1.0\r\n"
-_STATUS = re.compile(rb"\r\n\s*status\s*:", re.IGNORECASE)
-
-# Words of NATS's protocol end at a space or a tab, but nats-py (2.16) splits at any white space of Python's. A message
-# with a form feed in its subject, which nats-server accepts, would be a protocol error after each reconnect.
-_WORD = rb"([^ \t\r\n]+)[ \t]+"
-# nats.protocol.parser is private to nats-py (2.16).
-nats.protocol.parser.MSG_RE = re.compile(rb"\AMSG[ \t]+" + _WORD + _WORD + rb"(" + _WORD + rb")?(\d+)\r\n")
-nats.protocol.parser.HMSG_RE = re.compile(
-    rb"\AHMSG[ \t]+" + _WORD + _WORD + rb"(" + _WORD + rb")?(\d+)[ \t]+(\d+)\r\n"
-)
-
-
-def _fields_of_both_forms(reply: str | None) -> list[str]:
-    """The words of a stored message's reply subject as its first form has them. nats-py's ordered consumers read the
-    second form as the first, and the error ends the connection's reader for good."""
-    fields: list[str] = _fields(reply)
-    return fields if len(fields) == _FIRST_FORM else [*fields[:2], *fields[4 : _FIRST_FORM + 2]]
-
-
-_FIRST_FORM = 9
-_fields = Msg.Metadata._get_metadata_fields  # private to nats-py (2.16)
-Msg.Metadata._get_metadata_fields = staticmethod(_fields_of_both_forms)  # type: ignore[method-assign]
-
 _NOT_OPENING = 0.2
 """Seconds that `close` waits for a socket that is being opened."""
 _CLOSE_TRIES = 5
@@ -71,8 +42,9 @@ _LOOK_FOR_OVERDUE = 0.5
 
 
 # Written against nats-py 2.16: overrides and reads private parts of its client (`_process_msg`, `_process_err`,
-# `_process_pong`, `_process_op_err`, `_connect_command`, `_connect_to_server`, `_resp_map`, `_resp_sub_prefix`,
-# `_pongs`, `_transport`, `_reconnection_task`, `_error_cb`).
+# `_process_pong`, `_process_op_err`, `_connect_command`, `_connect_to_server`, `_init_request_sub`, `_remove_sub`,
+# `_resp_map`, `_resp_sub_prefix`, `_pongs`, `_transport`, `_reconnection_task`, `_error_cb`, `_server_info`, `_subs`;
+# of its subscriptions `_stop_processing` and `_id`).
 class HardenedClient(NatsClient):
     """nats-py's client with the changes above (nats-py 2.16).
 
@@ -102,12 +74,28 @@ class HardenedClient(NatsClient):
         self._unreadable = 0
         self._told_unreadable_at = -_TELL_UNREADABLE_EVERY
 
+    @property
+    def server_info(self) -> Mapping[str, Any]:
+        """What the connected nats-server says about itself: `version`, `jetstream`, `connect_urls` and more."""
+        return self._server_info
+
+    @property
+    def subscriptions(self) -> Collection[Subscription]:
+        """Those that are made again after a reconnect."""
+        return self._subs.values()
+
+    def forget(self, subscription: Subscription) -> None:
+        """Do not subscribe again after a reconnect, where ending a subscription failed: nats-py counts it as ended,
+        and still does."""
+        subscription._stop_processing()
+        self._remove_sub(subscription._id)
+
     async def _process_msg(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None
     ) -> None:
         """Drop messages whose subject or headers nats-py cannot read: a publisher chooses those bytes, and some of them
         would end nats-py's reader or look like the server's own status."""
-        if _is_readable(subject, reply, headers):
+        if is_readable(subject, reply, headers):
             await super()._process_msg(sid, subject, reply, data, headers)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType] # None where there are none
             return
         self._unreadable += 1
@@ -118,7 +106,7 @@ class HardenedClient(NatsClient):
                 subject[:100],
             )
             self._told_unreadable_at, self._unreadable = now, 0
-        if _STORED_REPLY.fullmatch(reply):  # remove it from the stream, or it is delivered again for ever
+        if STORED_REPLY.fullmatch(reply):  # remove it from the stream, or it is delivered again for ever
             with contextlib.suppress(*FAILURES, UnicodeDecodeError):
                 await super().publish(reply.decode(), b"+TERM")
 
@@ -273,21 +261,3 @@ class HardenedClient(NatsClient):
         writer = getattr(self._transport, "_io_writer", None)  # none on nats-py's WebSocket transport
         if writer is not None:
             writer.transport.abort()
-
-
-def _is_readable(subject: bytes, reply: bytes, headers: bytes | None) -> bool:
-    """Whether nats-py can read a message, and does not take a stored message for a status of the server's."""
-    try:
-        subject.decode()
-        reply.decode()
-        stored = reply.startswith(_STORED)
-        if stored and not _STORED_REPLY.fullmatch(reply):
-            return False  # a publisher's own words, which nats-py would take for numbers
-        if not headers:
-            return True
-        if stored:
-            return headers.startswith(_HEADERS) and not _STATUS.search(headers)
-        status, _, _ = headers.partition(b"\r\n\r\n")
-        return headers.startswith(_HEADERS) or (headers.startswith(b"NATS/1.0 ") and bool(status.decode()))
-    except UnicodeDecodeError:
-        return False

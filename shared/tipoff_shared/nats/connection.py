@@ -80,9 +80,7 @@ class Subscription:
                 await sub.drain()  # type: ignore[no-untyped-call] # nats-py has no annotation there
         except FAILURES as exc:
             log.warning("draining %s: %s", sub.subject, describe(exc))
-            # nats-py (2.16) counts it as ended, but subscribes to it again after a reconnect.
-            sub._stop_processing()
-            self._bus.nc._remove_sub(sub._id)
+            self._bus.nc.forget(sub)
 
 
 class Bus:
@@ -270,8 +268,7 @@ class Bus:
         if denied.subscription:
             if len(self._deaf_to) < _TOLD_DENIALS:
                 self._deaf_to.append(denied)
-            # `_subs` is private to nats-py (2.16).
-            subjects = (sub.subject for sub in self.nc._subs.values())
+            subjects = (sub.subject for sub in self.nc.subscriptions)
             denied.subject = next(filter(denied.concerns, subjects), denied.subject)
         said = str(denied)
         if said not in self._denials and len(self._denials) < _TOLD_DENIALS:

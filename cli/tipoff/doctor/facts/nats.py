@@ -99,7 +99,7 @@ async def _look(bus: Bus, server: str, secure: bool) -> NatsFacts:
     with translated():
         await bus.nc.flush(timeout=5)
     rtt = time.monotonic() - began
-    info: Any = bus.nc._server_info  # private in nats-py 2.16, which has no public name for these fields
+    info = bus.nc.server_info
     denied: list[str] = []
     storage, max_storage, jetstream = 0, -1, bool(info.get("jetstream"))
     try:
