@@ -88,7 +88,8 @@ class NatsSettings:
                 cafile=self.ca_file or None, cadata=pem_lines(self.ca_contents) or None
             )
         except (OSError, ssl.SSLError) as exc:
-            raise ConfigError(f"NATS_CA / NATS_CA_CONTENTS: {exc}; a PEM certificate is expected") from exc
+            where = f"NATS_CA={self.ca_file}" if self.ca_file else "NATS_CA_CONTENTS"
+            raise ConfigError(f"{where}: {exc}; a PEM certificate is expected") from exc
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> NatsSettings:

@@ -179,6 +179,8 @@ class UdpPlayer:
         self.client = Client(token, now=self._loop.time())
         self.received: asyncio.Queue[bytes] = asyncio.Queue()
         self.changed = asyncio.Event()
+        self.requests = 0
+        """Datagrams sent before it was connected."""
         self.silent = False
         """Set to send nothing more, not even a disconnect."""
 
@@ -204,6 +206,7 @@ class UdpPlayer:
 
     def _flush(self) -> None:
         for data, address in self.client.datagrams_to_send():
+            self.requests += self.client.state is not ClientState.CONNECTED
             if not self.silent:
                 self._socket.sendto(data, address)
 
@@ -258,4 +261,50 @@ async def by_udp(token: bytes, *, local: str = "127.0.0.1", wait: bool = True) -
         player.leave()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+        player.close()
+
+
+class DeafUdp:
+    """A netcode client that hears nothing until it is told to: what the server answers stays in its socket."""
+
+    def __init__(self, token: bytes) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._client = Client(token, now=self._loop.time())
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket.setblocking(False)
+        self._socket.bind(("127.0.0.1", 0))
+        self._challenge: tuple[bytes, Address] | None = None
+        self._flush()
+
+    async def hears(self) -> tuple[bytes, Address]:
+        """The server's next datagram, which the client does not get."""
+        async with asyncio.timeout(TIMEOUT):
+            data, peer = await self._loop.sock_recvfrom(self._socket, 2048)
+        return data, Address.from_socket(peer)
+
+    async def was_challenged(self) -> None:
+        """The server wants to know whether the client receives at its address."""
+        self._challenge = await self.hears()
+
+    def answer_challenge(self) -> None:
+        assert self._challenge is not None
+        self._client.receive_datagram(*self._challenge, self._loop.time())
+        assert self._client.state is ClientState.SENDING_CONNECTION_RESPONSE
+        self._client.update(self._loop.time())
+        self._flush()
+
+    def _flush(self) -> None:
+        for data, address in self._client.datagrams_to_send():
+            self._socket.sendto(data, address)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@asynccontextmanager
+async def deaf_udp(token: bytes) -> AsyncIterator[DeafUdp]:
+    player = DeafUdp(token)
+    try:
+        yield player
+    finally:
         player.close()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
-from dataclasses import replace
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given
@@ -12,14 +15,18 @@ from hypothesis import strategies as st
 
 from tests.gameserver.players import (
     Recorder,
+    UdpPlayer,
     by_udp,
     by_websocket,
+    deaf_udp,
     expired_token_for,
     token_for,
 )
 from tests.polling import eventually
 from tipoff_gameserver import Context, GameServer, PrivateKey
 from tipoff_gameserver.players.token_check import Foreign, Grant, LookUp, Refusal, TokenCheck
+from tipoff_gameserver.presence.kv import KvPresence
+from tipoff_gameserver.transports import udp
 from tipoff_shared.kv.buckets import Buckets
 from tipoff_shared.messages import Admitted, Failed
 from tipoff_shared.netcode import Address, ClientState, UsedTokens
@@ -201,3 +208,183 @@ async def test_a_bevygap_token_is_looked_up_before_the_challenge(
             assert isinstance(ws.answer, Admitted)
         async with by_udp(token_for(server, client_id=44, user_data=bytes(256)), wait=False) as unknown:
             await unknown.reaches(ClientState.CONNECTION_DENIED)
+
+
+async def test_a_player_whose_udp_answers_are_blocked_comes_in_by_websocket(
+    deployment: Context, game: Recorder, kv: Buckets
+) -> None:
+    """With the same token, which UDP has claimed and not used. The challenge that it answers later is too late."""
+    async with GameServer(game, context=deployment) as server:
+        token = token_for(server, "s1")
+        async with deaf_udp(token) as blocked:
+            await blocked.was_challenged()
+            async with by_websocket(server, token) as player:
+                assert isinstance(player.answer, Admitted)
+                blocked.answer_challenge()
+                async with by_udp(
+                    token_for(server, "s2")
+                ) as other:  # a handshake later nothing has come of it
+                    other.send(b"hello")
+                    assert await other.receive() == b"hello"
+                await player.send(b"still here")
+                assert await player.receive() == b"still here"
+    assert len([event for event in game.happened if event[0] == "join"]) == 2
+
+
+@dataclass
+class LookUps:
+    """Look-ups of bevygap's sessions that are answered when the test says so."""
+
+    asked: list[int] = field(default_factory=list)
+    known: bool = True
+    answered: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def look_up(self, client_id: int) -> str | None:
+        self.asked.append(client_id)
+        await self.answered.wait()
+        return f"session-{client_id}" if self.known else None
+
+
+@pytest.fixture
+def look_ups(monkeypatch: pytest.MonkeyPatch) -> LookUps:
+    found = LookUps()
+    monkeypatch.setattr(KvPresence, "look_up", lambda _, client_id: found.look_up(client_id))
+    return found
+
+
+def foreign(server: GameServer, client_id: int) -> bytes:
+    """A token of bevygap's matchmaker."""
+    return token_for(server, client_id=client_id, user_data=bytes(256))
+
+
+@asynccontextmanager
+async def connecting(tokens: list[bytes]) -> AsyncIterator[list[UdpPlayer]]:
+    """Players who ask by UDP, and may not be in."""
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(by_udp(token, wait=False)) for token in tokens]
+
+
+async def test_who_finds_no_place_in_the_line_for_look_ups_is_denied(
+    deployment: Context,
+    game: Recorder,
+    kv: Buckets,
+    look_ups: LookUps,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One is looked up and one waits; the third hears so, and both others come in."""
+    monkeypatch.setattr(udp, "MAX_LOOK_UPS", 1)
+    monkeypatch.setattr(udp, "MAX_WAITING", 1)
+    async with (
+        GameServer(game, context=replace(deployment, bevygap=True)) as server,
+        connecting([foreign(server, number) for number in (1, 2, 3)]) as players,
+    ):
+        await eventually(
+            lambda: any(player.state is ClientState.CONNECTION_DENIED for player in players), "one is denied"
+        )
+        look_ups.answered.set()
+        for player in players:
+            if player.state is not ClientState.CONNECTION_DENIED:
+                await player.reaches(ClientState.CONNECTED)
+        assert len(await game.saw("join", 2)) == 2
+
+
+async def test_look_ups_are_bounded_and_each_client_is_looked_up_once(
+    deployment: Context,
+    game: Recorder,
+    kv: Buckets,
+    look_ups: LookUps,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two may be under way: the third waits, however often all of them repeat their requests, and all come in."""
+    monkeypatch.setattr(udp, "MAX_LOOK_UPS", 2)
+    async with GameServer(game, context=replace(deployment, bevygap=True)) as server:
+        async with connecting([foreign(server, number) for number in (1, 2, 3)]) as players:
+            await eventually(lambda: players[0].requests >= 4, "they have repeated their requests")
+            assert len(look_ups.asked) == 2
+            look_ups.answered.set()
+            for player in players:
+                await player.reaches(ClientState.CONNECTED)
+        assert sorted(look_ups.asked) == [1, 2, 3]
+        joins = await game.saw("join", 3)
+        assert {event[1].session_id for event in joins} == {"session-1", "session-2", "session-3"}
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_any_number_of_look_ups_may_follow_one_another(
+    deployment: Context,
+    game: Recorder,
+    kv: Buckets,
+    look_ups: LookUps,
+    monkeypatch: pytest.MonkeyPatch,
+    known: bool,
+) -> None:
+    """One that is over, well or not, makes room for the next."""
+    monkeypatch.setattr(udp, "MAX_LOOK_UPS", 1)
+    look_ups.answered.set()
+    look_ups.known = known
+    expected = ClientState.CONNECTED if known else ClientState.CONNECTION_DENIED
+    async with GameServer(game, context=replace(deployment, bevygap=True)) as server:
+        for number in (1, 2, 3):
+            async with by_udp(foreign(server, number), wait=False) as player:
+                await player.reaches(expected)
+
+
+async def test_of_two_connections_with_one_token_one_gets_the_seat(
+    deployment: Context, game: Recorder, kv: Buckets, look_ups: LookUps
+) -> None:
+    """Both wait for the look-up: the later one has the token, the other one hears so."""
+    async with GameServer(game, context=replace(deployment, bevygap=True)) as server:
+        token = foreign(server, 7)
+
+        async def come() -> Admitted | Failed:
+            async with by_websocket(server, token) as player:
+                return player.answer
+
+        both: list[asyncio.Future[Admitted | Failed]] = []
+        for _ in range(2):
+            both.append(asyncio.ensure_future(come()))
+            await eventually(lambda: len(look_ups.asked) == len(both), "it is looked up")
+        look_ups.answered.set()
+        answers = await asyncio.gather(*both)
+    assert answers[0] == Failed(403, "this token was used before; ask for a new one")
+    assert isinstance(answers[1], Admitted)
+
+
+async def test_a_seat_that_was_taken_during_the_look_up_is_not_given_twice(
+    deployment: Context, game: Recorder, kv: Buckets, look_ups: LookUps
+) -> None:
+    """The last one goes to a player whose token says everything; the other one hears that the server is full."""
+    async with GameServer(game, context=replace(deployment, bevygap=True, capacity=1)) as server:
+
+        async def late() -> Admitted | Failed:
+            async with by_websocket(server, foreign(server, 7)) as player:
+                return player.answer
+
+        waiting = asyncio.ensure_future(late())
+        async with connecting([foreign(server, 8)]) as (by_packets,):
+            await eventually(lambda: len(look_ups.asked) == 2, "both are looked up")
+            async with by_websocket(server, token_for(server, "s1")) as player:
+                assert isinstance(player.answer, Admitted)
+                look_ups.answered.set()
+                answer = await waiting
+                assert isinstance(answer, Failed)
+                assert answer.code == 503
+                await by_packets.reaches(ClientState.CONNECTION_DENIED)
+
+
+async def test_who_answers_the_challenge_of_a_server_that_drains_by_now_stays_out(
+    deployment: Context, game: Recorder, kv: Buckets
+) -> None:
+    """Time has passed since its request was judged."""
+    async with (
+        GameServer(game, context=deployment) as server,
+        by_websocket(server, token_for(server, "s1")) as first,
+        deaf_udp(token_for(server, "s2")) as late,
+    ):
+        await late.was_challenged()
+        server.drain()
+        late.answer_challenge()
+        await late.hears()
+        await first.send(b"hello")
+        assert await first.receive() == b"hello"
+        assert len([event for event in game.happened if event[0] == "join"]) == 1

@@ -7,8 +7,9 @@ import asyncio
 import dataclasses
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import pytest
@@ -18,6 +19,7 @@ from tests.gameserver.players import Recorder, by_udp, by_websocket, token_for
 from tests.isolated.world import IsolatedNats
 from tests.polling import eventually
 from tipoff_gameserver import Context, GameServer, LeaveReason, PrivateKey
+from tipoff_gameserver.presence import reporter
 from tipoff_gameserver.presence.interface import NoPresence, Presence
 from tipoff_gameserver.presence.reporter import Reporter
 from tipoff_gameserver.running import presence_for
@@ -28,7 +30,7 @@ from tipoff_matchmaker.isolated.reader import EventReader
 from tipoff_matchmaker.isolated.writer import EventWriter
 from tipoff_matchmaker.metrics import Metrics
 from tipoff_shared.ban_list import new_ban
-from tipoff_shared.errors import Unavailable
+from tipoff_shared.errors import ConfigError, Unavailable
 from tipoff_shared.kv.buckets import Buckets, buckets, create_buckets
 from tipoff_shared.messages import Admitted, Failed, Transports
 from tipoff_shared.nats.connection import Bus, connect
@@ -43,6 +45,7 @@ from tipoff_shared.records import (
     GameserverLease,
     Kick,
     LeaseState,
+    Report,
     SessionRecord,
     SessionState,
     encode,
@@ -403,6 +406,152 @@ async def test_a_server_starts_and_plays_before_nats_is_there(profile: Profile, 
     ):
         player.send(b"anyway")
         assert await player.receive() == b"anyway"
+
+
+class Connections:
+    """The connections that servers make to NATS: how many there were, and the first `failing` find nobody."""
+
+    def __init__(self) -> None:
+        self.failing = 0
+        self.made = 0
+        self.buses: list[Bus] = []
+
+    def connect(self, settings: NatsSettings, **options: Any) -> AbstractAsyncContextManager[Bus]:
+        self.made += 1
+        if self.made <= self.failing:
+            settings = dataclasses.replace(settings, servers=("nats://127.0.0.1:1",))
+            return connect(settings, timeout=0.05, **options)
+        return self._kept(settings, **options)
+
+    @asynccontextmanager
+    async def _kept(self, settings: NatsSettings, **options: Any) -> AsyncIterator[Bus]:
+        async with connect(settings, **options) as bus:
+            self.buses.append(bus)
+            yield bus
+
+
+@pytest.fixture
+def connections(monkeypatch: pytest.MonkeyPatch) -> Connections:
+    """Servers try again soon."""
+    made = Connections()
+    monkeypatch.setattr(reporter, "connect", made.connect)
+    monkeypatch.setattr(reporter, "RETRY", 0.02)
+    return made
+
+
+async def test_a_server_that_started_while_nats_was_away_appears_when_it_is_there(
+    profile: Profile, game: Recorder, connections: Connections
+) -> None:
+    """With those who play on it by then."""
+    connections.failing = 2
+    async with GameServer(game, context=profile.context) as server:
+        token = await profile.seat(server, "s1", 11)
+        async with by_udp(token):
+            await eventually(profile.has_lease, "the lease")
+            await eventually(lambda: profile.sessions_are("s1"), "the player")
+    assert connections.made == 3
+    await eventually(profile.has_no_lease, "it is withdrawn")
+
+
+async def test_an_unreadable_certificate_authority_is_an_error_at_the_start(
+    profile: Profile, game: Recorder
+) -> None:
+    assert profile.context.nats is not None
+    nats = dataclasses.replace(profile.context.nats, ca_file="/does/not/exist", insecure=False)
+    with pytest.raises(ConfigError, match="NATS_CA=/does/not/exist"):
+        async with (
+            asyncio.timeout(2),
+            GameServer(game, context=dataclasses.replace(profile.context, nats=nats)),
+        ):
+            pass
+
+
+async def test_a_connection_that_is_closed_for_good_is_replaced(
+    profile: Profile, game: Recorder, connections: Connections
+) -> None:
+    """Commands come by the new one, and what happened in between is reported."""
+    async with GameServer(game, context=profile.context) as server:
+        async with by_udp(await profile.seat(server, "s1", 11)):
+            await eventually(lambda: profile.sessions_are("s1"), "the player")
+            await connections.buses[0].nc.close()
+        second = await profile.seat(server, "s2", 12)
+        async with by_websocket(server, second) as player:
+            await eventually(lambda: profile.sessions_are("s2"), "one left, one came")
+            assert connections.made == 2
+            await profile.bus.publish(profile.bus.subjects.commands("arena-1"), encode(Kick("s2")))
+            await player.ws.wait_closed()
+        await eventually(profile.sessions_are, "nobody is left")
+
+
+async def test_a_lease_that_cannot_be_described_is_tried_again_on_a_new_connection(
+    profile: Profile, connections: Connections
+) -> None:
+    """An error of ours in one loop stops no other for ever."""
+    failing = True
+
+    def describe() -> GameserverLease:
+        if failing:
+            raise ZeroDivisionError("ours")
+        return lease()
+
+    presence = profile.presence()
+    await presence.start(describe, ignore)
+    await eventually(lambda: connections.made >= 2, "a new connection")
+    failing = False
+    await eventually(profile.has_lease, "the lease")
+    await presence.close(keep_lease=False)
+
+
+async def test_the_lease_is_refreshed_every_third_of_its_time(profile: Profile) -> None:
+    """With what is true by then."""
+    context = dataclasses.replace(profile.context, lease_ttl=1)
+    presence = presence_for(context, BOOT)
+    players = 0
+
+    def describe() -> GameserverLease:
+        nonlocal players
+        players += 1
+        return msgspec.structs.replace(lease(), players=players)
+
+    began = time.monotonic()
+    await presence.start(describe, ignore)
+
+    async def refreshed() -> bool:
+        entry = await profile.kv.gameservers.get("arena-1")
+        return entry is not None and entry.value.players >= 4
+
+    await eventually(refreshed, "it was refreshed three times", timeout=3)
+    assert 0.9 < time.monotonic() - began < 2
+    await presence.close(keep_lease=False)
+
+
+async def test_a_lease_that_is_to_be_seen_stays_and_no_session_does(profile: Profile) -> None:
+    presence = profile.presence()
+    await presence.start(lease, ignore)
+    for session_id, client_id in (("s1", 1), ("s2", 2)):
+        await profile.record(session_id, client_id)
+        presence.joined(session_id, client_id)
+    await eventually(lambda: profile.sessions_are("s1", "s2"), "both are active")
+    await presence.close(keep_lease=True)
+    await eventually(profile.sessions_are, "nobody plays")
+    assert await profile.has_lease()
+
+
+async def test_a_matchmaker_that_asks_is_told_everything_again(profile: Profile) -> None:
+    """The lease at once, not at its next refresh, and every session."""
+    commands: list[Command] = []
+    presence = profile.presence()
+    await presence.start(lease, commands.append)
+    await profile.record("s1", 1)
+    presence.joined("s1", 1)
+    await eventually(lambda: profile.sessions_are("s1"), "it is active")
+    await profile.kv.gameservers.purge("arena-1")
+    await profile.kv.active_connections.forget("s1", 1 << 40)
+    await profile.bus.publish(profile.bus.subjects.commands("arena-1"), encode(Report()))
+    await eventually(profile.has_lease, "the lease", timeout=2)
+    await eventually(lambda: profile.sessions_are("s1"), "it is active again", timeout=2)
+    assert commands == []
+    await presence.close(keep_lease=False)
 
 
 async def test_what_cannot_be_withdrawn_is_logged_with_the_reason(

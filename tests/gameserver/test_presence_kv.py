@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from tests.gameserver.players import Recorder, by_udp, by_websocket, token_for
 from tests.isolated.world import IsolatedNats
 from tests.polling import eventually
@@ -72,6 +74,21 @@ async def test_a_key_that_is_missing_after_a_reconnect_is_written_again(
     await kv.active_connections.delete("here2")
     presence.resync()
     await eventually(lambda: _sessions_are(kv, {"here2"}), "it is active again")
+    await presence.close(keep_lease=False)
+
+
+@pytest.mark.parametrize("name", ["", "has spaces", ".dot", "*"])
+async def test_a_session_of_bevygaps_whose_name_is_no_key_counts_as_unknown(
+    deployment: Context, kv: Buckets, name: str
+) -> None:
+    """Who played under it could not be reported, and nobody after it."""
+    presence = KvPresence(deployment, "b1")
+    await presence.start(lease, ignore)
+    assert await presence.announce(5)
+    await kv.sessions_ly2eg.put("7", name)
+    await kv.sessions_ly2eg.put("8", "session-8")
+    assert await presence.look_up(7) is None
+    assert await presence.look_up(8) == "session-8"
     await presence.close(keep_lease=False)
 
 

@@ -17,7 +17,7 @@ from tipoff_gameserver.context import Context
 from tipoff_gameserver.presence.interface import DescribeLease
 from tipoff_gameserver.presence.reporter import REMEMBERED, WRITE_TIMEOUT, Reporter
 from tipoff_shared.errors import TipoffError, Unavailable
-from tipoff_shared.kv.bucket import LostRace
+from tipoff_shared.kv.bucket import LostRace, is_key
 from tipoff_shared.kv.buckets import Buckets, buckets
 from tipoff_shared.nats.connection import Bus
 from tipoff_shared.primitives.tasks import Tasks
@@ -71,7 +71,12 @@ class KvPresence(Reporter):
         except (TimeoutError, TipoffError) as exc:
             log.warning("the session of client %d cannot be looked up: %s", client_id, str(exc) or "time-out")
             return None
-        return entry.value if entry is not None else None
+        if entry is None:
+            return None
+        if not is_key(entry.value):  # reported, it could not be written, and would hold up the others
+            log.warning("the session of client %d has an unusable name", client_id)
+            return None
+        return entry.value
 
     def resync(self) -> None:
         """Write the lease and check the key of every session that is connected or has left recently."""

@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 
 from tipoff_gameserver.context import Context
 from tipoff_gameserver.players.player import LeaveReason, Player
 from tipoff_gameserver.players.roster import Roster
-from tipoff_gameserver.players.token_check import Grant, LookUp, Refusal, TokenCheck
+from tipoff_gameserver.players.token_check import BUSY, Grant, LookUp, Refusal, TokenCheck
 from tipoff_gameserver.throttled_log import ThrottledLog
 from tipoff_shared.netcode import (
     Address,
@@ -37,6 +37,11 @@ from tipoff_shared.udp_sockets import Datagrams, UdpSockets
 log = logging.getLogger(__name__)
 
 MAX_LOOK_UPS = 64
+"""Look-ups of bevygap's sessions at a time; further clients wait for their turn."""
+MAX_WAITING = 1024
+"""Clients that may wait for a look-up, as many as may be in a handshake; further ones are denied."""
+MAX_GRANTS = 4096
+"""Clients whose session was found and who have not answered their challenge yet."""
 _SHORTEST_WAIT = 0.005
 
 _REASONS = {
@@ -105,7 +110,8 @@ class UdpListener:
         self._sockets = UdpSockets(sockets, self._received)
         self._players: dict[int, Player] = {}
         self._grants: dict[bytes, Grant] = {}
-        self._look_ups: set[bytes] = set()
+        self._look_ups = 0
+        self._waiting: deque[AdmitRequest] = deque()
         self._flushing = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = 0.0
@@ -255,22 +261,33 @@ class UdpListener:
         self._roster.joined(player)
 
     def _look_up_later(self, request: AdmitRequest) -> None:
-        if request.token_tag not in self._look_ups and len(self._look_ups) < MAX_LOOK_UPS:
-            self._look_ups.add(request.token_tag)
-            self._tasks.start(self._look_up(request), "look-up")
+        """Netcode passes each request on once: one that is dropped here would never be answered."""
+        if self._look_ups < MAX_LOOK_UPS:
+            self._look_ups += 1
+            self._tasks.start(self._look_up_from(request), "look-up")
+        elif len(self._waiting) < MAX_WAITING:
+            self._waiting.append(request)
+        else:
+            self._netcode.deny(request.id, Denial(BUSY.deny), self._now())
+
+    async def _look_up_from(self, request: AdmitRequest) -> None:
+        """This look-up, then those that wait."""
+        try:
+            await self._look_up(request)
+            while self._waiting:
+                await self._look_up(self._waiting.popleft())
+        finally:
+            self._look_ups -= 1
 
     async def _look_up(self, request: AdmitRequest) -> None:
-        try:
-            found = await self._roster.look_up(request.client_id)
-        finally:
-            self._look_ups.discard(request.token_tag)
+        found = await self._roster.look_up(request.client_id)
         now = self._now()
         if isinstance(found, Refusal):
             log.info("refused %s: %s", request.address, found.text)
             self._netcode.deny(request.id, Denial(found.deny), now)
         else:
-            if len(self._grants) >= 4096:
-                self._grants.clear()  # of clients that never answered their challenge
+            if len(self._grants) >= MAX_GRANTS:
+                self._grants.clear()
             self._grants[request.token_tag] = found
             self._netcode.admit(request.id, now)
         self._flush()

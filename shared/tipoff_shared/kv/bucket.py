@@ -55,6 +55,11 @@ _SERVER = "Tipoff-Server"
 _MARKER_HEADER = re.compile(rb"^(?:KV-Operation|Nats-Marker-Reason):", re.MULTILINE)
 
 
+def is_key(text: str) -> bool:
+    """Whether a bucket may have this key."""
+    return _KEY.fullmatch(text) is not None
+
+
 class LostRace(TipoffError):
     """A compare-and-set found another revision: another writer was first. Read again and decide again."""
 
@@ -269,7 +274,7 @@ class Bucket(Changeable[T]):
         self._writes = bus.writes.of(self.stream)
 
     def _subject(self, key: str) -> str:
-        if not _KEY.fullmatch(key):
+        if not is_key(key):
             raise Internal(f"{key!r} is not a key")
         return self._prefix + key
 
