@@ -6,7 +6,7 @@ export PYTHONDONTWRITEBYTECODE =
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help up test test-slow test-all interop-bevygap check format bench soak wheel clean
+.PHONY: help up test test-slow test-all interop-bevygap check format bench soak mutants wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -53,8 +53,20 @@ bench: $(VENV)/.ready ## measure this machine, one JSON line per figure
 soak: $(VENV)/.ready ## churn players through the whole stack while faults are injected: MINUTES=5
 	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
+# The tool lies beside .venv: nothing else imports it.
+.mutants/.ready: tests/mutants/requirements.txt tests/mutants/changes.py $(VENV)/.ready
+	$(BIN)/uv pip install --quiet --python $(VENV) --no-deps --target .mutants/tools -r tests/mutants/requirements.txt
+	PYTHONPATH=.mutants/tools $(BIN)/python -m pytest -q -p no:cacheprovider tests/mutants
+	touch $@
+
+# MODULE may name several modules or folders, with commas between them. AGAIN=1 tries what survived in the last run.
+comma := ,
+mutants: .mutants/.ready ## change one line at a time, see whether the fast tests notice: MODULE=path SAMPLE=50 SEED=7
+	PYTHONPATH=.mutants/tools nice -n 5 $(BIN)/python -m tests.mutants $(subst $(comma), ,$(MODULE)) $(if $(SAMPLE),--sample $(SAMPLE)) \
+	  $(if $(SEED),--seed $(SEED)) $(if $(AGAIN),--again) $(if $(JOBS),--jobs $(JOBS)) $(ARGS)
+
 wheel: $(VENV)/.ready ## build the wheel into dist/
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
 
 clean: ## remove everything that the targets made
-	rm -rf $(VENV) dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis .mutants

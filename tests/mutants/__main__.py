@@ -1,0 +1,207 @@
+"""Changes one line of a module at a time and looks whether the fast tests notice: `make mutants MODULE=path SAMPLE=50`.
+
+A change is made in a copy of the tree. The tests that run the changed line run there, those that noticed changes before
+first, until one fails; a failure is believed when the test fails again. Exit code 1: too few changes were noticed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from queue import SimpleQueue
+
+from tests.mutants import accepted, report
+from tests.mutants.changes import Change, changes_of
+from tests.mutants.covering import Covering, covering, record
+from tests.mutants.report import Result
+from tests.mutants.tree import BAD_USAGE, NO_TESTS, NOTICED, SURVIVED, Run, Tree
+
+STATE = Path(".mutants")
+TEST_TIMEOUT = 20.0
+"""Seconds for one test; a fast one takes two."""
+
+
+def main(arguments: list[str]) -> int:
+    """Run what the arguments say; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
+    parser.add_argument(
+        "modules", nargs="+", help="modules or folders, such as matchmaker/tipoff_matchmaker/fleet"
+    )
+    parser.add_argument("--sample", type=int, help="how many changes to try (default: all)")
+    parser.add_argument("--seed", type=int, help="repeats the sample of this seed; by default a new one")
+    parser.add_argument(
+        "--tests", nargs="+", default=["tests"], help="folders or files of tests (default: all)"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="changes tried at the same time (default: 1)")
+    parser.add_argument("--again", action="store_true", help="only what survived in the last run")
+    parser.add_argument("--at-least", type=float, default=90, help="per cent to notice (default: 90)")
+    parser.add_argument("--list", action="store_true", help="print the changes and try none")
+    given = parser.parse_args(arguments)
+    modules = _modules(given.modules)
+    sources = {module: Path(module).read_text() for module in modules}
+    every = [(module, change) for module in modules for change in changes_of(sources[module])]
+    known = {entry.key: entry for entry in accepted.read(accepted.ACCEPTED)}
+    _check(list(known.values()), modules, sources, every)
+    seed = random.randrange(1, 10**6) if given.seed is None else given.seed
+    chosen = report.sample(every, given.sample, seed)
+    if given.again:
+        last = {tuple(key) for key in json.loads((STATE / "survivors.json").read_text())}
+        chosen = [(m, change) for m, change in every if (m, change.function, change.diff(sources[m])) in last]
+    if given.list:
+        for module, change in chosen:
+            place = f"{module}:{min(change.lines, default=0)} {change.function}"
+            _say(f"{place}: {change.kind}\n{change.diff(sources[module])}")
+        return 0
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
+    )
+    size = "" if given.sample is None else f" SAMPLE={given.sample} SEED={seed}"
+    again = f"make mutants MODULE={','.join(given.modules)}{size}"
+    _say(f"{len(chosen)} of {len(every)} changes at {commit.stdout.strip()}; the same again: {again}")
+    with tempfile.TemporaryDirectory(prefix="tipoff-mutants-") as directory:
+        trees = [Tree(Path.cwd(), Path(directory) / str(number)) for number in range(given.jobs)]
+        mapped = record(trees[0], STATE / "map.json", (STATE / "tools").resolve(), modules, given.tests, _say)
+        tested = {module: covering(mapped, module) for module in modules}
+        _check_unchanged(trees[0], tested, chosen)
+        trials = _Trials(trees, sources, tested, known, len(chosen))
+        with ThreadPoolExecutor(given.jobs) as pool:
+            results = list(pool.map(lambda one: trials.tried(*one), chosen))
+    possible = Counter(module for module, _ in every)
+    (STATE / "survivors.json").write_text(json.dumps([result.key for result in results if result.survived]))
+    (STATE / "results.json").write_text(json.dumps([asdict(result) for result in results], indent=1))
+    _say(f"\n{report.survivors(results)}\n\n{report.table(results, dict(possible))}")
+    _say(f"\n{again} at {commit.stdout.strip()}")
+    noticed = report.share(results)
+    return 0 if noticed is None or noticed >= given.at_least else 1
+
+
+def _modules(paths: list[str]) -> list[str]:
+    found: list[str] = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise SystemExit(
+                f"{path} does not exist; name a module or folder, such as matchmaker/tipoff_matchmaker/fleet"
+            )
+        found += [str(path)] if path.suffix == ".py" else sorted(map(str, path.rglob("*.py")))
+    return list(dict.fromkeys(found))
+
+
+def _check(
+    entries: list[accepted.Accepted],
+    modules: list[str],
+    sources: dict[str, str],
+    every: list[tuple[str, Change]],
+) -> None:
+    """Raises SystemExit for accepted changes that cannot be made any more."""
+    concerned = {entry.module for entry in entries}
+    keys = [(m, change.function, change.diff(sources[m])) for m, change in every if m in concerned]
+    for entry in accepted.unmatched(entries, modules, keys):
+        raise SystemExit(
+            f"{accepted.ACCEPTED}: no such change in {entry.module}, {entry.function}; remove it:\n{entry.change}"
+        )
+
+
+def _check_unchanged(tree: Tree, tested: dict[str, Covering], chosen: list[tuple[str, Change]]) -> None:
+    """The tests pass in the copy while nothing is changed, or every change would seem noticed."""
+    tests = {test for module, change in chosen for test in tested[module].tests(change.lines)}
+    if tests:
+        seconds = sum(max(covered.seconds.get(test, 0.0) for covered in tested.values()) for test in tests)
+        run = _run(tree, sorted(tests), 3 * seconds + 60)
+        if run.code != SURVIVED:
+            raise SystemExit(
+                f"the tests do not pass without a change; repeat when the machine is quieter\n{run.output}"
+            )
+
+
+def _run(tree: Tree, tests: list[str], seconds: float) -> Run:
+    names = tree.root / ".chosen"
+    names.write_text("\n".join(tests))
+    files = list(dict.fromkeys(test.split("::")[0] for test in tests))
+    return tree.pytest(
+        ["-x", "--timeout", str(TEST_TIMEOUT), *files], seconds=seconds, MUTANTS_TESTS=str(names)
+    )
+
+
+class _Trials:
+    """Tries changes, several at the same time, each in a tree of its own."""
+
+    def __init__(
+        self,
+        trees: list[Tree],
+        sources: dict[str, str],
+        tested: dict[str, Covering],
+        known: dict[tuple[str, str, str], accepted.Accepted],
+        total: int,
+    ) -> None:
+        self._free: SimpleQueue[Tree] = SimpleQueue()
+        for tree in trees:
+            self._free.put(tree)
+        self._sources = sources
+        self._tested = tested
+        self._known = known
+        self._total = total
+        self._done = 0
+        self._noticed_by: Counter[tuple[str, str]] = Counter()
+
+    def tried(self, module: str, change: Change) -> Result:
+        """How the change ended; says so."""
+        started = time.monotonic()
+        diff = change.diff(self._sources[module])
+        line = min(change.lines, default=0)
+        entry = self._known.get((module, change.function, diff))
+        if entry is not None:
+            outcome, by = report.ACCEPTED, entry.reason
+        else:
+            tree = self._free.get()
+            try:
+                tree.write(module, change.applied_to(self._sources[module]))
+                outcome, by = self._outcome(tree, module, change)
+            finally:
+                tree.write(module, self._sources[module])
+                self._free.put(tree)
+        self._done += 1
+        took = time.monotonic() - started
+        _say(f"{self._done}/{self._total} {outcome} ({took:.0f} s) {module}:{line} {change.kind} {by}")
+        return Result(module, change.function, line, change.kind, diff, outcome, by)
+
+    def _outcome(self, tree: Tree, module: str, change: Change) -> tuple[str, str]:
+        covered = self._tested[module]
+        tests = covered.tests(change.lines)
+        place = f"{module} {change.function}"
+        tests.sort(key=lambda test: (-self._noticed_by[place, test], -self._noticed_by[module, test]))
+        while tests:
+            seconds = 3 * sum(covered.seconds.get(test, 0.0) for test in tests) + 2 * TEST_TIMEOUT
+            run = _run(tree, tests, seconds)
+            if run.code is None:
+                return report.TIMED_OUT, ""
+            if run.code == SURVIVED:
+                return report.SURVIVED, ""
+            if run.code != NOTICED or run.failed is None:
+                if not tree.imports(module):
+                    return report.NOTICED, "it cannot be imported"
+                if run.code in (BAD_USAGE, NO_TESTS):
+                    raise SystemExit(f"pytest ended with {run.code}:\n{run.output}")
+                return report.NOTICED, f"pytest ended with {run.code}"
+            if run.failed not in tests or _run(tree, [run.failed], seconds).code != SURVIVED:
+                self._noticed_by[place, run.failed] += 1
+                self._noticed_by[module, run.failed] += 1
+                return report.NOTICED, run.failed
+            tests = tests[tests.index(run.failed) + 1 :]  # it failed by chance
+        return (report.SURVIVED, "") if covered.tests(change.lines) else (report.UNREACHED, "")
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
