@@ -23,11 +23,13 @@ from tests.mutants import accepted, report
 from tests.mutants.changes import Change, changes_of
 from tests.mutants.covering import Covering, covering, record
 from tests.mutants.report import Result
-from tests.mutants.tree import BAD_USAGE, NO_TESTS, NOTICED, SURVIVED, Run, Tree
+from tests.mutants.tree import BAD_USAGE, NO_TESTS, SURVIVED, Run, Tree
 
 STATE = Path(".mutants")
 TEST_TIMEOUT = 20.0
 """Seconds for one test; a fast one takes two."""
+FIRST = 40
+"""So many tests run in one process before several are started."""
 
 
 def main(arguments: list[str]) -> int:
@@ -42,6 +44,9 @@ def main(arguments: list[str]) -> int:
         "--tests", nargs="+", default=["tests"], help="folders or files of tests (default: all)"
     )
     parser.add_argument("--jobs", type=int, default=1, help="changes tried at the same time (default: 1)")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="processes for the tests of one change (default: 1)"
+    )
     parser.add_argument("--again", action="store_true", help="only what survived in the last run")
     parser.add_argument("--at-least", type=float, default=90, help="per cent to notice (default: 90)")
     parser.add_argument("--list", action="store_true", help="print the changes and try none")
@@ -71,10 +76,13 @@ def main(arguments: list[str]) -> int:
         trees = [Tree(Path.cwd(), Path(directory) / str(number)) for number in range(given.jobs)]
         mapped = record(trees[0], STATE / "map.json", (STATE / "tools").resolve(), modules, given.tests, _say)
         tested = {module: covering(mapped, module) for module in modules}
-        _check_unchanged(trees[0], tested, chosen)
-        trials = _Trials(trees, sources, tested, known, len(chosen))
+        _check_unchanged(trees[0], tested, chosen, given.workers)
+        history = STATE / "noticed_by.json"
+        noticed_by = Counter(json.loads(history.read_text()) if history.exists() else {})
+        trials = _Trials(trees, sources, tested, known, noticed_by, len(chosen), given.workers)
         with ThreadPoolExecutor(given.jobs) as pool:
             results = list(pool.map(lambda one: trials.tried(*one), chosen))
+        history.write_text(json.dumps(noticed_by))
     possible = Counter(module for module, _ in every)
     (STATE / "survivors.json").write_text(json.dumps([result.key for result in results if result.survived]))
     (STATE / "results.json").write_text(json.dumps([asdict(result) for result in results], indent=1))
@@ -110,25 +118,27 @@ def _check(
         )
 
 
-def _check_unchanged(tree: Tree, tested: dict[str, Covering], chosen: list[tuple[str, Change]]) -> None:
+def _check_unchanged(
+    tree: Tree, tested: dict[str, Covering], chosen: list[tuple[str, Change]], workers: int
+) -> None:
     """The tests pass in the copy while nothing is changed, or every change would seem noticed."""
     tests = {test for module, change in chosen for test in tested[module].tests(change.lines)}
     if tests:
         seconds = sum(max(covered.seconds.get(test, 0.0) for covered in tested.values()) for test in tests)
-        run = _run(tree, sorted(tests), 3 * seconds + 60)
+        run = _run(tree, sorted(tests), 3 * seconds + 60, workers)
         if run.code != SURVIVED:
             raise SystemExit(
                 f"the tests do not pass without a change; repeat when the machine is quieter\n{run.output}"
             )
 
 
-def _run(tree: Tree, tests: list[str], seconds: float) -> Run:
+def _run(tree: Tree, tests: list[str], seconds: float, workers: int = 1) -> Run:
     names = tree.root / ".chosen"
     names.write_text("\n".join(tests))
     files = list(dict.fromkeys(test.split("::")[0] for test in tests))
-    return tree.pytest(
-        ["-x", "--timeout", str(TEST_TIMEOUT), *files], seconds=seconds, MUTANTS_TESTS=str(names)
-    )
+    options = ["-n", str(workers)] if workers > 1 else []
+    options += ["-x", "--timeout", str(TEST_TIMEOUT)]
+    return tree.pytest([*options, *files], seconds=seconds, MUTANTS_TESTS=str(names))
 
 
 class _Trials:
@@ -140,7 +150,9 @@ class _Trials:
         sources: dict[str, str],
         tested: dict[str, Covering],
         known: dict[tuple[str, str, str], accepted.Accepted],
+        noticed_by: Counter[str],
         total: int,
+        workers: int,
     ) -> None:
         self._free: SimpleQueue[Tree] = SimpleQueue()
         for tree in trees:
@@ -150,7 +162,8 @@ class _Trials:
         self._known = known
         self._total = total
         self._done = 0
-        self._noticed_by: Counter[tuple[str, str]] = Counter()
+        self._workers = workers
+        self._noticed_by = noticed_by
 
     def tried(self, module: str, change: Change) -> Result:
         """How the change ended; says so."""
@@ -177,26 +190,38 @@ class _Trials:
         covered = self._tested[module]
         tests = covered.tests(change.lines)
         place = f"{module} {change.function}"
-        tests.sort(key=lambda test: (-self._noticed_by[place, test], -self._noticed_by[module, test]))
+        tests.sort(
+            key=lambda test: (-self._noticed_by[f"{place} {test}"], -self._noticed_by[f"{module} {test}"])
+        )
+        if not tests:
+            return report.UNREACHED, ""
+        for some, workers in ((tests[:FIRST], 1), (tests[FIRST:], self._workers)):
+            outcome, by = self._outcome_of(tree, module, some, covered.seconds, workers)
+            if outcome != report.SURVIVED:
+                self._noticed_by.update([f"{place} {by}", f"{module} {by}"])
+                return outcome, by
+        return report.SURVIVED, ""
+
+    def _outcome_of(
+        self, tree: Tree, module: str, tests: list[str], known: dict[str, float], workers: int
+    ) -> tuple[str, str]:
         while tests:
-            seconds = 3 * sum(covered.seconds.get(test, 0.0) for test in tests) + 2 * TEST_TIMEOUT
-            run = _run(tree, tests, seconds)
+            seconds = 3 * sum(known.get(test, 0.0) for test in tests) + 2 * TEST_TIMEOUT
+            run = _run(tree, tests, seconds, workers)
             if run.code is None:
                 return report.TIMED_OUT, ""
             if run.code == SURVIVED:
                 return report.SURVIVED, ""
-            if run.code != NOTICED or run.failed is None:
+            if run.failed is None:
                 if not tree.imports(module):
                     return report.NOTICED, "it cannot be imported"
                 if run.code in (BAD_USAGE, NO_TESTS):
                     raise SystemExit(f"pytest ended with {run.code}:\n{run.output}")
                 return report.NOTICED, f"pytest ended with {run.code}"
             if run.failed not in tests or _run(tree, [run.failed], seconds).code != SURVIVED:
-                self._noticed_by[place, run.failed] += 1
-                self._noticed_by[module, run.failed] += 1
                 return report.NOTICED, run.failed
-            tests = tests[tests.index(run.failed) + 1 :]  # it failed by chance
-        return (report.SURVIVED, "") if covered.tests(change.lines) else (report.UNREACHED, "")
+            tests = [test for test in tests if test != run.failed]  # it failed by chance
+        return report.SURVIVED, ""
 
 
 def _say(text: str) -> None:
