@@ -7,6 +7,7 @@ import io
 import itertools
 import math
 from collections.abc import AsyncIterator
+from typing import TypeAlias
 
 import msgspec
 import pytest
@@ -433,3 +434,86 @@ async def test_no_two_come_back_at_the_same_moment() -> None:
         for _ in range(20):
             group.create_task(one())
     assert max(seen) - min(seen) > 0.02
+
+
+class Trial(Stub):
+    """Answers a call when the test says what."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers: list[asyncio.Future[list[Deployment]]] = []
+
+    async def list(self) -> list[Deployment]:
+        self.answers.append(asyncio.get_running_loop().create_future())
+        return await self.answers[-1]
+
+
+Tried: TypeAlias = tuple[ResilientOrchestrator, Trial, list[asyncio.Task[list[Deployment]]]]
+
+
+@pytest.fixture
+async def tried() -> AsyncIterator[Tried]:
+    """Its breaker has just let a trial through, and two more calls came at the same time."""
+    inner = Trial()
+    guarded = ResilientOrchestrator(
+        inner, threshold=1, first_pause=0.01, limits=dict.fromkeys(("deploy", "get", "stop", "list"), 0.5)
+    )
+    failing = asyncio.create_task(guarded.list())
+    await eventually(lambda: bool(inner.answers))
+    inner.answers[0].set_exception(BUSY)
+    await asyncio.wait([failing])
+    assert isinstance(failing.exception(), OrchestratorUnavailable)
+    await eventually(lambda: guarded.wait("list") == 0)
+    calls = [asyncio.create_task(guarded.list()) for _ in range(3)]
+    await eventually(lambda: len(inner.answers) == 2)
+    await asyncio.sleep(0)
+    assert (len(inner.answers), guarded.describe().state, guarded.wait("list")) == (2, "half-open", 0)
+    yield guarded, inner, calls
+    for call in calls:
+        call.cancel()
+    await asyncio.wait(calls)
+
+
+@pytest.mark.row(77)
+async def test_who_comes_during_the_trial_is_called_when_it_succeeds(tried: Tried) -> None:
+    """Two servers started together when an orchestrator is back: no error for the second."""
+    _, inner, calls = tried
+    inner.answers[1].set_result([])
+    await eventually(lambda: len(inner.answers) == 4)
+    for answer in inner.answers[2:]:
+        answer.set_result([])
+    assert await asyncio.gather(*calls) == [[], [], []]
+
+
+@pytest.mark.row(77)
+async def test_who_comes_during_the_trial_hears_of_the_pause_when_it_fails(tried: Tried) -> None:
+    """And is not called."""
+    _, inner, calls = tried
+    inner.answers[1].set_exception(BUSY)
+    await asyncio.wait(calls)
+    assert [type(call.exception()) for call in calls] == [OrchestratorUnavailable, CircuitOpen, CircuitOpen]
+    assert len(inner.answers) == 2
+
+
+@pytest.mark.row(77)
+async def test_when_the_trial_is_cancelled_the_next_one_in_line_is_the_trial(tried: Tried) -> None:
+    """One of the two."""
+    _, inner, calls = tried
+    calls[0].cancel()
+    await eventually(lambda: len(inner.answers) == 3)
+    inner.answers[2].set_exception(BUSY)
+    await asyncio.wait(calls)
+    assert sorted(type(call.exception()).__name__ for call in calls[1:]) == [
+        "CircuitOpen",
+        "OrchestratorUnavailable",
+    ]
+
+
+@pytest.mark.row(77)
+async def test_a_trial_that_hangs_holds_the_others_up_no_longer_than_a_call_may_take(tried: Tried) -> None:
+    """They hear it when the trial has failed, which is at the same time."""
+    _, inner, calls = tried
+    async with asyncio.timeout(3):
+        await asyncio.wait(calls)
+    assert [type(call.exception()) for call in calls] == [OrchestratorUnavailable, CircuitOpen, CircuitOpen]
+    assert len(inner.answers) == 2

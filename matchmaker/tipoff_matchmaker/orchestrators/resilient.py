@@ -12,6 +12,7 @@ import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import TypeVar
 
 from tipoff_matchmaker.errors import CircuitOpen
@@ -73,6 +74,8 @@ class ResilientOrchestrator:
         self.breakers = {operation: Breaker(threshold, first_pause) for operation in LIMITS}
         self._list_failures: deque[float] = deque(maxlen=_OUTAGE_FAILURES)
         self._list_error = ""
+        self._trials = {operation: asyncio.Event() for operation in LIMITS}
+        """Set when the trial has ended that others wait for."""
         self._back_listeners: list[Callable[[], None]] = []
         if isinstance(inner, TellsStarts):
             inner.subscribe_starts(self._is_back)
@@ -89,8 +92,9 @@ class ResilientOrchestrator:
         self._back_listeners.append(listener)
 
     def wait(self, operation: str) -> float:
-        """Seconds until such a call would be made; 0: now."""
-        return self.breakers[operation].wait(time.monotonic())
+        """Seconds until such a call would be made; 0: now, or when the one that is being tried has an answer."""
+        breaker, now = self.breakers[operation], time.monotonic()
+        return breaker.wait(now) if breaker.state_at(now) is BreakerState.OPEN else 0.0
 
     def describe(self) -> OrchestratorStatus:
         """For status: the worst of the states, and what fails why."""
@@ -180,20 +184,15 @@ class ResilientOrchestrator:
 
     def _is_back(self) -> None:
         """What failed because nobody was there is not waited for any longer."""
-        for breaker in self.breakers.values():
+        for operation, breaker in self.breakers.items():
             breaker.let_through()
+            self._trials[operation].set()
         for listener in self._back_listeners:
             listener()
 
     async def _call(self, operation: str, call: Callable[[], Awaitable[T]], check: Callable[[T], T]) -> T:
         breaker = self.breakers[operation]
-        before = breaker.state
-        if (wait := breaker.admit(time.monotonic())) > 0:
-            raise CircuitOpen(
-                f"{self.name} has failed {breaker.failures} times in a row ({breaker.last_error}); "
-                f"it is asked again in {math.ceil(wait)} s",
-                retry_after=wait,
-            )
+        before = await self._admitted(operation)
         error: OrchestratorError
         try:
             async with asyncio.timeout(self._limits[operation]):
@@ -217,9 +216,29 @@ class ResilientOrchestrator:
             )
         except BaseException:
             breaker.abandoned(time.monotonic())
+            self._trials[operation].set()
             raise
         self._note(operation, before, breaker, error)
         raise error
+
+    async def _admitted(self, operation: str) -> BreakerState:
+        """Wait until a call may be made: not while the breaker is open, and after the trial, if there is one. Returns
+        the state before. Raises `CircuitOpen`."""
+        breaker, deadline = self.breakers[operation], time.monotonic() + self._limits[operation]
+        while True:
+            before, now = breaker.state, time.monotonic()
+            if (wait := breaker.admit(now)) <= 0:
+                self._trials[operation].clear()
+                return before
+            if before is not BreakerState.HALF_OPEN or now >= deadline:
+                raise CircuitOpen(
+                    f"{self.name} has failed {breaker.failures} times in a row ({breaker.last_error}); "
+                    f"it is asked again in {math.ceil(wait)} s",
+                    retry_after=wait,
+                )
+            with suppress(TimeoutError):
+                async with asyncio.timeout(deadline - now):
+                    await self._trials[operation].wait()
 
     def _note(
         self, operation: str, before: BreakerState, breaker: Breaker, error: OrchestratorError | None
@@ -235,6 +254,7 @@ class ResilientOrchestrator:
             breaker.succeeded()
             if operation == "list" and failed_before:
                 self._is_back()
+        self._trials[operation].set()
         if breaker.state is before:
             return
         if breaker.state is BreakerState.OPEN:
