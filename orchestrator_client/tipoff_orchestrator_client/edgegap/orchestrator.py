@@ -37,7 +37,8 @@ log = logging.getLogger(__name__)
 
 
 class EdgegapOrchestrator:
-    """Made by `open_edgegap`. `client` and `bus` belong to the caller; `close` ends only this object's tasks."""
+    """Made by `open_edgegap`. `client` and `bus` belong to the caller; `close` ends only this object's tasks. `clock`:
+    Unix time, in which orders are dated; `monotonic`: by which what was heard and sent ages."""
 
     def __init__(
         self,
@@ -47,7 +48,9 @@ class EdgegapOrchestrator:
         settings: Settings,
         *,
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._now = monotonic
         self._client = client
         self._games = games
         self._clock = clock
@@ -55,9 +58,9 @@ class EdgegapOrchestrator:
         self._tasks = Tasks(ORCHESTRATOR)
         self._orders = OrderStore(bus)
         self._listing = DeploymentList(client, self._namespace)
-        self._stops = StopRequests(client, self._tasks)
+        self._stops = StopRequests(client, self._tasks, monotonic=monotonic)
         self._poll = PollLoop(bus, settings, "deployment")
-        self._status = StatusCache(self._poll)
+        self._status = StatusCache(self._poll, monotonic=monotonic)
         self._placement = OrderPlacement(
             client,
             bus,
@@ -111,7 +114,7 @@ class EdgegapOrchestrator:
 
     async def _read_status(self, order: EdgegapOrder) -> Deployment | None:
         """Its status at Edgegap, which listeners get where it has changed."""
-        self._polled_at[order.deployment_id] = _now()
+        self._polled_at[order.deployment_id] = self._now()
         server = await self._client.status(order.request_id)
         if server is None:
             if self._placement.may_be_late(order):
@@ -145,7 +148,7 @@ class EdgegapOrchestrator:
         run."""
         servers = await self._listing.all()
         orders = await self._orders.all()
-        now = _now()
+        now = self._now()
         diff = compare(
             servers,
             orders,
@@ -230,7 +233,3 @@ class EdgegapOrchestrator:
         await self._tasks.close()
         await self._listing.close()
         self._status.listeners.close()
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()

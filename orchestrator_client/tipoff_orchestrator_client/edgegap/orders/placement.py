@@ -119,7 +119,8 @@ class OrderPlacement:
     def may_be_late(self, order: EdgegapOrder) -> bool:
         """Whether Edgegap may only not know it yet, when it says that an ordered deployment is unknown."""
         return (
-            not self._status.is_confirmed(order.deployment_id) and 0 <= self._clock() - order.tried_at < _LATE
+            not self._status.is_confirmed(order.deployment_id)
+            and abs(self._clock() - order.tried_at) < _LATE  # another matchmaker's clock may be ahead
         )
 
     async def _ordered(self, entry: Entry[EdgegapOrder], game: Game) -> Deployment | None:

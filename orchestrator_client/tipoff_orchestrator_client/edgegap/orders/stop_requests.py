@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Collection, Mapping
+import time
+from collections.abc import Callable, Collection, Mapping
 
 from tipoff_orchestrator_client.base import OrchestratorError
 from tipoff_orchestrator_client.edgegap.api.client import EdgegapClient
@@ -19,9 +19,13 @@ _REPEAT = 15.0
 
 
 class StopRequests:
-    """The deployments that were told to stop, by Edgegap's request ids. `client` and `tasks` belong to the caller."""
+    """The deployments that were told to stop, by Edgegap's request ids. `client` and `tasks` belong to the caller;
+    `monotonic`: the clock of `sent`."""
 
-    def __init__(self, client: EdgegapClient, tasks: Tasks) -> None:
+    def __init__(
+        self, client: EdgegapClient, tasks: Tasks, *, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._now = monotonic
         self._client = client
         self._tasks = tasks
         self._sent: dict[str, float] = {}
@@ -34,11 +38,11 @@ class StopRequests:
     async def stop(self, request_id: str) -> None:
         """Returns when Edgegap has accepted the request. Raises `OrchestratorError`."""
         await self._client.stop(request_id)
-        self._sent[request_id] = _now()
+        self._sent[request_id] = self._now()
 
     def stop_soon(self, request_id: str, why: str) -> None:
         """Stop it in the background, at most once in 15 s. When that fails, the next `list` asks for it again."""
-        now = _now()
+        now = self._now()
         if now - self._sent.get(request_id, -_REPEAT) < _REPEAT:
             return
         self._sent[request_id] = now
@@ -54,9 +58,5 @@ class StopRequests:
 
     def keep(self, listed: Collection[str]) -> None:
         """Forget those that Edgegap no longer lists, once it must have noticed the request."""
-        now = _now()
+        now = self._now()
         self._sent = {id: at for id, at in self._sent.items() if id in listed or now - at < STOPPING}
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()
