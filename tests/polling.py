@@ -46,7 +46,7 @@ async def eventually(
                         return result
                 except unready as exc:
                     last = repr(exc)
-                await asyncio.sleep(_pause(time.monotonic() - began))
+                await asyncio.sleep(_pause(time.monotonic() - began))  # nothing announces it
     except TimeoutError:
         if not deadline.expired():
             raise  # the probe's own
@@ -69,7 +69,7 @@ def eventually_sync(
                 return result
         except unready as exc:
             last = repr(exc)
-        time.sleep(_pause(elapsed))
+        time.sleep(_pause(elapsed))  # nothing announces it
     raise AssertionError(_failure(probe, what, timeout, last))
 
 

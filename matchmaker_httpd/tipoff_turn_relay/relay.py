@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -62,6 +61,11 @@ class TurnRelay:
         self.games = SharedGames(games, patience=patience, on_begun=self.pairing.remove)
         self._polls: set[asyncio.Event] = set()
         self._draining = False
+
+    @property
+    def waiting(self) -> int:
+        """Long polls that wait for news now."""
+        return len(self._polls)
 
     async def handle(self, request: Request, *, abandoned: Abandoned | None = None) -> Answer:
         """One request of the text protocol. Raises `ClientGone` when the client has disconnected and the
@@ -136,19 +140,20 @@ class TurnRelay:
         """Ask at each change, until the answer is finished or `wait` seconds are over."""
         loop = asyncio.get_running_loop()
         until = loop.time() + wait
-        self._polls.add(changed)
-        try:
-            while True:
-                changed.clear()  # before asking: what changes from here on is not missed
-                answer = await ask()
-                left = until - loop.time()
-                if left <= 0 or self._draining or not unfinished(answer):
-                    return answer
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(min(left, _LOOK_AGAIN)):
-                        await changed.wait()
-        finally:
-            self._polls.discard(changed)
+        while True:
+            changed.clear()  # before asking: what changes from here on is not missed
+            answer = await ask()
+            left = until - loop.time()
+            if left <= 0 or self._draining or not unfinished(answer):
+                return answer
+            self._polls.add(changed)
+            try:
+                async with asyncio.timeout(min(left, _LOOK_AGAIN)):
+                    await changed.wait()
+            except TimeoutError:
+                pass
+            finally:
+                self._polls.discard(changed)
 
     def drain(self) -> None:
         """Answer all long polls now, with what there is."""

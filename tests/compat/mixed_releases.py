@@ -12,7 +12,6 @@ import os
 import signal
 import socket
 import sys
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from typing import Any
 
 import httpx
 
+from tests import polling
 from tipoff.operate.status import read_status
 from tipoff_client_sdk import Player, connect
 from tipoff_shared.kv.buckets import buckets
@@ -227,13 +227,17 @@ class MixedSystem:
         self, condition: Callable[[], Awaitable[bool]], what: str, timeout: float = 20
     ) -> None:
         """Wait until `condition` holds; fails naming `what`, with the services' last words."""
-        end = time.monotonic() + timeout
-        while not await condition():
+
+        async def holds() -> bool:
             for service in self.services.values():
                 assert service.process.returncode in (None, 0, -signal.SIGKILL), service.tail()
-            tails = "\n".join(service.tail() for service in self.services.values())
-            assert time.monotonic() < end, f"not within {timeout:g} s: {what}\n{tails}"
-            await asyncio.sleep(0.05)
+            return await condition()
+
+        try:
+            await polling.eventually(holds, what, timeout)
+        except AssertionError as exc:
+            exc.add_note("\n".join(service.tail() for service in self.services.values()))
+            raise
 
     def play(self, *, timeout: float = 20) -> contextlib.AbstractAsyncContextManager[Player]:
         """A player of the new client SDK, in the game."""

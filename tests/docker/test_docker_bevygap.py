@@ -20,6 +20,7 @@ from tests.bevygap.games_of_the_page import PORT, games_of_the_page
 from tests.bevygap.players import playing
 from tests.docker_engine import docker, labels, remove_containers, socket_path
 from tests.matchmaker.world import World
+from tests.polling import eventually
 from tipoff_launcher.compose import run_launcher
 from tipoff_launcher.settings import Settings
 from tipoff_orchestrator_client.base import OrchestratorError
@@ -104,15 +105,12 @@ def stack(source_tree: Path, tmp_path: Path) -> Iterator[Stack]:
 async def roles(stack: Stack) -> AsyncIterator[tuple[World, World]]:
     """One world with the matchmaker's role and one with httpd's, when NATS is up."""
     async with AsyncExitStack() as to_close:
-        async with asyncio.timeout(20):
-            while True:
-                try:
-                    bus = await to_close.enter_async_context(
-                        connect(stack.settings("matchmaker"), name="matchmaker")
-                    )
-                    break
-                except Unavailable:
-                    await asyncio.sleep(0.1)
+        bus = await eventually(
+            lambda: to_close.enter_async_context(connect(stack.settings("matchmaker"), name="matchmaker")),
+            "NATS answers",
+            20,
+            unready=(Unavailable,),
+        )
         world = await to_close.enter_async_context(World(bus, stack.settings("matchmaker")))
         asking = await to_close.enter_async_context(connect(stack.settings("httpd"), name="httpd"))
         yield world, World(asking, stack.settings("httpd"))

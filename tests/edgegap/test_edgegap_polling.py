@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 
 from tests.edgegap.edgegap_world import sleeper
+from tests.polling import eventually
 from tipoff_edgegap_emulator import Fail, Rules, Vanishes
 from tipoff_matchmaker.allocators.edgegap.session_watch import SessionWatch
 from tipoff_orchestrator_client.base import DeploySpec, RunState
@@ -95,14 +96,15 @@ async def test_what_edgegap_has_told_of_and_knows_no_more_is_gone(edgegap: Calla
         world.emulator.misbehave("life", Vanishes(0.3), times=1)
         await orchestrator.deploy(DeploySpec("arena-1", "arena", "1", 4))
         events = orchestrator.events()
+
+        async def gone() -> bool:
+            found = await orchestrator.get("arena-1")
+            return found is None or found.state is RunState.STOPPED
+
         async with asyncio.timeout(4):
             assert (await anext(events)).state is RunState.RUNNING
             await world.emulator.until(lambda e: not e.deployments)
-            await orchestrator.get("arena-1")
-            while (found := await orchestrator.get("arena-1")) is not None:
-                if found.state is RunState.STOPPED:
-                    break
-                await asyncio.sleep(0.05)
+            await eventually(gone, "it is not known any more")
             assert (await anext(events)).state is RunState.STOPPED
         await events.aclose()
 

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from tests.edgegap_emulator.emulator_account import Account, Accounts, at_once, phase
+from tests.polling import eventually
 from tipoff_edgegap_emulator import Phase, Rules
 from tipoff_edgegap_emulator.options import Options
 
@@ -50,15 +51,14 @@ async def ask(one: dict[str, Any], question: bytes = b"?") -> dict[str, Any]:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.setblocking(False)
         sock.connect((one["public_ip"], one["ports"]["udp"]["external"]))
-        async with asyncio.timeout(10):
-            while True:
-                try:
-                    await loop.sock_sendall(sock, question)
-                    async with asyncio.timeout(0.05):  # it binds its port a moment after it has started
-                        answer: dict[str, Any] = json.loads(await loop.sock_recv(sock, 65536))
-                        return answer
-                except (TimeoutError, ConnectionRefusedError):
-                    await asyncio.sleep(0.01)
+
+        async def answer() -> dict[str, Any]:
+            await loop.sock_sendall(sock, question)
+            async with asyncio.timeout(0.05):  # it binds its port a moment after it has started
+                found: dict[str, Any] = json.loads(await loop.sock_recv(sock, 65536))
+                return found
+
+        return await eventually(answer, "it answers", 10, unready=(TimeoutError, ConnectionRefusedError))
 
 
 @pytest.fixture

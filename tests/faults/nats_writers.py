@@ -6,8 +6,9 @@ import asyncio
 
 import msgspec
 
+from tests.polling import eventually
 from tipoff_shared.errors import Unavailable
-from tipoff_shared.kv.bucket import Bucket, LostRace
+from tipoff_shared.kv.bucket import Bucket, Entry, LostRace
 from tipoff_shared.records import SessionRecord, SessionState
 
 
@@ -37,14 +38,13 @@ class Acknowledged:
         """Keys whose record is missing or older than what was acknowledged before it was read. Waits until the
         bucket can be read."""
         last = dict(self.last)
-        end = asyncio.get_running_loop().time() + timeout
-        while True:
-            try:
-                found = await sessions.list()
-                break
-            except Unavailable:
-                assert asyncio.get_running_loop().time() < end, f"not readable for {timeout:g} s"
-                await asyncio.sleep(0.2)
+        found: dict[str, Entry[SessionRecord]] = {}
+
+        async def read() -> bool:
+            found.update(await sessions.list())
+            return True
+
+        await eventually(read, "the bucket can be read", timeout, unready=(Unavailable,))
         return [key for key, number in last.items() if key not in found or found[key].value.attempt < number]
 
 

@@ -16,6 +16,7 @@ import nats.errors
 from tests.faults.tcp_link import link_to
 from tests.gameserver.players import Recorder, UdpPlayer, by_udp
 from tests.matchmaker.world import ARENA, KEY, World
+from tests.polling import eventually
 from tipoff_gameserver import Context, GameServer
 from tipoff_matchmaker.service import Matchmaker
 from tipoff_orchestrator_client.base import DeploySpec
@@ -165,12 +166,7 @@ async def connected(world: World, ready: SessionReady) -> bool:
 
 async def settled_sweeps(matchmaker: Matchmaker, count: int) -> None:
     """Wait until absence means something to the matchmaker, then reconcile that often."""
-    end = time.monotonic() + 10
-    while True:
-        if matchmaker.parts.deadlines.settled:
-            break
-        assert time.monotonic() < end, "the matchmaker does not settle"
-        await asyncio.sleep(0.05)
+    await eventually(lambda: matchmaker.parts.deadlines.settled, "the matchmaker settles", 10)
     for _ in range(count):
         await matchmaker.parts.reconciler.once()
 
@@ -190,4 +186,4 @@ async def seat_within(world: World, timeout: float) -> SessionReady:
         except (TimeoutError, nats.errors.Error) as exc:
             answer = Failed(503, f"no answer: {str(exc) or type(exc).__name__}")
         assert time.monotonic() < end, f"no seat within {timeout} s: {answer}"
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.2)  # as a player does

@@ -66,7 +66,7 @@ async def havoc(up: RunningUp, ends: float) -> None:
     killed_nats = False
     half = (time.monotonic() + ends) / 2
     while time.monotonic() < ends:
-        await asyncio.sleep(10)
+        await asyncio.sleep(10)  # the fault's own rhythm
         matchmakers = list(pids_of(up.state_dir, "-m tipoff_matchmaker "))
         if matchmakers:
             os.kill(dice.choice(matchmakers), signal.SIGKILL)

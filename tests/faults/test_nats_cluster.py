@@ -17,6 +17,7 @@ from tests.faults.nats_cluster import NatsCluster, nats_cluster
 from tests.faults.nats_writers import Acknowledged, write_until
 from tests.faults.real_servers import active, echoes, real_world, seat_within, settled_sweeps
 from tests.matchmaker.world import ARENA
+from tests.polling import eventually
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.kv.bucket import Bucket, Entry, LostRace
 from tipoff_shared.kv.buckets import create_buckets
@@ -85,7 +86,7 @@ async def test_with_two_of_three_down_nothing_is_written_until_one_is_back(clust
         with pytest.raises(Unavailable):
             await sessions.create("another", RECORD)
         took = time.monotonic() - began
-        await asyncio.sleep(2)
+        await asyncio.sleep(2)  # in which nothing more is written
         assert written.count == count
         assert took < 6
         await down[0].start()
@@ -160,10 +161,8 @@ async def _update(sessions: Bucket[SessionRecord], changed: SessionRecord, revis
 
 
 async def _read(sessions: Bucket[SessionRecord]) -> dict[str, Entry[SessionRecord]]:
-    while True:
-        with contextlib.suppress(Unavailable):  # its reader was placed on the node that did not run yet
-            return await sessions.list()
-        await asyncio.sleep(0.02)
+    # Its reader may be placed on the node that does not run yet.
+    return await eventually(sessions.list, "the bucket can be read", 30, unready=(Unavailable,))
 
 
 @pytest.mark.row(16, 17)
@@ -216,7 +215,7 @@ class _Reader:
                             self._seen.add(change.key)
                             self._news.set()
                             await ack()
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)  # before it begins again, as a service would
 
     async def sees(self, key: str) -> None:
         async with asyncio.timeout(30):
@@ -226,8 +225,4 @@ class _Reader:
 
 
 async def _put(sessions: Bucket[SessionRecord], key: str) -> None:
-    while True:
-        with contextlib.suppress(Unavailable):
-            await sessions.put(key, RECORD)
-            return
-        await asyncio.sleep(0.05)
+    await eventually(lambda: sessions.put(key, RECORD), "it is written", 30, unready=(Unavailable,))

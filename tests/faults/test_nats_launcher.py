@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.polling import eventually
 from tipoff.up.embedded_nats import EmbeddedNats, embedded_nats
 from tipoff_launcher.compose import run_launcher
 from tipoff_launcher.service import Launcher
@@ -43,20 +44,21 @@ class Host:
         back = asyncio.Event()
         self.bus.on_reconnect(back.set)
         await self.nats.kill()
-        await asyncio.sleep(down)
+        await asyncio.sleep(down)  # the outage
         await self.nats.start()
         async with asyncio.timeout(10):
             await back.wait()
 
     async def answers(self, timeout: float = 10) -> list[str]:
         """Ids of what runs, as soon as the launcher says so."""
-        end = time.monotonic() + timeout
-        while True:
-            try:
-                return sorted(deployment.deployment_id for deployment in await self.client.list())
-            except OrchestratorUnavailable:
-                assert time.monotonic() < end, f"the launcher does not answer within {timeout} s"
-                await asyncio.sleep(0.05)
+        found: list[str] = []
+
+        async def listed() -> bool:
+            found.extend(sorted(deployment.deployment_id for deployment in await self.client.list()))
+            return True
+
+        await eventually(listed, "the launcher answers", timeout, unready=(OrchestratorUnavailable,))
+        return found
 
 
 @pytest.fixture
@@ -127,7 +129,7 @@ async def test_what_was_asked_when_nats_died_is_done_once(host: Host) -> None:
     await asyncio.sleep(0.3)  # in which its handler of SIGTERM is set
     stopping = asyncio.create_task(host.client.stop("ends"))
     deploying = asyncio.create_task(host.client.deploy(DeploySpec("new", "sleep", "1", 4)))
-    await asyncio.sleep(0.01)
+    await asyncio.sleep(0.01)  # the moment of the fault: how far each has come does not matter
     await host.restart_nats()
     for task in (stopping, deploying):
         task.cancel()

@@ -42,7 +42,7 @@ async def test_no_acknowledged_write_is_lost_by_kill_9(mortal_nats: EmbeddedNats
         writers = [asyncio.create_task(write_until(stop, sessions, f"w{n}", written)) for n in range(8)]
         await written.reaches(2000)
         await mortal_nats.kill()
-        await asyncio.sleep(2)
+        await asyncio.sleep(2)  # the outage
         back = time.monotonic()
         await mortal_nats.start()
         await written.reaches(written.count + 100, timeout=15)
@@ -118,7 +118,7 @@ async def test_a_matchmaker_started_after_the_outage_reaps_nobody(mortal_nats: E
                 lambda: connected(world, stays), "its server says that the player is there"
             )
             await mortal_nats.kill()
-            await asyncio.sleep(2.5)
+            await asyncio.sleep(2.5)  # the outage: longer than the lease lives
             await mortal_nats.start()
             await world.reconnected()
             async with world.matchmaker(WARM, lease_grace=1.0) as matchmaker:
@@ -145,7 +145,7 @@ async def test_a_server_that_died_during_the_outage_is_found_out(mortal_nats: Em
         assert dies.deployment_id != lives.deployment_id
         await mortal_nats.kill()
         await world.fake.vanish(dies.deployment_id)
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(1.5)  # the outage
         await mortal_nats.start()
         back = time.monotonic()
         await world.reconnected()

@@ -60,9 +60,9 @@ async def _play(url: str, until: float) -> float:
         try:
             async with connect(url, game="arena", version="1", timeout=20):
                 at = time.monotonic()
-                await asyncio.sleep(1)
+                await asyncio.sleep(1)  # it plays
                 return at
         except TipoffError as exc:
             if time.monotonic() > until:
                 raise
-            await asyncio.sleep(exc.retry_after or 0.2)
+            await asyncio.sleep(exc.retry_after or 0.2)  # as a player does

@@ -17,6 +17,7 @@ import pytest
 import websockets
 from nats.aio.msg import Msg
 
+from tests.polling import eventually
 from tipoff_shared.messages import ACKNOWLEDGED
 from tipoff_shared.nats.connection import Bus
 from tipoff_shared.settings import NatsSettings
@@ -175,8 +176,7 @@ async def test_players_who_do_not_read_cost_little_and_are_cut_off(settings: Nat
             writer.transport.pause_reading()
             writer.write(b"\x81" + bytes([0x80 | len(ARENA)]) + bytes(4) + ARENA.encode())
         async with asyncio.timeout(20):
-            while len(inboxes) < STALLED:  # noqa: ASYNC110 # httpd tells nobody
-                await asyncio.sleep(0.01)
+            await eventually(lambda: len(inboxes) >= STALLED, "all ask", 20)
             assert open_sockets(pid, parts.port or 0) == STALLED
             before = resident(pid)
             for number in range(2500):
@@ -186,16 +186,12 @@ async def test_players_who_do_not_read_cost_little_and_are_cut_off(settings: Nat
                     await nats.flush()
         grown = resident(pid) - before
         reading = asyncio.create_task(one_player(url))
-        async with asyncio.timeout(5):
-            while len(inboxes) == STALLED:  # noqa: ASYNC110 # httpd tells nobody
-                await asyncio.sleep(0.01)
+        await eventually(lambda: len(inboxes) > STALLED, "one more asks", 5)
         await nats.nc.publish(inboxes[STALLED], READY)
         outcome = await reading
         assert outcome.code == 1000
         assert outcome.seconds < 2
-        async with asyncio.timeout(30):
-            while open_sockets(pid, parts.port or 0):  # noqa: ASYNC110 # the kernel tells nobody
-                await asyncio.sleep(0.1)
+        await eventually(lambda: not open_sockets(pid, parts.port or 0), "they are cut off", 30)
         print(f"{grown / 1024 / 1024:.1f} MB more for ten who were sent 10 MB each")
         assert grown < 20 * 1024 * 1024
         for writer in writers:

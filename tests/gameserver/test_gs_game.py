@@ -56,7 +56,7 @@ async def test_async_callbacks_never_overlap() -> None:
             nonlocal running
             running += 1
             assert running == 1
-            await asyncio.sleep(0.002)
+            await asyncio.sleep(0.002)  # in which another callback could begin
             running -= 1
 
     sent = [bytes((number,)) for number in range(20)]
@@ -98,7 +98,7 @@ async def test_a_callback_that_awaits_something_cancelled_does_not_stop_the_game
         async def tick(self, server: GameServer, dt: float) -> None:
             if server.ticks == 10:
                 enough.set()
-            task = asyncio.create_task(asyncio.sleep(60))
+            task = asyncio.create_task(asyncio.Event().wait())
             task.cancel()
             await task
 

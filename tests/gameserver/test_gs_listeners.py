@@ -239,11 +239,11 @@ async def test_many_join_and_leave_in_a_storm(deployment: Context, game: Recorde
             token = token_for(server, f"s{number}")
             if number % 2:
                 async with by_websocket(server, token) as player:
-                    await asyncio.sleep(0.001 * (number % 7))
+                    await asyncio.sleep(0.001 * (number % 7))  # each goes at another moment
                     player.ws.transport.abort() if number % 3 else None
             else:
                 async with by_udp(token, wait=False):
-                    await asyncio.sleep(0.02)
+                    await asyncio.sleep(0.02)  # whether it is in by then or not
 
         await asyncio.gather(*(one(number) for number in range(30)))
         server.drain()

@@ -230,7 +230,7 @@ async def test_it_closes_at_once_at_any_time(profile: Profile) -> None:
         presence = profile.presence()
         await presence.start(lease, ignore)
         presence.joined("s1", 1)
-        await asyncio.sleep(delay)
+        await asyncio.sleep(delay)  # the moment is what is tested
         async with asyncio.timeout(1.5):
             await presence.close(keep_lease=False)
     await eventually(profile.has_no_lease, "no lease is left")

@@ -41,7 +41,7 @@ async def test_a_flood_does_not_slow_the_others(
             with suppress(websockets.ConnectionClosed):
                 for _ in range(1000):
                     await socket.send(ARENA)
-                    await asyncio.sleep(0.001)
+                    await asyncio.sleep(0.001)  # the flood's own rhythm
             await socket.close()
             codes.append(socket.close_code)
 

@@ -18,6 +18,7 @@ import pytest
 import websockets
 
 from tests.certificates import self_signed
+from tests.polling import eventually
 from tipoff_matchmaker_httpd.compose import create_app
 from tipoff_matchmaker_httpd.server.run import run_httpd
 from tipoff_matchmaker_httpd.settings import Settings
@@ -247,6 +248,15 @@ async def test_the_process_serves_and_drains_on_sigterm(settings: NatsSettings, 
         env=os.environ | variables,
         stderr=asyncio.subprocess.PIPE,
     )
+
+    async def refused() -> bool:
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+        except ConnectionRefusedError:
+            return True
+        writer.close()
+        return False
+
     try:
         assert process.stderr is not None
         async with asyncio.timeout(20):
@@ -256,7 +266,7 @@ async def test_the_process_serves_and_drains_on_sigterm(settings: NatsSettings, 
                 await player.send(ARENA)
                 request = await matchmaker.next_request()
                 process.send_signal(signal.SIGTERM)
-                await asyncio.sleep(0.1)
+                await eventually(refused, "nobody new is let in")
                 await request.answer(ACKNOWLEDGED, ERROR)
                 assert [message async for message in player][-1] == ERROR.decode()
             rest = await process.stderr.read()

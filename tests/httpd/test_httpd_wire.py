@@ -56,7 +56,7 @@ async def test_a_dripped_head_is_closed(httpd: Any, raw: Any, drop: bytes) -> No
         async def drip() -> None:
             while True:
                 connection.send(drop)
-                await asyncio.sleep(0.03)
+                await asyncio.sleep(0.03)  # the fault's own rhythm
 
         dripping = asyncio.create_task(drip())
         await connection.until_closed(within=2)
@@ -142,7 +142,7 @@ async def test_a_websocket_in_pieces_is_closed_too(
         async def drip() -> None:
             for byte in whole:
                 connection.send(bytes((byte,)))
-                await asyncio.sleep(0.03)
+                await asyncio.sleep(0.03)  # the fault's own rhythm
 
         dripping = asyncio.create_task(drip())
         assert ends_with(await connection.until_closed(within=2)) == 1008
@@ -357,7 +357,7 @@ async def test_a_client_that_reads_nothing_is_cut_off(start: Any, raw: Any, even
             while feed.listeners:
                 revision += 1
                 feed.changed("deployment", "d1", large, revision)
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.01)  # the rhythm of changes
 
         async with asyncio.timeout(10):
             await fill()

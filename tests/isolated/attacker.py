@@ -91,7 +91,7 @@ async def send(port: int, user: str, password: str, block: bytes, over: asyncio.
         found = await enter(port, user, password)
         if found is None:
             refused += 1
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.05)  # the attack's own rhythm
             continue
         reader, writer = found
 

@@ -448,7 +448,7 @@ async def test_a_reload_of_nats_server_ends_nobody(isolated: IsolatedWorld) -> N
         until = time.monotonic() + 4
         while time.monotonic() < until:
             assert await echoes(player)
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.2)  # it plays on for all of that time
 
         async def connected() -> bool:
             return server_user(ready.deployment_id) in await users(isolated)

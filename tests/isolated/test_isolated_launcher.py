@@ -113,7 +113,7 @@ async def test_a_launcher_that_starts_anew_without_matchmakers_stops_nobody(hous
             began = time.monotonic()
             while time.monotonic() - began < 2:  # four times the grace
                 assert await echoes(player)
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(0.2)  # it plays on for all of that time
             assert [d.deployment_id for d in launcher.supervisor.living()] == [ready.deployment_id]
             async with house.matchmaker():
                 await house.world.eventually(lambda: _has_lease(house, ready), "its lease is there again")

@@ -127,7 +127,7 @@ async def test_nobody_is_ended_while_events_are_not_read(isolated: IsolatedWorld
                 assert await echoes(one)
                 assert await echoes(other)
                 await matchmaker.parts.reconciler.once()
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(0.2)  # nobody is ended in all of that time
         for ready in (first, second):
             session = await world.session(ready.session_id)
             assert session is not None
@@ -151,7 +151,7 @@ async def test_a_start_is_not_given_up_while_its_lease_cannot_be_heard(isolated:
             await world.eventually(lambda: is_deaf(matchmaker), "the trouble is noticed")
             answers = await world.ask()
             await world.eventually(lambda: world.living(1), "a server runs")
-            await asyncio.sleep(2.5)
+            await asyncio.sleep(2.5)  # the start's time is over, twice
             assert await world.living(1)
             assert list(world.fake.started.values()) == [1]
         assert isinstance(await answers.end(timeout=10), SessionReady)

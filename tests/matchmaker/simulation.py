@@ -85,7 +85,7 @@ class Process:
             self.at_step = {left - 1: befall for left, befall in self.at_step.items()}
             if (befall := self.at_step.pop(0, None)) is not None:
                 befall()
-        await asyncio.sleep(self.world.latency())
+        await asyncio.sleep(self.world.latency())  # virtual time
         await self.running.wait()
         if self.dead:
             await asyncio.get_running_loop().create_future()  # for ever
@@ -328,7 +328,7 @@ class MemoryStore(Generic[T]):
             write()
         elif kind == 2:
             self._nats.loop.call_later(self._nats.random.uniform(0, 3 * _TIMED_OUT), write)
-        await asyncio.sleep(_TIMED_OUT)
+        await asyncio.sleep(_TIMED_OUT)  # virtual time
         await self._process.reach()
         raise Unavailable("no answer", retry_after=2)
 

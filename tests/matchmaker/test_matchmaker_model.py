@@ -74,7 +74,7 @@ class Server:
     async def beat(self) -> None:
         while self.alive:
             self.world.nats.write("gameservers", self.id, self.lease, None, 10)
-            await asyncio.sleep(10 / 3)
+            await asyncio.sleep(10 / 3)  # virtual time
 
     def connect(self, ready: SessionReady) -> None:
         if self.alive:
@@ -287,7 +287,7 @@ async def _befall(world: World, fate: tuple[Any, ...]) -> None:
         case ("trouble", share):
             world.nats.trouble = share
         case ("wait", seconds):
-            await asyncio.sleep(seconds)
+            await asyncio.sleep(seconds)  # virtual time
         case _:
             pass
 
@@ -296,7 +296,7 @@ async def _story(loop: VirtualLoop, story: list[tuple[Any, ...]], seed: int) -> 
     world = World(loop, seed)
     world.start()
     world.start()
-    await asyncio.sleep(1)
+    await asyncio.sleep(1)  # virtual time
     for fate in story:
         await _befall(world, fate)
         await asyncio.sleep(0)
@@ -305,11 +305,11 @@ async def _story(loop: VirtualLoop, story: list[tuple[Any, ...]], seed: int) -> 
         process.at_step.clear()
         process.running.set()
     world.start()
-    await asyncio.sleep(QUIET)
+    await asyncio.sleep(QUIET)  # virtual time
     world.check()
     for number in range(PLAYERS):
         world.leave(number)
-    await asyncio.sleep(QUIET)
+    await asyncio.sleep(QUIET)  # virtual time
     world.check()
     assert not world.orchestrator.living
     await world.orchestrator.close()

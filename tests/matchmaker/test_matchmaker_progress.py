@@ -28,7 +28,7 @@ async def test_players_hear_what_a_long_start_is_busy_with_and_it_is_not_given_u
 
         deployment_id = await world.eventually(told_to_start, "it is told to start")
         for megabytes in range(6):
-            await asyncio.sleep(0.4)
+            await asyncio.sleep(0.4)  # as slowly as the image comes
             text = f"Fetching the game server's\nimage: {megabytes} of 6 MB\x1b[31m"
             world.fake.tell(
                 Deployment(deployment_id, ARENA.name, ARENA.version, RunState.STARTING, reason=text)

@@ -332,9 +332,11 @@ async def test_what_cannot_be_given_back_does_not_end_the_delete_queue(
         await world.servers_ready(1)
         ready = await world.play()
         release = matchmaker.parts.router.of(ARENA.key).release
+        raised = asyncio.Event()
 
         async def mistaken(allocation_id: str, member: str, *, deployment_id: str) -> None:
             monkeypatch.setattr(matchmaker.parts.router.of(ARENA.key), "release", release)
+            raised.set()
             raise ValueError("a test")
 
         monkeypatch.setattr(matchmaker.parts.router.of(ARENA.key), "release", mistaken)
@@ -344,7 +346,7 @@ async def test_what_cannot_be_given_back_does_not_end_the_delete_queue(
         await world.buckets.sessions.update(ready.session_id, closing, entry.revision)
         for _ in range(2):
             await world.bus.js.publish(world.bus.subjects.delete_queue("x"), ready.session_id.encode())
-            await asyncio.sleep(0.3)
+            await asyncio.wait_for(raised.wait(), 5)
         await world.session_becomes(ready.session_id, SessionState.GONE)
         assert not matchmaker.failed.is_set()
 

@@ -121,7 +121,7 @@ async def test_a_stopping_matchmaker_says_that_the_next_one_may_be_asked_at_once
 async def test_the_table_forgets_who_went() -> None:
     """Also those with the same inbox prefix, as bevygap's inboxes may have."""
     interest = ReplyInterest()
-    tasks = [asyncio.create_task(asyncio.sleep(60)) for _ in range(3)]
+    tasks = [asyncio.create_task(asyncio.Event().wait()) for _ in range(3)]
     interest.add("_INBOX.a", "s1", tasks[0])
     interest.add("_INBOX.b", "s2", tasks[1])
     interest.add("h.1.1", "s2", tasks[2])

@@ -151,7 +151,7 @@ async def test_no_server_gets_its_own_key_while_an_earlier_matchmaker_serves(wor
 async def _empty_heartbeats(world: World) -> None:
     while True:
         await world.bus.publish(world.bus.subjects.alive("earlier"), b"")
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.1)  # the rhythm of heartbeats
 
 
 def test_what_an_orchestrator_says_of_the_key_counts_until_the_server_is_ready() -> None:

@@ -254,7 +254,7 @@ class World:
 
     async def _beat(self) -> None:
         while True:
-            await asyncio.sleep(self.lease_ttl / 4)
+            await asyncio.sleep(self.lease_ttl / 4)  # the rhythm of heartbeats
             for server in list(self.servers.values()):
                 if server.beating:
                     with contextlib.suppress(Unavailable):  # NATS is away; the next beat comes

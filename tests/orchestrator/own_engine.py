@@ -291,7 +291,7 @@ class SlowRegistry:
             writer.write(found[start : start + piece])
             await writer.drain()
             if found is self._layer:
-                await asyncio.sleep(self._pause)
+                await asyncio.sleep(self._pause)  # a slow registry is what is tested
 
 
 def _digest(data: bytes) -> str:

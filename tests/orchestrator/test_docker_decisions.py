@@ -300,7 +300,7 @@ async def test_an_orphaned_container_is_removed_at_the_second_look(tmp_path: Pat
     with known.creating("making"):
         await watch.look()
         assert engine.ids == ["known", "making", "orphan"]
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.02)  # longer than the interval of looks
         await watch.look()
         assert engine.ids == ["known", "making"]
     assert known.is_orphan("making")
@@ -334,7 +334,7 @@ async def test_a_volume_that_a_container_left_behind_is_removed() -> None:
     watch = ContainerWatch(engine, {}, recovered(), interval=0.01)
     await watch.look()
     assert engine.volumes == {"left"}
-    await asyncio.sleep(0.02)
+    await asyncio.sleep(0.02)  # longer than the interval of looks
     await watch.look()
     assert engine.volumes == set()
 

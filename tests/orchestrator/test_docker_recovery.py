@@ -20,6 +20,7 @@ from tipoff_launcher.backends.docker.container_config import owner_labels
 from tipoff_launcher.records import Record, Records
 from tipoff_orchestrator_client.base import (
     Deployment,
+    DeploySpec,
     NotConfigured,
     OrchestratorError,
     RunState,
@@ -51,6 +52,15 @@ async def link() -> AsyncIterator[Link]:
 
 
 # The launcher restarts.
+
+
+async def runs(launchers: LauncherWorld, wanted: DeploySpec) -> None:
+    """Wait until the launcher says that it runs."""
+
+    async def running() -> bool:
+        return await launchers.state_of(wanted) is RunState.RUNNING
+
+    await eventually(running, "it runs", 20)
 
 
 async def test_containers_with_a_lease_are_adopted_and_others_stopped(
@@ -293,9 +303,7 @@ async def test_a_server_can_be_stopped_while_its_image_is_on_the_way(
         assert (known.state, known.reason) == (RunState.STOPPED, "stopped before it started")
         next_one = spec()
         await client.deploy(next_one)
-        async with asyncio.timeout(20):
-            while await launchers.state_of(next_one) is not RunState.RUNNING:  # noqa: ASYNC110 # a launcher elsewhere
-                await asyncio.sleep(0.05)
+        await runs(launchers, next_one)
         assert launchers.containers(wanted.deployment_id, all=True) == []
 
 
@@ -330,9 +338,7 @@ async def test_a_private_registry_is_entered_with_what_docker_login_wrote(
             async with launchers.start_docker(games, docker_config=config, **settings):
                 wanted = spec()
                 await client.deploy(wanted)
-                async with asyncio.timeout(20):
-                    while await launchers.state_of(wanted) is not RunState.RUNNING:  # noqa: ASYNC110 # elsewhere
-                        await asyncio.sleep(0.05)
+                await runs(launchers, wanted)
         finally:
             docker("rmi", "-f", registry.image, check=False)
 
@@ -349,9 +355,7 @@ async def test_an_image_may_be_looked_for_at_every_start(
                     registry.asked.clear()
                     wanted = spec()
                     await client.deploy(wanted)
-                    async with asyncio.timeout(20):
-                        while await launchers.state_of(wanted) is not RunState.RUNNING:  # noqa: ASYNC110 # elsewhere
-                            await asyncio.sleep(0.05)
+                    await runs(launchers, wanted)
                     assert any("/manifests/" in path for path in registry.asked)
         finally:
             docker("rmi", "-f", registry.image, check=False)

@@ -51,12 +51,14 @@ def volumes(namespace: str, spec: DeploySpec) -> list[str]:
 
 async def ended(client: LauncherOrchestrator, id: str, timeout: float = 15) -> Deployment:
     """Wait for a deployment to end, and return it."""
-    async with asyncio.timeout(timeout):
-        while True:
-            known = await client.get(id)
-            if known is not None and known.state is RunState.STOPPED:
-                return known
-            await asyncio.sleep(0.05)
+
+    async def stopped() -> Deployment | None:
+        known = await client.get(id)
+        return known if known is not None and known.state is RunState.STOPPED else None
+
+    found = await eventually(stopped, f"{id} ends", timeout)
+    assert found is not None
+    return found
 
 
 # What a container may do, and what it gets.
@@ -153,14 +155,13 @@ async def ask(host: str, port: int) -> bytes:
     with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sock:
         sock.setblocking(False)
         sock.connect((host, port))
-        async with asyncio.timeout(10):
-            while True:
-                try:
-                    await loop.sock_sendall(sock, b"hello ")
-                    async with asyncio.timeout(0.2):
-                        return await loop.sock_recv(sock, 200)
-                except (ConnectionRefusedError, TimeoutError):
-                    await asyncio.sleep(0.05)
+
+        async def answer() -> bytes:
+            await loop.sock_sendall(sock, b"hello ")
+            async with asyncio.timeout(0.2):
+                return await loop.sock_recv(sock, 200)
+
+        return await eventually(answer, "it answers", 10, unready=(ConnectionRefusedError, TimeoutError))
 
 
 # What goes wrong.
@@ -357,7 +358,7 @@ async def test_a_launcher_that_ends_while_it_starts_servers_leaves_none_half_mad
 
     async def slowly(self: Engine, name: str, config: Any) -> str:
         making.set()
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(0.5)  # a slow engine is what is tested
         return await create(self, name, config)
 
     monkeypatch.setattr(Engine, "create", slowly)

@@ -113,7 +113,7 @@ async def test_servers_of_a_killed_launcher_play_on_and_are_adopted(
         assert (await client.deploy(wanted)).native_id == before[0].native_id
         os.kill(launchers.servers(doomed.deployment_id)[0], signal.SIGKILL)
         await eventually(lambda: not launcher.supervisor.runs(doomed.deployment_id), timeout=1)
-        await asyncio.sleep(launcher.settings.adopt_grace * 2)
+        await asyncio.sleep(launcher.settings.adopt_grace * 2)  # it lives on when the grace is over
         assert len(launchers.servers(wanted.deployment_id)) == 1
         await client.stop(wanted.deployment_id)
         assert launchers.servers(wanted.deployment_id) == []

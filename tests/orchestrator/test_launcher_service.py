@@ -385,7 +385,7 @@ async def test_a_start_that_is_given_up_slowly_may_be_stopped_again(
     async def slow(self: ProcessBackend, request: StartRequest, save_native_id: object) -> RunningServer:
         request.progress("fetching")
         try:
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
         finally:
             await undone.wait()
         raise AssertionError

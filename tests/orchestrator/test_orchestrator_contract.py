@@ -166,7 +166,6 @@ async def listening(world: World, spec: Spec, eventually: Eventually) -> AsyncIt
         nonlocal attempt
         attempt += 1
         await world.orchestrator.deploy(spec(id=f"probe-{attempt}"))
-        await asyncio.sleep(0.01)
         return bool(heard)
 
     await eventually(heard_something)

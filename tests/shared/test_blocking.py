@@ -32,7 +32,7 @@ def takes_a_held_lock() -> None:
 @pytest.mark.parametrize(
     ("call", "name"),
     [
-        (lambda: time.sleep(0.001), r"time\.sleep"),
+        (lambda: time.sleep(0.001), r"time\.sleep"),  # what is refused
         (takes_a_held_lock, "acquire"),
         (lambda: Path("/proc/self/stat").read_text(), "read"),
         (lambda: Path("/").exists(), r"os\.stat"),

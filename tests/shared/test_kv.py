@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from nats.js.api import ClusterInfo, StreamInfo
 
+from tests.polling import eventually
 from tipoff.up.embedded_nats import embedded_nats
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.kv.bucket import Bucket, LostRace
@@ -216,7 +217,5 @@ async def test_a_reader_that_ended_while_nats_was_away_leaves_no_subscription(tm
         async with sessions.watch(), sessions.durable("reader"):
             assert len(bus.nc.subscriptions) > len(before)
             await server.kill()
-            async with asyncio.timeout(5):
-                while bus.connected:  # noqa: ASYNC110
-                    await asyncio.sleep(0.01)
+            await eventually(lambda: not bus.connected, "NATS is away", 5)
         assert set(bus.nc.subscriptions) - before == set()

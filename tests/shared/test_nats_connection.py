@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from nats.aio.msg import Msg
 
+from tests.polling import eventually
 from tests.timing import quickest
 from tipoff.up.embedded_nats import embedded_nats
 from tipoff_shared.errors import Unavailable
@@ -98,9 +99,7 @@ async def test_it_comes_back_after_a_restart_and_refuses_meanwhile(tmp_path: Pat
         bus.on_reconnect(back.set)
         server.process.kill()
         await server.process.wait()
-        async with asyncio.timeout(5):
-            while bus.connected_since is not None:  # noqa: ASYNC110 # nats-py tells by a callback that others use
-                await asyncio.sleep(0.01)
+        await eventually(lambda: bus.connected_since is None, "NATS is away", 5)
         with pytest.raises(Unavailable):
             await bus.publish("x", b"")
         assert not bus.connected
@@ -202,16 +201,14 @@ async def test_who_leaves_while_it_reconnects_leaves_no_connection(monkeypatch: 
         async with connect(settings, name="test"):
             for writer in list(fake.open):
                 writer.transport.abort()
-            await asyncio.sleep(dice.uniform(0, 0.03))
+            await asyncio.sleep(dice.uniform(0, 0.03))  # the moment is what is tested
     await asyncio.wait_for(fake.nobody.wait(), 2)
     server.close()
     await server.wait_closed()
 
 
 async def _until_away(bus: Bus) -> None:
-    async with asyncio.timeout(5):
-        while bus.connected:  # noqa: ASYNC110 # nats-py tells by a callback that others use
-            await asyncio.sleep(0.01)
+    await eventually(lambda: not bus.connected, "NATS is away", 5)
 
 
 async def test_a_subscription_that_ended_while_nats_was_away_stays_ended(tmp_path: Path) -> None:
@@ -236,9 +233,7 @@ async def test_a_subscription_that_ended_while_nats_was_away_stays_ended(tmp_pat
         for subject in ("unsubscribed", "drained", "kept"):
             await bus.publish(subject, b"")
         await bus.flush()
-        async with asyncio.timeout(5):
-            while "kept" not in heard:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        await eventually(lambda: "kept" in heard, "the last one is heard", 5)
         assert heard == ["kept"]
 
 

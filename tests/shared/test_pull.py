@@ -91,7 +91,7 @@ async def test_a_change_shortly_after_another_is_heard_at_once(
     bucket = (await create_buckets(nats)).cert_digests
     async with reader(nats) as heard:
         for pause in (0.0, 0.0, 0.2, 0.05, 0.3):
-            await asyncio.sleep(pause)
+            await asyncio.sleep(pause)  # the time between two changes is what is tested
             key = f"k{time.time_ns()}"
             await bucket.put(key, "digest")
             assert await asyncio.wait_for(heard.get(), 2) == key

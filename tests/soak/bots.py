@@ -88,7 +88,7 @@ class Crowd:
         transport: Transport = "websocket" if number % 2 else "udp"
         while time.monotonic() < ends:
             await self._tried("stay", self._play(LASTING, transport, ends - time.monotonic(), stays=True))
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(0.5)  # as a player would
 
     async def _tried(self, what: str, play: Awaitable[None]) -> None:
         """Count how it came out. Every failure must be a typed error, before the deadline."""
@@ -96,7 +96,7 @@ class Crowd:
             await play
         except TipoffError as exc:
             self.outcomes[f"{what}: {type(exc).__name__}"] += 1
-            await asyncio.sleep(min(exc.retry_after or 0.5, 3))
+            await asyncio.sleep(min(exc.retry_after or 0.5, 3))  # as a player would
         except TimeoutError:
             self.outcomes[f"{what}: no answer"] += 1
         else:
@@ -181,7 +181,7 @@ async def _inputs(player: Player) -> None:
     while player.connected:
         sequence += 1
         await player.send(_INPUT.pack(2, sequence, 0))
-        await asyncio.sleep(1)
+        await asyncio.sleep(1)  # the rhythm of the game
 
 
 def _ignore(progress: Progress) -> None:

@@ -156,7 +156,7 @@ class Driver:
                 self._say(f"VIOLATION after {violation.lasted:.0f} s: {violation.rule}: {violation.subject}")
             self.result.violations += over
             self._looked = began
-            await asyncio.sleep(max(0.1, LOOK_EVERY - (now - began)))
+            await asyncio.sleep(max(0.1, LOOK_EVERY - (now - began)))  # the rhythm of looks
 
     async def _found(self) -> set[Finding]:
         try:
@@ -178,14 +178,14 @@ class Driver:
             counted = await counts(stack) | {"processes": len(pids)}
             for name, value in counted.items():
                 result.counts.setdefault(name, []).append((at, value))
-            await asyncio.sleep(max(0.1, MEASURE_EVERY - (self._now() - at)))
+            await asyncio.sleep(max(0.1, MEASURE_EVERY - (self._now() - at)))  # the rhythm of measurements
 
     # What is done.
 
     async def _inject(self) -> None:
         """Inject the faults, each when its time has come and nothing of the one before is left."""
         for fault in self._faults:
-            await asyncio.sleep(max(0.0, fault.at - self._now()))
+            await asyncio.sleep(max(0.0, fault.at - self._now()))  # the schedule
             if self._now() > self.result.seconds - 10:
                 return  # recoveries took longer than planned
             began = self._now()
@@ -213,7 +213,7 @@ class Driver:
                 broken |= {finding.rule for finding in pending}
             elif self._looked > last + _CALM:
                 return last - ended, tuple(sorted(broken))
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.2)  # until the next look may have been
         return None, tuple(sorted(broken))
 
     async def _carry_out(self, fault: Fault) -> bool:
@@ -225,7 +225,7 @@ class Driver:
             if fault.kind is Kind.KILL:
                 nats_server.down = fault.seconds
                 nats_server.signal(signal.SIGKILL)
-                await asyncio.sleep(fault.seconds)
+                await asyncio.sleep(fault.seconds)  # the fault
             else:
                 await self._paused(nats_server.signal, fault.seconds)
             return True
@@ -240,7 +240,7 @@ class Driver:
             case _:
                 link.freeze()
                 try:
-                    await asyncio.sleep(fault.seconds)
+                    await asyncio.sleep(fault.seconds)  # the fault
                     if fault.kind is Kind.CUT:
                         link.lose_what_waits()
                 finally:
@@ -265,7 +265,7 @@ class Driver:
     async def _paused(self, send: Callable[[signal.Signals], None], seconds: float) -> None:
         send(signal.SIGSTOP)
         try:
-            await asyncio.sleep(seconds)
+            await asyncio.sleep(seconds)  # the fault
         finally:
             send(signal.SIGCONT)
 
@@ -280,7 +280,7 @@ class Driver:
                 left += [f"consumer {name}" for name in await consumers_without_reader(self._stack)]
             except AWAY as exc:
                 left = [f"NATS cannot be read: {exc}"]
-            await asyncio.sleep(1)
+            await asyncio.sleep(1)  # until the next look at all of it
         self.result.left = left
 
 

@@ -24,6 +24,7 @@ import httpx
 from tests.e2e.steps import free_port
 from tests.faults.tcp_link import Link, link_to
 from tests.isolated.world import IsolatedNats
+from tests.polling import eventually
 from tipoff.up.child_process import dies_with_parent
 from tipoff.up.embedded_nats import EmbeddedNats
 from tipoff_shared.games import GameKey
@@ -101,7 +102,7 @@ class Part:
                     )
                 self.starts += 1
                 await self._process.wait()
-                await asyncio.sleep(0.2 if time.monotonic() - began > 5 else 1)
+                await asyncio.sleep(0.2 if time.monotonic() - began > 5 else 1)  # as a supervisor would
         finally:
             await self._stop()
 
@@ -140,7 +141,7 @@ class KeptNats:
         """Start it again, `down` seconds after its death, until cancelled."""
         while True:
             await self.server.process.wait()
-            await asyncio.sleep(self.down)
+            await asyncio.sleep(self.down)  # the fault
             await self.server.start()
 
     def signal(self, number: signal.Signals) -> None:
@@ -226,9 +227,11 @@ async def running_stack(
                 )
                 running.parts[name] = part
                 stack.push_async_callback(_owned, asyncio.create_task(part.keep()))
-        async with asyncio.timeout(_READY):
-            while await running.missing():  # noqa: ASYNC110 # no event announces that another process is ready
-                await asyncio.sleep(0.2)
+
+        async def ready() -> bool:
+            return not await running.missing()
+
+        await eventually(ready, "every part is ready", _READY)
         yield running
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.polling import eventually
 from tipoff_matchmaker_httpd.server.run import RunningHttpd
 from tipoff_turn_relay.messages import MEANING, Error
 
@@ -91,7 +92,7 @@ async def test_a_long_poll_ends_when_httpd_does(start: Start, ask: Ask, settings
         async with run_httpd(Settings.load(port=0), settings) as httpd:
             ada, _ = await begin(ask, httpd, httpd)
             poll = asyncio.ensure_future(ask(httpd, "exchange", key=ada, after=0, wait=25))
-            await asyncio.sleep(0.1)
+            await eventually(lambda: httpd.state.limits.inside, "it waits")
         assert (await poll).json()["updates"] == []
 
 
@@ -100,9 +101,7 @@ async def test_a_player_that_goes_away_leaves_its_long_poll_behind(httpd: Runnin
     with pytest.raises(httpx.ReadTimeout):
         async with httpx.AsyncClient(timeout=0.2, trust_env=False) as impatient:
             await impatient.post(f"{httpd.url}/v1/turn/exchange", json={"key": ada, "after": 0, "wait": 25})
-    async with asyncio.timeout(2):
-        while httpd.state.limits.inside:  # noqa: ASYNC110 # the place is given back when the closing arrives
-            await asyncio.sleep(0.005)
+    await eventually(lambda: not httpd.state.limits.inside, "its place is free", 2)
 
 
 @pytest.mark.parametrize(
@@ -195,8 +194,7 @@ async def test_long_polls_of_one_address_keep_nobody_out(start: Start, http: htt
     ]
     polls = [asyncio.create_task(post(1, "play", key=greedy, wait=20)) for _ in range(3)]
     async with asyncio.timeout(5):
-        while httpd.state.limits.inside < 3:  # noqa: ASYNC110 # nothing announces that a poll has begun
-            await asyncio.sleep(0.005)
+        await eventually(lambda: httpd.state.limits.inside == 3, "all wait")
         mine = await post(2, "play", key=other, wait=0.3)
         assert mine.json() == {"state": "waiting"}
         done, _ = await asyncio.wait(polls, return_when=asyncio.FIRST_COMPLETED)
@@ -205,6 +203,4 @@ async def test_long_polls_of_one_address_keep_nobody_out(start: Start, http: htt
     for task in polls:
         task.cancel()
     await asyncio.gather(*polls, return_exceptions=True)
-    async with asyncio.timeout(2):
-        while httpd.state.limits.inside:  # noqa: ASYNC110 # the places are given back when the closing arrives
-            await asyncio.sleep(0.005)
+    await eventually(lambda: not httpd.state.limits.inside, "their places are free", 2)

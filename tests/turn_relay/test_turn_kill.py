@@ -101,13 +101,13 @@ async def test_httpds_and_nats_killed_in_the_middle_of_fifty_games(tmp_path: Pat
     """The two players of each game are at different httpds, and go to the other when theirs is gone."""
     async with embedded_nats(tmp_path) as server, httpds(server.settings(), 2) as (one, other):
         load = asyncio.ensure_future(run_load([one.url, other.url], clients=100, rate=10, seconds=14))
-        await asyncio.sleep(3)
+        await asyncio.sleep(3)  # in the middle of games
         await one.kill()
-        await asyncio.sleep(1)
+        await asyncio.sleep(1)  # the outage
         await one.start()
-        await asyncio.sleep(1)
+        await asyncio.sleep(1)  # the games go on
         await kill_nats(server, away=1.0)
-        await asyncio.sleep(1)
+        await asyncio.sleep(1)  # the games go on
         await other.kill()
         await kill_nats(server, away=0.2)
         await other.start()
@@ -122,7 +122,7 @@ async def test_everything_restarted_at_once_in_the_middle_of_games(tmp_path: Pat
     """Nobody is dropped for a silence in which nobody could be heard: here longer than a game's 20 seconds."""
     async with embedded_nats(tmp_path) as server, httpds(server.settings(), 1) as (httpd,):
         load = asyncio.ensure_future(run_load([httpd.url], clients=20, rate=5, seconds=30))
-        await asyncio.sleep(3)
+        await asyncio.sleep(3)  # in the middle of games
         await httpd.kill()
         await kill_nats(server, away=22)
         await httpd.start()

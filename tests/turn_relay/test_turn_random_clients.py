@@ -40,7 +40,7 @@ class Player:
             else:
                 writer.write(head + data)
             if fate != "fine":
-                await asyncio.sleep(self._chance.choice([0, 0, 0.001, 0.003]))
+                await asyncio.sleep(self._chance.choice([0, 0, 0.001, 0.003]))  # the moment of the fault
                 return None
             answer = await reader.readuntil(b"\r\n\r\n")
             length = int(answer.lower().split(b"content-length: ")[1].split(b"\r\n")[0])

@@ -12,6 +12,7 @@ import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.polling import eventually
 from tests.turn_relay.world import UnreliableBucket, games_bucket, list_bucket, relays
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.kv.changes import Change
@@ -185,7 +186,7 @@ async def test_a_long_poll_is_answered_by_an_update_at_another_relay() -> None:
     async with relays(list_bucket(), games_bucket()) as (one, other):
         ada, bob = await begin(one, other)
         poll = asyncio.ensure_future(one.exchange(Exchange(ada, after=0), wait=20))
-        await asyncio.sleep(0.01)
+        await eventually(lambda: one.waiting, "it waits")
         await other.handle(GameUpdate(bob, 1, 0, "news"))
         async with asyncio.timeout(2):
             assert await poll == Updates(("news",), -1, 1)
@@ -198,7 +199,7 @@ async def test_a_long_poll_for_a_partner_is_answered_when_it_comes() -> None:
             answer = await relay.pair(Register(name))
             assert isinstance(answer, Registered)
             polls.append(asyncio.ensure_future(relay.play(answer.key, loaded=True, wait=20)))
-            await asyncio.sleep(0.01)
+            await eventually(lambda: relay.waiting or polls[-1].done(), "it waits")  # noqa: B023  # awaited here
         async with asyncio.timeout(2):
             starts = await asyncio.gather(*polls)
         assert {type(start) for start in starts} == {Start}
@@ -213,7 +214,7 @@ async def test_an_update_that_finds_no_room_waits_for_it(monkeypatch: pytest.Mon
         await relay.exchange(Exchange(ada, 0, "12345678"), wait=0)
         assert await relay.exchange(Exchange(ada, 1, "12345678"), wait=0) == Failed(Error.CACHE_FULL)
         send = asyncio.ensure_future(relay.exchange(Exchange(ada, 1, "12345678"), wait=20))
-        await asyncio.sleep(0.01)
+        await eventually(lambda: relay.waiting, "it waits")
         await relay.exchange(Exchange(bob, 0, "", after=1), wait=0)
         async with asyncio.timeout(2):
             assert await send == Updates((), 1, 0)
@@ -223,7 +224,7 @@ async def test_draining_ends_long_polls() -> None:
     async with relays(list_bucket(), games_bucket(), 1) as (relay,):
         ada, _ = await begin(relay, relay)
         poll = asyncio.ensure_future(relay.exchange(Exchange(ada, after=0), wait=20))
-        await asyncio.sleep(0.01)
+        await eventually(lambda: relay.waiting, "it waits")
         relay.drain()
         async with asyncio.timeout(1):
             assert await poll == Updates((), -1, 0)
