@@ -27,11 +27,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from websockets.asyncio.client import connect
+from websockets.exceptions import WebSocketException
 
 from bench.gameserver import tokens
 from tipoff_gameserver import Game, GameServer, Player
 from tipoff_shared.messages import SessionReady
 from tipoff_shared.netcode import Address, Client, ClientState, ConnectToken, Payload, PrivateKey, issue_token
+from tipoff_shared.primitives.text import describe
 
 PLAYERS = 16
 RATE = 60
@@ -359,19 +361,33 @@ def strangers() -> Iterator[dict[str, object]]:
 
 
 async def _joins(url: str) -> tuple[int, float]:
-    """How many of `JOINS` players got in, one after the other, and the milliseconds of the slowest."""
+    """How many of `JOINS` players got in, one after the other, and the milliseconds of the slowest. What kept the
+    others out is printed to standard error."""
     joined, slowest = 0, 0.0
-    for _ in range(JOINS):
+    for number in range(JOINS):
         began = time.perf_counter()
-        with contextlib.suppress(Exception):  # whatever kept it out
+        try:
             async with asyncio.timeout(5):
-                ready = (await tokens(url, 1))[0]
-                assert ready.transports.websocket is not None
-                async with connect(ready.transports.websocket.url) as ws:
-                    await ws.send(base64.b64decode(ready.token))
-                    joined += "Admitted" in str(await ws.recv())
+                answer = await _join(url)
+        except (WebSocketException, OSError) as exc:  # a timeout is an OSError
+            answer = describe(exc)
         slowest = max(slowest, 1000 * (time.perf_counter() - began))
+        if "Admitted" in answer:
+            joined += 1
+        else:
+            print(f"player {number} was kept out: {answer}", file=sys.stderr)
     return joined, round(slowest, 1)
+
+
+async def _join(url: str) -> str:
+    """What the server answers to one player."""
+    seats = await tokens(url, 1)
+    if not seats:
+        return "no seat"
+    assert seats[0].transports.websocket is not None
+    async with connect(seats[0].transports.websocket.url) as ws:
+        await ws.send(base64.b64decode(seats[0].token))
+        return str(await ws.recv())
 
 
 def loiter(port: int) -> None:

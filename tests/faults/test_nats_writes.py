@@ -229,6 +229,7 @@ async def test_a_server_that_does_not_write_though_there_is_room_is_restarted(tm
             assert any("restarting nats-server" in line for line in said)
             await eventually(lambda: _async("NATS writes again" in said), f"said in {said}", 20)
             assert sum("restarting" in line for line in said) == 1
+            assert not any(task.done() for task in tasks)
         finally:
             for task in tasks:
                 task.cancel()

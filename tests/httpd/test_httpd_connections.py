@@ -119,7 +119,7 @@ async def test_a_tls_client_without_a_place_reads_why(
         stream = asyncio.create_task(client.post(f"{url}/matchmaker/request/arena/1"))
         await matchmaker.next_request()
         answer = await get(httpd, verify=context)
-        stream.cancel()
+        assert stream.cancel(), "the one that has the place keeps it"
         await asyncio.gather(stream, return_exceptions=True)
     assert answer.status_code == 503
     assert answer.headers["retry-after"] == "2"
@@ -200,7 +200,7 @@ async def test_a_flood_of_refusals_is_bounded(start: Any, matchmaker: Any, event
             await eventually(lambda: httpd.state.connections == 65)
             assert await closed(attackers) >= 80
             assert (await get(httpd)).status_code == 503
-        waiting.cancel()
+        assert waiting.cancel(), "the one that has the place keeps it"
         await asyncio.gather(waiting, return_exceptions=True)
 
 
@@ -225,12 +225,11 @@ async def test_behind_a_trusted_proxy_shares_go_by_the_forwarded_address(start: 
         assert refused.status_code == 429
         assert refused.headers["retry-after"] == "2"
         assert (await get(httpd)).status_code == 200
-        waiting[0].cancel()
+        assert waiting[0].cancel(), "it still waits"
         await asyncio.gather(waiting[0], return_exceptions=True)
         waiting.append(ask("203.0.113.4"))
         await matchmaker.next_request()
-        for task in waiting:
-            task.cancel()
+        assert [task.cancel() for task in waiting] == [False, True, True, True, True], "all others still wait"
         await asyncio.gather(*waiting, return_exceptions=True)
 
 
