@@ -616,7 +616,7 @@ async def test_a_webhook_makes_its_deployment_due_at_once(world: AccountWorld, n
     await orchestrator.deploy(spec())
     assert world.account.called("create")[0]["webhook_url"].startswith("https://play.example/hook/")
     world.account.becomes("r1", running=True)
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0.05)  # in which nobody asks for its status
     await world.bus.flush()
     assert world.account.called("status") == []
     await world.bus.publish(world.bus.subjects.webhook(name), b"")
