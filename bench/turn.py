@@ -109,7 +109,9 @@ async def _serve(state: str) -> None:
         if state == "memory":
             tasks = await stack.enter_async_context(Tasks("bench"))
             settings = TurnSettings()
-            admission = TurnAdmission(settings, AddressRule(), ConcurrencyLimit(1, 1), CollectorRegistry())
+            admission = TurnAdmission(
+                settings, AddressRule(), ConcurrencyLimit(1, 1), CollectorRegistry(), lambda _: None
+            )
             turn = await stack.enter_async_context(
                 open_on_buckets(
                     MemoryBucket(LIST_CODEC), MemoryBucket(GAME_CODEC), tasks, settings, admission

@@ -61,6 +61,7 @@ ORDER = {
         """,
     "tipoff_matchmaker": """
         settings tokens failpoints peers hearing mappings event_secret errors orchestrators
+        metrics_server
         metrics
         seats
         deployments

@@ -17,6 +17,7 @@
 | `TIPOFF_TRUSTED_PROXIES` | proxies whose X-Forwarded-For is believed, networks; by default this machine's |
 | `TIPOFF_MAX_STRANGERS` | WebSocket connections that have not shown a token yet (256) |
 | `TIPOFF_MAX_STRANGERS_PER_ADDRESS` | the share of one address in them (64); with one more its own oldest is closed |
+| `TIPOFF_CONNECTIONS_PER_SECOND` | new WebSocket connections of one address (50; 0: no limit); more are closed |
 | `TIPOFF_PLAIN_WEBSOCKET` | set to 1: a WebSocket listener without TLS even on a public address |
 | `TIPOFF_BEVYGAP` | set to 1: also take tokens of bevygap's matchmaker, whose sessions are looked up |
 | `TIPOFF_DRAIN_GRACE` | seconds for which players may stay after SIGTERM (5) |
@@ -56,6 +57,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_LISTEN = "127.0.0.1:7777"
 DEFAULT_DRAIN_GRACE = 5.0
+DEFAULT_CONNECTIONS_PER_SECOND = 50
 
 
 class Port(msgspec.Struct, frozen=True):
@@ -94,6 +96,8 @@ class Context:
     max_strangers: int = 256
     max_strangers_per_address: int = 64
     """WebSocket connections that have not shown a token yet; each at least 1."""
+    connections_per_second: int = DEFAULT_CONNECTIONS_PER_SECOND
+    """New WebSocket connections of one address in the long run, twice its share of strangers at once; 0: no limit."""
     drain_grace: float = DEFAULT_DRAIN_GRACE
     lease_ttl: int = LEASE_TTL
     """Whole seconds, as NATS counts them."""
@@ -253,6 +257,7 @@ def deployed_context(environ: Mapping[str, str] | None = None, *, ca_contents: s
         trusted_proxies=_trusted_proxies(env),
         max_strangers=_whole_number(env, "TIPOFF_MAX_STRANGERS", 1, 65536) or 256,
         max_strangers_per_address=_whole_number(env, "TIPOFF_MAX_STRANGERS_PER_ADDRESS", 1, 65536) or 64,
+        connections_per_second=_connections_per_second(env),
         drain_grace=_drain_grace(env),
         lease_ttl=_whole_number(env, "TIPOFF_LEASE_TTL", 1, 3600) or LEASE_TTL,
         bevygap=_flag(env, "TIPOFF_BEVYGAP") or (edgegap and not env.get("TIPOFF_GAME")),
@@ -299,6 +304,7 @@ def stand_alone_context(
         trusted_proxies=_trusted_proxies(env),
         max_strangers=_whole_number(env, "TIPOFF_MAX_STRANGERS", 1, 65536) or 256,
         max_strangers_per_address=_whole_number(env, "TIPOFF_MAX_STRANGERS_PER_ADDRESS", 1, 65536) or 64,
+        connections_per_second=_connections_per_second(env),
         drain_grace=0.0,
     )
 
@@ -417,6 +423,11 @@ def _whole_number(env: Mapping[str, str], variable: str, low: int, high: int) ->
     if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
         raise ConfigError(f"{variable}={text!r}: a whole number from {low} to {high} is expected")
     return int(text)
+
+
+def _connections_per_second(env: Mapping[str, str]) -> int:
+    given = _whole_number(env, "TIPOFF_CONNECTIONS_PER_SECOND", 0, 65536)
+    return DEFAULT_CONNECTIONS_PER_SECOND if given is None else given
 
 
 def _protocol_id(env: Mapping[str, str], game: str, version: str, edgegap: bool) -> int:

@@ -7,8 +7,9 @@ from collections import Counter as Count
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from tipoff_matchmaker import metrics_server
 from tipoff_shared.primitives.circuit_breaker import BreakerState
 from tipoff_shared.records import DeploymentRecord, DeploymentState, SessionRecord, SessionState
 
@@ -137,16 +138,11 @@ class Metrics:
 
     @contextmanager
     def serve(self, host: str, port: int) -> Iterator[None]:
-        """`/metrics` on its own small thread for the time of the block; nothing when `port` is 0. Called in the event
+        """`/metrics` on threads of its own for the time of the block; nothing when `port` is 0. Called in the event
         loop whose tasks are counted."""
         if not port:
             yield
             return
         self.count_tasks(asyncio.get_running_loop())
-        server, thread = start_http_server(port, host, registry=self.registry)
-        try:
+        with metrics_server.serve(self.registry, host, port):
             yield
-        finally:
-            server.shutdown()
-            server.server_close()
-            thread.join(5)

@@ -98,7 +98,9 @@ async def compose(settings: Settings, nats_settings: NatsSettings) -> AsyncItera
                 settings.nats_patience,
             )
             turn = await stack.enter_async_context(
-                open_turn_relay(turn_settings, bus, tasks, state.addresses, limits, metrics.registry)
+                open_turn_relay(
+                    turn_settings, bus, tasks, state.addresses, limits, metrics.registry, bans.check
+                )
             )
             state.on_drain(turn.drain)
             endpoints[TURN_PATH] = turn.text

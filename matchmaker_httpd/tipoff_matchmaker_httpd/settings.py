@@ -121,6 +121,10 @@ class Settings(BaseSettings):
     """The share of one address (an IPv6 /64 counts as one). With one more, its own oldest idle socket is closed; where
     all are in use, the new one gets 429. Behind trusted proxies each request counts under the address that they name.
     Loopback is exempt. Raise it where many players share an address, as behind carrier-grade NAT."""
+    connections_per_second: Annotated[float, Field(ge=0)] = 50.0
+    """New connections from one address (an IPv6 /64 counts as one) in the long run, and after a pause as many at once
+    as it may hold, at least those of two seconds. More are closed as soon as they are accepted, before TLS. Loopback
+    and trusted proxies are exempt; 0 means no limit."""
     max_requests: Annotated[int, Field(ge=1)] = 2000
     """Players being served or waiting at one time; more get 503 and close code 1013."""
     max_requests_per_address: Annotated[int, Field(ge=1)] = 100

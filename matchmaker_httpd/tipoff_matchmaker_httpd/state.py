@@ -68,6 +68,7 @@ class HttpdState:
             metrics.refused,
             self.log,
             setting,
+            settings.connections_per_second,
         )
         """The open sockets of players."""
         self._body_limits = body_limits

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -38,9 +38,12 @@ class TurnAdmission:
         addresses: AddressRule,
         places: ConcurrencyLimit,
         registry: CollectorRegistry,
+        check_ban: Callable[[str], None],
     ) -> None:
-        """`places`: those of the whole service; each long poll takes one, and all of them at most half."""
+        """`places`: those of the whole service; each long poll takes one, and all of them at most half.
+        `check_ban(address)` raises `NotAllowed` where players are banned."""
         self._addresses = addresses
+        self._check_ban = check_ban
         self._requests = RateLimit(settings.requests_per_second, 2 * settings.requests_per_second)
         self._registrations = RateLimit(
             settings.registrations_per_minute / 60, settings.registrations_per_minute
@@ -56,8 +59,10 @@ class TurnAdmission:
         self._by_error: dict[int, Counter] = {}
 
     def admit(self, scope: Scope, *, registers: bool = False) -> Address:
-        """The address of the player, whose request counts. Raises `SlowDown` when there are too many of them."""
+        """The address of the player, whose request counts. Raises `SlowDown` when there are too many of them, and
+        `NotAllowed`, with the reason and the end of the ban, when players there are banned."""
         address = scope_address(scope, self._addresses)
+        self._check_ban(str(address))
         key, now = address_key(address), time.monotonic()
         if wait := self._requests.take(key, now):
             raise SlowDown("too many requests from one address", retry_after=wait)
@@ -70,7 +75,8 @@ class TurnAdmission:
         """A place for a long poll of that address, for the time of the block.
 
         Raises `SlowDown` when the address has too many, `Unavailable` when there is none, also in the middle of the
-        block: when all places for long polls are taken, the oldest poll of the address that holds most ends.
+        block: when all places for long polls are taken, the oldest poll of the address that holds most ends. Raises
+        `NotAllowed` at the end of the block when the address was banned meanwhile.
         """
         poll = asyncio.timeout(None)
         try:
@@ -82,6 +88,7 @@ class TurnAdmission:
                         yield
                     finally:
                         self._places.leave(place)
+                    self._check_ban(str(address))
                 finally:
                     self._polls.leave(poll)
         except TimeoutError as exc:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, Response
 
 from tipoff_shared.admission.answers import unless_disconnected
+from tipoff_shared.admission.limits import address_key
 from tipoff_shared.errors import Internal, TipoffError, TooLarge
 from tipoff_turn_relay.admission import TurnAdmission
 from tipoff_turn_relay.keys import GameKey
@@ -165,7 +166,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": TurnFailedBody, "description": text}
     for status, text in {
         400: "The request cannot be understood",
-        403: "You are not in this game (14), or pages of this origin are not allowed here",
+        403: "You are not in this game (14), you are banned, or pages of this origin are not allowed here",
         404: "No such registration (5, 10) or game (13), or it has ended",
         409: "A number or position behind (18) or ahead (19) of what was sent before",
         410: "The partner left (15), or the one you named dropped (17)",
@@ -214,9 +215,9 @@ def json_routes(relay: TurnRelay, admission: TurnAdmission) -> APIRouter:
 
     @router.post("/register", summary="Enter the pairing list", **options)
     async def register(body: RegisterBody, http: Request) -> RegisteredBody:
-        admission.admit(http.scope, registers=True)
+        origin = address_key(admission.admit(http.scope, registers=True))
         patience = LONG_PATIENCE if body.patient else NORMAL_PATIENCE
-        answer = successful(await relay.pair(Register(body.name, body.partner or "", patience)))
+        answer = successful(await relay.pair(Register(body.name, body.partner or "", patience, origin)))
         assert isinstance(answer, Registered)
         return RegisteredBody(key=answer.key)
 

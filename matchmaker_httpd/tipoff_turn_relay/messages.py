@@ -87,6 +87,8 @@ class Register(Struct, frozen=True):
     name: str
     partner: str = ""
     patience: float = NORMAL_PATIENCE
+    origin: str = ""
+    """What its address counts under (`limits.address_key`); the relay sets it. "": it does not count."""
 
 
 class Unregister(Struct, frozen=True):

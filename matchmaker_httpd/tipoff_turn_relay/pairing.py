@@ -10,6 +10,7 @@ outage would drop everybody.
 
 from __future__ import annotations
 
+from collections import Counter
 from enum import StrEnum
 from typing import Any
 
@@ -38,6 +39,8 @@ from tipoff_turn_relay.messages import (
 
 MAX_PLAYERS = 2000
 """In the list at one time; a full list is about 250 KB."""
+MAX_PER_ADDRESS = 200
+"""Of those, registered from one address."""
 REFRESH = 1.0
 """Seconds after which a poll that changes nothing else is recorded as a sign of life."""
 PLAYING_PATIENCE = 25.0
@@ -73,6 +76,8 @@ class Player(Struct, frozen=True, array_like=True):
     game_id: int = -1
     secrets: tuple[int, int] = (0, 0)
     player: int = 0
+    origin: str = ""
+    """What its address counts under; "": none, or registered by an earlier release."""
 
 
 class PairingList(Struct, frozen=True):
@@ -151,10 +156,27 @@ def _register(
     if key in state.players:  # the same request, carried out before
         return state, Registered(key)
     state = without_gone(state, now, heard_since)
-    if len(state.players) >= MAX_PLAYERS:
+    held = Counter(player.origin for player in state.players.values() if player.origin)
+    if request.origin and held[request.origin] >= MAX_PER_ADDRESS:
         return state, Failed(Error.LIST_FULL)
-    player = Player(request.name, request.partner, request.patience, now)
+    if len(state.players) >= MAX_PLAYERS:
+        if (victim := _oldest_of_the_greediest(state, held, request.origin)) is None:
+            return state, Failed(Error.LIST_FULL)
+        state = without(state, victim)
+    player = Player(request.name, request.partner, request.patience, now, origin=request.origin)
     return state.with_({key: player}), Registered(key)
+
+
+def _oldest_of_the_greediest(state: PairingList, held: Counter[str], newcomer: str) -> str | None:
+    """The key of the player who makes room in a full list: the oldest without a partner of the address that has most,
+    where that has more than the newcomer's would."""
+    greediest, count = max(held.items(), key=lambda item: item[1], default=("", 0))
+    if count <= held[newcomer] + 1:
+        return None
+    for key, player in state.players.items():
+        if player.origin == greediest and player.stage is Stage.WAITING:
+            return key
+    return None
 
 
 def _look_for_partner(
@@ -208,6 +230,7 @@ def _partner_dropped(
         player.patience,
         now,
         left_alone=True,
+        origin=player.origin,
         avoid=(*player.avoid, player.partner_name)[-MAX_AVOIDED:],
     )
     return state.with_({key: back}), Failed(Error.PARTNER_DROPPED, "2")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -56,11 +56,13 @@ async def open_turn_relay(
     addresses: AddressRule,
     places: ConcurrencyLimit,
     registry: CollectorRegistry,
+    check_ban: Callable[[str], None],
 ) -> AsyncIterator[TurnEndpoints]:
     """Create the missing buckets and run a turn relay for the time of the block.
 
-    `places` are those of the whole service; each long poll takes one. `registry` gets the relay's metrics. Raises
-    `Unavailable` when the buckets cannot be created.
+    `places` are those of the whole service; each long poll takes one. `registry` gets the relay's metrics.
+    `check_ban(address)` raises `NotAllowed` where players are banned. Raises `Unavailable` when the buckets cannot be
+    created.
     """
     pairing = await open_bucket(
         bus,
@@ -78,7 +80,7 @@ async def open_turn_relay(
         description="Game id -> the turn relay's record of the game",
         max_records=MAX_GAMES,
     )
-    admission = TurnAdmission(settings, addresses, places, registry)
+    admission = TurnAdmission(settings, addresses, places, registry, check_ban)
     async with open_on_buckets(pairing, games, tasks, settings, admission) as endpoints:
         _observe(registry, endpoints.relay)
         yield endpoints

@@ -1,7 +1,8 @@
 """Serves the text protocol at `POST /turn` (and `/` on the relay's own port): a bare ASGI endpoint, which is cheap.
 
 Status 200 where the answer begins with `0/`, else 400. Cases that the original did not have get other statuses: 429 for
-too many requests, 503 while NATS is away, both with `Retry-After` and an answer that means "send it again".
+too many requests, 503 while NATS is away, both with `Retry-After` and an answer that means "send it again"; 403 for a
+banned player, with an answer that ends its registration or game.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import logging
 import time
 from functools import partial
 
+from msgspec.structs import replace
 from starlette.types import Receive, Scope, Send
 
-from tipoff_shared.errors import SlowDown, TipoffError
+from tipoff_shared.admission.limits import address_key
+from tipoff_shared.errors import NotAllowed, SlowDown, TipoffError
 from tipoff_turn_relay.admission import TurnAdmission
-from tipoff_turn_relay.messages import Error, Failed, Register
+from tipoff_turn_relay.messages import Error, Failed, GameQuit, GameUpdate, Register, Request
 from tipoff_turn_relay.relay import TurnRelay
 from tipoff_turn_relay.store import ClientGone
 from tipoff_turn_relay.text import MAX_BODY, encode_answer, parse_request
@@ -82,13 +85,18 @@ class TextEndpoint:
         registers = isinstance(request, Register)
         again = _REGISTER_AGAIN if registers else _AGAIN
         try:
-            self._admission.admit(scope, registers=registers)
+            address = self._admission.admit(scope, registers=registers)
+        except NotAllowed:
+            await self._fail(send, _banned(request), 403)
+            return
         except SlowDown as exc:
             await self._fail(send, again, 429, retry_after=exc.retry_after)
             return
         if isinstance(request, Failed):
             await self._fail(send, request)
             return
+        if isinstance(request, Register):
+            request = replace(request, origin=address_key(address))
         try:
             answer = await self._relay.handle(request, abandoned=partial(_disconnected, receive))
         except TipoffError as exc:
@@ -122,6 +130,13 @@ class TextEndpoint:
         if close:
             headers.append((b"connection", b"close"))
         await _respond(send, status, encode_answer(failed).encode(), headers)
+
+
+def _banned(request: Request | Failed) -> Failed:
+    """What a banned player is told, in errors that clients know: there is no way in, and no way on."""
+    if isinstance(request, GameUpdate | GameQuit):
+        return Failed(Error.NOT_IN_GAME)
+    return Failed(Error.REGISTER_FAILED if isinstance(request, Register | Failed) else Error.DROPPED)
 
 
 async def _body(receive: Receive) -> bytes:

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidMessage
 
 from tests.gameserver.players import Recorder, by_websocket, token_for
 from tests.polling import eventually
@@ -177,3 +177,66 @@ def test_trusted_proxies_are_this_machine_where_a_proxy_is_announced() -> None:
     )
     with pytest.raises(ConfigError, match="TIPOFF_TRUSTED_PROXIES"):
         stand_alone_context({"TIPOFF_TRUSTED_PROXIES": "caddy"})
+
+
+def own_address() -> str:
+    """An address of this machine that is not loopback."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("198.51.100.1", 9))
+        except OSError:
+            pytest.skip("this machine has loopback addresses only")
+        return str(probe.getsockname()[0])
+
+
+async def comes_in(own: str, port: int) -> bool:
+    """Whether a connection from there gets an answer to its handshake."""
+    try:
+        async with connect(f"ws://{own}:{port}/", local_addr=(own, 0)):
+            return True
+    except (OSError, EOFError, InvalidMessage):
+        return False
+
+
+async def one_address_connects_again_and_again(context: Context) -> None:
+    own = own_address()
+    busy = replace(
+        context,
+        bind_hosts=("0.0.0.0",),  # of this machine only
+        connections_per_second=1,
+        max_strangers_per_address=2,
+    )
+    async with GameServer(Recorder(), context=busy) as server:
+        port = port_of(server)
+        assert sum([await comes_in(own, port) for _ in range(30)]) in range(4, 8)
+        async with by_websocket(server, token_for(server)) as player:
+            assert isinstance(player.answer, Admitted)
+
+
+@pytest.mark.row(89)
+async def test_an_address_that_connects_too_often_is_turned_away_and_players_come_in(
+    deployment: Context,
+) -> None:
+    """Nothing of it reaches the library."""
+    await one_address_connects_again_and_again(deployment)
+
+
+@pytest.mark.row(89)
+async def test_it_is_turned_away_on_uvloop_too(deployment: Context) -> None:
+    """There the connection is made first."""
+    uvloop = pytest.importorskip("uvloop")
+    await asyncio.to_thread(uvloop.run, one_address_connects_again_and_again(deployment))
+
+
+@pytest.mark.row(89)
+async def test_a_trusted_proxy_connects_as_often_as_it_likes(deployment: Context) -> None:
+    own = own_address()
+    context = replace(
+        deployment,
+        bind_hosts=("0.0.0.0",),  # of this machine only
+        connections_per_second=1,
+        max_strangers_per_address=2,
+        trusted_proxies=(ip_network(own),),
+    )
+    async with GameServer(Recorder(), context=context) as server:
+        assert all([await comes_in(own, port_of(server)) for _ in range(30)])

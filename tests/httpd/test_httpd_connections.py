@@ -6,6 +6,7 @@ Loopback has many addresses: 127.0.0.2 attacks, 127.0.0.1 is everybody else.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import logging
@@ -20,6 +21,7 @@ import pytest
 
 from tipoff_matchmaker_httpd.admission.places import Place
 from tipoff_matchmaker_httpd.server.http import GuardedHttp
+from tipoff_matchmaker_httpd.server.tls import TlsAcceptor
 from tipoff_matchmaker_httpd.server.websocket import GuardedWebSocket
 from tipoff_matchmaker_httpd.settings import Settings
 
@@ -32,6 +34,23 @@ CROWD = 40
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         return int(sock.getsockname()[1])
+
+
+def own_address() -> str:
+    """An address of this machine that is not loopback."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("198.51.100.1", 9))
+        except OSError:
+            pytest.skip("this machine has loopback addresses only")
+        return str(probe.getsockname()[0])
+
+
+async def closes(reader: asyncio.StreamReader) -> None:
+    """Wait until the other side has closed, and has said nothing."""
+    async with asyncio.timeout(5):
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
 
 
 @asynccontextmanager
@@ -152,12 +171,7 @@ async def test_websockets_that_ask_for_nothing_go_first(
 @pytest.mark.row(69)
 async def test_an_address_has_a_share(start: Any, raw: Any, matchmaker: Any) -> None:
     """An address of this machine that is not loopback: its own oldest idle socket goes."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("198.51.100.1", 9))
-        except OSError:
-            pytest.skip("this machine has loopback addresses only")
-        own = probe.getsockname()[0]
+    own = own_address()
     httpd = await start(host=("0.0.0.0",), max_connections=100, max_connections_per_address=3)
     matchmaker.script = None
 
@@ -186,6 +200,85 @@ async def test_an_address_has_a_share(start: Any, raw: Any, matchmaker: Any) -> 
             await other.reader.readuntil(b"ok\n")
     for _, each in [*streams, (reader, writer)]:
         each.transport.abort()
+
+
+@pytest.mark.row(89)
+@pytest.mark.parametrize("port", ["port", "turn_port"])
+async def test_an_address_that_connects_too_often_is_turned_away_at_once(start: Any, port: str) -> None:
+    """With 429, where it waits for an answer. Others are served; an open connection is not closed for it."""
+    own = own_address()
+    httpd = await start(
+        host=("0.0.0.0",),
+        turn_port=free_port(),
+        connections_per_second=0.5,
+        max_connections=100,
+        max_connections_per_address=3,
+    )
+    number = httpd.port if port == "port" else httpd.state.settings.turn_port
+
+    async def connect() -> Any:
+        return await asyncio.open_connection(own, number, local_addr=(own, 0))
+
+    reader, writer = await connect()
+    for _ in range(2):
+        (await connect())[1].close()
+    for _ in range(20):
+        refused, goes = await connect()
+        async with asyncio.timeout(5):
+            assert (await refused.read()).startswith(b"HTTP/1.1 429 ")
+        goes.close()
+    assert httpd.state.connections <= 1
+    writer.write(HEALTH)
+    async with asyncio.timeout(5):
+        assert b"HTTP/1.1 200 " in await reader.readuntil(b"\r\n")
+    writer.close()
+    assert (await get(httpd)).status_code == 200
+    metrics = (await get(httpd, "/metrics")).text
+    assert 'reason="new connections of one address"} 20.0' in metrics
+
+
+@pytest.mark.row(89)
+async def test_an_address_that_connects_too_often_gets_no_tls(
+    start: Any, tls_files: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = own_address()
+    cert, key = tls_files
+    httpd = await start(
+        host=("0.0.0.0",),
+        tls_cert=cert,
+        tls_key=key,
+        connections_per_second=0.5,
+        max_connections_per_address=2,
+    )
+    begun = 0
+    handshake = TlsAcceptor._handshake
+
+    async def counted(*arguments: Any) -> None:
+        nonlocal begun
+        begun += 1
+        await handshake(*arguments)
+
+    monkeypatch.setattr(TlsAcceptor, "_handshake", counted)
+    streams = [await asyncio.open_connection(own, httpd.port, local_addr=(own, 0)) for _ in range(10)]
+    for reader, _ in streams[2:]:
+        await closes(reader)
+    assert begun == 2
+    for _, writer in streams:
+        writer.close()
+
+
+@pytest.mark.row(89)
+async def test_a_trusted_proxy_connects_as_often_as_it_likes(start: Any) -> None:
+    own = own_address()
+    httpd = await start(
+        host=("0.0.0.0",), connections_per_second=0.5, max_connections_per_address=2, trusted_proxies=(own,)
+    )
+    for _ in range(20):
+        reader, writer = await asyncio.open_connection(own, httpd.port, local_addr=(own, 0))
+        writer.write(HEALTH)
+        async with asyncio.timeout(5):
+            assert b"HTTP/1.1 200 " in await reader.readuntil(b"\r\n")
+        writer.close()
 
 
 @pytest.mark.row(69)

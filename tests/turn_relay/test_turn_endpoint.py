@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -12,8 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.polling import eventually
 from tipoff_matchmaker_httpd.server.run import RunningHttpd
+from tipoff_shared.ban_list import ban_key, new_ban
+from tipoff_shared.kv.buckets import create_buckets
 from tipoff_shared.nats.connection import Bus
+from tipoff_turn_relay import pairing
 from tipoff_turn_relay.keys import GameKey
 from tipoff_turn_relay.messages import Error
 
@@ -251,3 +256,70 @@ async def test_a_game_s_record_shows_who_plays_and_goes_soon_after_its_end(
         await say(httpd)(f"5,*,{key_},{player},0")
     message = await nats.js.get_last_msg(stream, subject)
     assert (message.headers or {})["Nats-TTL"] == "60"
+
+
+@pytest.mark.row(68)
+@pytest.mark.row(89)
+async def test_a_banned_player_neither_registers_nor_plays_on(
+    start: Start, http: httpx.AsyncClient, nats: Bus, say: Say, paired: Any
+) -> None:
+    """403 by both protocols, also in the middle of a long poll; old clients end what they have. Others play on."""
+    bans = (await create_buckets(nats)).bans
+    httpd = await start(trusted_proxies="127.0.0.1")
+    mine, theirs = await paired(say(httpd), say(httpd))
+    headers = {"X-Forwarded-For": "203.0.113.7"}
+
+    async def text(body: str, **extra: str) -> tuple[int, str]:
+        answer = await http.post(f"{httpd.url}/turn", content=body, headers=headers | extra)
+        return answer.status_code, answer.text
+
+    async def json(call: str, headers: dict[str, str] = headers, **body: object) -> httpx.Response:
+        return await http.post(f"{httpd.url}/v1/turn/{call}", json=body, headers=headers)
+
+    key = (await text("0,Eve,*,nobody,*"))[1].removeprefix("0/0/")
+    assert key.isdigit()
+    poll = asyncio.create_task(json("play", key=key, wait=1))
+    await eventually(lambda: httpd.state.limits.inside == 1, "the poll waits")
+    ban = new_ban("address", "203.0.113.0/24", until=time.time() + 60, reason="spam")
+    await bans.put(ban_key(ban), ban, ttl=60)
+    await eventually(lambda: len(httpd.state.bans.bans) == 1, "httpd knows of it")
+    ended = await poll
+    assert (ended.status_code, "spam" in ended.text) == (403, True)
+    assert await text("0,Eve,*,nobody,*") == (403, "7/*/*")
+    assert await text(f"2,*,{key},*,*") == (403, "10/*/*")
+    assert await text(f"6,hello,{mine},0,0") == (403, "14/*/*")
+    for refused in (
+        await json("register", name="Eve"),
+        await json("play", key=key, wait=0),
+        await json("exchange", key=mine, after=0),
+        await json("quit", key=mine),
+    ):
+        assert refused.status_code == 403
+        assert "you are banned until" in refused.json()["Error"][1]
+    other = {"X-Forwarded-For": "203.0.114.7"}
+    assert (await json("exchange", other, key=theirs, after=0)).status_code == 200
+    assert (await json("register", other, name="Bob")).status_code == 200
+    assert (await text("0,Ann,*,*,*", **{"X-Forwarded-For": "203.0.114.7"}))[0] == 200
+
+
+@pytest.mark.row(89)
+async def test_registrations_of_one_address_keep_nobody_out(
+    start: Start, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By both protocols; what a client says about its address does not count."""
+    monkeypatch.setattr(pairing, "MAX_PLAYERS", 12)
+    monkeypatch.setattr(pairing, "MAX_PER_ADDRESS", 10)
+    httpd = await start(trusted_proxies="127.0.0.1")
+
+    async def register(address: str, number: int) -> int:
+        headers = {"X-Forwarded-For": address}
+        if number % 2:
+            url, body = f"{httpd.url}/v1/turn/register", {"name": "Ada", "partner": "nobody"}
+            return (await http.post(url, json=body, headers=headers)).status_code
+        return (
+            await http.post(f"{httpd.url}/turn", content=b"0,Ada,*,nobody,*", headers=headers)
+        ).status_code
+
+    greedy = [await register(f"2001:db8::{number:x}", number) for number in range(14)]
+    assert greedy == [200] * 10 + [400, 503] * 2
+    assert [await register("198.51.100.7", number) for number in range(4)] == [200] * 4

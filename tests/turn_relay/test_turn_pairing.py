@@ -12,6 +12,7 @@ from tests.turn_relay.world import PairingWorld
 from tipoff_turn_relay import pairing
 from tipoff_turn_relay.messages import (
     LONG_PATIENCE,
+    Error,
     Failed,
     MapInit,
     MapReady,
@@ -289,3 +290,56 @@ def _is_consistent(state: PairingList) -> None:
             if player.stage is Stage.PLAYING:
                 assert player.game_id == partner.game_id
                 assert {player.player, partner.player} == {0, 1}
+
+
+FULL = Failed(Error.LIST_FULL)
+
+
+@pytest.mark.row(89)
+def test_one_address_has_a_share_of_the_list(world: PairingWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may register again when one of its own has left, dropped or begun to play; others are not asked to wait."""
+    monkeypatch.setattr(pairing, "MAX_PER_ADDRESS", 3)
+    first, second, _ = [world.register(f"A{n}", "nobody", origin="a") for n in range(3)]
+    assert world.ask(Register("A3", "nobody", origin="a")) == FULL
+    world.register("B", origin="b")
+    for _ in range(9):
+        world.register("no address")  # of an earlier release's httpd
+    world.ask(Unregister(first))
+    world.register("A4", "nobody", origin="a")
+    assert world.ask(Register("A5", "nobody", origin="a")) == FULL
+    world.now += 20
+    world.ask(RequestPair(second))
+    world.now += 20
+    world.register("A6", "nobody", origin="a")
+
+
+@pytest.mark.row(89)
+def test_a_full_list_makes_room_at_the_cost_of_whoever_has_most(
+    world: PairingWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of its registrations without a partner the oldest goes. Between equals, who is there stays."""
+    monkeypatch.setattr(pairing, "MAX_PLAYERS", 6)
+    paired = [world.register(name, origin="greedy") for name in ("Ada", "Bob")]
+    assert world.say(RequestPair(paired[0])) == "0/3/Bob"
+    waiting = [world.register(f"G{n}", "nobody", origin="greedy") for n in range(4)]
+    assert world.ask(Register("G4", "nobody", origin="greedy")) == FULL
+    world.register("other", origin="other")
+    assert waiting[0] not in world.state.players
+    assert set(paired) <= world.state.players.keys()
+    world.register("third", origin="third")
+    world.register("fourth", origin="other")
+    assert waiting[2] not in world.state.players
+    assert world.ask(Register("fifth", origin="other")) == FULL
+
+
+@pytest.mark.row(89)
+def test_who_lost_a_partner_still_counts_under_its_address(
+    world: PairingWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pairing, "MAX_PER_ADDRESS", 1)
+    ada, bob = world.register("Ada", origin="a"), world.register("Bob", origin="b")
+    assert world.say(RequestPair(ada)) == "0/3/Bob"
+    world.ask(Unregister(bob))
+    world.say(RequestPair(ada))
+    assert world.state.players[ada].stage is Stage.WAITING
+    assert world.ask(Register("A", origin="a")) == FULL

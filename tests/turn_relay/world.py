@@ -55,8 +55,8 @@ class PairingWorld:
         )
         return answer
 
-    def register(self, name: str, partner: str = "", patience: float = 25.0) -> str:
-        answer = self.ask(Register(name, partner, patience))
+    def register(self, name: str, partner: str = "", patience: float = 25.0, origin: str = "") -> str:
+        answer = self.ask(Register(name, partner, patience, origin))
         assert isinstance(answer, Registered)
         return answer.key
 

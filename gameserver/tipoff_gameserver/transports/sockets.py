@@ -1,11 +1,15 @@
-"""Binds sockets the same way on every system: one for each host, all with one port number."""
+"""Binds sockets the same way on every system: one for each host, all with one port number.
+
+`GatedSocket` closes unwanted connections as soon as they are accepted, before TLS and before asyncio knows of them.
+"""
 
 from __future__ import annotations
 
 import logging
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.primitives import udp_socket
@@ -13,6 +17,8 @@ from tipoff_shared.primitives import udp_socket
 log = logging.getLogger(__name__)
 
 _ATTEMPTS = 20
+_REFUSED_AT_ONCE = 64
+"""Connections closed before the event loop does something else."""
 
 
 def bind(hosts: Sequence[str], port: int, kind: socket.SocketKind, what: str) -> list[socket.socket]:
@@ -65,3 +71,27 @@ def _bind_one(host: str, port: int, kind: socket.SocketKind) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+class GatedSocket(socket.socket):
+    """A listening socket whose `accept` closes connections that `admits(peer's address)` does not want, and goes on to
+    the next one. Asyncio's own event loop calls `accept`; uvloop does not."""
+
+    def __init__(self, sock: socket.socket, admits: Callable[[str], bool]) -> None:
+        """Takes `sock` over."""
+        family, kind, protocol = sock.family, sock.type, sock.proto
+        super().__init__(family, kind, protocol, fileno=sock.detach())
+        self.setblocking(False)
+        self._admits = admits
+        self.used = False
+        """Whether the event loop calls `accept`."""
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """The next connection that is wanted. Raises `BlockingIOError` when none waits."""
+        self.used = True
+        for _ in range(_REFUSED_AT_ONCE):
+            connection, address = super().accept()
+            if self._admits(address[0]):
+                return connection, address
+            connection.close()
+        raise BlockingIOError  # the event loop comes back while others wait

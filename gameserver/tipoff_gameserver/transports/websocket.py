@@ -38,8 +38,10 @@ from tipoff_gameserver.players.roster import Roster
 from tipoff_gameserver.players.token_check import USED, LookUp, Refusal, TokenCheck
 from tipoff_gameserver.stand_alone import Dialled, Matchmaker
 from tipoff_gameserver.throttled_log import ThrottledLog
+from tipoff_gameserver.transports.sockets import GatedSocket
 from tipoff_shared.admission.client_address import Address, AddressRule, parse_address, peer_address, within
 from tipoff_shared.admission.connection_shares import ConnectionShares, Eviction
+from tipoff_shared.admission.limits import ConnectionRate
 from tipoff_shared.messages import MAX_MESSAGE, Admitted, Failed, encode_admission, encode_feedback
 from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.primitives.token_bucket import TokenBucket
@@ -84,11 +86,36 @@ class Strangers:
             context.max_strangers, context.max_strangers_per_address
         )
         self._rule = AddressRule(trusted_proxies=context.trusted_proxies)
+        self._rate = ConnectionRate(
+            context.connections_per_second, 2 * context.max_strangers_per_address, context.trusted_proxies
+        )
+        self._gated: list[GatedSocket] = []
         self._log = ThrottledLog()
+
+    def gate(self, sock: socket.socket) -> GatedSocket:
+        """The listening socket that turns away an address which connects too often."""
+        self._gated.append(GatedSocket(sock, self.admits))
+        return self._gated[-1]
+
+    def admits(self, peer: str | None) -> bool:
+        """Whether one more connection from there may stay. Asked once for each."""
+        if self._rate.admits(peer, time.monotonic()):
+            return True
+        self._log.warning(
+            "connection rate",
+            "closed a new connection of %s: its address connects too often (TIPOFF_CONNECTIONS_PER_SECOND)",
+            peer,
+        )
+        return False
 
     def enter(self, connection: CountedConnection) -> None:
         """Count a new connection. One of a trusted proxy counts from the moment when its client is named."""
-        address = peer_address(_host(connection), (), self._rule)
+        host = _host(connection)
+        # Where the event loop accepts without our socket (uvloop), a connection is refused here.
+        if not any(sock.used for sock in self._gated) and not self.admits(host):
+            connection.hang_up(_TRY_AGAIN_LATER, "too many connections a second")
+            return
+        address = peer_address(host, (), self._rule)
         proxy = within(address, self._rule.trusted_proxies)
         self._evict(self._shares.enter(connection, None if proxy else address))
 
@@ -260,7 +287,7 @@ class WebSocketListener:
             self._servers.append(
                 await serve(
                     self._serve,
-                    sock=sock,
+                    sock=self._strangers.gate(sock),
                     ssl=self._tls,
                     compression=None,  # costs memory and lets a client send a bomb; games pack their bytes themselves
                     max_size=MAX_MESSAGE,

@@ -1,6 +1,7 @@
 """Gives each socket a place among those of its listener, counted under its client's address, and says who must go.
 
-accepted        counts under the socket's peer; a trusted proxy's own connections count under nobody
+accepted        its address must not connect too often
+                counts under the socket's peer; a trusted proxy's own connections count under nobody
 head complete   behind a trusted proxy: counts under the address that the proxy names, for this request
 request whole   proven: is not closed to make room
 answered        idle: may be closed to make room
@@ -8,6 +9,7 @@ answered        idle: may be closed to make room
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -19,6 +21,7 @@ from tipoff_shared.admission.client_address import (
     within,
 )
 from tipoff_shared.admission.connection_shares import ConnectionShares, Eviction
+from tipoff_shared.admission.limits import ConnectionRate
 from tipoff_shared.errors import SlowDown, TipoffError, Unavailable
 from tipoff_shared.primitives.throttled_log import ThrottledLog
 
@@ -86,18 +89,36 @@ class Places:
         refused: Callable[[str], None],
         log: ThrottledLog,
         setting: str = "",
+        per_second: float = 0.0,
     ) -> None:
         """`refused` counts a closed connection by its reason, one of a few fixed words. `setting`: the variable that
-        sets `most`, for the log; with `_PER_ADDRESS` it sets the share."""
+        sets `most`, for the log; with `_PER_ADDRESS` it sets the share. `per_second`: new connections of one address,
+        0: no limit."""
         self.shares = ConnectionShares[Place](most, most_per_address)
         self._rule = rule
         self._count = refused
         self._log = log
         self._setting = setting
         self._refused: OrderedDict[Place, None] = OrderedDict()
+        self._rate = ConnectionRate(per_second, most_per_address, rule.trusted_proxies)
+        self._too_often = SlowDown(
+            "too many new connections a second from one address", retry_after=RETRY_AFTER
+        )
 
     def __len__(self) -> int:
         return len(self.shares) + len(self._refused)
+
+    def refusal(self, peer: str | None) -> TipoffError | None:
+        """Why a socket just accepted from `peer` must be closed at once; None when it may stay. Asked once for each."""
+        if self._rate.admits(peer, time.monotonic()):
+            return None
+        self._count("new connections of one address")
+        self._log.warning(
+            "connection rate",
+            "closed a new connection of %s: its address connects too often (TIPOFF_HTTPD_CONNECTIONS_PER_SECOND)",
+            peer,
+        )
+        return self._too_often
 
     def enter(self, peer: str | None, evict: Evict) -> Place:
         """A place for a new socket from `peer` (None: a Unix socket). Where there is none, `refusal` says why; `evict`

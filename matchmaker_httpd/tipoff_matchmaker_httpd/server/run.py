@@ -12,6 +12,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from email.utils import formatdate
+from functools import partial
 from typing import NoReturn
 
 from starlette.types import ASGIApp
@@ -22,6 +23,7 @@ from uvicorn.server import ServerState
 
 from tipoff_matchmaker_httpd.admission.places import Place, Places
 from tipoff_matchmaker_httpd.compose import Parts, compose
+from tipoff_matchmaker_httpd.server.gate import Gate
 from tipoff_matchmaker_httpd.server.http import GuardedHttp
 from tipoff_matchmaker_httpd.server.sockets import BACKLOG, bind, bind_port, certificate_of, url_of
 from tipoff_matchmaker_httpd.server.tls import TlsAcceptor
@@ -124,6 +126,7 @@ async def run_httpd(settings: Settings, nats_settings: NatsSettings) -> AsyncIte
                 state.addresses,
                 state.metrics.refused,
                 state.log,
+                per_second=settings.connections_per_second,
             )
             listeners.append(_Listener(parts.health, state, places))
             await listeners[-1].open(metrics_sockets, None)
@@ -192,7 +195,8 @@ class _Listener:
                 acceptor = TlsAcceptor(sock, certificate.context, protocol, self._httpd, self._places)
                 self._acceptors.append(acceptor)
             else:
-                self._servers.append(await loop.create_server(protocol, sock=sock, backlog=BACKLOG))
+                gate = partial(Gate, self._places, protocol)
+                self._servers.append(await loop.create_server(gate, sock=sock, backlog=BACKLOG))
 
     def _set_date(self) -> asyncio.TimerHandle:
         """Set the Date header of all answers, now and every second."""

@@ -81,8 +81,11 @@ class TlsAcceptor:
                 self._loop.remove_reader(self._sock.fileno())
                 self._pause = self._loop.call_later(_PAUSE, self._resume)
                 return
-            conn.setblocking(False)
             peer = address[0] if isinstance(address, tuple) else None
+            if self._places.refusal(peer) is not None:
+                conn.close()
+                continue
+            conn.setblocking(False)
             place = self._places.enter(peer, partial(_evict, conn))
             task = self._loop.create_task(self._handshake(conn, place))
             self._handshakes[task] = conn

@@ -1,15 +1,16 @@
-"""Limits what one client address may take: places held at one time, and requests per second.
+"""Limits what one client address may take: places held at one time, requests and new connections per second.
 
-Both count in this process only, and neither reads a clock: `now` is an argument. They count under `address_key`, so
+All count in this process only, and none reads a clock: `now` is an argument. They count under `address_key`, so
 that an IPv6 household is one client and loopback is none.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from ipaddress import IPv6Address, IPv6Network
 
-from tipoff_shared.admission.client_address import Address
+from tipoff_shared.admission.client_address import Address, Network, parse_address, within
 from tipoff_shared.errors import SlowDown, Unavailable
 from tipoff_shared.primitives.token_bucket import TokenBuckets
 
@@ -78,3 +79,24 @@ class RateLimit(TokenBuckets[str]):
     def take(self, key: str, now: float) -> float:
         """0.0 when the client of `key` (an `address_key`) may ask, else the seconds until it may."""
         return super().take(key, now) if key else 0.0
+
+
+class ConnectionRate:
+    """New connections per second of each address: a client that connects and goes, again and again, holds no place and
+    costs a handshake each time. Asked when a socket is accepted, before anything is read from it. Loopback and trusted
+    proxies are not limited."""
+
+    def __init__(self, per_second: float, burst: float, trusted_proxies: Sequence[Network] = ()) -> None:
+        """`per_second` in the long run, 0: no limit; after a pause `burst` at once, at least those of two seconds."""
+        self._unlimited = not per_second
+        self._rates = RateLimit(per_second, max(burst, 2 * per_second))
+        self._trusted = tuple(trusted_proxies)
+
+    def admits(self, peer: str | None, now: float) -> bool:
+        """Whether one more connection from `peer` (None: a Unix socket) may stay."""
+        if self._unlimited or not peer:
+            return True
+        address = parse_address(peer)
+        if address is None or within(address, self._trusted):
+            return True
+        return not self._rates.take(address_key(address), now)
