@@ -29,8 +29,6 @@ TIMEOUT = 5.0
 class _Handler(WSGIRequestHandler):
     """One request, without a line on standard error."""
 
-    timeout = TIMEOUT
-
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: what strangers send is not worth a line."""
 
@@ -80,16 +78,22 @@ def _cut(connection: socket.socket) -> None:
 
 
 @contextmanager
-def serve(registry: CollectorRegistry, host: str, port: int) -> Iterator[int]:
+def serve(registry: CollectorRegistry, host: str, port: int, *, timeout: float = TIMEOUT) -> Iterator[int]:
     """Serve for the time of the block; yields the port. Raises `OSError` when it cannot listen there."""
     family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
 
     class Server(_Server):
         address_family = family
 
+    class Handler(_Handler):
+        pass
+
+    Handler.timeout = timeout  # socketserver gives it to the socket
+
     app = make_wsgi_app(registry)
-    server = make_server(str(address[0]), port, app, server_class=Server, handler_class=_Handler)
-    thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
+    server = make_server(str(address[0]), port, app, server_class=Server, handler_class=Handler)
+    # Whoever stops it waits for one interval at most.
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), name="metrics", daemon=True)
     thread.start()
     try:
         yield server.server_port

@@ -16,7 +16,7 @@ from websockets.exceptions import ConnectionClosed, InvalidMessage
 from tests.gameserver.players import Recorder, by_websocket, token_for
 from tests.polling import eventually
 from tipoff_gameserver import Context, GameServer
-from tipoff_gameserver.context import stand_alone_context
+from tipoff_gameserver.context import Port, stand_alone_context
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.kv.buckets import Buckets
 from tipoff_shared.messages import Admitted
@@ -198,16 +198,24 @@ async def comes_in(own: str, port: int) -> bool:
         return False
 
 
+def listens_on(context: Context, port: int) -> Context:
+    return replace(context, ports={**context.ports, "websocket": Port(port, port)})
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return int(sock.getsockname()[1])
+
+
 async def one_address_connects_again_and_again(context: Context) -> None:
-    own = own_address()
+    own, port = own_address(), free_port()
     busy = replace(
-        context,
+        listens_on(context, port),
         bind_hosts=("0.0.0.0",),  # of this machine only
         connections_per_second=1,
         max_strangers_per_address=2,
     )
     async with GameServer(Recorder(), context=busy) as server:
-        port = port_of(server)
         assert sum([await comes_in(own, port) for _ in range(30)]) in range(4, 8)
         async with by_websocket(server, token_for(server)) as player:
             assert isinstance(player.answer, Admitted)
@@ -230,13 +238,13 @@ async def test_it_is_turned_away_on_uvloop_too(deployment: Context) -> None:
 
 @pytest.mark.row(89)
 async def test_a_trusted_proxy_connects_as_often_as_it_likes(deployment: Context) -> None:
-    own = own_address()
+    own, port = own_address(), free_port()
     context = replace(
-        deployment,
+        listens_on(deployment, port),
         bind_hosts=("0.0.0.0",),  # of this machine only
         connections_per_second=1,
         max_strangers_per_address=2,
         trusted_proxies=(ip_network(own),),
     )
-    async with GameServer(Recorder(), context=context) as server:
-        assert all([await comes_in(own, port_of(server)) for _ in range(30)])
+    async with GameServer(Recorder(), context=context):
+        assert all([await comes_in(own, port) for _ in range(30)])
