@@ -73,6 +73,25 @@ def connect_threaded(
 ) -> ThreadedPlayer:
     """Start connecting in the background and return at once. Takes the options of `connect`.
 
+    `poll` of the player returns these events, in this order:
+
+    | event | fields | when |
+    |---|---|---|
+    | `Progress` | `stage`, `text`, `session_id` | while matchmaking: something to show the player |
+    | `Joined` | `session_id`, `deployment_id`, `client_id`, `transport`, `server` | once, when in the game |
+    | `Message` | `data` (bytes) | each message of the server |
+    | `Ended` | `reason`, `error` | once, at the end; `error` is None after `close` and when the match is over |
+
+        with tipoff.connect_threaded("http://localhost:3000", game="arena", version="1") as player:
+            while drawing:
+                for event in player.poll():
+                    match event:
+                        case tipoff.Message(data):
+                            world.update(data)
+                        case tipoff.Ended(error=tipoff.ServerLost()):
+                            reconnect()
+                player.send(keys())
+
     `options["progress"]` is called in the other thread; most games read the `Progress` events of `poll` instead.
     Failures do not raise here: they come as the `Ended` event.
     """
