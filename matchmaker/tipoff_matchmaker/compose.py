@@ -270,6 +270,7 @@ def compose(
         deadlines,
         ender,
         releaser,
+        kicker,
         clock,
     )
     reconciler = Reconciler(reader, executor, lease, trust, starter, stopper, planner, metrics, settings)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -256,6 +260,8 @@ def snapshot(
 ) -> rules.Snapshot:
     ids = [r.id for r in records if r.state is not D.GONE] if listed is None else listed
     known = [lease(r.id) for r in records] if leases is None else leases
+    if fleet is None:  # a live server has its reservation
+        fleet = {r.id: r.created_at for r in records if r.state is not D.GONE}
     running = {id: Deployment(id, "arena", "1", RunState.RUNNING) for id in ids}
     return rules.Snapshot(
         now=now,
@@ -265,7 +271,7 @@ def snapshot(
         after={r.id: r for r in records},
         leases={entry.deployment_id: entry for entry in known},
         listed={"fake": None if silent else running},
-        fleets={"arena.1": FleetRecord("arena", "1", fleet or {})},
+        fleets={"arena.1": FleetRecord("arena", "1", fleet)},
         sessions=None if sessions is None else {s.id: s for s in sessions},
         connections=None if connections is None else {id: rules.Connection("1") for id in connections},
         departures=departures or {},
@@ -321,6 +327,83 @@ TAKEN = record(seats=seats("s1"))
 def test_what_the_sweep_does_about_a_server(given_: rules.Snapshot, expected: list[actions.Action]) -> None:
     """One fact, one action."""
     assert judged(given_) == expected
+
+
+@pytest.mark.row(13, 88)
+@pytest.mark.parametrize("state", [state for state in D if state is not D.GONE])
+def test_the_record_of_an_ended_server_that_is_there_again_is_closed_at_once(state: D) -> None:
+    """As after a kill of nats-server: it would count in the fleet, and its deadline or the next doubts may be far."""
+    old = record("old", state, deadline=1000.0, seats=seats("s1"))
+    lives = record("lives")
+    made = judged(snapshot(old, lives, listed=["lives"], fleet={"lives": 0.0}, leases=[lease("lives")]))
+    assert made == [actions.CloseRecord(old), actions.Trust("lives")]
+
+
+@pytest.mark.row(13, 88)
+def test_any_number_of_them_is_closed_and_no_brake_holds() -> None:
+    """None of them is a server that is stopped."""
+    old = [record(f"old{number}") for number in range(100)]
+    made = judged(snapshot(*old, listed=[], fleet={}, leases=[]))
+    kept, held = rules.brake(made, len(old))
+    assert (set(map(type, kept)), len(kept), held) == ({actions.CloseRecord}, 100, 0)
+
+
+@pytest.mark.parametrize(
+    "given_",
+    [
+        snapshot(TAKEN, listed=[], leases=[]),
+        snapshot(TAKEN, listed=["d1"], fleet={}),
+        snapshot(TAKEN, silent=True, fleet={}),
+        snapshot(TAKEN, listed=[], fleet={}, before=[]),
+        snapshot(TAKEN, listed=[], fleet={}, before=[record()]),
+        dataclasses.replace(snapshot(TAKEN, listed=[], fleet={}), lost={"fleets": 99.0}),
+        dataclasses.replace(snapshot(TAKEN, listed=[], fleet={}), lost={"deployments": 99.0}),
+        dataclasses.replace(snapshot(TAKEN, listed=[], fleet={}), games={}),
+    ],
+    ids=[
+        "it has a reservation",
+        "it runs",
+        "its orchestrator does not answer",
+        "it came after the reservations were read",
+        "it has changed since",
+        "reservations are lost",
+        "records are lost",
+        "nobody plans its game any more",
+    ],
+)
+def test_no_other_record_is_taken_for_one_of_the_past(given_: rules.Snapshot) -> None:
+    assert not any(isinstance(action, actions.CloseRecord) for action in judged(given_))
+
+
+def kicks_of(connections: Mapping[str, rules.Connection], *servers: DeploymentRecord) -> dict[str, int]:
+    """What is done about connections whose sessions are over, listed every 5 s for as long as they are there."""
+    memory, done = rules.Memory(), Counter[str]()
+    for now in range(100, 140, 5):
+        given = dataclasses.replace(
+            snapshot(*servers, sessions=[], now=float(now)), connections=dict(connections)
+        )
+        made = judged(given, memory)
+        kicks = [a for a in made if isinstance(a, actions.KickFrom | actions.ApplyEvent)]
+        dropped = {a.session_id for a in made if isinstance(a, actions.DropConnection)}
+        done.update(kicks=len(kicks), everywhere=sum(isinstance(a, actions.ApplyEvent) for a in kicks))
+        done.update(dropped=len(dropped))
+        connections = {id: each for id, each in connections.items() if id not in dropped}
+    return dict(done)
+
+
+@pytest.mark.row(13, 88)
+@pytest.mark.parametrize(
+    ("server", "kicks", "everywhere"),
+    [("d1", 3, 0), ("d9", 0, 0), ("", 3, 3)],
+    ids=["their server lives", "their server has ended", "nobody says where they are"],
+)
+def test_thousands_of_past_connections_are_no_thousands_of_kicks(
+    server: str, kicks: int, everywhere: int
+) -> None:
+    """A kill of nats-server has brought them back. Only their server is told, three times, and they go."""
+    past = {f"s{number}": rules.Connection("7", server) for number in range(1000)}
+    done = kicks_of(past, record("d1"), record("d2"))
+    assert done == {"kicks": 1000 * kicks, "everywhere": 1000 * everywhere, "dropped": 1000}
 
 
 def test_a_missing_lease_ends_a_server_only_after_the_grace() -> None:

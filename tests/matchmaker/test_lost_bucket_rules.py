@@ -88,7 +88,7 @@ def test_a_player_whom_nobody_can_place_is_left_alone() -> None:
 
 
 def test_lost_reservations_of_living_servers_are_written_again() -> None:
-    given = snapshot(record("d1"), record("d2", state=DeploymentState.GONE))
+    given = snapshot(record("d1"), record("d2", state=DeploymentState.GONE), fleet={})
     found = [action for action in judged(lost(given, "fleets")) if isinstance(action, actions.Reserve)]
     assert [action.deployment_id for action in found] == ["d1"]
     assert not any(isinstance(action, actions.Reserve) for action in judged(given))

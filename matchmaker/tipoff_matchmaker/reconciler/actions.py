@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from tipoff_matchmaker.sessions.state_machine import Event
 from tipoff_orchestrator_client.base import Deployment
-from tipoff_shared.records import GameserverLease, SessionRecord
+from tipoff_shared.records import DeploymentRecord, GameserverLease, SessionRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +147,22 @@ class ReleaseSession:
 
 
 @dataclass(frozen=True, slots=True)
+class CloseRecord:
+    """The record of a server that ended before: nothing of it runs, and its reservation is gone. `record`: as it was
+    read; one that has changed since is left alone."""
+
+    record: DeploymentRecord
+
+
+@dataclass(frozen=True, slots=True)
+class KickFrom:
+    """A connection of a session that is over, on this server: end it there."""
+
+    session_id: str
+    server: str
+
+
+@dataclass(frozen=True, slots=True)
 class DropConnection:
     """A connection of a session that is over, left behind by its server."""
 
@@ -179,6 +195,8 @@ Action: TypeAlias = (
     | ApplyEvent
     | CheckSession
     | ReleaseSession
+    | CloseRecord
+    | KickFrom
     | DropConnection
     | ForgetDeparture
 )

@@ -22,9 +22,10 @@ from tipoff_matchmaker.fleet.trust import Trust
 from tipoff_matchmaker.reconciler import actions
 from tipoff_matchmaker.seats.rules import keep, leave
 from tipoff_matchmaker.sessions.deadlines import SessionDeadlines
+from tipoff_matchmaker.sessions.kicker import Kicker
 from tipoff_matchmaker.sessions.release import Releaser
 from tipoff_matchmaker.sessions.server_gone import SessionEnder
-from tipoff_matchmaker.sessions.state_machine import ServerGone
+from tipoff_matchmaker.sessions.state_machine import ServerGone, is_open
 from tipoff_matchmaker.sessions.store import SessionStore
 from tipoff_orchestrator_client.base import Deployment, Orchestrator, OrchestratorError
 from tipoff_shared.games import Games
@@ -54,6 +55,7 @@ class Executor:
         deadlines: SessionDeadlines,
         ender: SessionEnder,
         releaser: Releaser,
+        kicker: Kicker,
         clock: Callable[[], float],
     ) -> None:
         self._buckets = buckets
@@ -70,6 +72,7 @@ class Executor:
         self._deadlines = deadlines
         self._ender = ender
         self._releaser = releaser
+        self._kicker = kicker
         self._clock = clock
 
     async def execute(self, action: actions.Action) -> None:
@@ -115,6 +118,12 @@ class Executor:
                 await self._deadlines.check(session_id)
             case actions.ReleaseSession(session):
                 self._releaser.start(session.id, session)
+            case actions.CloseRecord(record):
+                await self._close(record)
+            case actions.KickFrom(session_id, server):
+                known = await self._sessions.read(session_id)
+                if known is None or not is_open(known):
+                    self._kicker.start(session_id, known, server=server)
             case actions.DropConnection(session_id):
                 await self._ender.forget_connection(session_id)
             case actions.ForgetDeparture(session_id, revision):
@@ -165,6 +174,14 @@ class Executor:
         with contextlib.suppress(LostRace):  # another matchmaker has written it
             await self._sessions.create(record)
             log.warning("the lost record of session %s on %s is rebuilt", session_id, server.id)
+
+    async def _close(self, read: DeploymentRecord) -> None:
+        closed = await self._deployments.change(
+            read.id,
+            lambda record: state_machine.gone(record, "it had ended before") if record == read else record,
+        )
+        if not state_machine.is_live(closed):
+            log.warning("the record of server %s, which had ended, was there again; it is closed", read.id)
 
     async def _follow(self, lease: GameserverLease) -> None:
         current = await self._buckets.gameservers.get(lease.deployment_id)

@@ -18,11 +18,13 @@ from tipoff_matchmaker.reconciler.actions import (
     Action,
     ApplyEvent,
     CheckSession,
+    CloseRecord,
     Confirm,
     DropConnection,
     FollowLease,
     ForgetDeparture,
     FreeSeats,
+    KickFrom,
     LookForDigest,
     MarkReady,
     RebuildDeployment,
@@ -39,6 +41,7 @@ from tipoff_matchmaker.reconciler.actions import (
 from tipoff_matchmaker.seats.rules import holds_seat, stale_seats
 from tipoff_matchmaker.sessions.state_machine import Connected, DeadlinePassed, ServerGone
 from tipoff_orchestrator_client.base import Deployment, RunState
+from tipoff_orchestrator_client.edgegap import SESSIONS
 from tipoff_shared.games import Game, GameKey
 from tipoff_shared.records import (
     DeploymentRecord,
@@ -109,6 +112,14 @@ class Memory:
         self._seen.add(what)
         return now - self.since.setdefault(what, now)
 
+    def due(self, what: str, now: float, every: float) -> bool:
+        """Whether `what` is to be done now: at first sight, and again `every` seconds after the last time."""
+        self._seen.add(what)
+        if (last := self.since.get(what)) is not None and now - last < every:
+            return False
+        self.since[what] = now
+        return True
+
     def end_of_cycle(self, *, keep: Callable[[str], bool]) -> None:
         """Forget what was not wrong in this cycle, except what it did not look at (`keep`)."""
         self.since = {what: at for what, at in self.since.items() if what in self._seen or keep(what)}
@@ -159,6 +170,8 @@ def _deployment(record: DeploymentRecord, snapshot: Snapshot, grace: Grace, memo
     running = None if listed is None else listed.get(record.id)
     if record.state is DeploymentState.GONE:
         return []
+    if _is_from_the_past(record, snapshot):
+        return [CloseRecord(record)]
     if record.state is DeploymentState.STOPPING:
         return [StopServer(record.id, record.reason)] if now > record.deadline else []
     if is_coming(record):
@@ -223,6 +236,22 @@ def _missing(record: DeploymentRecord, snapshot: Snapshot) -> bool:
         and record.id not in listed
         and first is not None
         and first.state not in (DeploymentState.PLANNED, DeploymentState.GONE)
+    )
+
+
+def _is_from_the_past(record: DeploymentRecord, snapshot: Snapshot) -> bool:
+    """Whether the record of a server that has ended is there again, as after a kill of nats-server: its orchestrator
+    does not list it, and it has no reservation, which a server has from before its record until after its end. Those
+    of Edgegap's sessions have none."""
+    listed = snapshot.listed.get(record.orchestrator)
+    return (
+        record.orchestrator != SESSIONS
+        and (record.game, record.version) in snapshot.games
+        and listed is not None
+        and record.id not in listed
+        and snapshot.before.get(record.id) == record
+        and not snapshot.lost.keys() & {"deployments", "fleets"}
+        and not any(record.id in fleet.deployments for fleet in snapshot.fleets.values())
     )
 
 
@@ -336,16 +365,39 @@ def _sessions(
             actions += _rebuilt_session(session_id, connection, snapshot)
             continue
         if known is None or known.state in (SessionState.CLOSING, SessionState.GONE):
-            if memory.lasting(f"session/{session_id}/connection", now) > grace.orphan:
-                actions.append(DropConnection(session_id))
-            else:
-                actions.append(ApplyEvent(session_id, Connected()))
+            actions += _past_connection(session_id, connection, known, snapshot, grace, memory)
     for session_id, revision in snapshot.departures.items():
         known = sessions.get(session_id)
         seated = known is not None and known.state in (SessionState.READY, SessionState.ACTIVE)
         if not seated and memory.lasting(f"session/{session_id}/departure", now) > grace.orphan:
             actions.append(ForgetDeparture(session_id, revision))
     return actions
+
+
+def _past_connection(
+    session_id: str,
+    connection: Connection,
+    known: SessionRecord | None,
+    snapshot: Snapshot,
+    grace: Grace,
+    memory: Memory,
+) -> list[Action]:
+    """A connection whose session is over. Its server is told to end it, and again while it is there, but not in every
+    cycle: after a kill of nats-server there may be thousands. One that nobody ends is dropped."""
+    server = snapshot.after.get(connection.server)
+    nobody = (
+        bool(connection.server)
+        and (server is None or not is_live(server))
+        and "deployments" not in snapshot.lost
+    )
+    lasting = memory.lasting(f"session/{session_id}/connection", snapshot.now)
+    if lasting > (0 if nobody else grace.orphan):
+        return [DropConnection(session_id)]
+    if nobody or not memory.due(f"session/{session_id}/kick", snapshot.now, grace.orphan / 2):
+        return []
+    if known is None and server is not None:
+        return [KickFrom(session_id, server.id)]
+    return [ApplyEvent(session_id, Connected())]
 
 
 def _rebuilt_session(session_id: str, connection: Connection, snapshot: Snapshot) -> list[Action]:

@@ -31,14 +31,21 @@ class Kicker:
         self._log = ThrottledLog(log)
 
     def start(
-        self, session_id: str, record: SessionRecord | None, reason: str = "the session is over"
+        self,
+        session_id: str,
+        record: SessionRecord | None,
+        reason: str = "the session is over",
+        *,
+        server: str = "",
     ) -> None:
-        """End the session's connection. `reason` is shown to the player."""
-        self._tasks.start(self._kick(session_id, record, reason), f"kick/{session_id}")
+        """End the session's connection. `reason` is shown to the player. `server`: where it is, if that is known."""
+        self._tasks.start(self._kick(session_id, record, reason, server), f"kick/{session_id}")
 
-    async def _kick(self, session_id: str, record: SessionRecord | None, reason: str) -> None:
-        """A session without a record may be on any server, so all servers get the command."""
-        if record is not None and record.deployment_id:
+    async def _kick(self, session_id: str, record: SessionRecord | None, reason: str, server: str) -> None:
+        """A session without a record may be on any server, so all servers get the command, unless one is named."""
+        if server:
+            targets = [server]
+        elif record is not None and record.deployment_id:
             targets = [record.deployment_id]
         else:
             targets = [id for id, entry in self._deployments.entries.items() if serves(entry.value)]
