@@ -18,6 +18,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from tests.polling import eventually
+from tipoff_matchmaker.compose import Parts, compose
 from tipoff_matchmaker.service import Matchmaker, run_matchmaker
 from tipoff_matchmaker.settings import Settings
 from tipoff_orchestrator_client.base import Deployment, DeploySpec, Orchestrator, Port
@@ -41,6 +42,7 @@ from tipoff_shared.messages import (
 )
 from tipoff_shared.nats.connection import Bus
 from tipoff_shared.netcode import PrivateKey
+from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.records import (
     Command,
     DeploymentRecord,
@@ -291,6 +293,28 @@ class World:
             clock=clock,
         ) as matchmaker:
             yield matchmaker
+
+    @asynccontextmanager
+    async def parts(
+        self,
+        *games: Game,
+        orchestrator: Orchestrator | None = None,
+        clock: Callable[[], float] = time.time,
+        **changes: object,
+    ) -> AsyncIterator[Parts]:
+        """The parts of a matchmaker without its loops: nothing is swept, followed or taken from NATS. What a test does
+        not call does not happen."""
+        settings = Settings(**{**FAST, **changes})  # type: ignore[arg-type] # checked by pydantic
+        async with Tasks("parts") as tasks:
+            yield compose(
+                settings,
+                games_of(*(games or (ARENA,))),
+                self.bus,
+                self.buckets,
+                {"fake": orchestrator or self.fake},
+                tasks,
+                clock,
+            )
 
     # Players.
 
