@@ -110,6 +110,8 @@ class Parts:
     disconnector: Disconnector | None
     hearing: Hearing
     lease: ReconcilerLease
+    reader: SnapshotReader
+    executor: Executor
     reconciler: Reconciler
     presence_reader: PresenceReader
     delete_queue: DeleteQueue
@@ -332,6 +334,8 @@ def compose(
         disconnector=disconnector,
         hearing=hearing,
         lease=lease,
+        reader=reader,
+        executor=executor,
         reconciler=reconciler,
         presence_reader=presence_reader,
         delete_queue=delete_queue,

@@ -7,96 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator
 
-import msgspec
 import pytest
 
-from tests.matchmaker.world import ARENA, World
-from tipoff_matchmaker.compose import Parts
+from tests.matchmaker.fleet import Fleet
+from tests.matchmaker.world import ARENA
 from tipoff_orchestrator_client.base import Deployment, DeploySpec, OrchestratorUnavailable, RunState
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.kv.changes import Change
 from tipoff_shared.messages import Transports, UdpAddress
 from tipoff_shared.records import DeploymentRecord, DeploymentState, GameserverLease, LeaseState
 
-RUNNING = msgspec.structs.replace(ARENA, ready="running")
 GONE, READY, PLANNED, STARTING = (
     DeploymentState.GONE,
     DeploymentState.READY,
     DeploymentState.PLANNED,
     DeploymentState.STARTING,
 )
-
-
-class Fleet:
-    """Servers of a matchmaker that does nothing by itself."""
-
-    def __init__(self, world: World, parts: Parts) -> None:
-        self.world = world
-        self.parts = parts
-
-    async def server(self, state: DeploymentState = READY, *, id: str = "one", **changes: object) -> str:
-        """A server that runs at the orchestrator, with a record in this state."""
-        record = DeploymentRecord(id, state, "arena", "1", "fake", capacity=4, created_at=1.0)
-        await self.parts.deployments.create(msgspec.structs.replace(record, **changes))
-        await self.world.fake.deploy(DeploySpec(id, "arena", "1", 4))
-        return id
-
-    async def says(self, id: str = "one", **changes: object) -> Change[GameserverLease]:
-        """Write its lease; the message of that."""
-        lease = GameserverLease(
-            id,
-            "boot",
-            "arena",
-            "1",
-            LeaseState.READY,
-            Transports(udp=UdpAddress("127.0.0.1", 7777)),
-            capacity=4,
-        )
-        lease = msgspec.structs.replace(lease, **changes)
-        await self.world.buckets.gameservers.put(id, lease)
-        entry = await self.world.buckets.gameservers.get(id)
-        assert entry is not None
-        return Change(id, lease, entry.revision)
-
-    async def falls_silent(self, id: str = "one", *, expired: bool = True) -> Change[GameserverLease]:
-        """Remove its lease; the message of that."""
-        entry = await self.world.buckets.gameservers.get(id)
-        await self.world.buckets.gameservers.delete(id)
-        return Change(id, None, 1000 if entry is None else entry.revision + 1, expired)
-
-    async def settled(self) -> None:
-        """All that was begun has ended."""
-        while running := self.parts.tasks.running:
-            await asyncio.wait(running, timeout=5)
-
-    def record(self, id: str = "one") -> DeploymentRecord:
-        record = self.parts.deployments.get(id)
-        assert record is not None
-        return record
-
-    def asked(self, operation: str = "get") -> int:
-        return sum(called == operation for called, _ in self.world.fake.calls)
-
-    def trusted(self, id: str = "one") -> bool:
-        return id in self.parts.trust
-
-
-@pytest.fixture
-async def fleet(world: World) -> AsyncIterator[Fleet]:
-    world.announce = False
-    async with world.parts() as parts:
-        yield Fleet(world, parts)
-
-
-@pytest.fixture
-async def running(world: World) -> AsyncIterator[Fleet]:
-    """Its servers are ready when their orchestrator says that they run."""
-    world.announce = False
-    ports = world.with_ports(udp=7777)
-    async with world.parts(RUNNING, orchestrator=ports) as parts:
-        yield Fleet(world, parts)
 
 
 # Leases.
