@@ -73,7 +73,7 @@ async def test_sessions_are_listed_at_their_interval(world: World) -> None:
         assert (await reader.read(True)).sessions == {}
         await asyncio.sleep(0.25)  # the interval is what is measured
         assert (await reader.read(False)).sessions == {}
-        await asyncio.sleep(0.25)
+        await asyncio.sleep(0.25)  # the interval is what is measured
         assert (await reader.read(False)).sessions is None
 
 
