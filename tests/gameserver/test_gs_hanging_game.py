@@ -128,7 +128,8 @@ async def test_a_server_whose_end_is_cut_short_leaves_no_socket_open(deployment:
         ending = asyncio.create_task(server.__aexit__(None, None, None))
         assert not (await asyncio.wait((ending,), timeout=0.2))[0], "it waits for the game"
         ending.cancel()
-        await asyncio.gather(ending, return_exceptions=True)
+        await asyncio.wait((ending,))
+        assert ending.cancelled()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as again:
         again.bind(("127.0.0.1", port))
 

@@ -138,7 +138,8 @@ async def test_a_cancelled_fetch_loses_nothing(nats: Bus) -> None:
         waiting = asyncio.create_task(reader.fetch(10, 5))
         await asyncio.sleep(0)
         waiting.cancel()
-        await asyncio.gather(waiting, return_exceptions=True)
+        await asyncio.wait((waiting,))
+        assert waiting.cancelled()
         await write("k")
         assert _keys(await reader.fetch(10, 2)) == ["k"]
 
