@@ -34,7 +34,7 @@ class _Ports(msgspec.Struct):
 
 def secure_url(document: bytes, port: Port) -> str:
     """`wss://NAME:PORT/` where Edgegap speaks TLS before our WebSocket port, "" where it does not. `document`: the
-    deployment's context, JSON. Raises `Malformed`."""
+    deployment's context, JSON, whose ports say so as the status does (A: context-tls). Raises `Malformed`."""
     try:
         told = msgspec.json.decode(document, type=_Ports)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:

@@ -78,12 +78,18 @@ class Catalogue:
             self.versions[app, new] = self.versions.pop((app, name))
         return version
 
-    def deployable(self, key: AppKey) -> dict[str, Any]:
-        """The version. Raises `Refused` 400 for an unknown or inactive one."""
+    def delete_version(self, app: str, name: str) -> None:
+        """Remove it."""
+        self.version(app, name)
+        del self.versions[app, name]
+
+    def deployable(self, key: AppKey, *, inactive: bool = False) -> dict[str, Any]:
+        """The version. Raises `Refused` 400 (A: inactive-version) for an unknown one, and unless `inactive` for an
+        inactive one."""
         app, name = key
         if app not in self.applications or key not in self.versions:
             raise Refused(400, f"Application {app} or version {name} does not exist")
         version = self.versions[key]
-        if not self.applications[app]["is_active"] or not version["is_active"]:
+        if not inactive and not (self.applications[app]["is_active"] and version["is_active"]):
             raise Refused(400, f"Application {app} or version {name} is not active")
         return version

@@ -49,8 +49,8 @@ class Emulator:
         self._runner = EffectRunner(
             self.state, self._sessions, self.plan, by_key, options, url, backend, logs, tasks
         )
-        operations = Operations(self.state, self._sessions, self._runner)
-        self._requests = Requests(operations, self.plan, self.token, options.rates, tasks)
+        operations = Operations(self.state, self._sessions, self._runner, options.max_page)
+        self._requests = Requests(operations, self.plan, self.token, options, tasks)
         self.fleet = self._runner.fleet
         if not options.empty:
             now = time.time()

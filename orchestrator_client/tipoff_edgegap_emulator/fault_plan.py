@@ -26,6 +26,7 @@ OPERATIONS = (
     "version",
     "version.create",
     "version.change",
+    "version.delete",
     "session.create",
     "session.get",
     "session.delete",

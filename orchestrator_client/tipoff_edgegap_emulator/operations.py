@@ -21,14 +21,15 @@ from tipoff_edgegap_emulator.sessions import Sessions, session_document, session
 from tipoff_edgegap_emulator.state import EmulatorState
 
 _DEFAULT_LIMIT = 10
-_MOST = 100
 
 
 class Operations:
-    """The operations of one account: changes `state` and `sessions`, and has `runner` carry out the effects."""
+    """The operations of one account: changes `state` and `sessions`, and has `runner` carry out the effects.
+    `max_page`: items of a page of a list (A: page-size)."""
 
-    def __init__(self, state: EmulatorState, sessions: Sessions, runner: EffectRunner) -> None:
+    def __init__(self, state: EmulatorState, sessions: Sessions, runner: EffectRunner, max_page: int) -> None:
         self._state = state
+        self._max_page = max_page
         self._sessions = sessions
         self._runner = runner
 
@@ -68,7 +69,7 @@ class Operations:
                 _check_own_token(request, one.context_token)
                 return 200, context_document(one, now)
             case "list":
-                return 200, list_document(state.active(), *_page(request))
+                return 200, list_document(state.active(), *self._page(request))
             case "application.create":
                 return 200, state.catalogue.add_application(body, now)
             case "application":
@@ -83,6 +84,9 @@ class Operations:
             case "version.change":
                 changed = state.catalogue.change_version(parts["app"], parts["version"], body, now)
                 return 200, {"success": True, "version": masked(changed)}
+            case "version.delete":
+                self._delete_version(parts["app"], parts["version"])
+                return 204, None
             case "session.create":
                 return 200, self._create_session(body, now)
             case "session.get":
@@ -92,7 +96,7 @@ class Operations:
                 text = f"The session {parts['id']} has been deleted"
                 return 200, {"message": text, "session_id": parts["id"]}
             case "sessions":
-                page, limit = _page(request)
+                page, limit = self._page(request)
                 found = [session_webhook(one) for one in self._sessions.all.values()]
                 return 200, page_document(found[(page - 1) * limit : page * limit], len(found), page, limit)
         raise AssertionError(operation)
@@ -152,9 +156,14 @@ class Operations:
         one = self._state.find(session.deployment_id) if session.deployment_id else None
         return session_document(session, one, self._sessions.used(one) if one else 0, now)
 
+    def _delete_version(self, app: str, name: str) -> None:
+        if any(one.key == (app, name) for one in self._state.living()):
+            raise Refused(409, f"Version {name} of application {app} has deployments")
+        self._state.catalogue.delete_version(app, name)
 
-def _page(request: Request) -> tuple[int, int]:
-    return int(request.query.get("page", "1")), min(_MOST, int(request.query.get("limit", _DEFAULT_LIMIT)))
+    def _page(self, request: Request) -> tuple[int, int]:
+        limit = int(request.query.get("limit", _DEFAULT_LIMIT))
+        return int(request.query.get("page", "1")), min(self._max_page, limit)
 
 
 def _check_own_token(request: Request, token: str) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tipoff_edgegap_emulator.deployment import AppKey
+from tipoff_edgegap_emulator.schema import MAX_TAG
 from tipoff_edgegap_emulator.state import Rules
 from tipoff_orchestrator_client.edgegap import SESSIONS
 from tipoff_orchestrator_client.edgegap.setup.app_version import ports as version_ports
@@ -30,6 +31,8 @@ class Options:
     {} is no limit. `ports`: host ports for the servers.
 
     `environment`: the variables of each game's version, as `tipoff edgegap configure-app` would write them.
+    `window`: seconds over which the rates count. `max_tag`: characters of a tag. `max_page`: items of a page of a list.
+
     `session_config` replaces the session configuration that games.toml implies. `url`: how servers reach the emulator;
     by default where it listens. `empty`: the account begins without applications. `namespace` labels its containers.
     """
@@ -42,6 +45,9 @@ class Options:
     rules: Rules = field(default_factory=Rules)
     rates: Mapping[str, int] = field(default_factory=lambda: RATES)
     ports: range = field(default_factory=_some_ports)
+    window: float = 1.0
+    max_tag: int = MAX_TAG
+    max_page: int = 100
     environment: Callable[[Game], Mapping[str, str]] | None = None
     session_config: Mapping[str, Any] | None = None
     url: str = ""

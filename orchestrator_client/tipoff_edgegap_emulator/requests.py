@@ -1,7 +1,7 @@
 """Answers requests: authorises, limits, checks and records each, and applies the planned faults.
 
-The rate limits are read strictly: at most so many requests within any second. Edgegap publishes the numbers, not how it
-counts; a sliding window refuses whatever any other way of counting refuses.
+The rate limits are read strictly: at most so many requests within any second (A: rate-limits). Edgegap publishes the
+numbers, not how it counts; a sliding window refuses whatever any other way of counting refuses.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ from tipoff_edgegap_emulator import schema
 from tipoff_edgegap_emulator.fault_plan import Drip, Fail, FaultPlan, Garbage, Huge, Silent, Spoil
 from tipoff_edgegap_emulator.http import Answer, Request
 from tipoff_edgegap_emulator.operations import Operations
+from tipoff_edgegap_emulator.options import Options
 from tipoff_shared.primitives.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
-WINDOW = 1.0
-"""Seconds of a sliding window."""
 _KEPT = 100_000
 
 _ROUTES: tuple[tuple[str, re.Pattern[str], str], ...] = tuple(
@@ -43,6 +42,7 @@ _ROUTES: tuple[tuple[str, re.Pattern[str], str], ...] = tuple(
         ("POST", r"/v1/app/(?P<app>[^/]+)/version", "version.create"),
         ("GET", r"/v1/app/(?P<app>[^/]+)/version/(?P<version>[^/]+)", "version"),
         ("PATCH", r"/v1/app/(?P<app>[^/]+)/version/(?P<version>[^/]+)", "version.change"),
+        ("DELETE", r"/v1/app/(?P<app>[^/]+)/version/(?P<version>[^/]+)", "version.delete"),
         ("POST", r"/v1/session", "session.create"),
         ("GET", r"/v1/session/(?P<id>[^/]+)", "session.get"),
         ("DELETE", r"/v1/session/(?P<id>[^/]+)", "session.delete"),
@@ -51,7 +51,6 @@ _ROUTES: tuple[tuple[str, re.Pattern[str], str], ...] = tuple(
 )
 
 _BODIES: dict[str, schema.Check] = {
-    "deploy": schema.deployment,
     "session.create": schema.session,
     "application.create": schema.application,
     "version.create": schema.version,
@@ -78,15 +77,16 @@ class Recorded:
 
 
 class SlidingWindow:
-    """Accepts at most `rate` requests in any `WINDOW` seconds; refused ones do not count. Pure."""
+    """Accepts at most `rate * seconds` requests in any `seconds`; refused ones do not count. Pure."""
 
-    def __init__(self, rate: int) -> None:
-        self._rate = rate
+    def __init__(self, rate: int, seconds: float = 1.0) -> None:
+        self._rate = rate * seconds
+        self._seconds = seconds
         self._accepted: deque[float] = deque()
 
     def accept(self, now: float) -> bool:
         """Whether a request at `now` (seconds) is within the limit."""
-        while self._accepted and now - self._accepted[0] >= WINDOW:
+        while self._accepted and now - self._accepted[0] >= self._seconds:
             self._accepted.popleft()
         if len(self._accepted) >= self._rate:
             return False
@@ -95,17 +95,20 @@ class SlidingWindow:
 
 
 class Requests:
-    """The requests of one account. `recorded`: all of them, oldest first. `rates`: requests a second, by operation."""
+    """The requests of one account. `recorded`: all of them, oldest first."""
 
     def __init__(
-        self, operations: Operations, plan: FaultPlan, token: str, rates: Mapping[str, int], tasks: Tasks
+        self, operations: Operations, plan: FaultPlan, token: str, options: Options, tasks: Tasks
     ) -> None:
         self.recorded: deque[Recorded] = deque(maxlen=_KEPT)
         self._operations = operations
         self._plan = plan
         self._authorization = f"token {token}".encode()
-        self._rates = dict(rates)
-        self._windows = {operation: SlidingWindow(rate) for operation, rate in rates.items()}
+        self._rates = dict(options.rates)
+        self._windows = {
+            operation: SlidingWindow(rate, options.window) for operation, rate in options.rates.items()
+        }
+        self._bodies = _BODIES | {"deploy": schema.deployment_with(options.max_tag)}
         self._tasks = tasks
 
     async def handle(self, request: Request) -> Answer:
@@ -144,7 +147,7 @@ class Requests:
         if (window := self._windows.get(operation)) and not window.accept(time.monotonic()):
             message = f"Rate limit exceeded: {self._rates[operation]} requests per second"
             return None, Answer(429, {"message": message}), ["over the rate limit"]
-        document, problems = _read(operation, request)
+        document, problems = _read(operation, request, self._bodies.get(operation))
         how = self._plan.take(operation)
         if isinstance(how, Fail):
             if how.carried_out and not problems:
@@ -180,7 +183,7 @@ def _route(request: Request) -> tuple[str, dict[str, str]]:
     return "", {}
 
 
-def _read(operation: str, request: Request) -> tuple[Any, list[str]]:
+def _read(operation: str, request: Request, check: schema.Check | None) -> tuple[Any, list[str]]:
     """The body, and what is wrong with the request."""
     problems = [
         f"query parameter {name!r}: not known here"
@@ -192,7 +195,6 @@ def _read(operation: str, request: Request) -> tuple[Any, list[str]]:
         for name, value in request.query.items()
         if name in ("page", "limit") and not re.fullmatch(r"[1-9][0-9]{0,8}", value, re.ASCII)
     ]
-    check = _BODIES.get(operation)
     if check is None:
         return None, problems + (["a body is not expected here"] if request.body else [])
     try:

@@ -15,7 +15,7 @@ Check: TypeAlias = Callable[[Any, str], Iterator[str]]
 
 MAX_PORT = 59_999
 MAX_TAG = 40
-"""Characters of a tag, by v1's DeploymentTag; assumed for v2 as well."""
+"""Characters of a tag, by v1's DeploymentTag; for v2 it is assumed (A: tag-length)."""
 MAX_VALUE = 255
 """Bytes of an environment variable's value in 2024. For 2026 4 KB are documented; we keep to the smaller limit."""
 
@@ -162,27 +162,33 @@ def _value(value: Any, where: str) -> Iterator[str]:
         yield f"{where}: {size} bytes; a value of at most {MAX_VALUE} is sure to be taken"
 
 
-_tags = array(text(1, MAX_TAG))
 _webhook = record({"url": url}, required=("url",))
 
-deployment = record(
-    {
-        "application": text(1),
-        "version": text(1),
-        "require_cached_locations": or_null(flag),
-        "users": array(_user, at_least=1),
-        "environment_variables": array(
-            record(
-                {"key": text(1), "value": _value, "is_hidden": flag}, required=("key", "value", "is_hidden")
-            )
-        ),
-        "tags": _tags,
-        "webhook_on_ready": _webhook,
-        "webhook_on_error": _webhook,
-        "webhook_on_terminated": _webhook,
-    },
-    required=("application", "version", "users"),
-)
+
+def deployment_with(max_tag: int) -> Check:
+    """`POST /v2/deployments`. `max_tag`: characters of a tag."""
+    return record(
+        {
+            "application": text(1),
+            "version": text(1),
+            "require_cached_locations": or_null(flag),
+            "users": array(_user, at_least=1),
+            "environment_variables": array(
+                record(
+                    {"key": text(1), "value": _value, "is_hidden": flag},
+                    required=("key", "value", "is_hidden"),
+                )
+            ),
+            "tags": array(text(1, max_tag)),
+            "webhook_on_ready": _webhook,
+            "webhook_on_error": _webhook,
+            "webhook_on_terminated": _webhook,
+        },
+        required=("application", "version", "users"),
+    )
+
+
+deployment = deployment_with(MAX_TAG)
 """`POST /v2/deployments`."""
 
 _filter = record(
@@ -272,7 +278,7 @@ _version_members: dict[str, Check] = {
     ),
     "envs": array(record({"key": text(1), "value": _value, "is_secret": flag}, required=("key", "value"))),
     "endpoint_storage": text(),
-    # Not in the descriptions of 2026, but needed by bevygap's script and by sessions:
+    # Not in the descriptions of 2026, but needed by bevygap's script and by sessions (A: version-members):
     "arguments": or_null(text()),
     "command": or_null(text()),
     "session_config": record(

@@ -149,7 +149,7 @@ class Sessions:
         if session.status is status:
             return []
         session.status = status
-        return self._webhook(session)
+        return self._webhook(session)  # (A: session-webhooks)
 
     def _over(self, session: Session, status: SessionStatus, error: str) -> list[Effect]:
         session.status, session.error = status, error

@@ -33,6 +33,9 @@ class Rules:
     takes its time, and the server announces itself before. `capacity`: deployments at once (the free plan has
     one); None is no limit. `forget_after`: how long a stopped deployment is still known by its id. `restart_delay`:
     from the end of a server to its next start, where the version's restart policy asks for one.
+
+    `forget_after` is an assumption (A: stopped-known, A: stopped-forgotten). `deploys_inactive` is how Edgegap is
+    assumed not to behave.
     """
 
     start_delay: float = 1.0
@@ -40,6 +43,7 @@ class Rules:
     capacity: int | None = None
     forget_after: float = 60.0
     restart_delay: float = 1.0
+    deploys_inactive: bool = False
 
 
 class EmulatorState:
@@ -62,7 +66,7 @@ class EmulatorState:
     ) -> tuple[Deployment, list[Effect]]:
         """Add a deployment, which starts at `now + start_delay`. Raises `Refused` 400 for an unknown or inactive
         version, and `RefusedDeployment` above the capacity."""
-        version = self.catalogue.deployable(key)
+        version = self.catalogue.deployable(key, inactive=self.rules.deploys_inactive)
         session_config = version.get("session_config") or {}
         made = Deployment(
             secrets.token_hex(6),

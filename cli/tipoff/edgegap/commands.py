@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +19,7 @@ from rich.console import Console
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.games import Game, Games
 from tipoff_shared.games.toml import load_games
-from tipoff_shared.service import exit_code_of, load_settings, run, signals
+from tipoff_shared.service import DONE, FAILED, INTERRUPTED, exit_code_of, load_settings, run, signals
 from tipoff_shared.settings import NatsSettings
 
 app = typer.Typer(
@@ -33,6 +34,8 @@ GamesFile = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _GAMES = Path("games.toml")
+_LEFT = 3
+"""Exit code of `check --live` when something is still at Edgegap."""
 
 
 @app.command("configure-app")
@@ -142,35 +145,163 @@ async def _configure(
 
 
 @app.command("check")
-def check_command(games: GamesFile = _GAMES, as_json: AsJson = False) -> None:
+def check_command(
+    game: Annotated[
+        str | None, typer.Argument(help="Name of the game for --live; needed where several are at Edgegap.")
+    ] = None,
+    version: Annotated[
+        str | None, typer.Option(help="Version of that game, where it has several.", show_default=False)
+    ] = None,
+    games: GamesFile = _GAMES,
+    live: Annotated[
+        bool,
+        typer.Option("--live", help="Also check the assumptions about Edgegap there, which costs money."),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --live: do not ask whether to go on.")] = False,
+    timeout: Annotated[
+        float,
+        typer.Option(help="With --live: seconds, without the removal afterwards.", min=10, max=1800),
+    ] = 300.0,
+    as_json: AsJson = False,
+) -> None:
     """Check credentials, application, version, environment and webhooks, and say what to fix.
 
-    Exit code 1 when something is wrong. Changes nothing and costs nothing.
+    Without --live it changes nothing and costs nothing. With --live it makes one deployment of the game and one
+    session, says which assumptions about Edgegap hold, and removes both, also after Ctrl-C; the next --live removes
+    what one that was killed has left. Run one at a time on an account.
+
+    Exit codes: 0 all is right; 1 something is wrong, or an assumption does not hold; 2 a setting cannot be used; 3
+    something was left at Edgegap, and is named; 130 Ctrl-C.
     """
     from tipoff_orchestrator_client.edgegap.settings import Settings
     from tipoff_orchestrator_client.edgegap.setup.check import Verdict, check_games
 
+    if (game or version or yes) and not live:
+        raise ConfigError("GAME, --version and --yes are for --live")
     settings = load_settings(Settings)
     nats = NatsSettings.from_environment()
-    findings = run(check_games(settings, nats, load_games(games)))
+    everything = load_games(games)
+    chosen = _choose(everything, game, version) if live else None
+    findings = run(check_games(settings, nats, everything))
     wrong = sum(finding.verdict is Verdict.BAD for finding in findings)
-    if as_json:
-        print(json.dumps({"ok": not wrong, "findings": [asdict(finding) for finding in findings]}))
-    else:
-        console = Console(highlight=False, soft_wrap=True)
-        marks = {
-            Verdict.GOOD: "[green]ok  [/green]",
-            Verdict.NOTE: "[yellow]note[/yellow]",
-            Verdict.BAD: "[red]BAD [/red]",
-        }
-        for finding in findings:
-            console.print(marks[finding.verdict], end=" ")
-            console.print(f"{finding.subject}: {finding.text}", markup=False)
-            if finding.fix:
-                console.print(f"       -> {finding.fix}", markup=False)
+    if not as_json:
+        _show_findings(findings)
         print("everything is right" if not wrong else f"{wrong} thing(s) to fix")
-    if wrong:
-        raise typer.Exit(1)
+    told: dict[str, Any] = {"ok": not wrong, "findings": [asdict(finding) for finding in findings]}
+    code = FAILED if wrong else DONE
+    if chosen is not None and not wrong:
+        _confirm(settings, chosen, timeout, yes=yes)
+        report, interrupted = run(_live(settings, nats, chosen, timeout))
+        told["live"] = _report_json(report, interrupted=interrupted)
+        code = _live_exit_code(report, interrupted=interrupted)
+        told["ok"] = code == DONE
+        if not as_json:
+            _show_report(report)
+    elif chosen is not None and not as_json:
+        print("nothing was made at Edgegap: --live needs a setup in which everything is right")
+    if as_json:
+        print(json.dumps(told))
+    if code:
+        raise typer.Exit(code)
+
+
+def _show_findings(findings: list[Any]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    marks = {"good": "[green]ok  [/green]", "note": "[yellow]note[/yellow]", "bad": "[red]BAD [/red]"}
+    for finding in findings:
+        console.print(marks[finding.verdict], end=" ")
+        console.print(f"{finding.subject}: {finding.text}", markup=False)
+        if finding.fix:
+            console.print(f"       -> {finding.fix}", markup=False)
+
+
+def _confirm(settings: Any, game: Game, timeout: float, *, yes: bool) -> None:
+    """Ask whether to spend money; raises `ConfigError` where nobody can be asked."""
+    assert game.edgegap is not None
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise ConfigError("--live makes a deployment, which costs money: --yes confirms it")
+    sys.stderr.write(
+        f"This makes one deployment of {game.edgegap.application} version {game.edgegap.version} and one session at "
+        f"{settings.url}, for at most {timeout:g} s, and removes them. Edgegap bills the deployment's time. If this "
+        "application has players, Edgegap may put some of them on it.\n"
+    )
+    if not typer.confirm("Go on?", err=True):
+        raise ConfigError("nothing was made at Edgegap")
+
+
+async def _live(settings: Any, nats: NatsSettings, game: Game, timeout: float) -> tuple[Any, bool]:
+    """The report, and whether the first SIGINT or SIGTERM ended the check, which then removed what it had made. The
+    second one ends that, too."""
+    from tipoff_orchestrator_client.edgegap.setup.live.check import Report, live_check
+
+    def say(text: str) -> None:
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+    report = Report()
+    interrupted = False
+    work = asyncio.create_task(live_check(settings, nats, game, report, timeout=timeout, say=say))
+
+    def interrupt(_: str) -> None:
+        nonlocal interrupted
+        say(
+            "stopping; once more leaves the rest to the next check" if not interrupted else "leaving the rest"
+        )
+        interrupted = True
+        work.cancel()
+
+    with signals(interrupt):
+        try:
+            await work
+        except asyncio.CancelledError:
+            if not interrupted:
+                raise
+    return report, interrupted
+
+
+def _live_exit_code(report: Any, *, interrupted: bool) -> int:
+    from tipoff_orchestrator_client.edgegap.setup.live.judge import refuted
+
+    if report.left:
+        return _LEFT
+    if interrupted:
+        return INTERRUPTED
+    return FAILED if report.failure or refuted(report.conclusions) else DONE
+
+
+def _report_json(report: Any, *, interrupted: bool) -> dict[str, Any]:
+    return {
+        "interrupted": interrupted,
+        "failure": report.failure,
+        "assumptions": [asdict(one) for one in report.conclusions],
+        "removed_before": report.before.removed,
+        "removed": report.after.removed,
+        "left": report.left,
+    }
+
+
+def _show_report(report: Any) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    marks = {
+        "held": "[green]held    [/green]",
+        "not held": "[red]NOT HELD[/red]",
+        "not seen": "[yellow]not seen[/yellow]",
+    }
+    for one in report.conclusions:
+        console.print(marks[one.outcome], end=" ")
+        console.print(f"{one.step}: {one.assumed}", markup=False)
+        console.print(f"           {one.seen}", markup=False)
+    for what in report.after.removed:
+        console.print(f"removed: {what}", markup=False)
+    for what in report.left:
+        console.print("[red]LEFT AT EDGEGAP[/red]", end=" ")
+        console.print(what, markup=False)
+    if report.failure:
+        console.print(report.failure, markup=False)
+    counts = Counter(one.outcome.value for one in report.conclusions)
+    print(", ".join(f"{counts[outcome]} {outcome}" for outcome in marks))
 
 
 def emulator_command(

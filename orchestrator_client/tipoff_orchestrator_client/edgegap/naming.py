@@ -1,7 +1,7 @@
 """Names our deployments at Edgegap by tags, and turns Edgegap's deployments into `Deployment`s. Pure.
 
 Each has three tags: the namespace, the deployment's id, and a short digest of game and version. Tags consist of
-letters, digits and dashes and are at most 31 characters long.
+letters, digits and dashes and are at most 31 characters long, as v2 allows (A: tag-length).
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ class Version:
 class Session:
     """A v1 session. `kind` in lower case. `failed`: why it will never be ready; "" while it may. `request_id`: of the
     deployment that it is linked to; "" while there is none, or where the answer lacks it. `server`: that deployment,
-    where the answer describes it."""
+    where the answer describes it. `webhook_url`: as it was given at its creation."""
 
     session_id: str
     ready: bool
@@ -86,6 +86,7 @@ class Session:
     kind: str = ""
     request_id: str = ""
     server: Server | None = None
+    webhook_url: str = field(default="", repr=False)
 
 
 def parse_json(body: bytes) -> Json:
@@ -227,7 +228,9 @@ def parse_session(answer: Mapping[str, Any]) -> Session:
         server = parse_server(given, strict=ready)
     if not isinstance(request_id, str) or not is_id(request_id):
         request_id = ""
-    return Session(session_id, ready, failed, word(answer.get("kind")).lower(), request_id, server)
+    given_url = answer.get("webhook_url")
+    webhook = given_url if isinstance(given_url, str) else ""
+    return Session(session_id, ready, failed, word(answer.get("kind")).lower(), request_id, server, webhook)
 
 
 def protocol(value: object) -> str:

@@ -29,6 +29,7 @@ from tipoff_orchestrator_client.edgegap.api.rates import CREATE, LIST, LOOK_UP, 
 from tipoff_shared.secret import Secret
 
 PAGE = 100
+"""Items of a page of a list (A: page-size)."""
 MAX_PAGES = 100
 _LOOK_UPS = 60.0
 """Seconds that a look-up may wait for its turn: at the start all games are looked up at once."""
@@ -150,7 +151,7 @@ class EdgegapClient:
             await self._http.call("GET", path, rate=self._look_ups, longest_wait=_LOOK_UPS), version
         )
 
-    # Sessions (v1).
+    # Sessions (A: sessions-v1).
 
     async def create_session(
         self,
@@ -221,7 +222,7 @@ class EdgegapClient:
         )
 
     async def _look(self, path: str, longest_wait: float) -> Json | None:
-        """None for an unknown id: 404 and 410, or 400 as the live API answers."""
+        """None for an unknown id: 404 and 410, or 400 as the live API answers (A: unknown-id)."""
         try:
             return await self._http.call("GET", path, rate=self._statuses, longest_wait=longest_wait)
         except Gone:

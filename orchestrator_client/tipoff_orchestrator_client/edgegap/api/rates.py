@@ -12,7 +12,8 @@ from tipoff_orchestrator_client.edgegap.api.errors import Busy
 from tipoff_shared.primitives.token_bucket import TokenBucket
 
 CREATE, STATUS, LIST, STOP, LOOK_UP = 40.0, 20.0, 10.0, 20.0, 5.0
-"""Calls a second. The first three are Edgegap's limits; for the others none is known, so these are careful."""
+"""Calls a second. The first three are Edgegap's limits (A: rate-limits); for the others none is known, so these are
+careful."""
 
 _MARGIN = 0.85
 _BURST = 0.1

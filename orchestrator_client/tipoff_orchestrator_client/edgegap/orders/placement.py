@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 _TRIES = 8
 _LATE = 10.0
-"""Seconds after an order in which Edgegap may not know its id yet (the create is v2, the status v1: assumed)."""
+"""Seconds after an order in which Edgegap may not know its id yet: the create is v2, the status v1 (A: new-known)."""
 
 
 class OrderPlacement:

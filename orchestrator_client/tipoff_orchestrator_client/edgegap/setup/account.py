@@ -52,6 +52,14 @@ class AccountApi:
         """Change the members in `body`; lists are replaced whole."""
         await self._write("PATCH", f"{_app(application)}/version/{quote(name, safe='')}", body)
 
+    async def delete_version(self, application: str, name: str) -> None:
+        """Delete the version; one that is gone already is a success. Edgegap refuses while deployments of it run."""
+        path = f"{_app(application)}/version/{quote(name, safe='')}"
+        try:
+            await self._http.call("DELETE", path, rate=self._rate, longest_wait=_PATIENCE)
+        except Gone:
+            return
+
     async def deployments_total(self) -> int:
         """How many deployments the account has now."""
         answer = await self._http.call(

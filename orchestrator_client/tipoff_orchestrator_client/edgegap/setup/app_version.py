@@ -113,7 +113,7 @@ def wanted_version(game: Game, wishes: Wishes) -> Json:
         version["envs"] = [
             {"key": name, "value": value, "is_secret": hidden} for name, value, hidden in wishes.environment
         ]
-    if wishes.ca:
+    if wishes.ca:  # (A: version-members), as `session_config` below
         version["arguments"] = ca_argument(wishes.ca)
     if game.orchestrator == SESSIONS and game.edgegap is not None:
         kind = game.edgegap.kind.capitalize()

@@ -1,0 +1,1 @@
+"""Checks the assumptions about Edgegap at Edgegap itself, for `tipoff edgegap check --live`."""
