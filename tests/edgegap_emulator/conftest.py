@@ -19,8 +19,9 @@ def account(tmp_path: Path) -> Accounts:
 
     @asynccontextmanager
     async def opened(options: Options | None = None, *, text: str = GAMES) -> AsyncIterator[Account]:
+        games = load(tmp_path, text)
         async with (
-            running_emulator(load(tmp_path, text), options or at_once()) as emulator,
+            running_emulator(games, options or at_once()) as emulator,
             httpx.AsyncClient(
                 base_url=emulator.url,
                 headers={"authorization": f"token {emulator.token}"},
@@ -29,6 +30,6 @@ def account(tmp_path: Path) -> Accounts:
                 verify=False,  # plain HTTP: reading the system's authorities takes longer than a test
             ) as client,
         ):
-            yield Account(emulator, client)
+            yield Account(emulator, client, games)
 
     return opened

@@ -30,8 +30,9 @@ command = ["sleep", "600"]
 class Account:
     """An emulator and the requests of a client that has the token."""
 
-    def __init__(self, emulator: Emulator, client: httpx.AsyncClient) -> None:
+    def __init__(self, emulator: Emulator, client: httpx.AsyncClient, games: Games) -> None:
         self.emulator = emulator
+        self.games = games
         self.client = client
 
     async def deploy(self, **members: Any) -> httpx.Response:

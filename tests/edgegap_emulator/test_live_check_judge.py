@@ -83,7 +83,8 @@ def burst(
     [
         (burst(accepted=20, limited=5, over=0.1), HELD),
         (burst(accepted=20, limited=5, over=0.1, later=True), NOT_HELD),
-        (burst(accepted=25, limited=0, over=0.1), NOT_SEEN),
+        (burst(accepted=25, limited=0, over=0.1), NOT_HELD),
+        (burst(accepted=25, limited=0, over=1.3), NOT_SEEN),  # no more than 20 in any second
         # 30 calls in three seconds are never more than 20 in one, and yet some are refused: a longer window
         (burst(accepted=25, limited=5, over=3.0), NOT_HELD),
         # the eleventh is refused, when ten were made
@@ -206,6 +207,12 @@ def test_a_session_lives_as_bevygaps_does(changes: dict[str, object], expected: 
     for name, value in changes.items():
         setattr(session, name, value)
     assert outcome("sessions-v1", Evidence(request_id="d", session=session)) is expected
+
+
+def test_a_deployment_that_ended_by_itself_says_nothing_about_sessions() -> None:
+    session = good_session()
+    session.failed = "Its deployment is gone"
+    assert outcome("sessions-v1", Evidence(request_id="d", session=session, ended="it crashed")) is NOT_SEEN
 
 
 LINKED, READY = (True, False), (True, True)

@@ -16,7 +16,7 @@ from typing import Any
 
 from tipoff_orchestrator_client.base import OrchestratorError, OrchestratorUnavailable
 from tipoff_orchestrator_client.edgegap import SESSIONS
-from tipoff_orchestrator_client.edgegap.api.answers import Server, parse_page
+from tipoff_orchestrator_client.edgegap.api.answers import parse_page
 from tipoff_orchestrator_client.edgegap.api.client import EdgegapClient
 from tipoff_orchestrator_client.edgegap.api.errors import Gone, NoRoom, RateLimited, Rejected
 from tipoff_orchestrator_client.edgegap.api.http import Http
@@ -212,8 +212,6 @@ class LiveCheck:
         self._pace = pace
         self._shown: Mapping[str, Any] = {}
         self._session_id = ""
-        self._ended = ""
-        """Why the deployment ended by itself, or ""."""
 
     def not_seen(self, why: str, *steps: str) -> None:
         """Note why `steps` (none: all that have no reason yet) could not be seen; the first reason stays."""
@@ -242,7 +240,7 @@ class LiveCheck:
         )
         await self._step("reading pages of the list", self._read_pages(), "page-size")
         await self._step("meeting the rate limits", self._meet_limits(), "rate-limits")
-        await self._step("waiting until it is ready", self._wait_ready(ordered), "sessions-v1", "context-tls")
+        await self._step("waiting until it is ready", self._wait_ready(), "sessions-v1", "context-tls")
         await self._step("looking at the server's own address", self._look_at_address(), "context-tls")
         await self._step(
             "waiting for the session, then deleting it",
@@ -260,7 +258,7 @@ class LiveCheck:
         self.say(what)
         try:
             await work
-        except TipoffError as exc:
+        except (OrchestratorError, TipoffError) as exc:
             self.not_seen(f"{what}: {exc}", *steps)
 
     # What needs no deployment.
@@ -368,26 +366,31 @@ class LiveCheck:
 
         await self._until(known, self._pace.known)
 
-    async def _wait_ready(self, ordered: float) -> None:
+    async def _wait_ready(self) -> None:
         """Also looks at the session meanwhile: one that waits for its server has two webhooks."""
 
         async def ready() -> bool:
             await self._look_at_session()
-            server = await self._client.status(self.seen.request_id)
-            self._note_end(server)
-            if server is not None and server.running:
-                self.seen.ready_after = _now() - ordered
-            return self.seen.ready_after is not None or bool(self._ended)
+            return await self._runs() or bool(self.seen.ended)
 
         await self._until(ready, None)
-        if self._ended:
-            self.not_seen(f"the deployment ended by itself: {self._ended}", "sessions-v1", "session-webhooks")
-        elif self.seen.session is not None and self.seen.session.created.refused:
+        if self.seen.ended:
+            return
+        if self.seen.session is not None and self.seen.session.created.refused:
             await self._create_session()  # perhaps only a deployment that is ready takes sessions
 
-    def _note_end(self, server: Server | None) -> None:
-        if server is not None and server.ended:
-            self._ended = server.reason or "ended"
+    async def _runs(self) -> bool:
+        """Whether the deployment runs now; notes its end."""
+        server = await self._client.status(self.seen.request_id)
+        if server is None and self.seen.known_after is not None:
+            self._ended("Edgegap no longer knows it")
+        elif server is not None and server.ended:
+            self._ended(server.reason or "ended")
+        return server is not None and server.running
+
+    def _ended(self, why: str) -> None:
+        self.seen.ended = self.seen.ended or why
+        self.not_seen(f"the deployment ended by itself: {self.seen.ended}")
 
     async def _meet_limits(self) -> None:
         status = f"/v1/status/{self.seen.request_id}"
@@ -437,8 +440,8 @@ class LiveCheck:
 
     async def _look_at_address(self) -> None:
         """The server reads its context, which only it can, and announces the name in it."""
-        if self._ended:
-            return self.not_seen(f"the deployment ended by itself: {self._ended}", "context-tls")
+        if self.seen.ended:
+            return None
         if not any(port.get("tls_upgrade") is True for port in objects(self._shown.get("ports"))):
             return self.not_seen("no port of the version has tls_upgrade", "context-tls")
         if self._game.orchestrator != SESSIONS:
@@ -512,6 +515,7 @@ class LiveCheck:
 
         await self._until(settled, self._pace.session)
         if not seen.usable:
+            await self._runs()
             self.not_seen(f"the session was not ready within {self._pace.session:g} s", "sessions-v1")
         if seen.usable and self._listener.seen.proved:
 
@@ -541,6 +545,8 @@ class LiveCheck:
                 f"Edgegap has put {count} session(s) of players on it: it is not stopped",
                 *("stopped-known", "stopped-forgotten"),
             )
+            return
+        if not await self._runs() and self.seen.ended:
             return
         await self._client.stop(self.seen.request_id)
         stopped = _now()

@@ -127,8 +127,8 @@ class Evidence:
     """Everything that one live check has seen.
 
     `orders`: length of the longest tag -> the order with it. `known_after`: seconds from the order to the first status
-    that knew the deployment; `unknown_for`: seconds in which it was looked for in vain. `context_url`: the WebSocket
-    URL that the server announced for browsers.
+    that knew the deployment; `unknown_for`: seconds in which it was looked for in vain. `announced_url`: the WebSocket
+    URL that the server announced for browsers. `ended`: why the deployment ended by itself, or "".
     """
 
     unseen: dict[str, str] = field(default_factory=dict)
@@ -143,7 +143,7 @@ class Evidence:
     request_id: str = ""
     known_after: float | None = None
     unknown_for: float = 0.0
-    ready_after: float | None = None
+    ended: str = ""
     session: SessionSeen | None = None
     hooks: HooksSeen = field(default_factory=HooksSeen)
     announced_url: str | None = None

@@ -87,10 +87,7 @@ def _rate_limits(seen: Evidence) -> _Verdict | None:
         return None
     told = "; ".join(text for _, text in verdicts)
     outcomes = [outcome for outcome, _ in verdicts]
-    for outcome in (_NOT_HELD, _HELD):
-        if outcome in outcomes:
-            return outcome, told
-    return _NOT_SEEN, told
+    return next(one for one in (_NOT_HELD, _HELD, _NOT_SEEN) if one in outcomes), told
 
 
 def _of_burst(burst: Burst) -> _Verdict:
@@ -119,7 +116,9 @@ def _of_burst(burst: Burst) -> _Verdict:
     took = max(hit.answered for hit in burst.hits) - min(hit.sent for hit in burst.hits)
     calls = f"{len(burst.hits)} calls in {took:.1f} s"
     if not count:
-        return _NOT_SEEN, f"{burst.what}: {calls} met no limit"
+        if took > WINDOW:
+            return _NOT_SEEN, f"{burst.what}: {calls} are no more than the limit allows"
+        return _NOT_HELD, f"{burst.what}: {calls} were all taken: the limit is higher, or counts over longer"
     return (
         _HELD,
         f"{burst.what}: {count} of {calls} were refused, none {burst.pause:.1f} s later",
@@ -208,6 +207,8 @@ def _sessions_v1(seen: Evidence) -> _Verdict | None:
     if not session.created.ok:
         outcome = _NOT_HELD if session.created.refused else _NOT_SEEN
         return outcome, f"the session could not be created: {session.created}"
+    if seen.ended:
+        return None
     if session.failed:
         return _NOT_HELD, f"the session failed: {session.failed}"
     if session.linked_to and session.linked_to != seen.request_id:
