@@ -269,7 +269,7 @@ def test_a_stopped_deployment_is_known_and_then_forgotten(
 
 def test_the_numbers_are_those_that_the_client_relies_on() -> None:
     assert client.PAGE == judging.PAGE
-    assert placement._LATE == judging.KNOWN_WITHIN
+    assert placement.LATE == judging.KNOWN_WITHIN
 
 
 MARKED = re.compile(r"\(A(?:\)|:[^)]*\))")

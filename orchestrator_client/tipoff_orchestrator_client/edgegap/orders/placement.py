@@ -39,7 +39,7 @@ from tipoff_shared.records import EdgegapOrder, OrderState
 log = logging.getLogger(__name__)
 
 _TRIES = 8
-_LATE = 10.0
+LATE = 10.0
 """Seconds after an order in which Edgegap may not know its id yet: the create is v2, the status v1 (A: new-known)."""
 
 
@@ -120,7 +120,7 @@ class OrderPlacement:
         """Whether Edgegap may only not know it yet, when it says that an ordered deployment is unknown."""
         return (
             not self._status.is_confirmed(order.deployment_id)
-            and abs(self._clock() - order.tried_at) < _LATE  # another matchmaker's clock may be ahead
+            and abs(self._clock() - order.tried_at) < LATE  # another matchmaker's clock may be ahead
         )
 
     async def _ordered(self, entry: Entry[EdgegapOrder], game: Game) -> Deployment | None:
