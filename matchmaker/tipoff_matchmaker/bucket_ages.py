@@ -1,8 +1,9 @@
-"""Notices that NATS has lost a bucket: it is made anew, and what it held is rebuilt by the reconciler.
+"""Notices that NATS has lost a bucket or some of its writes; what it held is rebuilt by the reconciler.
 
 A bucket is known by the time at which its stream was created. A bucket that is younger than the others, than a running
-game server, or than the one this process knew before, has lost its records. For some minutes after its creation a
-missing record then means nothing: servers and players who have none are taken for those whose record was lost.
+game server, or than the one this process knew before, has lost its records. One whose latest write is older than the
+one this process knew has gone back: an older backup was restored, or the power failed. For some minutes a missing
+record then means nothing: servers and players who have none are taken for those whose record was lost.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from tipoff_shared.kv.bucket import Bucket
+from tipoff_shared.kv.bucket import Bucket, BucketAge
 from tipoff_shared.kv.buckets import BEVYGAP_BUCKETS, Buckets, create_buckets
 from tipoff_shared.nats.connection import Bus
 from tipoff_shared.nats.errors import NotFound
@@ -27,7 +28,7 @@ _AT_ONCE = 5.0
 
 
 class BucketAges:
-    """The creation times of all buckets. `clock`: Unix seconds."""
+    """The ages of all buckets. `clock`: Unix seconds."""
 
     def __init__(self, bus: Bus, buckets: Buckets, clock: Callable[[], float]) -> None:
         self._bus = bus
@@ -35,47 +36,64 @@ class BucketAges:
         self._buckets: dict[str, Bucket[Any]] = {
             field.name: getattr(buckets, field.name) for field in dataclasses.fields(buckets)
         }
-        self._created: dict[str, float] = {}
+        self._ages: dict[str, BucketAge] = {}
         self._made_anew: dict[str, float] = {}
         self._listeners: list[Callable[[str], None]] = []
 
     def subscribe(self, listener: Callable[[str], None]) -> None:
-        """Call `listener` with the name of each bucket that this process has seen being lost. What was known of its
-        records is worthless, their revisions too."""
+        """Call `listener` with the name of each bucket that this process has seen being lost, or going back. What was
+        known of its records is worthless, their revisions too."""
         self._listeners.append(listener)
 
     async def read(self) -> bool:
-        """Read the creation times, and make missing buckets anew; whether one was lost since the reading before. Raises
+        """Read the ages, and make missing buckets anew; whether one was lost since the reading before. Raises
         `Unavailable`."""
         try:
-            created = await self._read()
+            ages = await self._read()
         except NotFound:
             log.warning("NATS has lost buckets; they are made anew")
             await create_buckets(self._bus)
-            created = await self._read()
-        before, self._created = self._created, created
-        lost = [name for name, at in created.items() if before.get(name, at) != at]
-        for name in lost:
+            ages = await self._read()
+        before, self._ages = self._ages, ages
+        if not before:
+            return False
+        made_anew = {name: age.created for name, age in ages.items() if age.created != before[name].created}
+        for name in made_anew:
             log.warning("bucket %s was lost and made anew; its records are rebuilt from what runs", name)
-            self._made_anew[name] = created[name]
+        back = [name for name, age in ages.items() if age.has_gone_back(before[name])]
+        if back:
+            # Where little is written, the revision may be beyond the one we know again: what holds for one bucket of
+            # a store is taken to hold for all.
+            now = self._clock()
+            made_anew = dict.fromkeys(ages, now) | made_anew
+            log.error(
+                "NATS has an older state of bucket %s (revision %d after %d): an older backup, or writes were lost. "
+                "All records are compared with what runs",
+                back[0],
+                ages[back[0]].revision,
+                before[back[0]].revision,
+            )
+        self._made_anew |= made_anew
+        for name in made_anew:
             for listener in self._listeners:
                 listener(name)
-        return bool(lost)
+        return bool(made_anew)
 
-    async def _read(self) -> dict[str, float]:
-        found = await asyncio.gather(*(bucket.created() for bucket in self._buckets.values()))
+    async def _read(self) -> dict[str, BucketAge]:
+        found = await asyncio.gather(*(bucket.age() for bucket in self._buckets.values()))
         return dict(zip(self._buckets, found, strict=True))
 
     def compare(self, servers_started: Iterable[float]) -> None:
         """Learn when the running game servers started (Unix seconds; 0: unknown)."""
         first = min((at for at in servers_started if at > 0), default=None)
-        made_by_us = [at for name, at in self._created.items() if name not in BEVYGAP_BUCKETS]
-        for name, at in self._created.items():
+        created = {name: age.created for name, age in self._ages.items()}
+        made_by_us = [at for name, at in created.items() if name not in BEVYGAP_BUCKETS]
+        for name, at in created.items():
             if at > min(made_by_us, default=at) + _AT_ONCE or (first is not None and first < at):
-                self._made_anew[name] = at
+                self._made_anew[name] = max(at, self._made_anew.get(name, at))
 
     @property
     def lost(self) -> Mapping[str, float]:
-        """The buckets whose records are being rebuilt, and when each was created."""
+        """The buckets whose records are being rebuilt, and when each was created or seen to have gone back."""
         now = self._clock()
         return {name: at for name, at in self._made_anew.items() if now - at < REBUILT_WITHIN}

@@ -235,13 +235,12 @@ def compose(
             bus, hearing, settings.instance, event_secret.key_of, lease_ttl=settings.lease_ttl
         )
         if account_key is not None:
-            auth_callout = AuthCallout(bus, account_key, deployments, event_secret.password_of)
+            auth_callout = AuthCallout(bus, account_key, ages, deployments, event_secret.password_of)
             disconnector = Disconnector(
                 bus, ages, deployments, lambda: lease.held, interval=settings.listing_interval
             )
 
-    loss = BucketLoss(bus, deployments, sessions, liveness, hearing, tasks)
-    ages.subscribe(loss.noticed)
+    BucketLoss(bus, ages, deployments, sessions, liveness, hearing, tasks)
     reader = SnapshotReader(
         ages,
         buckets,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -15,6 +17,7 @@ from tests.matchmaker.world import ARENA, World
 from tipoff.up.embedded_nats import embedded_nats
 from tipoff_matchmaker.service import Matchmaker
 from tipoff_shared.errors import TipoffError
+from tipoff_shared.kv.bucket import BucketAge
 from tipoff_shared.messages import SessionReady
 from tipoff_shared.records import DeploymentState, SessionState
 from tipoff_shared.settings import NatsSettings
@@ -139,3 +142,43 @@ async def test_a_store_that_comes_back_empty_disturbs_nobody(tmp_path: Path, at_
             async with world.matchmaker(TWO_SERVERS, **LIKE_LIFE) as matchmaker:
                 playing.matchmaker = matchmaker
                 await playing.goes_on()
+
+
+@pytest.mark.slow
+async def test_an_older_backup_disturbs_nobody(tmp_path: Path) -> None:
+    """Two play when it is made, two come later, to a server that it does not know either; one who it says plays has
+    left since."""
+    store, backup = tmp_path / "nats", tmp_path / "backup"
+    async with embedded_nats(store) as nats, AsyncExitStack() as stack:
+        world, servers = await stack.enter_async_context(real_world(nats.settings("old")))
+        matchmaker = await stack.enter_async_context(world.matchmaker(TWO_SERVERS, **LIKE_LIFE))
+        playing = Playing(world, servers, matchmaker)
+        playing.players = [await stack.enter_async_context(active(world)) for _ in range(2)]
+        async with active(world) as (past, _):
+            await nats.kill()
+            await asyncio.to_thread(shutil.copytree, store / "jetstream", backup)
+            await nats.start()
+            await world.reconnected()
+        await world.session_becomes(past.session_id, SessionState.GONE)
+        playing.players += [await stack.enter_async_context(active(world)) for _ in range(2)]
+        assert len(servers.running) == 2
+        await nats.kill()
+        (store / "jetstream").rename(tmp_path / "newer")
+        backup.rename(store / "jetstream")
+        await nats.start()
+        await playing.goes_on()
+        await world.session_becomes(past.session_id, SessionState.GONE)
+
+
+@pytest.mark.parametrize(
+    ("now", "back"),
+    [
+        (BucketAge(1.0, 10), False),
+        (BucketAge(1.0, 11), False),
+        (BucketAge(1.0, 9), True),
+        (BucketAge(2.0, 9), False),
+    ],
+    ids=["unchanged", "written", "gone back", "made anew"],
+)
+def test_a_bucket_whose_latest_write_is_older_has_gone_back(now: BucketAge, back: bool) -> None:
+    assert now.has_gone_back(BucketAge(1.0, 10)) is back

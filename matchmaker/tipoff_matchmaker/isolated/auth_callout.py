@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from nats.aio.msg import Msg
 
+from tipoff_matchmaker.bucket_ages import BucketAges
 from tipoff_matchmaker.deployments import state_machine
 from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.isolated.credentials import (
@@ -55,11 +56,13 @@ class AuthCallout:
         self,
         bus: Bus,
         key: AccountKey,
+        ages: BucketAges,
         deployments: DeploymentStore,
         password_of: Callable[[str], Secret],
     ) -> None:
         self._bus = bus
         self._key = key
+        self._ages = ages
         self._deployments = deployments
         self._password_of = password_of
         self._handlers = BoundedHandlers("connection of a game server", _AT_ONCE)
@@ -112,7 +115,10 @@ class AuthCallout:
         if self._rates.take(deployment_id, time.monotonic()) > 0:
             return self._deny(request, "it connects too often")
         record = self._deployments.get(deployment_id) or await self._deployments.fetch(deployment_id)
-        if record is None or not state_machine.is_live(record):
+        # Where the records are lost, its password says that it was started: its lease is what its record is rebuilt
+        # from. One that has ended is found by the disconnector.
+        lost = record is None and "deployments" in self._ages.lost
+        if not lost and (record is None or not state_machine.is_live(record)):
             return self._deny(request, "its deployment has ended")
         lock, let_in = self._turn(deployment_id)
         async with lock:

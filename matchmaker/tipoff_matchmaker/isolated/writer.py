@@ -16,11 +16,12 @@ from tipoff_matchmaker.deployments import state_machine
 from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.isolated import rules
 from tipoff_matchmaker.isolated.rules import Join, Leave
+from tipoff_shared.errors import Unavailable
 from tipoff_shared.kv.bucket import Removal
 from tipoff_shared.kv.buckets import Buckets
 from tipoff_shared.nats.connection import Bus
 from tipoff_shared.primitives.waiting import gather_then_raise
-from tipoff_shared.records import GameserverLease, Kick, encode
+from tipoff_shared.records import DeploymentRecord, GameserverLease, Kick, encode
 from tipoff_shared.server_events import MAX_LEASE_TTL, Context, Goodbye, Lease, Players, ServerEvent
 
 _SIDE_BY_SIDE = 25
@@ -50,7 +51,11 @@ class EventWriter:
     async def write_down(self, deployment_id: str, event: ServerEvent) -> None:
         """Write one event of this deployment; may be repeated. Raises a `TipoffError` when it must be repeated."""
         record = self._deployments.get(deployment_id) or await self._deployments.fetch(deployment_id)
-        if record is None or not state_machine.is_live(record):
+        if record is None and "deployments" in self._ages.lost:
+            # The seal says that it is this server's. Its lease is what its record is rebuilt from.
+            if not isinstance(event.what, Lease):
+                raise Unavailable(f"the record of {deployment_id} is lost", retry_after=5)
+        elif record is None or not state_machine.is_live(record):
             return  # it is over, and what it held has been released
         match event.what:
             case Lease(lease, ttl):
@@ -60,7 +65,8 @@ class EventWriter:
             case Goodbye():
                 await self._goodbye(deployment_id, event)
             case Players(joined, left):
-                joins = (self._join(deployment_id, event.boot_id, *player) for player in joined.items())
+                assert record is not None
+                joins = (self._join(record, event.boot_id, *player) for player in joined.items())
                 await gather_then_raise(*joins, at_once=_SIDE_BY_SIDE)
                 leaves = (self._leave(deployment_id, session_id) for session_id in left)
                 await gather_then_raise(*leaves, at_once=_SIDE_BY_SIDE)
@@ -83,7 +89,8 @@ class EventWriter:
             deployment_id, lambda current: Removal.DELETE if rules.withdraws(current, event) else None
         )
 
-    async def _join(self, deployment_id: str, boot_id: str, session_id: str, client_id: str) -> None:
+    async def _join(self, server: DeploymentRecord, boot_id: str, session_id: str, client_id: str) -> None:
+        deployment_id = server.id
         session = await self._buckets.sessions.get(session_id)
         record = None if session is None else session.value
         if rules.join(record, deployment_id, boot_id, client_id) is Join.WRITE:
@@ -95,8 +102,19 @@ class EventWriter:
             if result.entry is not None:
                 return
         if record is None and "sessions" in self._ages.lost:
-            return  # its record is lost with others; the server's word is no proof, but no reason to end a game either
+            # Its record is lost with others. The server's word is no reason to end a game; and where it has a seat for
+            # the session, the connection is what the record is rebuilt from. A lie takes nothing but its own seats.
+            if self._has_seat(server, session_id):
+                connections = self._buckets.active_connections
+                if await connections.latest(session_id) is None:  # else it has one, or the player has left
+                    await connections.put(session_id, client_id, server=deployment_id)
+            return
         await self._kick(deployment_id, session_id)
+
+    def _has_seat(self, server: DeploymentRecord, session_id: str) -> bool:
+        if session_id in server.seats:
+            return True
+        return "deployments" in self._ages.lost and len(server.seats) < server.capacity
 
     async def _leave(self, deployment_id: str, session_id: str) -> None:
         session = await self._buckets.sessions.get(session_id)

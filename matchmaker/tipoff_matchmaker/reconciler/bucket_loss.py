@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from tipoff_matchmaker.bucket_ages import BucketAges
 from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.fleet.liveness import Liveness
 from tipoff_matchmaker.hearing import Hearing
@@ -11,7 +12,7 @@ from tipoff_matchmaker.sessions.store import SessionStore
 from tipoff_shared.errors import TipoffError
 from tipoff_shared.nats.connection import Bus
 from tipoff_shared.primitives.tasks import Tasks
-from tipoff_shared.records import Report, encode
+from tipoff_shared.records import DeploymentRecord, DeploymentState, Report, encode
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +23,7 @@ class BucketLoss:
     def __init__(
         self,
         bus: Bus,
+        ages: BucketAges,
         deployments: DeploymentStore,
         sessions: SessionStore,
         liveness: Liveness,
@@ -29,11 +31,14 @@ class BucketLoss:
         tasks: Tasks,
     ) -> None:
         self._bus = bus
+        self._ages = ages
         self._deployments = deployments
         self._sessions = sessions
         self._liveness = liveness
         self._hearing = hearing
         self._tasks = tasks
+        ages.subscribe(self.noticed)
+        deployments.subscribe_states(self._server_changed)
 
     def noticed(self, bucket: str) -> None:
         """The bucket was made anew."""
@@ -47,10 +52,14 @@ class BucketLoss:
                 self._hearing.lost()
             case "active_connections":
                 self._hearing.lost()
-                servers = list(self._deployments.entries)
-                self._tasks.start(self._ask_to_report(servers), "lost connections")
+                self._tasks.start(self._ask_to_report(list(self._deployments.entries)), "lost connections")
             case _:
                 pass
+
+    def _server_changed(self, before: DeploymentRecord | None, after: DeploymentRecord) -> None:
+        """One whose own record was lost, too, could not be asked before."""
+        if after.state is DeploymentState.READY and "active_connections" in self._ages.lost:
+            self._tasks.start(self._ask_to_report([after.id]), "lost connections")
 
     async def _ask_to_report(self, servers: list[str]) -> None:
         try:

@@ -431,6 +431,14 @@ def _seated(
     if session.boot_id and deployment.boot_id and deployment.boot_id != session.boot_id:
         event = ServerGone(deployment.id, "the server was restarted", living_boot=deployment.boot_id)
         return [ApplyEvent(session.id, event)]
+    if (
+        "deployments" in snapshot.lost
+        and session.state is SessionState.ACTIVE
+        and session.id in connections
+        and session.id not in deployment.seats
+    ):  # the record has gone back to a time before it sat there
+        until = snapshot.now + _REBUILT_SEAT
+        return [RebuildSession(session.id, session.client_id, deployment.id, until)]
     if session.id in snapshot.departures:  # it left, and the matchmaker that read so died before it acted
         return [CheckSession(session.id)]
     if session.state is SessionState.READY:

@@ -83,6 +83,17 @@ class Entry(msgspec.Struct, Generic[T], frozen=True, gc=False):
     revision: int
 
 
+class BucketAge(msgspec.Struct, frozen=True, gc=False):
+    """When a bucket was made (Unix seconds), and the revision of its latest write."""
+
+    created: float
+    revision: int
+
+    def has_gone_back(self, before: BucketAge) -> bool:
+        """Whether it is the bucket whose age was `before`, in an older state, such as a backup."""
+        return self.created == before.created and self.revision < before.revision
+
+
 class Removal(enum.Enum):
     """What a function given to `change` returns to remove the entry."""
 
@@ -347,15 +358,16 @@ class Bucket(Changeable[T]):
         headers = {_SERVER: server} if server else None
         return await self._publish(key, self._codec.encode(value), revision=None, ttl=ttl, headers=headers)
 
-    async def created(self) -> float:
-        """When the bucket was made (Unix seconds). Raises `NotFound` where there is none, and `Unavailable`."""
+    async def age(self) -> BucketAge:
+        """How old the bucket is. Raises `NotFound` where there is none, and `Unavailable`."""
         try:
             answer = await ask(self._bus, f"$JS.API.STREAM.INFO.{self.stream}", b"", timeout=self._timeout)
         except NotFound:
             raise
         except Unavailable as exc:
             raise self._unavailable(exc) from exc
-        return answer.created.timestamp() if answer.created is not None else 0.0
+        created = answer.created.timestamp() if answer.created is not None else 0.0
+        return BucketAge(created, answer.state.last_seq if answer.state is not None else 0)
 
     async def delete(self, key: str, revision: int | None = None) -> None:
         """Delete a key; a missing key is no error. Raises `LostRace` as `update` does."""

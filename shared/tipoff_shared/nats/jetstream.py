@@ -44,12 +44,17 @@ class StoredMessage(msgspec.Struct, gc=False):
     hdrs: bytes = b""
 
 
+class _StreamState(msgspec.Struct, gc=False):
+    last_seq: int = 0
+
+
 class Answer(msgspec.Struct, gc=False):
-    """The API's answer: `seq` acknowledges a write, `message` was asked for; `created` is a stream's."""
+    """The API's answer: `seq` acknowledges a write, `message` was asked for; `created` and `state` are a stream's."""
 
     seq: int = 0
     message: StoredMessage | None = None
     created: datetime.datetime | None = None
+    state: _StreamState | None = None
     error: _ApiError | None = None
 
 
