@@ -68,6 +68,10 @@ class ServerRegistry:
         """The servers that have not ended."""
         return [server for server in self._servers.values() if server.record.state is not RunState.STOPPED]
 
+    def all(self) -> list[Server]:
+        """All servers that are known, in the order in which they became known."""
+        return list(self._servers.values())
+
     def add(self, record: Record, event_key: str = "", nats_password: str = "") -> Server:
         """Add a server; its record is not written yet."""
         server = self._servers[record.deployment_id] = Server(record, event_key, nats_password)

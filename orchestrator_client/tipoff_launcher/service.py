@@ -24,6 +24,12 @@ _QUEUE = "launchers"
 _DRAIN = 1.0
 """Seconds for requests in hand when the launcher ends."""
 
+_LOG_READERS = 16
+"""Readers of logs at once: they wait for new lines, and must not keep the places of other requests."""
+_LOG_BYTES = 256 * 1024
+"""Bytes of lines in one answer."""
+_LOOK_FOR_LINES_EVERY = 0.2
+
 _Operation = Callable[[bytes], Awaitable[bytes]]
 
 
@@ -46,7 +52,9 @@ class Launcher:
             "get": self._get,
             "stop": self._stop,
             "list": self._list,
+            "logs": self._logs,
         }
+        self._log_readers = BoundedHandlers("log reader", _LOG_READERS)
         if settings.demo:
             self._operations["kill"] = self._kill
 
@@ -72,7 +80,7 @@ class Launcher:
                     self._subject(name),
                     functools.partial(self._answer, operation),
                     queue=_QUEUE,
-                    handlers=self._handlers,
+                    handlers=self._log_readers if name == "logs" else self._handlers,
                     busy=self._busy,
                 )
             )
@@ -83,6 +91,7 @@ class Launcher:
         """Take no more requests, and wait for those in hand."""
         for subscription in self._subscriptions:
             await subscription.unsubscribe()
+        await self._log_readers.drain(0)
         await self._handlers.drain(_DRAIN)
 
     def _subject(self, operation: str) -> str:
@@ -123,6 +132,18 @@ class Launcher:
     async def _stop(self, data: bytes) -> bytes:
         await self.supervisor.stop(wire.decode_one(data))
         return wire.encode_done()
+
+    async def _logs(self, data: bytes) -> bytes:
+        """Files tell nobody that they grow, so they are looked at several times a second while somebody reads."""
+        request = wire.decode_log_request(data)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + request.wait
+        while True:
+            found = await asyncio.to_thread(self.supervisor.read_logs, request, _LOG_BYTES)
+            news = any(part.lines or part.deployment_id not in request.cursors for part in found)
+            if news or (left := deadline - loop.time()) <= 0:
+                return wire.encode_logs(found)
+            await asyncio.sleep(min(left, _LOOK_FOR_LINES_EVERY))
 
     async def _kill(self, data: bytes) -> bytes:
         await self.supervisor.kill(wire.decode_one(data))

@@ -31,6 +31,7 @@ from tipoff_orchestrator_client.base import (
     OrchestratorUnavailable,
     RunState,
 )
+from tipoff_orchestrator_client.wire import LogRequest, ServerLog
 from tipoff_shared.disk_space import disk_space
 from tipoff_shared.file_limit import within_file_limit
 from tipoff_shared.games import Game, Games
@@ -49,6 +50,8 @@ _START_PATIENCE = 5.0
 """Seconds that a stop waits for a start to complete, before it cancels the start."""
 
 
+_LEAST_OF_A_LOG = 8192
+"""Bytes of one log in an answer, however many servers there are."""
 _FILES_OF_A_SERVER = 8
 """Open files of the launcher for each server: its process, its log and pipes, a request about it."""
 
@@ -79,6 +82,7 @@ class Supervisor:
         self._most = within_file_limit(
             settings.max_servers, "servers (TIPOFF_LAUNCHER_MAX_SERVERS)", files_each=_FILES_OF_A_SERVER
         )
+        self._first_log = 0
         self._disk = ""
         """What is wrong with the disk, for people."""
 
@@ -199,6 +203,48 @@ class Supervisor:
                 log.error("%s", result)
             elif isinstance(result, BaseException):
                 raise result
+
+    def read_logs(self, request: LogRequest, max_bytes: int) -> list[ServerLog]:
+        """New lines of the servers that `request` selects, and parts without lines, until there are about `max_bytes`
+        of them; the next request gets the others. Reads files. Raises `Malformed` for a cursor that is none."""
+        chosen = [
+            (server, server.record)
+            for server in self._registry.all()
+            if request.select in ("", server.id, server.record.game)
+        ]
+        each = max(_LEAST_OF_A_LOG, max_bytes // max(1, len(chosen)))
+        self._first_log += 1  # of many servers, other ones come first each time
+        first = self._first_log % max(1, len(chosen))
+        found: list[ServerLog] = []
+        for server, record in chosen[first:] + chosen[:first]:
+            if max_bytes <= 0:
+                break
+            ended = record.state is RunState.STOPPED
+            part = server_log.read_part(
+                self._records.log(server.id),
+                server_log.check_cursor(request.cursors.get(server.id, "")),
+                tail=-1 if 0 < request.whole_since <= record.created_at else request.tail,
+                max_bytes=each,
+                ended=ended,
+                secrets=self._starter.secrets(server),
+            )
+            max_bytes -= sum(map(len, part.lines))
+            found.append(
+                ServerLog(
+                    server.id,
+                    record.game,
+                    record.version,
+                    running=not ended,
+                    lines=part.lines,
+                    cursor=part.cursor,
+                    lost=part.lost,
+                    reason=record.reason if ended else "",
+                    elsewhere=f"docker logs {record.native_id[:12]}"
+                    if record.backend == "docker" and not ended
+                    else "",
+                )
+            )
+        return found
 
     def rotate_logs(self) -> None:
         """Move logs aside that are larger than `max_log_bytes`: those of servers that an earlier release started, which

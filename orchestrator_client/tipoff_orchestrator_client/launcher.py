@@ -84,6 +84,12 @@ class LauncherOrchestrator:
         """Send SIGKILL to the server's process, as a crash would. Only a launcher in demo mode does so."""
         wire.decode_done(await self._request("kill", wire.encode_one(deployment_id), self._deadline))
 
+    async def logs(self, request: wire.LogRequest) -> Sequence[wire.ServerLog]:
+        """New lines of the logs of its servers, also of those that ended lately. Waits for them as `request` says.
+        Raises `OrchestratorError`."""
+        payload = wire.encode_log_request(request)
+        return wire.decode_logs(await self._request("logs", payload, request.wait + self._deadline))
+
     async def list(self) -> list[Deployment]:
         """See `ServerDirectory`."""
         deployments, self.problems = wire.decode_deployments(

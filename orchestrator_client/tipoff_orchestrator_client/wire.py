@@ -5,6 +5,7 @@
     get      {"deployment_id"}                                                -> {"deployment": {...} or null}
     stop     {"deployment_id"}                                                -> {}
     list     (anything)                                      -> {"deployments": [...], "problems": ["..."]}
+    logs     {"select", "cursors": {}, "tail", "whole_since", "wait"}         -> {"logs": [{...}]}
     kill     {"deployment_id"}, in demo mode only                             -> {}
     events   published by the launcher          {"deployment": {...}}, or {"started": true} when it can be asked again
 
@@ -44,11 +45,16 @@ MAX_REPLY = 8 * 1024 * 1024
 
 MAX_CAPACITY = 1000
 
+MAX_LOG_WAIT = 10.0
+"""Seconds that a request for logs may wait for new lines."""
+
 _DEPLOYMENT_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}", re.ASCII)
 _ENVIRONMENT_NAME = re.compile(r"(GAME|MATCH)_[A-Z0-9_]{1,60}", re.ASCII)
 _ENVIRONMENT_ENTRIES = 64
 _ENVIRONMENT_VALUE = 4096
 _NEAR = 1000
+_SELECT = 128
+_CURSORS = 1000
 _PROBLEMS = 10
 _EVENT_KEY = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _WEBSOCKET_URL = re.compile(r"wss?://[a-zA-Z0-9.-]{1,253}(:[0-9]{1,5})?/[a-zA-Z0-9._/-]{0,200}", re.ASCII)
@@ -71,6 +77,35 @@ class _One(msgspec.Struct):
     deployment_id: str
 
 
+class LogRequest(msgspec.Struct, omit_defaults=True):
+    """Which logs, and from where. `select`: a game, a deployment id, or "" for all. `cursors`: deployment id -> where
+    an earlier answer ended. `tail`: how many of the last lines of a log without cursor, negative for all.
+    `whole_since`: servers made at this time (Unix seconds) or later are read from their first line, 0 for none. `wait`:
+    seconds to wait for new lines."""
+
+    select: str = ""
+    cursors: dict[str, str] = {}
+    tail: int = 0
+    whole_since: float = 0.0
+    wait: float = 0.0
+
+
+class ServerLog(msgspec.Struct, omit_defaults=True):
+    """New lines of one server. `running`: False once it has ended and this is its last part. `lost`: lines before these
+    were dropped before they could be read. `reason`: why it has ended. `elsewhere`: where its output is until it has
+    ended, for people; "" where it is here."""
+
+    deployment_id: str
+    game: str
+    version: str
+    running: bool = True
+    lines: tuple[str, ...] = ()
+    cursor: str = ""
+    lost: bool = False
+    reason: str = ""
+    elsewhere: str = ""
+
+
 class _Error(msgspec.Struct, omit_defaults=True):
     kind: str
     message: str
@@ -84,6 +119,7 @@ class _Reply(msgspec.Struct, omit_defaults=True):
     deployments: list[Deployment] = []
     problems: list[str] = []
     started: bool = False
+    logs: list[ServerLog] = []
     error: _Error | None = None
 
 
@@ -98,6 +134,7 @@ _KIND_OF = {cls: kind for kind, cls in _KINDS.items()}
 
 _deploy_decoder = msgspec.json.Decoder(_Deploy)
 _one_decoder = msgspec.json.Decoder(_One)
+_logs_decoder = msgspec.json.Decoder(LogRequest)
 _reply_decoder = msgspec.json.Decoder(_Reply)
 T = TypeVar("T")
 _UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
@@ -188,6 +225,23 @@ def decode_one(data: bytes) -> str:
     return check_deployment_id(_decode(data, _one_decoder).deployment_id)
 
 
+def encode_log_request(request: LogRequest) -> bytes:
+    """A request for logs."""
+    return msgspec.json.encode(request)
+
+
+def decode_log_request(data: bytes) -> LogRequest:
+    """A request for logs, all members checked but the cursors, which are the launcher's own. Raises `Malformed`."""
+    asked = _decode(data, _logs_decoder)
+    if len(asked.select) > _SELECT or len(asked.cursors) > _CURSORS:
+        raise Malformed(
+            f"logs: select has at most {_SELECT} characters, and there are at most {_CURSORS} cursors"
+        )
+    if not 0 <= asked.wait <= MAX_LOG_WAIT:
+        raise Malformed(f"logs: wait is 0 to {MAX_LOG_WAIT:g} seconds")
+    return asked
+
+
 def _decode(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     if len(data) > MAX_REQUEST:
         raise Malformed(f"a request to a launcher is at most {MAX_REQUEST} bytes")
@@ -208,6 +262,16 @@ def encode_deployment(deployment: Deployment | None) -> bytes:
 def encode_deployments(deployments: list[Deployment], problems: Sequence[str] = ()) -> bytes:
     """A reply to list. `problems`: what keeps the launcher from starting servers, for people."""
     return msgspec.json.encode({"deployments": deployments, "problems": problems})
+
+
+def encode_logs(logs: Sequence[ServerLog]) -> bytes:
+    """A reply to logs."""
+    return msgspec.json.encode({"logs": logs})
+
+
+def decode_logs(data: bytes) -> list[ServerLog]:
+    """The logs of a reply. Raises the `OrchestratorError` that it reports."""
+    return _reply(data).logs
 
 
 def encode_done() -> bytes:

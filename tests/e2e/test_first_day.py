@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ import pytest
 from tests.polling import eventually
 from tipoff.new.commands import write_game
 from tipoff.testing import running_up
+from tipoff_client_sdk import connect
+from tipoff_shared.errors import TipoffError
 
 
 async def test_a_server_that_crashes_is_told_in_the_terminal_of_up(tmp_path: Path) -> None:
@@ -42,3 +45,97 @@ async def test_watch_ends_when_nobody_reads_it(tmp_path: Path, games_file: Path)
                     process.kill()
             assert out.count(b"\n") == 1
             assert b"Traceback" not in err
+
+
+FAULTS = {
+    "join": (
+        "def on_join(self, player):\n        raise ValueError('no such map')",
+        "ValueError: no such map",
+    ),
+    "tick": ("def tick(self, server, dt):\n        self.nothing", "has no attribute 'nothing'"),
+    "says": ("def on_start(self, server):\n        print('map loaded', flush=True)", "map loaded"),
+}
+SERVER = "import tipoff\n\nclass Game:\n    %s\n\ntipoff.GameServer(Game(), tick_rate=2).main()\n"
+
+
+@pytest.mark.slow
+async def test_what_goes_wrong_in_a_game_is_shown_in_the_terminal_of_up(tmp_path: Path) -> None:
+    """The traceback from the game's own line on, within three seconds; `tipoff logs` shows it later."""
+    games = ""
+    for name, (code, _) in FAULTS.items():
+        (tmp_path / f"{name}.py").write_text(SERVER % code)
+        command = [sys.executable, f"{name}.py"]
+        games += (
+            f'[[game]]\nname = "{name}"\nversion = "1"\nseats = 2\nmin_ready = 1\n'
+            f"[game.process]\ncommand = {command}\n"
+        )
+    (tmp_path / "games.toml").write_text(games)
+    async with running_up(tmp_path / "state", games=tmp_path / "games.toml") as up:
+        async with asyncio.timeout(20):
+            with suppress(TipoffError):
+                async with connect(up.url, game="join", version="1") as player:
+                    async for _ in player:
+                        pass
+        for name, (_, shown) in FAULTS.items():
+
+            async def seen(shown: str = shown) -> bool:
+                return any(shown in line for line in up.output)
+
+            await eventually(seen, f"{name} in {up.output}", 3)
+        first = next(n for n, line in enumerate(up.output) if "on_join failed" in line)
+        assert "Traceback" in up.output[first + 1]
+        assert "join.py" in up.output[first + 2]
+        assert not any("logger=" in line for line in up.output)
+        for arguments, wanted, unwanted in (
+            (["join"], "no such map", "map loaded"),
+            (["--since", "1m", "--json"], '"game": "says"', "Traceback (most recent call last)\n"),
+            (["-f", "tick"], "has no attribute", "no such map"),
+        ):
+            command = f"'{sys.executable}' -m tipoff logs {' '.join(arguments)} --state-dir '{up.state_dir}'"
+            process = await asyncio.create_subprocess_shell(
+                f"{command} | head -5" if "-f" in arguments else command,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+            )
+            async with asyncio.timeout(20):
+                out, err = await process.communicate()
+            assert (wanted in out.decode(), unwanted in out.decode()) == (True, False), (arguments, out, err)
+            assert b"Traceback" not in err
+
+
+@pytest.mark.slow
+async def test_logs_of_an_unknown_game_and_a_quiet_terminal(tmp_path: Path) -> None:
+    """One sentence that says where to look; `-q` shows no server's lines."""
+    (tmp_path / "says.py").write_text(SERVER % FAULTS["says"][0])
+    (tmp_path / "games.toml").write_text(
+        '[[game]]\nname = "says"\nversion = "1"\nseats = 2\nmin_ready = 1\n'
+        f"[game.process]\ncommand = {[sys.executable, 'says.py']}\n"
+    )
+    async with running_up(tmp_path / "state", games=tmp_path / "games.toml", arguments=("-q",)) as up:
+
+        async def logs(*arguments: str) -> tuple[int | None, str]:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "tipoff",
+                "logs",
+                *arguments,
+                "--state-dir",
+                str(up.state_dir),
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+            )
+            async with asyncio.timeout(20):
+                out, _ = await process.communicate()
+            return process.returncode, out.decode()
+
+        async def printed() -> bool:
+            return "map loaded" in (await logs())[1]
+
+        await eventually(printed, "the line is there", 20)
+        code, text = await logs("sayz")
+        assert (code, text) == (1, "no server of 'sayz' is known here; `tipoff status` shows the servers\n")
+        code, text = await logs("--host", "elsewhere")
+        assert code == 1
+        assert "launcher of host 'elsewhere' does not answer" in text
+        assert not any("map loaded" in line for line in up.output)

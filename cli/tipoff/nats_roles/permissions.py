@@ -48,6 +48,8 @@ from them."""
 LAUNCHER_OPERATIONS = ("deploy", "get", "stop", "list")
 KILL = "kill"
 """For the demo: a launcher answers it only in demo mode."""
+LOGS = "logs"
+"""The output of game servers, for operators."""
 
 
 class Access(enum.Flag):
@@ -205,9 +207,11 @@ def _core(role: str, subjects: Subjects) -> tuple[list[str], list[str]]:
             publish = [
                 subjects.launcher("*", "events"),
                 subjects.launcher("*", "list"),  # whether another launcher has its name
-                *(inboxes(asker) for asker in ("matchmaker", "httpd", "launcher")),
+                *(inboxes(asker) for asker in ("matchmaker", "httpd", "launcher", "operator", "admin")),
             ]
-            subscribe = [subjects.launcher("*", operation) for operation in (*LAUNCHER_OPERATIONS, KILL)]
+            subscribe = [
+                subjects.launcher("*", operation) for operation in (*LAUNCHER_OPERATIONS, KILL, LOGS)
+            ]
         case "gameserver":
             publish = [
                 subjects.contexts,
@@ -221,6 +225,7 @@ def _core(role: str, subjects: Subjects) -> tuple[list[str], list[str]]:
             publish = [
                 *(subjects.admin(operation) for operation in operations),
                 subjects.ping_matchmaker,
+                subjects.launcher("*", LOGS),
                 "$SRV.PING",
                 "$SRV.INFO",
                 "$SRV.STATS",

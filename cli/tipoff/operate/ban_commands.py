@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -14,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tipoff.operate.admin import ban, list_bans
-from tipoff.operate.commands import AsJson
+from tipoff.operate.commands import AsJson, parse_duration
 from tipoff.running_system import Namespace, NatsUrl, StateDir, nats_settings
 from tipoff_shared.admin import Banned
 from tipoff_shared.ban_list import new_ban
@@ -24,9 +23,6 @@ from tipoff_shared.records import Ban
 from tipoff_shared.service import run
 
 app = typer.Typer(help="Keep players out: by address, network, user or client id.", no_args_is_help=True)
-
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
-_DURATION = re.compile(r"([1-9][0-9]{0,6})([smhdw])", re.ASCII)
 
 Address = Annotated[
     str | None,
@@ -42,16 +38,6 @@ Client = Annotated[
         "--client", help="Client id in the connect token, where your program gives each player one."
     ),
 ]
-
-
-def parse_duration(text: str) -> float:
-    """The seconds in `30m`, `12h`, `7d`. Raises `typer.BadParameter`."""
-    found = _DURATION.fullmatch(text)
-    if found is None:
-        raise typer.BadParameter(
-            f"{text!r}: a number and one of {', '.join(_UNITS)} are expected, like 30m or 7d"
-        )
-    return float(found[1]) * _UNITS[found[2]]
 
 
 def _chosen(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import select
 import sys
 import time
@@ -25,6 +26,18 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Reason = Annotated[str, typer.Option(help="Reason that players and records show.", show_default=False)]
 
 _OVER = ("closing", "gone")
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+_DURATION = re.compile(r"([1-9][0-9]{0,6})([smhdw])", re.ASCII)
+
+
+def parse_duration(text: str) -> float:
+    """The seconds in `30m`, `12h`, `7d`. Raises `typer.BadParameter`."""
+    found = _DURATION.fullmatch(text)
+    if found is None:
+        raise typer.BadParameter(
+            f"{text!r}: a number and one of {', '.join(_UNITS)} are expected, like 30m or 7d"
+        )
+    return float(found[1]) * _UNITS[found[2]]
 
 
 def status_command(
@@ -83,6 +96,84 @@ async def _until_output_is_closed() -> None:
     while not poller.poll(0):  # noqa: ASYNC110 # no event loop reports this for a terminal, a file and a pipe alike
         await asyncio.sleep(0.3)
     raise BrokenPipeError
+
+
+def logs_command(
+    select: Annotated[
+        str,
+        typer.Argument(
+            metavar="[GAME | SERVER]", help="A game, or the id of one server.", show_default="all"
+        ),
+    ] = "",
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Show new lines as they come. Ctrl-C ends it.")
+    ] = False,
+    since: Annotated[
+        str | None,
+        typer.Option(help="Only lines of the last 30s, 10m, 2h, 1d.", show_default="the last lines"),
+    ] = None,
+    lines: Annotated[int, typer.Option("--lines", "-n", help="Last lines of each server.", min=0)] = 100,
+    host: Annotated[
+        str, typer.Option(help="The launcher's name (TIPOFF_LAUNCHER_HOST).", envvar="TIPOFF_LAUNCHER_HOST")
+    ] = "local",
+    state_dir: StateDir = None,
+    nats: NatsUrl = None,
+    namespace: Namespace = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each line.")] = False,
+) -> None:
+    """Show the output of game servers: what they print, and the tracebacks of your game. Also of servers that ended
+    lately."""
+    from tipoff.operate.logs import LogLine, LogPrinter, as_json_line, follow_logs
+    from tipoff_orchestrator_client.base import OrchestratorError
+    from tipoff_orchestrator_client.launcher import LauncherOrchestrator
+
+    begin = time.time() - parse_duration(since) if since else 0.0
+    console = Console()
+    printed = LogPrinter(console)
+
+    def show(line: LogLine) -> None:
+        if as_json:
+            print(as_json_line(line), flush=True)
+        else:
+            printed(line)
+
+    async def work() -> None:
+        failed = ""
+        servers = 0
+        async with (
+            connect(nats_settings(state_dir, nats, namespace), name="tipoff logs") as bus,
+            asyncio.TaskGroup() as group,
+        ):
+            reader = group.create_task(_until_output_is_closed())
+            try:
+                servers = await follow_logs(
+                    LauncherOrchestrator(bus, host),
+                    show,
+                    select=select,
+                    tail=-1 if since else lines,
+                    since=begin,
+                    follow=follow,
+                    on_failure=lambda text: typer.echo(f"{text}; trying again", err=True),
+                )
+            except OrchestratorError as exc:
+                failed = str(exc)
+            reader.cancel()
+        if failed:
+            typer.echo(failed, err=True)
+            raise typer.Exit(1)
+        if not servers:
+            typer.echo(
+                f"no server of {select!r} is known here; `tipoff status` shows the servers"
+                if select
+                else "no server has run here yet",
+                err=True,
+            )
+            raise typer.Exit(1 if select else 0)
+
+    try:
+        run(work())
+    except* BrokenPipeError:  # `tipoff logs | head`: the reader has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def kick_command(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shlex
+import time
 import webbrowser
 from importlib.resources import files
 from pathlib import Path
@@ -51,6 +52,9 @@ def up_command(
     ] = None,
     matchmakers: Annotated[int, typer.Option(help="Number of matchmakers.", min=1, max=16)] = 1,
     httpds: Annotated[int, typer.Option(help="Number of httpds, all behind one port.", min=1, max=16)] = 1,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Do not show what game servers print; `tipoff logs` has it.")
+    ] = False,
     open_: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     edgegap_emulator: Annotated[
         bool,
@@ -61,6 +65,7 @@ def up_command(
     ] = False,
 ) -> None:
     """Run the whole system on this machine: nats-server, launcher, matchmaker and httpd. Ctrl-C stops everything."""
+    from tipoff.operate.logs import LogLine, LogPrinter, ServerLines
     from tipoff.up.options import UpOptions
     from tipoff.up.run import Running, run_up
 
@@ -88,6 +93,11 @@ def up_command(
     def say(text: str) -> None:
         console.print(text, style="dim", soft_wrap=True, markup=False, highlight=False)
 
+    terminal = ServerLines(LogPrinter(console), say)
+
+    def show_line(line: LogLine) -> None:
+        terminal.show(line, time.monotonic())
+
     def ready(running: Running) -> None:
         others = "".join(f"  {url}" for url in running.urls[1:])
         print(
@@ -103,7 +113,7 @@ def up_command(
         stop = asyncio.Event()
         reap_as_process_1()
         with signals(lambda _: stop.set()):
-            await run_up(options, say=say, on_ready=ready, stop=stop)
+            await run_up(options, say=say, show_line=None if quiet else show_line, on_ready=ready, stop=stop)
         console.print("[dim]stopped[/dim]")
 
     run(work())

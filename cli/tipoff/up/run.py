@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from tipoff.operate.logs import LogLine, follow_logs
 from tipoff.up.addresses import AUTO, Reach, find_reach, listen, url_host
 from tipoff.up.certificate import check_certificate
 from tipoff.up.child_process import ChildProcess
@@ -54,11 +55,13 @@ async def run_up(
     options: UpOptions,
     *,
     say: Callable[[str], None],
+    show_line: Callable[[LogLine], None] | None = None,
     on_ready: Callable[[Running], None],
     stop: asyncio.Event,
 ) -> None:
-    """Run until `stop` is set. Raises `ConfigError` or `Unavailable` when it cannot start; then nothing is left."""
-    began = time.monotonic()
+    """Run until `stop` is set. `show_line` hears of every line that a game server writes. Raises `ConfigError` or
+    `Unavailable` when it cannot start; then nothing is left."""
+    began, began_at = time.monotonic(), time.time()
     check(options)
     games = parse_games(read_games(options.games), str(options.games))
     secure = bool(options.tls_cert and options.tls_key)
@@ -101,7 +104,9 @@ async def run_up(
                     nats_keeper = NatsKeeper(nats, options.state_dir, say)
                     keepers = [group.create_task(child.keep(say)) for child in children]
                     keepers.append(group.create_task(nats_keeper.keep()))
-                    keepers.append(group.create_task(_report_crashes(launcher, say)))
+                    keepers.append(group.create_task(_report_servers(launcher, say)))
+                    if has_launcher and show_line is not None:
+                        keepers.append(group.create_task(_show_lines(launcher, show_line, began_at)))
                     if await wait_until_ready(httpd, launcher if has_launcher else None, children, stop):
                         keepers.append(group.create_task(nats_keeper.watch_writes(bus)))
                         keepers.append(group.create_task(tell_readiness(httpd, children, say)))
@@ -143,14 +148,27 @@ def _up_info(nats: EmbeddedNats, url: str, namespace: str) -> UpInfo:
     return UpInfo(os.getpid(), url, settings.servers[0], settings.user, settings.password.reveal(), namespace)
 
 
-async def _report_crashes(launcher: LauncherOrchestrator, say: Callable[[str], None]) -> None:
-    """Say each end of a game server that was not asked for, until cancelled.
+async def _show_lines(
+    launcher: LauncherOrchestrator, show_line: Callable[[LogLine], None], since: float
+) -> None:
+    """Show what servers print that were made since then, until cancelled."""
+    await follow_logs(launcher, show_line, whole_since=since)
+
+
+async def _report_servers(launcher: LauncherOrchestrator, say: Callable[[str], None]) -> None:
+    """Say each start of a game server, and each end that was not asked for, until cancelled.
 
     A server that crashes is the most common mistake of a first day: its last words belong in this terminal.
     """
     reported: dict[tuple[str, str, str], float] = {}
+    started: set[str] = set()
     try:
         async for server in launcher.events():
+            if server.state is RunState.RUNNING and server.deployment_id not in started:
+                started.add(server.deployment_id)
+                say(f"a server of {server.game} {server.version} starts ({server.deployment_id})")
+            if server.state is RunState.STOPPED:
+                started.discard(server.deployment_id)
             asked_for = server.reason.startswith("stopped") or server.reason == "exited with code 0"
             if server.state is not RunState.STOPPED or asked_for:
                 continue
