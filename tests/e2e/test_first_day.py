@@ -93,7 +93,7 @@ async def test_what_goes_wrong_in_a_game_is_shown_in_the_terminal_of_up(tmp_path
         ):
             command = f"'{sys.executable}' -m tipoff logs {' '.join(arguments)} --state-dir '{up.state_dir}'"
             process = await asyncio.create_subprocess_shell(
-                f"{command} | head -5" if "-f" in arguments else command,
+                f"{command} | head -12" if "-f" in arguments else command,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
             )

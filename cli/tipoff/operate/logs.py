@@ -149,6 +149,8 @@ async def follow_logs(
             continue
         away = first = False
         for log in logs:
+            if log.elsewhere and log.deployment_id not in cursors:
+                show(_note(log, f"its output is here when it has ended; until then: {log.elsewhere}"))
             cursors[log.deployment_id] = log.cursor
             _show_part(log, show, since, old)
         if not follow and not any(log.lines for log in logs):
@@ -158,15 +160,17 @@ async def follow_logs(
 def _show_part(log: ServerLog, show: Callable[[LogLine], None], since: float, old: set[str]) -> None:
     """`old`: servers whose last line was too old, so that plain lines after it are, too."""
     if log.lost:
-        show(
-            LogLine(log.deployment_id, log.game, log.version, "... older lines are not kept", level="warning")
-        )
+        show(_note(log, "... older lines are not kept"))
     for raw in log.lines:
         line = parse_line(raw, log)
         if since and line.at:
             (old.add if line.at < since else old.discard)(log.deployment_id)
         if log.deployment_id not in old:
             show(line)
+
+
+def _note(log: ServerLog, text: str) -> LogLine:
+    return LogLine(log.deployment_id, log.game, log.version, text, level="warning", logger="tipoff")
 
 
 def as_json_line(line: LogLine) -> str:
