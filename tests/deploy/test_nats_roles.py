@@ -76,6 +76,7 @@ CORE: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     "launcher get": (("local", "get"), ("matchmaker",), ("launcher",)),
     "launcher stop": (("local", "stop"), ("matchmaker",), ("launcher",)),
     "launcher list": (("local", "list"), ("matchmaker", "launcher"), ("launcher",)),
+    "launcher logs": (("local", "logs"), ("operator", "admin"), ("launcher",)),
     "launcher kill": (("local", "kill"), ("httpd",), ("launcher",)),
     "launcher events": (("local", "events"), ("launcher",), ("matchmaker", "operator", "admin")),
     "delete_queue": (("s1",), ("matchmaker",), _NOBODY),
@@ -165,7 +166,10 @@ def may_and_must_not(role: str, subjects: Subjects) -> tuple[list[str], list[str
     )
     if role != "matchmaker":
         must_not += durables(subjects)
-    answers = {"matchmaker": ("httpd", "operator", "admin"), "launcher": ("matchmaker", "httpd", "launcher")}
+    answers = {
+        "matchmaker": ("httpd", "operator", "admin"),
+        "launcher": ("matchmaker", "httpd", "launcher", "operator", "admin"),
+    }
     for other in ROLES:
         (may if other in answers.get(role, ()) else must_not).append(f"_INBOX_{other}.probe")
     blue = Subjects("blue")
