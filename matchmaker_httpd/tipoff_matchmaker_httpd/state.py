@@ -18,7 +18,7 @@ from tipoff_shared.admission.client_address import Address
 from tipoff_shared.admission.limits import ConcurrencyLimit, RateLimit
 from tipoff_shared.ban_follower import BanFollower
 from tipoff_shared.errors import NotAllowed, SlowDown, Unavailable
-from tipoff_shared.file_limit import RESERVED, within_file_limit
+from tipoff_shared.file_limit import RESERVED, file_limit, within_file_limit
 from tipoff_shared.messages import PlayRequest
 from tipoff_shared.names import new_request_id
 from tipoff_shared.nats.connection import Bus
@@ -59,9 +59,13 @@ class HttpdState:
         self.log = ThrottledLog(log)
         """For what strangers cause: each kind at most once every few seconds, with its number."""
         setting = "TIPOFF_HTTPD_MAX_CONNECTIONS"
+        files = file_limit()
         self.places = Places(
             within_file_limit(
-                settings.max_connections, f"connections ({setting})", reserved=RESERVED + 2 * MAX_REFUSED
+                settings.max_connections,
+                f"connections ({setting})",
+                # Where few files are allowed, a third of them is for players all the same.
+                reserved=min(RESERVED + 2 * MAX_REFUSED, (files or 0) * 2 // 3),
             ),
             settings.max_connections_per_address,
             settings.address_rule,
@@ -69,6 +73,7 @@ class HttpdState:
             self.log,
             setting,
             settings.connections_per_second,
+            most_refused=MAX_REFUSED if files is None else max(1, min(MAX_REFUSED, files // 12)),
         )
         """The open sockets of players."""
         self._body_limits = body_limits

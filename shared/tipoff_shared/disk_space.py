@@ -20,6 +20,11 @@ class DiskSpace:
     free: int
     total: int
 
+    @property
+    def least(self) -> int:
+        """Bytes below which this disk counts as nearly full, as long as no setting says otherwise."""
+        return min(LEAST_FREE, self.total // _SHARE)
+
     def problem(self, least: int = LEAST_FREE) -> str:
         """Why nothing new should be started, for people; "" while more than `least` bytes are free (0: always)."""
         if not least or self.free >= min(least, self.total // _SHARE):

@@ -37,6 +37,17 @@ def file_limit() -> int | None:
     return None if soft == resource.RLIM_INFINITY else soft
 
 
+def hard_file_limit() -> int | None:
+    """The most files that this process, and each one it starts, may have open after `raise_file_limit`; None for no
+    limit."""
+    try:
+        import resource
+    except ImportError:  # not on every platform
+        return None
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if hard == resource.RLIM_INFINITY else hard
+
+
 def within_file_limit(
     wanted: int, what: str, *, files_each: int = 1, reserved: int = RESERVED, limit: int | None = None
 ) -> int:

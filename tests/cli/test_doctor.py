@@ -335,6 +335,23 @@ async def test_a_failure_is_the_exit_code(tmp_path: Path) -> None:
         assert finding["todo"] or finding["status"] in ("ok", "skip")
 
 
+@pytest.mark.row(77)
+@pytest.mark.parametrize("way", ["option", "variable"])
+async def test_a_system_that_was_named_and_does_not_run_is_a_failure(
+    tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A monitor that runs `doctor` on the machine of a `tipoff up` hears that it has ended."""
+    if way == "variable":
+        monkeypatch.setenv("TIPOFF_STATE_DIR", str(tmp_path))
+    monkeypatch.delenv("NATS_HOST", raising=False)
+    named = ("--state-dir", str(tmp_path)) if way == "option" else ()
+    code, output = await doctor("--json", *named, "--ports", "39990-39991")
+    findings = {finding["check"]: finding for finding in json.loads(output)["findings"]}
+    assert code == 1
+    assert findings["nats"]["status"] == "fail"
+    assert "start it" in findings["nats"]["said"]
+
+
 async def test_nothing_wrong_is_success() -> None:
     """A probe that is answered."""
     async with udp.echo([0], "127.0.0.1") as echo:

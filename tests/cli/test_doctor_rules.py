@@ -275,6 +275,15 @@ def test_the_disk_of_up(free: int, expected: Status) -> None:
     assert worst(rules_host.judge_disk(DiskSpace(Path("/state"), free, 100 * 2**30))) is expected
 
 
+@pytest.mark.row(76)
+def test_sizes_of_a_small_disk_are_those_that_count() -> None:
+    """Its own threshold, which is lower, and room that is less than a GiB."""
+    well = rules_host.judge_disk(DiskSpace(Path("/state"), 47 * 2**20, 48 * 2**20))
+    assert (well.status, "47 MiB are free" in well.said) == (Status.OK, True)
+    nearly_full = rules_host.judge_disk(DiskSpace(Path("/state"), 2**20, 60 * 2**20))
+    assert (nearly_full.status, "Below 3 MiB" in nearly_full.todo) == (Status.FAIL, True)
+
+
 @pytest.mark.parametrize(
     ("streams", "cluster", "expected", "says"),
     [

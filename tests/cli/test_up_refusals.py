@@ -12,7 +12,7 @@ import pytest
 
 from tipoff.up.addresses import listen
 from tipoff.up.compose import write_missing_keys
-from tipoff.up.options import UpOptions
+from tipoff.up.options import UpOptions, check_open_files, few_open_files
 from tipoff.up.run import run_up
 from tipoff.up.state_dir import locked
 from tipoff_shared.errors import ConfigError
@@ -32,6 +32,31 @@ async def refusal(options: UpOptions) -> str:
     with pytest.raises(ConfigError) as caught:
         await run_up(options, say=lambda _: None, on_ready=lambda _: None, stop=asyncio.Event())
     return str(caught.value)
+
+
+@pytest.mark.row(78)
+async def test_few_open_files(options: UpOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer than the parts need are refused before anything starts; few are told in the terminal."""
+    monkeypatch.setattr("tipoff.up.run.hard_file_limit", lambda: 64)
+    assert "ulimit -n" in await refusal(options)
+    assert not options.state_dir.exists()
+
+
+@pytest.mark.row(78)
+@pytest.mark.parametrize("limit", [128, 256, 1023])
+def test_open_files_that_are_few_are_told(limit: int) -> None:
+    """With what to do."""
+    check_open_files(limit)
+    assert f"{limit} files" in few_open_files(limit)
+    assert "ulimit -n" in few_open_files(limit)
+
+
+@pytest.mark.row(78)
+@pytest.mark.parametrize("limit", [1024, 1 << 20, None])
+def test_open_files_that_are_enough_are_not_mentioned(limit: int | None) -> None:
+    """The usual limits."""
+    check_open_files(limit)
+    assert few_open_files(limit) == ""
 
 
 async def test_a_busy_port(options: UpOptions) -> None:

@@ -156,6 +156,21 @@ def test_a_stream_that_failed_is_failing_until_it_has_worked_for_a_while() -> No
     assert health.problem(UNSTEADY + 1) == ""
 
 
+@pytest.mark.row(76)
+@pytest.mark.parametrize("streams", [5, 15, 100])
+def test_the_reason_is_not_lost_behind_the_names_of_many_buckets(streams: int) -> None:
+    """On a full disk none works, and readiness shows the first 300 characters."""
+    health = WriteHealth()
+    for number in range(streams):
+        writes = health.of(f"KV_bucket_of_some_name_{number:03}")
+        writes.admit(0)
+        writes.failed(0, "no space left on device")
+    said = health.problem(0)
+    assert "bucket_of_some_name_000" in said
+    assert f"and {streams - 4} more: no space left on device" in said
+    assert len(said) < 300
+
+
 def test_after_a_reconnect_the_next_write_is_made() -> None:
     """The server may have been restarted."""
     health = WriteHealth()

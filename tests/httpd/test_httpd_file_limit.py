@@ -19,11 +19,10 @@ from tipoff_launcher.settings import Settings as LauncherSettings
 from tipoff_shared.file_limit import RESERVED, file_limit, within_file_limit
 from tipoff_shared.settings import NatsSettings
 
-LIMIT = 450
-
 
 @pytest.mark.row(78)
-async def test_a_crowd_at_an_httpd_that_may_open_few_files(settings: NatsSettings) -> None:
+@pytest.mark.parametrize("limit", [450, 256, 128])
+async def test_a_crowd_at_an_httpd_that_may_open_few_files(settings: NatsSettings, limit: int) -> None:
     """More sockets than the process may open, from one address: it answers a health check among them, says once how
     many it takes and why, and never runs out of files."""
     with socket.socket() as free:
@@ -40,7 +39,7 @@ async def test_a_crowd_at_an_httpd_that_may_open_few_files(settings: NatsSetting
         "tipoff_matchmaker_httpd",
         env=os.environ | variables,
         stderr=asyncio.subprocess.PIPE,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (LIMIT, LIMIT)),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit)),
     )
     said: list[str] = []
 
@@ -56,7 +55,7 @@ async def test_a_crowd_at_an_httpd_that_may_open_few_files(settings: NatsSetting
     try:
         await eventually(listens, "httpd listens", 20)
         with ExitStack() as stack:
-            for _ in range(LIMIT + 100):
+            for _ in range(limit + 100):
                 stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5))
             async with httpx.AsyncClient() as client:
                 assert (await client.get(f"http://127.0.0.1:{port}/healthz", timeout=5)).status_code == 200
@@ -66,8 +65,9 @@ async def test_a_crowd_at_an_httpd_that_may_open_few_files(settings: NatsSetting
         await reader
     log = "".join(said)
     (most,) = re.findall(r"at most (\d+) connections \(TIPOFF_HTTPD_MAX_CONNECTIONS\) instead of 4000", log)
-    assert 0 < int(most) < LIMIT - RESERVED
-    assert f"{LIMIT} files open" in log
+    # Most of the files are for everything else where there are few; a third is for players all the same.
+    assert limit // 3 <= int(most) <= max(limit - RESERVED, limit // 2)
+    assert f"{limit} files open" in log
     assert "Too many open files" not in log
     assert "out of system resource" not in log
 

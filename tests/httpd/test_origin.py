@@ -95,6 +95,13 @@ def test_an_entry_matches_what_browsers_send(entry: str, sent: str) -> None:
         "https://a*.game.example",
         "https://",
         "https://me@game.example",
+        '["file://"',
+        '"https://game.example"',
+        "'https://game.example'",
+        "https://game.example]",
+        "https://game.example https://other.example",
+        "https://game.example;https://other.example",
+        "https://spiel.münchen.example",
     ],
 )
 def test_an_entry_that_no_browser_sends_has_a_reason(entry: str) -> None:

@@ -37,6 +37,11 @@ async def test_an_orchestrator_that_comes_and_goes_is_an_outage() -> None:
             await guarded.list()
         await guarded.list()
     assert "nobody listens" in guarded.outage()
+    assert guarded.outage().startswith("it answers, but failed 3 times within 30 s")
+    fake.fail("list", AWAY)
+    with pytest.raises(OrchestratorError):
+        await guarded.list()
+    assert guarded.outage().startswith("nobody listens")
 
 
 @pytest.mark.row(77)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
 from tipoff.doctor.facts import engine, games, nats, network, udp
-from tipoff.doctor.findings import Check, Finding, skip
+from tipoff.doctor.findings import Check, Finding, fail, skip
 from tipoff.doctor.rules import host as host_rules
 from tipoff.doctor.rules import nats as nats_rules
 from tipoff.doctor.rules import network as network_rules
@@ -88,7 +88,8 @@ async def _one_nats_tls(server: str, context: ssl.SSLContext, own: str) -> Findi
 async def _nats(target: Target, timeout: float) -> Sequence[Finding]:
     if target.nats is None:
         why = target.nats_problem or "no NATS is known"
-        return [skip("nats", why, "Give --nats or --env-file, or set NATS_HOST.")]
+        todo = "Give --nats or --env-file, or set NATS_HOST."
+        return [fail("nats", why, todo) if target.named else skip("nats", why, todo)]
     settings: NatsSettings = target.nats
     facts, monitor = await asyncio.gather(nats.look_at_nats(settings, 0.6 * timeout), _monitor(target))
     findings = nats_rules.judge_nats(facts)

@@ -115,7 +115,9 @@ def find_target(
         if namespace is not None:
             settings = dataclasses.replace(settings, namespace=namespace)
     target = of_environment(os.environ, nats=settings, problem=problem)
-    return dataclasses.replace(target, url=url, keys_dir=keys or target.keys_dir, state_dir=state)
+    return dataclasses.replace(
+        target, url=url, keys_dir=keys or target.keys_dir, state_dir=state, named=state_dir is not None
+    )
 
 
 def show(findings: Sequence[Finding], as_json: bool) -> None:

@@ -32,6 +32,8 @@ class Target:
     ports: range = range(0)
     nats: NatsSettings | None = None
     nats_problem: str = ""
+    named: bool = False
+    """Whether somebody said that a `tipoff up` is to run here, so that its absence is a failure."""
     monitor: str = ""
     games: Path | None = None
     keys_dir: Path | None = None

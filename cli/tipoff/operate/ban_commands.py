@@ -129,7 +129,7 @@ def list_command(
         if as_json:
             print(json.dumps([shown(one) for one in bans]))
             return
-        table = Table("kind", "who", "until", "reason", title="Bans")
+        table = Table("kind", "who", "banned", "reason", title="Bans")
         for one in bans:
             table.add_row(one.kind, one.subject, _until(one.until), one.reason)
         Console().print(table)

@@ -11,6 +11,11 @@ from tipoff_shared.errors import ConfigError
 from tipoff_shared.games import Game
 from tipoff_shared.subjects import Subjects
 
+_LEAST_FILES = 128
+"""Each part has about 30 files open before the first player comes."""
+_ENOUGH_FILES = 1024
+_RAISE_FILES = "raise that limit with `ulimit -n 65536`, or LimitNOFILE= in a unit of systemd"
+
 
 @dataclass(frozen=True, slots=True)
 class UpOptions:
@@ -54,6 +59,24 @@ def check(options: UpOptions) -> None:
             raise ConfigError(f"{name} {path}: no such file")
     if options.web is not None and not (options.web / "index.html").is_file():
         raise ConfigError(f"--web {options.web}: no index.html in it")
+
+
+def check_open_files(limit: int | None) -> None:
+    """Raise `ConfigError` when each part may open so few files (None: any number) that none of them could work."""
+    if limit is not None and limit < _LEAST_FILES:
+        raise ConfigError(
+            f"each process may have {limit} files open, and {_LEAST_FILES} are the least; {_RAISE_FILES}"
+        )
+
+
+def few_open_files(limit: int | None) -> str:
+    """What to tell the operator when each part may open few files; "" when they are enough for a small system."""
+    if limit is None or limit >= _ENOUGH_FILES:
+        return ""
+    return (
+        f"each process may have {limit} files open, so few players can be connected and few servers run "
+        f"(httpd.log and launcher.log say how many); {_RAISE_FILES}"
+    )
 
 
 def check_games(options: UpOptions, games: list[Game], reach: Reach) -> None:

@@ -24,11 +24,12 @@ from tipoff.up.child_process import ChildProcess
 from tipoff.up.compose import compose, write_missing_keys
 from tipoff.up.embedded_nats import EmbeddedNats, embedded_nats
 from tipoff.up.nats_keeper import NatsKeeper
-from tipoff.up.options import UpOptions, check, check_games
+from tipoff.up.options import UpOptions, check, check_games, check_open_files, few_open_files
 from tipoff.up.readiness import Door, tell_readiness, wait_until_ready
 from tipoff.up.state_dir import UpInfo, locked, remove_up_info, usable, write_up_info
 from tipoff_orchestrator_client.base import OrchestratorError, RunState
 from tipoff_orchestrator_client.launcher import LauncherOrchestrator
+from tipoff_shared.file_limit import hard_file_limit
 from tipoff_shared.games.toml import parse_games, read_games
 from tipoff_shared.log_writer.client import LogWriter
 from tipoff_shared.nats.connection import connect
@@ -63,6 +64,7 @@ async def run_up(
     `Unavailable` when it cannot start; then nothing is left."""
     began, began_at = time.monotonic(), time.time()
     check(options)
+    check_open_files(hard_file_limit())
     games = parse_games(read_games(options.games), str(options.games))
     secure = bool(options.tls_cert and options.tls_key)
     reach = await asyncio.to_thread(find_reach, options.host, secure=secure)
@@ -127,6 +129,8 @@ async def run_up(
 
 def _warnings(options: UpOptions, reach: Reach) -> Iterator[str]:
     """What players will trip over. Raises `ConfigError` for a certificate that nobody could use."""
+    if few := few_open_files(hard_file_limit()):
+        yield few
     if options.host in AUTO and options.host != "auto":
         yield f"--host {options.host} means every address of this machine; players are told {reach.hosts[0]}"
     if options.tls_cert and options.tls_key:

@@ -127,7 +127,9 @@ class ResilientOrchestrator:
         now = time.monotonic()
         recent = [at for at in self._list_failures if now - at < _OUTAGE]
         if len(recent) >= _OUTAGE_FAILURES:
-            return self._list_error
+            if self.breakers["list"].failures:
+                return self._list_error
+            return f"it answers, but failed {len(recent)} times within {_OUTAGE:.0f} s: {self._list_error}"
         held_back = self.breakers["list"].state is not BreakerState.CLOSED
         asks = bool(self._list_failures) and now - self._list_failures[-1] < 3 * _OUTAGE
         return self._list_error if held_back and asks else ""

@@ -10,6 +10,10 @@ from tipoff_matchmaker_httpd.settings import Settings
 from tipoff_shared.admission.client_address import parse_address
 
 _ORIGIN = re.compile(r"(https?)://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([0-9]{1,5}))?", re.ASCII)
+_LISTED = re.compile(
+    r"[a-z][a-z0-9+.-]*://(?:\[[0-9a-f:.]+\]|(?:\*\.)?[a-z0-9._~%!$&'()*+;=-]+)(?::[0-9]{1,5})?", re.ASCII
+)
+"""What browsers can send: they write other letters in a host name as Punycode."""
 _DEFAULT_PORT = {"http": "80", "https": "443"}
 
 
@@ -74,6 +78,10 @@ def never_matches(entry: str) -> str:
         return "an origin has no user"
     if "*" in host.removeprefix("*."):
         return "a wild card stands for whole names at the front, as in https://*.game.example"
+    if not _LISTED.fullmatch(origin):
+        return (
+            "an origin has no such characters; entries are separated by commas, without quotes and brackets"
+        )
     return ""
 
 

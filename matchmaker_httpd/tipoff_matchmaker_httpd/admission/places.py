@@ -90,16 +90,18 @@ class Places:
         log: ThrottledLog,
         setting: str = "",
         per_second: float = 0.0,
+        most_refused: int = MAX_REFUSED,
     ) -> None:
         """`refused` counts a closed connection by its reason, one of a few fixed words. `setting`: the variable that
         sets `most`, for the log; with `_PER_ADDRESS` it sets the share. `per_second`: new connections of one address,
-        0: no limit."""
+        0: no limit. `most_refused`: sockets without a place that may read why."""
         self.shares = ConnectionShares[Place](most, most_per_address)
         self._rule = rule
         self._count = refused
         self._log = log
         self._setting = setting
         self._refused: OrderedDict[Place, None] = OrderedDict()
+        self._most_refused = most_refused
         self._rate = ConnectionRate(per_second, most_per_address, rule.trusted_proxies)
         self._too_often = SlowDown(
             "too many new connections a second from one address", retry_after=RETRY_AFTER
@@ -170,6 +172,6 @@ class Places:
             return
         place.refusal = error
         self._refused[place] = None
-        if len(self._refused) > MAX_REFUSED:
+        if len(self._refused) > self._most_refused:
             oldest, _ = self._refused.popitem(last=False)
             oldest.evict(error)

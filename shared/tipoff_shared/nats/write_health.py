@@ -20,6 +20,9 @@ UNSTEADY = 5.0
 writes may still fit where longer ones do not."""
 _FIRST_PAUSE = 0.25
 _LONGEST_PAUSE = 1.0
+_NAMED = 4
+"""Streams that a text names, the first ones used: on a full disk none works, and the reason must not be lost behind
+their names."""
 
 
 class StreamWrites:
@@ -93,8 +96,10 @@ class WriteHealth:
     def problem(self, now: float) -> str:
         """Which streams do not take writes, and why, in one line for people; "" when all do."""
         found = {stream: writes.problem(now) for stream, writes in self._streams.items()}
-        failing = sorted(stream for stream, error in found.items() if error)
+        failing = [stream for stream, error in found.items() if error]
         if not failing:
             return ""
-        names = ", ".join(stream.removeprefix("KV_") for stream in failing)
+        names = ", ".join(stream.removeprefix("KV_") for stream in failing[:_NAMED])
+        if len(failing) > _NAMED:
+            names += f" and {len(failing) - _NAMED} more"
         return f"NATS does not write to {names}: {found[failing[0]]}"

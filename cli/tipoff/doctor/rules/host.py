@@ -17,9 +17,15 @@ def judge_disk(space: DiskSpace) -> Finding:
         return fail(
             "disk",
             problem,
-            "Below 256 MiB (TIPOFF_LAUNCHER_MIN_FREE_DISK) no game server starts; on a full disk NATS writes nothing.",
+            f"Below {_size(space.least)} (TIPOFF_LAUNCHER_MIN_FREE_DISK) no game server starts; on a full disk NATS "
+            "writes nothing.",
         )
-    return ok("disk", f"{space.free / 2**30:.1f} GiB are free on the disk of {space.path}")
+    return ok("disk", f"{_size(space.free)} are free on the disk of {space.path}")
+
+
+def _size(number: int) -> str:
+    """Bytes, for people."""
+    return f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{number / 2**20:.0f} MiB"
 
 
 def judge_engine(facts: EngineFacts, pull: str) -> list[Finding]:
