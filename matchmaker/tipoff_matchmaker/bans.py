@@ -12,11 +12,14 @@ them again after each listing, because a command may be lost. Any number of matc
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterable
 
 import msgspec
+from nats.aio.msg import Msg
 
+from tipoff_matchmaker.bucket_ages import BucketAges
 from tipoff_matchmaker.deployments.state_machine import serves
 from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.sessions.kicker import Kicker
@@ -25,13 +28,22 @@ from tipoff_matchmaker.sessions.store import SessionStore
 from tipoff_matchmaker.settings import Settings
 from tipoff_shared import admin
 from tipoff_shared.ban_follower import BanFollower
-from tipoff_shared.ban_list import MAX_BANS, ban_key, is_over, text_of
+from tipoff_shared.ban_list import MAX_BANS, ban_key, is_over, new_ban, text_of
 from tipoff_shared.errors import Malformed, TipoffError, Unavailable
+from tipoff_shared.kv.bucket import LostRace
 from tipoff_shared.kv.buckets import Buckets
 from tipoff_shared.nats.connection import Bus
 from tipoff_shared.primitives.single_flight import SingleFlight
-from tipoff_shared.primitives.tasks import Tasks
-from tipoff_shared.records import Ban, BanKind, Bans, DeploymentRecord, SessionRecord, encode
+from tipoff_shared.primitives.tasks import BoundedHandlers, Tasks
+from tipoff_shared.records import (
+    Ban,
+    BanKind,
+    Bans,
+    DeploymentRecord,
+    SessionRecord,
+    decode_command,
+    encode,
+)
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +52,8 @@ _AT_ONCE = 500
 _LIFTED_FOR = 120.0
 """Seconds for which a lifted ban stays written, so that everybody who follows hears of it."""
 _SHORTEST_TTL = 1.0
+_HANDLED = 16
+_QUEUE = "bans"
 
 
 class BanEnforcer:
@@ -48,6 +62,7 @@ class BanEnforcer:
     def __init__(
         self,
         bus: Bus,
+        ages: BucketAges,
         buckets: Buckets,
         follower: BanFollower,
         deployments: DeploymentStore,
@@ -58,6 +73,7 @@ class BanEnforcer:
         clock: Callable[[], float],
     ) -> None:
         self._bus = bus
+        self._ages = ages
         self._bucket = buckets.bans
         self._records = buckets.sessions
         self._follower = follower
@@ -69,13 +85,24 @@ class BanEnforcer:
         self._tells_addresses = settings.profile == "trusted"
         self._told_any = False
         self._endings = SingleFlight[str, None]("banned", begin=tasks.start)
+        self._known_elsewhere = BoundedHandlers("bans that httpd knows", _HANDLED)
         follower.subscribe(self._changed, on_listed=self._tell_all_servers)
+        follower.subscribe_missing(self._lost)
         deployments.subscribe_states(self._server_changed)
         sessions.subscribe(self._session_seen)
+
+    def _lost(self, bans: list[Ban]) -> None:
+        self._tasks.start(self._write_back(bans), "bans that were lost")
 
     def check(self, client_ip: str) -> None:
         """Raises `NotAllowed` when a player at `client_ip` is banned; the message names the end of the ban."""
         self._follower.check(client_ip)
+
+    async def open(self) -> None:
+        """Begin to listen for bans that httpds know and NATS has lost. Raises `Unavailable`."""
+        await self._bus.serve(
+            self._bus.subjects.known_bans, self._told, queue=_QUEUE, handlers=self._known_elsewhere
+        )
 
     # What operators ask for.
 
@@ -104,6 +131,40 @@ class BanEnforcer:
         await self._bucket.put(ban_key(ban), lifted, ttl=_LIFTED_FOR)
         log.warning("an operator lifts the ban of %s %s", ban.kind, ban.subject)
         return admin.Banned(ban.kind, ban.subject, before.value.until, before.value.reason, existed=True)
+
+    # What NATS has lost.
+
+    async def _told(self, msg: Msg) -> None:
+        """An httpd knows bans that are missing. It counts only while the bucket has just been lost: at any other time a
+        missing ban is one that was lifted."""
+        if "bans" not in self._ages.lost:
+            return
+        try:
+            command = decode_command(msg.data)
+            bans = command.bans if isinstance(command, Bans) else []
+            known = [
+                new_ban(b.kind, b.subject, until=b.until, reason=b.reason, now=b.created_at) for b in bans
+            ]
+        except Malformed as exc:
+            log.warning("an httpd's bans cannot be read: %s", exc)
+            return
+        await self._write_back(known)
+
+    async def _write_back(self, bans: list[Ban]) -> None:
+        """Write bans that are missing in NATS, each unless something was written of it meanwhile."""
+        written = 0
+        try:
+            for ban in bans[:MAX_BANS]:
+                left = ban.until - self._clock() if ban.until else None
+                if left is not None and left < _SHORTEST_TTL:
+                    continue
+                with contextlib.suppress(LostRace):  # another matchmaker has, or an operator
+                    await self._bucket.create(ban_key(ban), ban, ttl=left)
+                    written += 1
+        except TipoffError as exc:
+            log.warning("lost bans are written back with the next listing: %s", exc)
+        if written:
+            log.warning("%d lost ban(s) are written back", written)
 
     # What follows from a ban.
 

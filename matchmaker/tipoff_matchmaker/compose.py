@@ -96,6 +96,7 @@ class Parts:
     readiness: Readiness
     deadlines: SessionDeadlines
     ban_follower: BanFollower
+    bans: BanEnforcer
     stopper: Stopper
     starter: Starter
     liveness: Liveness
@@ -179,7 +180,9 @@ def compose(
     unclaimed = dict.fromkeys(by_key, settings.unclaimed_per_address) | unclaimed
     claims = ClaimLimit(sessions, unclaimed, metrics, tasks, settings, clock)
     ban_follower = BanFollower(buckets.bans, clock)
-    bans = BanEnforcer(bus, buckets, ban_follower, deployments, sessions, kicker, tasks, settings, clock)
+    bans = BanEnforcer(
+        bus, ages, buckets, ban_follower, deployments, sessions, kicker, tasks, settings, clock
+    )
 
     stopper = Stopper(deployments, fleet_limit, resilient, ender, tasks, settings, clock)
     readiness = Readiness(games, deployments, tokens, trust, ender, stopper, clock)
@@ -204,7 +207,7 @@ def compose(
         settings,
         clock,
     )
-    health = ServiceHealth(write_probe, resilient, planner, ours, len(by_key), peers)
+    health = ServiceHealth(write_probe, resilient, planner, ours, len(by_key), peers, ban_follower)
 
     usual = SeatAllocator(deployments, trust, lines, planner, claims, our_keys, tasks, settings, clock)
     others: dict[GameKey, Allocator] = {}
@@ -319,6 +322,7 @@ def compose(
         readiness=readiness,
         deadlines=deadlines,
         ban_follower=ban_follower,
+        bans=bans,
         stopper=stopper,
         starter=starter,
         liveness=liveness,

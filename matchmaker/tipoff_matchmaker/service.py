@@ -79,6 +79,7 @@ class Matchmaker:
         start(parts.reconciler.run(), "reconciler")
         start(parts.write_probe.run(), "write probe")
         start(parts.deadlines.run(), "deadlines")
+        await parts.bans.open()
         start(parts.ban_follower.run(), "bans")
         start(parts.mappings.run(), "mappings")
         start(parts.presence_reader.connections(), "connections")

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from tipoff_matchmaker.fleet.planner import Planner
 from tipoff_matchmaker.orchestrators.resilient import ResilientOrchestrator
 from tipoff_matchmaker.peers import Peers
+from tipoff_shared.ban_follower import BanFollower
 from tipoff_shared.games import Game
 from tipoff_shared.health_report import NOTHING, Report, decode_report, encode_report
 from tipoff_shared.kv.write_probe import WriteProbe
@@ -27,6 +28,7 @@ class ServiceHealth:
         games: Sequence[Game],
         all_games: int,
         peers: Peers,
+        bans: BanFollower,
     ) -> None:
         self._write_probe = write_probe
         self._orchestrators = orchestrators
@@ -34,6 +36,7 @@ class ServiceHealth:
         self._games = games
         self._all_games = all_games
         self._peers = peers
+        self._bans = bans
 
     def own(self) -> Report:
         """What this matchmaker knows itself."""
@@ -52,6 +55,8 @@ class ServiceHealth:
         for found, of_how_many in ((orchestrators, len(self._orchestrators)), (games, self._all_games)):
             (blocking if found and len(found) == of_how_many else degraded).extend(found)
         degraded += [f"orchestrator {name} starts no servers: {said}" for name, said in full.items()]
+        if lost := self._bans.problem:
+            degraded.append(lost)
         return Report(tuple(blocking), tuple(degraded)).shortened()
 
     def beat(self) -> bytes:

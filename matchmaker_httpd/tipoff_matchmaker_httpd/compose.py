@@ -6,7 +6,7 @@ settings -> limits, metrics -> NATS -> matchmaker client, upstreams, turn relay 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -28,17 +28,22 @@ from tipoff_matchmaker_httpd.settings import Settings
 from tipoff_matchmaker_httpd.state import HttpdState
 from tipoff_shared.admission.limits import ConcurrencyLimit
 from tipoff_shared.ban_follower import BanFollower
+from tipoff_shared.errors import Unavailable
 from tipoff_shared.hooks import load_hook_key
 from tipoff_shared.kv.buckets import buckets
-from tipoff_shared.nats.connection import connect
+from tipoff_shared.nats.connection import Bus, connect
 from tipoff_shared.primitives.single_flight import SingleFlight
 from tipoff_shared.primitives.tasks import Tasks
+from tipoff_shared.records import Ban, Bans, encode
 from tipoff_shared.settings import NatsSettings
 from tipoff_turn_relay.admission import TurnSettings
 from tipoff_turn_relay.service import BODY_LIMITS, open_turn_relay
 from tipoff_turn_relay.service import PATH as TURN_PATH
 
 log = logging.getLogger(__name__)
+
+_BANS_AT_ONCE = 500
+"""In one message: well below NATS's largest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +84,7 @@ async def compose(settings: Settings, nats_settings: NatsSettings) -> AsyncItera
         await stack.enter_async_context(upstreams.running(every.gameservers))
         checks = await stack.enter_async_context(SingleFlight[str, Readiness]("readiness"))
         bans = BanFollower(every.bans)
+        bans.subscribe_missing(lambda missing: _tell_matchmakers(bus, tasks, missing))
         tasks.start(bans.run(), "bans")
         state = HttpdState(
             settings, bus, client, limits, metrics, bans, BODY_LIMITS if settings.turn_relay else {}
@@ -113,6 +119,20 @@ async def compose(settings: Settings, nats_settings: NatsSettings) -> AsyncItera
         app = HttpdApp(state, make_api(routers), endpoints)
         stack.callback(state.drain)
         yield Parts(app, make_health_api(health_routes(state, checks)), state, feed)
+
+
+def _tell_matchmakers(bus: Bus, tasks: Tasks, missing: Sequence[Ban]) -> None:
+    """Of bans that NATS has lost: perhaps no matchmaker knows them any more."""
+
+    async def tell() -> None:
+        try:
+            for at in range(0, len(missing), _BANS_AT_ONCE):
+                some = Bans(list(missing[at : at + _BANS_AT_ONCE]))
+                await bus.publish(bus.subjects.known_bans, encode(some))
+        except Unavailable as exc:
+            log.info("matchmakers hear of lost bans after the next listing: %s", exc)
+
+    tasks.start(tell(), "lost bans")
 
 
 def deadlines(settings: Settings) -> Deadlines:

@@ -111,6 +111,11 @@ class Subjects:
         """bevygap's micro service: one blocking request for a seat."""
         return self._subject("session.gensession")
 
+    @property
+    def known_bans(self) -> str:
+        """httpd -> matchmaker (queue group): `records.Bans` that NATS has lost and the httpd still knows."""
+        return self._subject("bans.known")
+
     # gameserver <-> matchmaker
     @property
     def contexts(self) -> str:

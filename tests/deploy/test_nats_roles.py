@@ -70,6 +70,7 @@ CORE: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     "admin ban": (("ban",), ("admin",), _ASKED),
     "admin status": (("status",), ("operator", "admin"), _ASKED),
     "gensession": (_NOBODY, _ASKS, _ASKED),
+    "known_bans": (_NOBODY, _ASKS, _ASKED),
     "contexts": (_NOBODY, ("gameserver",), _ASKED),
     "commands": (("arena-1",), ("matchmaker",), ("gameserver",)),
     "launcher deploy": (("local", "deploy"), ("matchmaker",), ("launcher",)),

@@ -187,6 +187,7 @@ def _core(role: str, subjects: Subjects) -> tuple[list[str], list[str]]:
                 subjects.over,
                 *(subjects.admin(operation) for operation in OPERATIONS),
                 subjects.gensession,
+                subjects.known_bans,
                 "$SRV.>",  # discovery of bevygap's micro service `gensession`
                 subjects.contexts,
                 subjects.launcher("*", "events"),
@@ -199,6 +200,7 @@ def _core(role: str, subjects: Subjects) -> tuple[list[str], list[str]]:
                 subjects.left,
                 subjects.ping_matchmaker,
                 subjects.gensession,
+                subjects.known_bans,
                 subjects.all_webhooks,
                 subjects.launcher("*", KILL),
             ]
