@@ -55,6 +55,7 @@ FAULTS = {
     "tick": ("def tick(self, server, dt):\n        self.nothing", "has no attribute 'nothing'"),
     "says": ("def on_start(self, server):\n        print('map loaded', flush=True)", "map loaded"),
 }
+IDLE = "import time\nprint('idling', flush=True)\ntime.sleep(300)\n"
 SERVER = "import tipoff\n\nclass Game:\n    %s\n\ntipoff.GameServer(Game(), tick_rate=2).main()\n"
 
 
@@ -62,8 +63,8 @@ SERVER = "import tipoff\n\nclass Game:\n    %s\n\ntipoff.GameServer(Game(), tick
 async def test_what_goes_wrong_in_a_game_is_shown_in_the_terminal_of_up(tmp_path: Path) -> None:
     """The traceback from the game's own line on, within three seconds; `tipoff logs` shows it later."""
     games = ""
-    for name, (code, _) in FAULTS.items():
-        (tmp_path / f"{name}.py").write_text(SERVER % code)
+    for name, code in [*((name, SERVER % code) for name, (code, _) in FAULTS.items()), ("idle", IDLE)]:
+        (tmp_path / f"{name}.py").write_text(code)
         command = [sys.executable, f"{name}.py"]
         games += (
             f'[[game]]\nname = "{name}"\nversion = "1"\nseats = 2\nmin_ready = 1\n'
@@ -76,12 +77,15 @@ async def test_what_goes_wrong_in_a_game_is_shown_in_the_terminal_of_up(tmp_path
                 async with connect(up.url, game="join", version="1") as player:
                     async for _ in player:
                         pass
-        for name, (_, shown) in FAULTS.items():
+        for name, (_, shown) in [
+            *FAULTS.items(),
+            ("idle", ("", "does idle 1 call `GameServer(...).main()`?")),
+        ]:
 
             async def seen(shown: str = shown) -> bool:
                 return any(shown in line for line in up.output)
 
-            await eventually(seen, f"{name} in {up.output}", 3)
+            await eventually(seen, f"{name} in {up.output}", 3 if name in FAULTS else 10)
         first = next(n for n, line in enumerate(up.output) if "on_join failed" in line)
         assert "Traceback" in up.output[first + 1]
         assert "join.py" in up.output[first + 2]

@@ -17,17 +17,17 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from tipoff.operate.logs import LogLine, follow_logs
+from tipoff.operate.logs import LogLine
 from tipoff.up.addresses import AUTO, Reach, find_reach, listen, url_host
 from tipoff.up.certificate import check_certificate
 from tipoff.up.child_process import ChildProcess
 from tipoff.up.compose import compose, write_missing_keys
 from tipoff.up.embedded_nats import EmbeddedNats, embedded_nats
+from tipoff.up.game_reports import report_games
 from tipoff.up.nats_keeper import NatsKeeper
 from tipoff.up.options import UpOptions, check, check_games, check_open_files, few_open_files
 from tipoff.up.readiness import Door, tell_readiness, wait_until_ready
 from tipoff.up.state_dir import UpInfo, locked, remove_up_info, usable, write_up_info
-from tipoff_orchestrator_client.base import OrchestratorError, RunState
 from tipoff_orchestrator_client.launcher import LauncherOrchestrator
 from tipoff_shared.file_limit import hard_file_limit
 from tipoff_shared.games.toml import parse_games, read_games
@@ -37,9 +37,6 @@ from tipoff_shared.nats.connection import connect
 STOP_TIMEOUTS = {"httpd": 2.0, "matchmaker": 2.0, "launcher": 5.0}
 """Role -> seconds its processes have to stop, in the order in which they stop. nats-server takes 0.1 s, so that all
 are gone within 10 s."""
-
-REPEAT_AFTER = 10.0
-"""Seconds before an equal crash of the same game is reported again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +59,7 @@ async def run_up(
 ) -> None:
     """Run until `stop` is set. `show_line` hears of every line that a game server writes. Raises `ConfigError` or
     `Unavailable` when it cannot start; then nothing is left."""
-    began, began_at = time.monotonic(), time.time()
+    began = time.monotonic()
     check(options)
     check_open_files(hard_file_limit())
     games = parse_games(read_games(options.games), str(options.games))
@@ -106,9 +103,9 @@ async def run_up(
                     nats_keeper = NatsKeeper(nats, options.state_dir, say)
                     keepers = [group.create_task(child.keep(say)) for child in children]
                     keepers.append(group.create_task(nats_keeper.keep()))
-                    keepers.append(group.create_task(_report_servers(launcher, say)))
-                    if has_launcher and show_line is not None:
-                        keepers.append(group.create_task(_show_lines(launcher, show_line, began_at)))
+                    if has_launcher:
+                        reports = report_games(bus, launcher, games, say, show_line)
+                        keepers.append(group.create_task(reports))
                     if await wait_until_ready(httpd, launcher if has_launcher else None, children, stop):
                         keepers.append(group.create_task(nats_keeper.watch_writes(bus)))
                         keepers.append(group.create_task(tell_readiness(httpd, children, say)))
@@ -150,37 +147,3 @@ def _warnings(options: UpOptions, reach: Reach) -> Iterator[str]:
 def _up_info(nats: EmbeddedNats, url: str, namespace: str) -> UpInfo:
     settings = nats.settings()
     return UpInfo(os.getpid(), url, settings.servers[0], settings.user, settings.password.reveal(), namespace)
-
-
-async def _show_lines(
-    launcher: LauncherOrchestrator, show_line: Callable[[LogLine], None], since: float
-) -> None:
-    """Show what servers print that were made since then, until cancelled."""
-    await follow_logs(launcher, show_line, whole_since=since)
-
-
-async def _report_servers(launcher: LauncherOrchestrator, say: Callable[[str], None]) -> None:
-    """Say each start of a game server, and each end that was not asked for, until cancelled.
-
-    A server that crashes is the most common mistake of a first day: its last words belong in this terminal.
-    """
-    reported: dict[tuple[str, str, str], float] = {}
-    started: set[str] = set()
-    try:
-        async for server in launcher.events():
-            if server.state is RunState.RUNNING and server.deployment_id not in started:
-                started.add(server.deployment_id)
-                say(f"a server of {server.game} {server.version} starts ({server.deployment_id})")
-            if server.state is RunState.STOPPED:
-                started.discard(server.deployment_id)
-            asked_for = server.reason.startswith("stopped") or server.reason == "exited with code 0"
-            if server.state is not RunState.STOPPED or asked_for:
-                continue
-            crash = (server.game, server.version, server.reason)
-            if time.monotonic() - reported.get(crash, -REPEAT_AFTER) >= REPEAT_AFTER:
-                reported[crash] = time.monotonic()
-                say(
-                    f"a server of {server.game} {server.version} ended: {server.reason} ({server.deployment_id})"
-                )
-    except OrchestratorError as exc:
-        say(f"crashes of game servers will not be reported here: {exc}")
