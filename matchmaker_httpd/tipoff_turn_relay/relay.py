@@ -39,7 +39,7 @@ from tipoff_turn_relay.store import Abandoned, RecordBucket
 
 PATIENCE = 1.5
 """Seconds for which a request outlives failures of its bucket."""
-_LOOK_AGAIN = 5.0
+LOOK_AGAIN = 5.0
 """Seconds after which a long poll asks by itself: news of changes is only a hint, and the poll is a sign of life."""
 
 AnswerT = TypeVar("AnswerT")
@@ -102,13 +102,12 @@ class TurnRelay:
 
     async def _advance(self, key: str, loaded: bool) -> PairingAnswer:
         answer = await self.pair(RequestPair(key))
-        if not isinstance(answer, Paired) or not loaded:
-            return answer
-        answer = await self.pair(MapInit(key))
-        if not isinstance(answer, Failed):
-            answer = await self.pair(MapReady(key))
+        if isinstance(answer, Paired) and loaded:
+            answer = await self.pair(MapInit(key))
+            if not isinstance(answer, Failed):
+                answer = await self.pair(MapReady(key))
         if isinstance(answer, Failed) and answer.error is Error.PARTNER_DROPPED:
-            return StillPairing()
+            return StillPairing()  # it is back in the list
         return answer
 
     async def exchange(self, request: Exchange, *, wait: float) -> Updates | Failed:
@@ -148,7 +147,7 @@ class TurnRelay:
                 return answer
             self._polls.add(changed)
             try:
-                async with asyncio.timeout(min(left, _LOOK_AGAIN)):
+                async with asyncio.timeout(min(left, LOOK_AGAIN)):
                     await changed.wait()
             except TimeoutError:
                 pass

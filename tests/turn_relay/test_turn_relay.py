@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import pytest
@@ -18,6 +20,7 @@ from tipoff_shared.errors import Unavailable
 from tipoff_shared.kv.changes import Change
 from tipoff_turn_relay import games as shared_games
 from tipoff_turn_relay import pairing_list, store
+from tipoff_turn_relay import relay as turn_relay
 from tipoff_turn_relay.games import GAME_CODEC
 from tipoff_turn_relay.keys import GameKey
 from tipoff_turn_relay.messages import (
@@ -27,12 +30,14 @@ from tipoff_turn_relay.messages import (
     Failed,
     GameQuit,
     GameUpdate,
+    Gone,
     MapInit,
     MapReady,
     Register,
     Registered,
     RequestPair,
     Start,
+    StillPairing,
     Unregister,
     Updates,
 )
@@ -264,6 +269,279 @@ async def test_games_are_forgotten_beyond_their_bound(monkeypatch: pytest.Monkey
             assert encode_answer(await relay.handle(GameUpdate(ada, 0, 0, "x"))) == "0/10/*"
         assert len(relay.games) <= 3
         assert encode_answer(await relay.handle(GameUpdate(games[0][1], 1, 0, None))) == "0/9/x"
+
+
+async def registered(relay: TurnRelay, name: str, partner: str = "") -> str:
+    answer = await relay.pair(Register(name, partner))
+    assert isinstance(answer, Registered)
+    return answer.key
+
+
+async def loaded(one: TurnRelay, other: TurnRelay) -> tuple[str, str]:
+    """Two players who have loaded: the pairing keys of the one at `one` and of the one at `other`."""
+    keys = await registered(one, "Ada", "Bob"), await registered(other, "Bob", "Ada")
+    await other.pair(RequestPair(keys[1]))
+    await one.pair(MapInit(keys[0]))
+    await other.pair(MapInit(keys[1]))
+    return keys
+
+
+def key_of(start: Answer) -> str:
+    assert isinstance(start, Start)
+    return str(GameKey(start.game_id, start.secrets[start.player]))
+
+
+@pytest.mark.parametrize("same", [True, False])
+async def test_a_partner_whose_start_was_lost_joins_a_game_that_has_begun(same: bool) -> None:
+    """It asks again, when the other one plays already: what was handed over waits for it."""
+    async with relays(list_bucket(), games_bucket()) as (one, another):
+        other = one if same else another
+        ada, bob = await loaded(one, other)
+        await other.pair(MapReady(bob))
+        start = await one.pair(MapReady(ada))
+        for number in (0, 1):
+            await one.handle(GameUpdate(key_of(start), 0, number, f"move {number}"))
+        for relay in (one, other):  # the list has heard of all that happened before
+            await registered(relay, "Eve", "nobody")
+        joined = await other.pair(MapReady(bob))
+        assert (
+            encode_answer(await other.handle(GameUpdate(key_of(joined), 1, 0, "hi"))) == "0/9/move 0|move 1"
+        )
+        assert encode_answer(await one.handle(GameUpdate(key_of(start), 0, 2, None))) == "0/9/hi"
+
+
+async def test_players_who_both_play_have_left_the_list() -> None:
+    """A late request for the start finds nobody."""
+    async with relays(list_bucket(), games_bucket(), 1) as (relay,):
+        ada, bob = await loaded(relay, relay)
+        await relay.pair(MapReady(bob))
+        starts = await relay.pair(MapReady(ada)), await relay.pair(MapReady(bob))
+        for player, start in enumerate(starts):
+            await relay.handle(GameUpdate(key_of(start), player, 0, None))
+        await registered(relay, "Eve", "nobody")  # the list has heard of all that happened before
+        for key in (ada, bob):
+            assert await relay.pair(MapReady(key)) == Failed(Error.NOT_REGISTERED)
+
+
+class FailsOnce(MemoryBucket[T]):
+    """The next write that `chosen` picks raises `Unavailable`, after it was carried out or instead."""
+
+    def __init__(self, codec: Any, chosen: Callable[[T], bool], *, carried_out: bool) -> None:
+        super().__init__(codec)
+        self._chosen = chosen
+        self._carried_out = carried_out
+        self.failed = 0
+        self.patient = True
+
+    async def update(self, key: str, value: T, revision: int, *, ttl: float | None = None) -> int:
+        if not self.failed and self._chosen(value):
+            self.failed += 1
+            if self._carried_out:
+                await super().update(key, value, revision, ttl=ttl)
+            raise Unavailable("the write failed, as ordered")
+        return await super().update(key, value, revision, ttl=ttl)
+
+    async def wait_reachable(self, timeout: float) -> bool:
+        return self.patient
+
+
+@pytest.mark.parametrize("carried_out", [True, False])
+async def test_a_game_whose_record_was_not_written_is_made_by_whoever_asks_next(carried_out: bool) -> None:
+    """The list says that both play: the start must lead to a game."""
+    games = FailsOnce(GAME_CODEC, lambda _: True, carried_out=carried_out)
+    games.patient = False
+    async with relays(list_bucket(), games) as (one, other):
+        ada, bob = await loaded(one, other)
+        await other.pair(MapReady(bob))
+        with pytest.raises(Unavailable):
+            await one.pair(MapReady(ada))
+        assert games.failed == 1
+        joined = await other.pair(MapReady(bob))
+        assert encode_answer(await other.handle(GameUpdate(key_of(joined), 1, 0, "hi"))) == "0/10/*"
+        start = await one.pair(MapReady(ada))
+        assert encode_answer(await one.handle(GameUpdate(key_of(start), 0, 0, None))) == "0/9/hi"
+
+
+@pytest.mark.parametrize("carried_out", [True, False])
+async def test_an_unregistration_whose_write_failed_is_answered_as_one(carried_out: bool) -> None:
+    """Carried out or not; one of somebody who is not in the list is still an error."""
+    pairing = FailsOnce(LIST_CODEC, lambda players: len(players.players) == 0, carried_out=carried_out)
+    async with relays(pairing, games_bucket(), 1) as (relay,):
+        key = await registered(relay, "Ada")
+        assert await relay.pair(Unregister(key)) == Gone()
+        assert pairing.failed == 1
+        assert await relay.pair(Unregister(key)) == Failed(Error.NOT_REGISTERED)
+
+
+@pytest.mark.parametrize(("waiting", "served"), [(2, 2), (3, 2)])
+async def test_so_many_requests_to_the_list_may_wait(
+    monkeypatch: pytest.MonkeyPatch, waiting: int, served: int
+) -> None:
+    """Those beyond it are told when to come again, and the others are served: here one by one."""
+    monkeypatch.setattr(pairing_list, "MAX_PENDING", 2)
+    monkeypatch.setattr(pairing_list, "MAX_GROUP", 1)
+    async with relays(list_bucket(), games_bucket(), 1) as (relay,):
+        answers = await asyncio.gather(
+            *(relay.pair(Register(f"player {n}", "nobody")) for n in range(waiting)), return_exceptions=True
+        )
+        refused = [answer for answer in answers if isinstance(answer, Unavailable)]
+        assert (len(answers) - len(refused), len(refused)) == (served, waiting - served)
+        assert all(each.retry_after == 1 for each in refused)
+        assert len(relay.pairing) == served
+
+
+async def test_after_its_end_a_list_takes_no_requests() -> None:
+    async with relays(list_bucket(), games_bucket(), 1) as (relay,):
+        await registered(relay, "Ada")
+    with pytest.raises(Unavailable):
+        await relay.pair(Register("Bob"))
+
+
+class Deaf(MemoryBucket[T]):
+    """Hints of changes never come."""
+
+    def __init__(self, codec: Any, listening: Callable[[], Any] = lambda: None) -> None:
+        super().__init__(codec)
+        self._listening = listening
+
+    @asynccontextmanager
+    async def listen(self, key: str, callback: Callable[[], None]) -> AsyncIterator[None]:
+        if (begins := self._listening()) is not None:
+            await begins
+        yield
+
+
+@pytest.mark.parametrize(("look_again", "at_most"), [(0.05, 0.4), (5.0, 0.8)])
+async def test_a_long_poll_without_hints_asks_by_itself(
+    monkeypatch: pytest.MonkeyPatch, look_again: float, at_most: float
+) -> None:
+    """From time to time, and once more before it ends."""
+    monkeypatch.setattr(turn_relay, "LOOK_AGAIN", look_again)
+    async with relays(Deaf(LIST_CODEC), Deaf(GAME_CODEC)) as (one, other):
+        ada, bob = await begin(one, other)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        poll = asyncio.ensure_future(one.exchange(Exchange(ada, after=0), wait=0.5))
+        await asyncio.sleep(0.01)
+        await other.handle(GameUpdate(bob, 1, 0, "news"))
+        assert await poll == Updates(("news",), -1, 1)
+        assert loop.time() - began < at_most
+
+
+@pytest.mark.parametrize("loaded_by_then", [True, False])
+@pytest.mark.parametrize("wait", [0.0, 20.0])
+async def test_who_plays_by_json_and_loses_its_partner_waits_for_another(
+    loaded_by_then: bool, wait: float
+) -> None:
+    """The text protocol says so with an error; here it is a state like any other."""
+    async with relays(list_bucket(), games_bucket(), 1) as (relay,):
+        eve, max_ = await registered(relay, "Eve"), await registered(relay, "Max")
+        await relay.play(max_, loaded=False, wait=0)
+        await relay.play(eve, loaded=loaded_by_then, wait=0)
+        poll = asyncio.ensure_future(relay.play(eve, loaded=True, wait=wait))
+        if wait:
+            await asyncio.sleep(0.01)
+        else:
+            await poll
+        await relay.pair(Unregister(max_))
+        if wait:
+            await asyncio.sleep(0.01)
+            assert not poll.done()
+        assert await relay.play(eve, loaded=loaded_by_then, wait=0) == StillPairing()
+        ada = await registered(relay, "Ada")
+        await relay.play(ada, loaded=True, wait=0)
+        async with asyncio.timeout(2):
+            start = await (poll if wait else relay.play(eve, loaded=True, wait=20))
+        assert isinstance(start, Start)
+        assert set(start.names) == {"Eve", "Ada"}
+
+
+async def test_a_game_that_is_over_takes_no_memory() -> None:
+    async with relays(list_bucket(), games_bucket(), 1) as (relay,):
+        ada, bob = await begin(relay, relay)
+        assert len(relay.games) == 1
+        for key in (ada, bob):
+            await relay.handle(GameQuit(key, None))
+        assert len(relay.games) == 0
+
+
+class Slow(MemoryBucket[T]):
+    """Something happens after a record was read, and before the reader has it."""
+
+    meanwhile: Any = None
+
+    async def newer(self, key: str, revision: int) -> Change[T] | None:
+        found = await super().newer(key, revision)
+        if self.meanwhile is not None:
+            begun, self.meanwhile = self.meanwhile, None
+            await begun()
+        return found
+
+
+async def test_what_comes_while_a_long_poll_looks_is_not_missed() -> None:
+    """Its hint is younger than the look."""
+    games = Slow(GAME_CODEC)
+    async with relays(list_bucket(), games) as (one, other):
+        ada, bob = await begin(one, other)
+        looks = 0
+
+        async def look() -> None:
+            nonlocal looks
+            looks += 1
+            if looks == 1:
+                games.meanwhile = look
+            else:
+                await other.handle(GameUpdate(bob, 1, 0, "news"))
+
+        await one.exchange(Exchange(ada, after=0), wait=0)
+        games.meanwhile = look
+        async with asyncio.timeout(2):
+            assert await one.exchange(Exchange(ada, after=0), wait=20) == Updates(("news",), -1, 1)
+
+
+async def test_what_comes_while_a_long_poll_begins_to_listen_is_not_missed() -> None:
+    """Between the first look and the first hint."""
+    news: list[Any] = []
+    games = Deaf(GAME_CODEC, lambda: news.pop() if news else None)
+    async with relays(list_bucket(), games) as (one, other):
+        ada, bob = await begin(one, other)
+        news.append(other.handle(GameUpdate(bob, 1, 0, "news")))
+        async with asyncio.timeout(2):
+            assert await one.exchange(Exchange(ada, after=0), wait=20) == Updates(("news",), -1, 1)
+
+
+@pytest.mark.parametrize("wait", [0.0, 0.1])
+async def test_a_long_poll_ends_after_its_time_with_what_there_is(wait: float) -> None:
+    async with relays(list_bucket(), games_bucket(), 1) as (relay,):
+        ada, _ = await begin(relay, relay)
+        alone = await registered(relay, "Eve")
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        assert await relay.exchange(Exchange(ada, after=0), wait=wait) == Updates((), -1, 0)
+        assert await relay.play(alone, loaded=True, wait=wait) == StillPairing()
+        assert 2 * wait <= loop.time() - began + 0.01 < 2 * wait + 0.5
+
+
+async def test_a_long_poll_that_begins_while_the_relay_drains_ends_at_once() -> None:
+    async with relays(list_bucket(), games_bucket(), 1) as (relay,):
+        ada, _ = await begin(relay, relay)
+        relay.drain()
+        async with asyncio.timeout(1):
+            assert await relay.exchange(Exchange(ada, after=0), wait=20) == Updates((), -1, 0)
+
+
+async def test_of_two_long_polls_of_one_player_both_are_answered() -> None:
+    """It reloaded its page, perhaps; and what one player waits for ends no other's poll."""
+    async with relays(list_bucket(), games_bucket(), 1) as (relay,):
+        ada, bob = await begin(relay, relay)
+        polls = [asyncio.ensure_future(relay.exchange(Exchange(ada, after=0), wait=20)) for _ in range(2)]
+        lonely = asyncio.ensure_future(relay.play(await registered(relay, "Eve"), loaded=True, wait=20))
+        await asyncio.sleep(0.01)
+        await relay.handle(GameUpdate(bob, 1, 0, "news"))
+        async with asyncio.timeout(2):
+            assert await asyncio.gather(*polls) == [Updates(("news",), -1, 1)] * 2
+        assert not lonely.done()
+        lonely.cancel()
 
 
 async def play_on_failing_buckets(seed: int, failures: float) -> None:

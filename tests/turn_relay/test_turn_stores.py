@@ -14,8 +14,9 @@ from tipoff_shared.errors import Unavailable
 from tipoff_shared.kv.bucket import Bucket, Full, LostRace, codec_of
 from tipoff_shared.kv.changes import Change
 from tipoff_shared.nats.connection import Bus, connect
+from tipoff_shared.nats.errors import PermissionDenied
 from tipoff_shared.settings import NatsSettings
-from tipoff_turn_relay.store import MemoryBucket, RecordBucket, open_bucket
+from tipoff_turn_relay.store import MemoryBucket, Patience, RecordBucket, open_bucket
 
 
 async def bytes_bucket(bus: Bus, name: str, max_records: int = 1000) -> Bucket[bytes]:
@@ -127,6 +128,38 @@ async def test_who_watches_a_record_is_told_of_changes(bucket: RecordBucket[byte
         await bucket.update("a", b"2", revision)
         async with asyncio.timeout(5):
             await told.wait()
+
+
+async def test_patience_counts_from_the_first_failure_and_ends_with_the_last() -> None:
+    """The first try after a failure comes at once, later ones after a pause; then the last failure is raised."""
+    patience = Patience(MemoryBucket(codec_of(bytes)), 0.2)
+    loop = asyncio.get_running_loop()
+    await asyncio.sleep(0.1)  # the time before does not count
+    began = loop.time()
+    await patience.after(Unavailable("first"))
+    assert loop.time() - began < 0.04
+    tries = 0
+
+    async def try_again() -> None:
+        nonlocal tries
+        while True:
+            tries += 1
+            await patience.after(Unavailable(f"failure {tries}"))
+
+    with pytest.raises(Unavailable) as raised:
+        await try_again()
+    assert str(raised.value) == f"failure {tries}"
+    assert 3 <= tries <= 5
+    assert raised.value.retry_after == 1
+    assert 0.2 <= loop.time() - began < 0.5
+
+
+async def test_a_denied_bucket_is_told_as_such() -> None:
+    """So that the operator is told, and the player is not sent away to try again."""
+    denied = PermissionDenied("$KV.turn_games.>", "httpd")
+    with pytest.raises(PermissionDenied) as raised:
+        await Patience(MemoryBucket(codec_of(bytes)), 0).after(denied)
+    assert raised.value is denied
 
 
 async def test_a_full_memory_bucket_says_so() -> None:
