@@ -16,13 +16,17 @@ from tests.polling import eventually
 from tipoff_orchestrator_client.base import (
     NotConfigured,
     OrchestratorUnavailable,
+    Port,
     RunState,
 )
+from tipoff_orchestrator_client.edgegap.api.answers import NamedPort
 from tipoff_orchestrator_client.edgegap.api.errors import NoRoom, Unreachable, Unreadable
 from tipoff_orchestrator_client.edgegap.naming import tags_of
 from tipoff_orchestrator_client.edgegap.orchestrator import EdgegapOrchestrator
 from tipoff_orchestrator_client.edgegap.orders.order_diff import COMING
 from tipoff_orchestrator_client.edgegap.orders.stop_requests import STOPPING
+from tipoff_orchestrator_client.edgegap.orders.store import Known, OrderStore
+from tipoff_shared.hooks import HookKey
 from tipoff_shared.nats.connection import Bus
 from tipoff_shared.records import EdgegapOrder, OrderState
 
@@ -57,6 +61,7 @@ async def test_an_order_is_written_before_it_is_placed_and_its_outcome_afterward
     assert created["tags"] == tags_of(world.bus.settings.namespace, "arena-1", GAME.key)
     assert created["near"] == ["8.8.8.8"]  # that address is not public
     assert created["webhook_url"] == ""
+    assert ("TIPOFF_DEPLOYMENT_ID", "arena-1", False) in created["environment"]
 
 
 @pytest.mark.parametrize(("near", "used"), [(3, 3), (10, 10), (11, 10)])
@@ -204,8 +209,10 @@ async def test_what_no_location_took_is_cleared_away(world: AccountWorld, reques
     orchestrator = world.orchestrator()
     with pytest.raises(NoRoom):
         await orchestrator.deploy(spec())
-    await world.stopped(*([request_id] if request_id else []))
+    told = [request_id] if request_id else []
+    await world.stopped(*told)
     assert (await orchestrator.deploy(spec())).native_id == "r1"
+    assert world.account.called("stop") == told
 
 
 async def test_one_that_was_stopped_while_it_was_created_is_stopped_at_once(world: AccountWorld) -> None:
@@ -249,6 +256,90 @@ async def test_two_deploys_of_one_id_in_one_process_order_once(world: AccountWor
     assert len(world.account.called("create")) == 1
 
 
+async def test_two_deployments_are_ordered_at_the_same_time(world: AccountWorld) -> None:
+    world.account.gate = asyncio.Event()
+    orchestrator = world.orchestrator()
+    both = [asyncio.ensure_future(orchestrator.deploy(spec(f"arena-{number}"))) for number in (1, 2)]
+    await eventually(lambda: len(world.account.called("create")) == 2, "both are being created")
+    world.account.gate.set()
+    assert {one.deployment_id for one in await asyncio.gather(*both)} == {"arena-1", "arena-2"}
+
+
+@pytest.mark.parametrize(("races", "succeeds"), [(1, True), (7, True), (8, False)])
+async def test_who_loses_every_race_for_an_order_gives_up(
+    world: AccountWorld, monkeypatch: pytest.MonkeyPatch, races: int, succeeds: bool
+) -> None:
+    """Another matchmaker writes it again and again; what came of that is unknown."""
+    get, lost = OrderStore.get, 0
+
+    async def overtaken(self: OrderStore, deployment_id: str) -> Known:
+        nonlocal lost
+        found = await get(self, deployment_id)
+        if lost < races:
+            lost += 1
+            await world.write(ordered(OrderState.ORDERING, "", tries=lost))
+        return found
+
+    monkeypatch.setattr(OrderStore, "get", overtaken)
+    orchestrator = world.orchestrator()
+    if succeeds:
+        assert (await orchestrator.deploy(spec())).native_id == "r1"
+        return
+    with pytest.raises(OrchestratorUnavailable, match="other matchmakers order arena-1") as raised:
+        await orchestrator.deploy(spec())
+    assert raised.value.retryable
+    assert raised.value.may_have_started
+    assert world.account.called("create") == []
+
+
+async def test_a_deploy_that_is_repeated_at_once_asks_edgegap_nothing(world: AccountWorld) -> None:
+    """For half a second, and not of another deployment."""
+    orchestrator = world.orchestrator()
+    await orchestrator.deploy(spec("arena-1"))
+    calls = len(world.account.calls)
+    world.clock.seconds = 0.5
+    assert (await orchestrator.deploy(spec("arena-1"))).native_id == "r1"
+    assert len(world.account.calls) == calls
+    await orchestrator.deploy(spec("arena-2"))
+    world.clock.seconds = 0.6
+    assert (await orchestrator.deploy(spec("arena-1"))).native_id == "r1"
+    assert world.account.called("status") == ["r1"]
+
+
+@pytest.mark.parametrize("how", ["deploy", "get", "get without an order", "list"])
+async def test_ports_have_the_names_of_the_games_transports(world: AccountWorld, how: str) -> None:
+    """However a running server is asked about."""
+    orchestrator = world.orchestrator()
+    if how == "get without an order":
+        world.account.add()
+    else:
+        await orchestrator.deploy(spec())
+    world.account.becomes(
+        "r1", running=True, ip="9.9.9.9", ports={"game": NamedPort("game", 7777, 31000, "udp")}
+    )
+    world.clock.seconds = 1.0
+    if how == "list":
+        (found,) = await orchestrator.list()
+    else:
+        asked = await (orchestrator.deploy(spec()) if how == "deploy" else orchestrator.get("arena-1"))
+        assert asked is not None
+        found = asked
+    assert (found.deployment_id, found.host, found.state) == ("arena-1", "9.9.9.9", RunState.RUNNING)
+    assert found.ports == {"udp": Port(7777, 31000, "udp")}
+
+
+async def test_one_whose_order_and_game_are_unknown_can_still_be_stopped(world: AccountWorld) -> None:
+    """games.toml no longer has it."""
+    world.account.add()
+    orchestrator = world.orchestrator(msgspec.structs.replace(GAME, name="other"))
+    found = await orchestrator.get("arena-1")
+    assert found is not None
+    assert (found.deployment_id, found.game, found.version) == ("arena-1", "", "")
+    assert [one.game for one in await orchestrator.list()] == [""]
+    await orchestrator.stop("arena-1")
+    assert world.account.called("stop") == ["r1"]
+
+
 async def test_an_order_that_was_deleted_meanwhile_is_an_error_and_may_be_running(
     world: AccountWorld,
 ) -> None:
@@ -274,7 +365,7 @@ async def test_what_games_toml_does_not_say_cannot_be_ordered(world: AccountWorl
             edgegap=msgspec.structs.replace(GAME.edgegap, env={"MOTD": "x" * 256}),  # type: ignore[type-var]
         ),
     }
-    with pytest.raises(NotConfigured):
+    with pytest.raises(NotConfigured, match="MOTD" if what == "environment" else r"'arena' version '1'"):
         await world.orchestrator(games[what]).deploy(spec())
     assert await world.order() is None
 
@@ -435,6 +526,12 @@ async def test_one_that_is_missing_from_the_list_is_asked_for_by_its_status(worl
     asked = len(world.account.called("status"))
     assert await orchestrator.list() == []
     await eventually(lambda: len(world.account.called("status")) == asked + 1, "it is asked for", 2)
+    world.clock.seconds += 0.9
+    await orchestrator.list()  # it was asked for less than a second ago
+    await world.write(ordered(OrderState.ORDERED, "r8", deployment_id="arena-8", tried_at=0.0))
+    await orchestrator.list()
+    await eventually(lambda: "r8" in world.account.called("status"), "the next one is asked for", 2)
+    assert world.account.called("status").count("r1") == asked + 1
     world.account.forgets("r1")
     world.clock.seconds += 2
     await orchestrator.list()
@@ -614,7 +711,10 @@ async def test_a_webhook_makes_its_deployment_due_at_once(world: AccountWorld, n
     )
     hearing = asyncio.ensure_future(heard(orchestrator, 1))
     await orchestrator.deploy(spec())
-    assert world.account.called("create")[0]["webhook_url"].startswith("https://play.example/hook/")
+    key = HookKey("nobody can guess this key", world.bus.settings.namespace)
+    assert world.account.called("create")[0]["webhook_url"] == (
+        f"https://play.example/hook/{key.path_name('arena-1')}"
+    )
     world.account.becomes("r1", running=True)
     await asyncio.sleep(0.05)  # in which nobody asks for its status
     await world.bus.flush()

@@ -223,6 +223,47 @@ async def test_it_can_be_closed_without_having_started(presence: Presence) -> No
 # --- both profiles --------------------------------------------------------------------------------------------
 
 
+async def test_a_report_over_nats_needs_nats(profile: Profile) -> None:
+    with pytest.raises(ConfigError, match="no NATS"):
+        type(profile.presence())(dataclasses.replace(profile.context, nats=None), BOOT)
+
+
+async def test_it_is_connected_from_the_first_report_to_the_end(profile: Profile) -> None:
+    presence = profile.presence()
+    assert not presence.connected
+    await presence.start(lease, ignore)
+    assert await presence.announce(5)
+    assert presence.connected
+    await presence.close(keep_lease=False)
+    assert not presence.connected
+
+
+async def test_an_announcement_does_not_wait_for_the_next_refresh(profile: Profile) -> None:
+    """Which comes after 20 seconds."""
+    presence = presence_for(dataclasses.replace(profile.context, lease_ttl=60), BOOT)
+    await presence.start(lease, ignore)
+    assert await presence.announce(5)
+    for _ in range(2):
+        assert await presence.announce(1)
+    await presence.close(keep_lease=False)
+
+
+async def test_nobody_waits_for_the_end_of_a_server_that_has_nothing_to_report(
+    profile: Profile, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that never reached NATS, or on which nobody has played."""
+    async with asyncio.timeout(0.9):
+        never_started = profile.presence()
+        never_started.joined("s1", 1)
+        await never_started.close(keep_lease=False)
+        empty = profile.presence()
+        await empty.start(lease, ignore)
+        assert await empty.announce(5)
+        await empty.close(keep_lease=False)
+    assert "has to expire by itself" not in caplog.text
+    await eventually(profile.has_no_lease, "the lease is withdrawn")
+
+
 async def test_it_closes_at_once_at_any_time(profile: Profile) -> None:
     """Also in the middle of connecting or of the first reports; nothing is left behind."""
     await profile.record("s1", 1)
@@ -453,6 +494,26 @@ async def test_a_server_that_started_while_nats_was_away_appears_when_it_is_ther
     await eventually(profile.has_no_lease, "it is withdrawn")
 
 
+async def test_while_nats_stays_away_tries_become_rarer(
+    profile: Profile, connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to a limit."""
+    monkeypatch.setattr(reporter, "RETRY", 0.04)
+    monkeypatch.setattr(reporter, "LONGEST_RETRY", 0.1)
+    connections.failing = 5
+    presence = profile.presence()
+    began = time.monotonic()
+    await presence.start(lease, ignore)
+    await eventually(profile.has_lease, "the lease")
+    pauses = 0.04 + 0.08 + 3 * 0.1
+    assert pauses / 2 < time.monotonic() - began < pauses + 1.0  # an attempt takes up to 0.05 s, and may wait
+    monkeypatch.setattr(connections, "failing", 0)
+    await connections.buses[0].nc.close()
+    await eventually(lambda: len(connections.buses) == 2, "a new connection")
+    await presence.close(keep_lease=False)
+    assert connections.made == 7
+
+
 async def test_an_unreadable_certificate_authority_is_an_error_at_the_start(
     profile: Profile, game: Recorder
 ) -> None:
@@ -471,15 +532,18 @@ async def test_a_connection_that_is_closed_for_good_is_replaced(
 ) -> None:
     """Commands come by the new one, and what happened in between is reported."""
     async with GameServer(game, context=profile.context) as server:
-        async with by_udp(await profile.seat(server, "s1", 11)):
-            await eventually(lambda: profile.sessions_are("s1"), "the player")
-            await connections.buses[0].nc.close()
+        stays = await profile.seat(server, "stays", 10)
         second = await profile.seat(server, "s2", 12)
-        async with by_websocket(server, second) as player:
-            await eventually(lambda: profile.sessions_are("s2"), "one left, one came")
-            assert connections.made == 2
-            await profile.bus.publish(profile.bus.subjects.commands("arena-1"), encode(Kick("s2")))
-            await player.ws.wait_closed()
+        async with by_udp(stays), by_udp(await profile.seat(server, "s1", 11)) as leaves:
+            await eventually(lambda: profile.sessions_are("stays", "s1"), "both players")
+            await connections.buses[0].nc.close()
+            await profile.kv.active_connections.forget("stays", 1 << 40)
+            leaves.leave()
+            async with by_websocket(server, second) as player:
+                await eventually(lambda: profile.sessions_are("stays", "s2"), "one left, one came, one stays")
+                assert connections.made == 2
+                await profile.bus.publish(profile.bus.subjects.commands("arena-1"), encode(Kick("s2")))
+                await player.ws.wait_closed()
         await eventually(profile.sessions_are, "nobody is left")
 
 

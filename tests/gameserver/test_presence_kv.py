@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -10,8 +12,11 @@ from tests.gameserver.players import Recorder, by_udp, by_websocket, token_for
 from tests.isolated.world import IsolatedNats
 from tests.polling import eventually
 from tipoff_gameserver import Context, GameServer
+from tipoff_gameserver.presence import kv as presence_kv
+from tipoff_gameserver.presence import reporter
 from tipoff_gameserver.presence.kv import KvPresence
 from tipoff_shared.errors import Unavailable
+from tipoff_shared.kv.bucket import Bucket
 from tipoff_shared.kv.buckets import Buckets, create_buckets
 from tipoff_shared.messages import Transports
 from tipoff_shared.nats.connection import connect
@@ -89,6 +94,135 @@ async def test_a_session_of_bevygaps_whose_name_is_no_key_counts_as_unknown(
     await kv.sessions_ly2eg.put("8", "session-8")
     assert await presence.look_up(7) is None
     assert await presence.look_up(8) == "session-8"
+    await presence.close(keep_lease=False)
+
+
+class Writes:
+    """Fails the next puts into a bucket: instead of the write, after it, or by taking too long."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.failing = 0
+        self.how = "instead"
+        self.bucket = ""
+        self.tried = 0
+        put = Bucket.put
+
+        async def failing_put(bucket: Bucket[Any], *arguments: Any, **options: Any) -> int:
+            if not self.bucket or self.bucket not in bucket.bucket:
+                return await put(bucket, *arguments, **options)
+            self.tried += 1
+            if self.failing <= 0:
+                return await put(bucket, *arguments, **options)
+            self.failing -= 1
+            if self.how == "after":
+                await put(bucket, *arguments, **options)
+            elif self.how == "too long":
+                await asyncio.sleep(60)
+            raise Unavailable("NATS is away, as ordered")
+
+        monkeypatch.setattr(Bucket, "put", failing_put)
+
+    def fail(self, bucket: str, count: int, how: str = "instead") -> None:
+        self.bucket, self.failing, self.how, self.tried = bucket, count, how, 0
+
+
+@pytest.fixture
+def writes(monkeypatch: pytest.MonkeyPatch) -> Writes:
+    """Servers try again soon, and wait a little only."""
+    monkeypatch.setattr(reporter, "RETRY", 0.02)
+    monkeypatch.setattr(presence_kv, "WRITE_TIMEOUT", 0.1)
+    return Writes(monkeypatch)
+
+
+@pytest.mark.parametrize("how", ["instead", "too long"])
+async def test_a_lease_that_cannot_be_written_is_tried_again_and_logged_once(
+    deployment: Context, kv: Buckets, writes: Writes, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    """Whoever waits for it goes on waiting; the next trouble is logged again."""
+    caplog.set_level("INFO")
+    presence = KvPresence(deployment, "b1")
+    for number in (1, 2):
+        writes.fail("gameservers", 2, how)
+        if number == 1:
+            await presence.start(lease, ignore)
+        assert await presence.announce(5)
+        assert writes.tried == 3
+        assert caplog.text.count("the lease cannot be written") == number
+        assert caplog.text.count("the lease is written again") == number
+    await presence.close(keep_lease=False)
+
+
+@pytest.mark.parametrize("how", ["instead", "too long", "after"])
+async def test_a_connection_that_cannot_be_written_is_tried_again_and_logged_once(
+    deployment: Context, kv: Buckets, writes: Writes, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    """Others follow it."""
+    presence = KvPresence(deployment, "b1")
+    await presence.start(lease, ignore)
+    assert await presence.announce(5)
+    for number in (1, 2):
+        writes.fail("active_connections", 2, how)
+        presence.joined(f"first{number}", 1)
+        presence.joined(f"second{number}", 2)
+        expected = {f"{which}{n}" for which in ("first", "second") for n in range(1, number + 1)}
+        await eventually(lambda expected=expected: _sessions_are(kv, expected), "both are active")
+        # What was carried out is found, and need not be written again: between the two all was well.
+        times = 2 if how == "after" else 1
+        assert caplog.text.count("active_connections cannot be written") == times * number
+    await presence.close(keep_lease=False)
+
+
+@pytest.mark.parametrize("bucket", ["gameservers", "active_connections"])
+async def test_when_nats_is_back_what_failed_is_tried_at_once(
+    deployment: Context, kv: Buckets, writes: Writes, monkeypatch: pytest.MonkeyPatch, bucket: str
+) -> None:
+    monkeypatch.setattr(reporter, "RETRY", 60)
+    presence = KvPresence(deployment, "b1")
+    await presence.start(lease, ignore)
+    assert await presence.announce(5)
+    writes.fail(bucket, 1)
+    waiting = asyncio.ensure_future(presence.announce(5))
+    presence.joined("s1", 1)
+    await eventually(lambda: writes.failing == 0, "a write has failed")
+    presence.resync()
+    await eventually(lambda: _sessions_are(kv, {"s1"}), "it is active", timeout=2)
+    assert await waiting
+    await presence.close(keep_lease=False)
+
+
+async def test_a_visit_whose_write_had_no_answer_ends_all_the_same(
+    deployment: Context, kv: Buckets, writes: Writes
+) -> None:
+    """The write was carried out: the key is ours, and goes."""
+    presence = KvPresence(deployment, "b1")
+    await presence.start(lease, ignore)
+    assert await presence.announce(5)
+    writes.fail("active_connections", 1, "after")
+    presence.joined("s1", 1)
+    await eventually(lambda: writes.failing == 0, "a write has failed")
+    presence.left("s1")
+    await eventually(lambda: _sessions_are(kv, set()), "the key is gone")
+    await presence.close(keep_lease=False)
+
+
+async def test_what_stands_there_already_is_not_written_again_and_what_is_wrong_is(
+    deployment: Context, kv: Buckets
+) -> None:
+    presence = KvPresence(deployment, "b1")
+    await presence.start(lease, ignore)
+    for number in (1, 2):
+        presence.joined(f"s{number}", number)
+    await eventually(lambda: _sessions_are(kv, {"s1", "s2"}), "both are active")
+    before = await kv.active_connections.get("s1")
+    await kv.active_connections.put("s2", "99")
+    presence.resync()
+
+    async def corrected() -> bool:
+        entry = await kv.active_connections.get("s2")
+        return entry is not None and entry.value == "2"
+
+    await eventually(corrected, "it is what it should be")
+    assert await kv.active_connections.get("s1") == before
     await presence.close(keep_lease=False)
 
 
