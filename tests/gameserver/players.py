@@ -265,9 +265,13 @@ async def by_udp(token: bytes, *, local: str = "127.0.0.1", wait: bool = True) -
 
 
 class DeafUdp:
-    """A netcode client that hears nothing until it is told to: what the server answers stays in its socket."""
+    """A netcode client that hears nothing until it is told to: what the server answers stays in its socket.
 
-    def __init__(self, token: bytes) -> None:
+    It sends to `to` where that is given, else to the token's address.
+    """
+
+    def __init__(self, token: bytes, to: Address | None = None) -> None:
+        self._to = to
         self._loop = asyncio.get_running_loop()
         self._client = Client(token, now=self._loop.time())
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -295,15 +299,22 @@ class DeafUdp:
 
     def _flush(self) -> None:
         for data, address in self._client.datagrams_to_send():
-            self._socket.sendto(data, address)
+            self._socket.sendto(data, self._to or address)
+
+    def has_heard(self) -> bool:
+        """Whether the server has sent anything that was not taken."""
+        try:
+            return bool(self._socket.recv(2048, socket.MSG_PEEK))
+        except BlockingIOError:
+            return False
 
     def close(self) -> None:
         self._socket.close()
 
 
 @asynccontextmanager
-async def deaf_udp(token: bytes) -> AsyncIterator[DeafUdp]:
-    player = DeafUdp(token)
+async def deaf_udp(token: bytes, *, to: Address | None = None) -> AsyncIterator[DeafUdp]:
+    player = DeafUdp(token, to)
     try:
         yield player
     finally:
