@@ -117,7 +117,7 @@ class Writes:
             if self.how == "after":
                 await put(bucket, *arguments, **options)
             elif self.how == "too long":
-                await asyncio.sleep(60)
+                await asyncio.sleep(60)  # longer than anybody waits
             raise Unavailable("NATS is away, as ordered")
 
         monkeypatch.setattr(Bucket, "put", failing_put)

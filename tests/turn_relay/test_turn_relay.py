@@ -422,7 +422,7 @@ async def test_a_long_poll_without_hints_asks_by_itself(
         loop = asyncio.get_running_loop()
         began = loop.time()
         poll = asyncio.ensure_future(one.exchange(Exchange(ada, after=0), wait=0.5))
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01)  # the poll has begun
         await other.handle(GameUpdate(bob, 1, 0, "news"))
         assert await poll == Updates(("news",), -1, 1)
         assert loop.time() - began < at_most
@@ -440,12 +440,12 @@ async def test_who_plays_by_json_and_loses_its_partner_waits_for_another(
         await relay.play(eve, loaded=loaded_by_then, wait=0)
         poll = asyncio.ensure_future(relay.play(eve, loaded=True, wait=wait))
         if wait:
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.01)  # the poll has begun
         else:
             await poll
         await relay.pair(Unregister(max_))
         if wait:
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.01)  # the poll has begun
             assert not poll.done()
         assert await relay.play(eve, loaded=loaded_by_then, wait=0) == StillPairing()
         ada = await registered(relay, "Ada")
@@ -536,7 +536,7 @@ async def test_of_two_long_polls_of_one_player_both_are_answered() -> None:
         ada, bob = await begin(relay, relay)
         polls = [asyncio.ensure_future(relay.exchange(Exchange(ada, after=0), wait=20)) for _ in range(2)]
         lonely = asyncio.ensure_future(relay.play(await registered(relay, "Eve"), loaded=True, wait=20))
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01)  # the poll has begun
         await relay.handle(GameUpdate(bob, 1, 0, "news"))
         async with asyncio.timeout(2):
             assert await asyncio.gather(*polls) == [Updates(("news",), -1, 1)] * 2
