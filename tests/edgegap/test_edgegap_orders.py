@@ -700,7 +700,118 @@ async def test_many_are_polled_by_the_list(world: AccountWorld, why: str) -> Non
     states = await heard(orchestrator, count)
     assert sorted(states) == sorted([RunState.STOPPED] + [RunState.RUNNING] * (count - 1))
     assert world.account.called("list")
-    assert set(world.account.called("status")) <= {"r1"}
+    await world.stopped("r1")  # its status told that it failed
+    assert set(world.account.called("status")) == {"r1"}
+
+
+@pytest.mark.parametrize(("count", "by_list"), [(2, False), (3, True)])
+async def test_a_few_are_polled_by_their_status(world: AccountWorld, count: int, by_list: bool) -> None:
+    orchestrator = world.orchestrator()
+    for number in range(count):
+        await orchestrator.deploy(spec(f"arena-{number}"))
+        world.account.becomes(f"r{number + 1}", running=True)
+    await asyncio.sleep(0.02)  # all are due by then
+    assert await heard(orchestrator, count) == [RunState.RUNNING] * count
+    assert bool(world.account.called("list")) is by_list
+
+
+async def test_of_many_that_start_each_has_its_turn_to_be_asked_for(world: AccountWorld) -> None:
+    """The list does not tell which of them have failed."""
+    orchestrator = world.orchestrator()
+    for number in range(5):
+        await orchestrator.deploy(spec(f"arena-{number}"))
+    await asyncio.sleep(0.02)  # all are due by then
+    hearing = asyncio.ensure_future(heard(orchestrator, 1))
+
+    def asked() -> bool:
+        world.clock.seconds += 0.01
+        return len(world.account.called("status")) >= 10
+
+    await eventually(asked, "statuses are read")
+    assert set(world.account.called("status")[:6]) == {f"r{number}" for number in range(1, 6)}
+    hearing.cancel()
+
+
+async def test_one_that_was_stopped_meanwhile_is_not_asked_for(
+    world: AccountWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is its order read again."""
+    read: list[str] = []
+    get = OrderStore.get
+
+    async def counted(self: OrderStore, deployment_id: str) -> Known:
+        read.append(deployment_id)
+        return await get(self, deployment_id)
+
+    orchestrator = world.orchestrator()
+    for number in (1, 2):
+        await orchestrator.deploy(spec(f"arena-{number}"))
+    await world.orchestrator().stop("arena-2")
+    monkeypatch.setattr(OrderStore, "get", counted)
+    hearing = asyncio.ensure_future(heard(orchestrator, 1))
+    await eventually(lambda: read.count("arena-1") >= 4, "the other one is polled")
+    assert read.count("arena-2") == 1
+    assert set(world.account.called("status")) == {"r1"}
+    hearing.cancel()
+
+
+async def test_polling_that_failed_for_a_reason_of_ours_begins_again_with_the_next_listener(
+    world: AccountWorld, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The present ones end: their owner begins anew."""
+    orchestrator = world.orchestrator()
+    world.account.errors["status"] = [ZeroDivisionError("ours")]  # type: ignore[list-item]
+    await orchestrator.deploy(spec())
+    world.account.becomes("r1", running=True)
+    with pytest.raises(StopAsyncIteration):
+        async with asyncio.timeout(2):
+            await anext(orchestrator.events())
+    assert "ours" in caplog.text
+    assert await heard(orchestrator, 1) == [RunState.RUNNING]
+
+
+async def test_an_outcome_that_could_not_be_written_is_written_by_the_next_listing(
+    world: AccountWorld, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    adopt, failed = OrderStore.adopt, 0
+
+    async def failing(self: OrderStore, deployment_id: str, request_id: str) -> None:
+        nonlocal failed
+        failed += 1
+        if failed == 1:
+            raise OrchestratorUnavailable("NATS is away")
+        await adopt(self, deployment_id, request_id)
+
+    monkeypatch.setattr(OrderStore, "adopt", failing)
+    await world.write(ordered(OrderState.ORDERING, ""))
+    world.account.add()
+    orchestrator = world.orchestrator()
+    assert [one.native_id for one in await orchestrator.list()] == ["r1"]
+    await eventually(lambda: failed == 1, "it has failed")
+    await orchestrator.list()
+
+    async def adopted() -> bool:
+        return await world.order() == ordered()
+
+    await eventually(adopted, "its outcome is written", 2)
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+async def test_a_young_one_that_ran_and_is_missing_from_the_list_is_asked_for(world: AccountWorld) -> None:
+    """One that only starts may still appear."""
+    orchestrator = world.orchestrator()
+    for number in (1, 2):
+        await orchestrator.deploy(spec(f"arena-{number}"))
+    world.account.becomes("r1", running=True)
+    await orchestrator.get("arena-1")
+    world.account.unlisted |= {"r1", "r2"}
+    world.clock.seconds = 2.0
+    hearing = asyncio.ensure_future(heard(orchestrator, 2))
+    await eventually(lambda: world.account.called("status").count("r2") >= 2, "the other one is polled")
+    assert world.account.called("status").count("r1") == 1
+    await orchestrator.list()
+    await eventually(lambda: world.account.called("status").count("r1") == 2, "it is asked for", 2)
+    hearing.cancel()
 
 
 @pytest.mark.parametrize("name", ["arena-1", "unknown-1"])
