@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from websockets.asyncio.client import connect
 
 from tests.gameserver.players import (
     Recorder,
@@ -237,11 +238,16 @@ class LookUps:
 
     asked: list[int] = field(default_factory=list)
     known: bool = True
+    error: Exception | None = None
+    """What the next one raises."""
     answered: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def look_up(self, client_id: int) -> str | None:
         self.asked.append(client_id)
         await self.answered.wait()
+        if (error := self.error) is not None:
+            self.error = None
+            raise error
         return f"session-{client_id}" if self.known else None
 
 
@@ -388,3 +394,37 @@ async def test_who_answers_the_challenge_of_a_server_that_drains_by_now_stays_ou
         await first.send(b"hello")
         assert await first.receive() == b"hello"
         assert len([event for event in game.happened if event[0] == "join"]) == 1
+
+
+async def test_a_look_up_that_fails_for_a_reason_of_ours_keeps_out_nobody_else(
+    deployment: Context,
+    game: Recorder,
+    kv: Buckets,
+    look_ups: LookUps,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """By WebSocket the player hears 1011 at once; over UDP the next one is looked up, one at a time as before."""
+    monkeypatch.setattr(udp, "MAX_LOOK_UPS", 1)
+    look_ups.answered.set()
+    async with GameServer(game, context=replace(deployment, bevygap=True)) as server:
+        look_ups.error = ZeroDivisionError("ours")
+        assert server.transports.websocket is not None
+        async with connect(server.transports.websocket.url) as ws:
+            await ws.send(foreign(server, 1))
+            await ws.wait_closed()
+            assert ws.close_code == 1011
+        assert "ours" in caplog.text
+        look_ups.error = ZeroDivisionError("ours, too")
+        async with connecting([foreign(server, 2)]):
+            await eventually(lambda: "ours, too" in caplog.text, "it has failed")
+        async with by_udp(foreign(server, 3)):
+            look_ups.answered.clear()
+            async with connecting([foreign(server, 4), foreign(server, 5)]) as players:
+                await eventually(
+                    lambda: all(player.requests >= 3 for player in players), "both repeat theirs"
+                )
+                assert look_ups.asked == [1, 2, 3, 4]
+                look_ups.answered.set()
+                for player in players:
+                    await player.reaches(ClientState.CONNECTED)

@@ -8,9 +8,11 @@ import socket
 import time
 from dataclasses import replace
 from ipaddress import ip_network
+from typing import cast
 
 import pytest
 from websockets.asyncio.client import connect
+from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.gameserver.players import Recorder, by_udp, by_websocket, ready, token_for, token_of
@@ -18,6 +20,7 @@ from tests.polling import eventually
 from tipoff_gameserver import Context, GameServer, LeaveReason, Player
 from tipoff_gameserver.transports import websocket
 from tipoff_shared.kv.buckets import Buckets
+from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.records import GameserverLease
 
 
@@ -136,6 +139,38 @@ async def test_a_client_that_stops_reading_is_closed_and_holds_up_nobody(
             assert (await other.receive()) == bytes(1200)
             ws.transport.abort()
             await ws.wait_closed()
+
+
+class Unsent:
+    """A connection of which only the write buffer is looked at."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self.transport = self
+
+    def get_write_buffer_size(self) -> int:
+        return self.bytes
+
+
+@pytest.mark.parametrize("waiting", [1, 100])
+async def test_a_client_that_reads_nothing_for_so_long_is_stalled(waiting: int) -> None:
+    """Not one that reads a little, nor one for which nothing waits."""
+    unsent = Unsent()
+    link = websocket.WebSocketLink(cast(ServerConnection, unsent), Tasks("test"), "")
+    assert not link.is_stalled(0)
+    for began in (100.0, 200.0):
+        unsent.bytes = waiting
+        assert not link.is_stalled(began)
+        assert not link.is_stalled(began + websocket.STALLED_AFTER - 0.1)
+        assert link.is_stalled(began + websocket.STALLED_AFTER)
+        unsent.bytes = 0
+        assert not link.is_stalled(began + websocket.STALLED_AFTER + 1)
+    unsent.bytes = 1000
+    for second in range(300, 400, 10):
+        unsent.bytes -= 10
+        assert not link.is_stalled(second)
+    assert not link.is_stalled(390 + 10)
+    assert link.is_stalled(400 + websocket.STALLED_AFTER)
 
 
 async def test_a_dead_client_is_noticed_by_its_missing_pongs(monkeypatch: pytest.MonkeyPatch) -> None:

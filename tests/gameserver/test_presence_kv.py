@@ -105,12 +105,16 @@ class Writes:
         self.how = "instead"
         self.bucket = ""
         self.tried = 0
+        self.gate: asyncio.Event | None = None
+        """Writes wait for it."""
         put = Bucket.put
 
         async def failing_put(bucket: Bucket[Any], *arguments: Any, **options: Any) -> int:
             if not self.bucket or self.bucket not in bucket.bucket:
                 return await put(bucket, *arguments, **options)
             self.tried += 1
+            if self.gate is not None:
+                await self.gate.wait()
             if self.failing <= 0:
                 return await put(bucket, *arguments, **options)
             self.failing -= 1
@@ -202,6 +206,46 @@ async def test_a_visit_whose_write_had_no_answer_ends_all_the_same(
     await eventually(lambda: writes.failing == 0, "a write has failed")
     presence.left("s1")
     await eventually(lambda: _sessions_are(kv, set()), "the key is gone")
+    await presence.close(keep_lease=False)
+
+
+async def test_who_leaves_while_its_arrival_is_written_is_gone(
+    deployment: Context, kv: Buckets, writes: Writes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And who comes back while its departure is, is here."""
+    monkeypatch.setattr(presence_kv, "WRITE_TIMEOUT", 5)
+    presence = KvPresence(deployment, "b1")
+    await presence.start(lease, ignore)
+    assert await presence.announce(5)
+    writes.fail("active_connections", 0)
+    writes.gate = asyncio.Event()
+    presence.joined("s1", 1)
+    presence.joined("s2", 2)
+    await eventually(lambda: writes.tried == 1, "it is being written")
+    presence.left("s1")
+    writes.gate.set()
+    await eventually(lambda: _sessions_are(kv, {"s2"}), "one left")
+    presence.left("s2")
+    presence.joined("s2", 2)
+    presence.joined("s3", 3)
+    await eventually(lambda: _sessions_are(kv, {"s2", "s3"}), "one came back")
+    await presence.close(keep_lease=False)
+    assert await kv.active_connections.list() == {}
+
+
+async def test_all_who_wait_for_a_lease_hear_of_it(deployment: Context, kv: Buckets, writes: Writes) -> None:
+    """Also who came while a write of it failed."""
+    presence = KvPresence(deployment, "b1")
+    await presence.start(lease, ignore)
+    assert await presence.announce(5)
+    writes.fail("gameservers", 1)
+    writes.gate = asyncio.Event()
+    both = [asyncio.ensure_future(presence.announce(2))]
+    await eventually(lambda: writes.tried == 1, "it is being written")
+    both.append(asyncio.ensure_future(presence.announce(2)))
+    await asyncio.sleep(0)
+    writes.gate.set()
+    assert await asyncio.gather(*both) == [True, True]
     await presence.close(keep_lease=False)
 
 
