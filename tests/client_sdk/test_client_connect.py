@@ -35,6 +35,7 @@ from tipoff_client_sdk import (
     connect,
 )
 from tipoff_client_sdk.inbox import Inbox
+from tipoff_client_sdk.transports import udp
 from tipoff_client_sdk.transports.udp import dial_udp
 from tipoff_gameserver import GameServer, LeaveReason
 from tipoff_shared.errors import Malformed, TipoffError, TooLarge, Unavailable
@@ -299,6 +300,80 @@ async def test_a_player_whom_every_server_refuses_is_told_so() -> None:
         with pytest.raises(Refused) as raised:
             await dial_udp(token, token.addresses, Inbox(8), give_up=None, timeout=5)
     assert all(str(address) in str(raised.value) for address in token.addresses)
+
+
+async def test_a_server_that_is_about_to_listen_is_waited_for() -> None:
+    """The kernel says twice that nothing is there: that may be a restart. Three times, and it is believed."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", 0))
+        address = Address("127.0.0.1", free.getsockname()[1])
+    key, stop = PrivateKey.generate(), asyncio.Event()
+    token = issue_token(key, protocol_id=7, client_id=1, public_addresses=[address], now=time.time())
+    with pytest.raises(ConnectionFailed, match="nothing listens there"):
+        await dial_udp(token, token.addresses, Inbox(8), give_up=None, timeout=5)
+    dialling = asyncio.ensure_future(dial_udp(token, token.addresses, Inbox(8), give_up=None, timeout=5))
+    await asyncio.sleep(0.05)  # it has heard so once
+    serving = asyncio.ensure_future(
+        serve_echo(
+            lambda bound: Server(private_key=key, protocol_id=7, addresses=[bound], max_clients=1),
+            address,
+            stop,
+        )
+    )
+    channel = await dialling
+    assert channel.server == str(address)
+    await channel.close()
+    stop.set()
+    await serving
+
+
+@pytest.mark.parametrize("refused_for", [0.05, 60.0])  # a keep-alive is answered every 0.1 s
+async def test_a_connected_server_is_lost_when_the_kernel_says_so_for_long_enough(
+    monkeypatch: pytest.MonkeyPatch, refused_for: float
+) -> None:
+    """Not by one burst, nor by errors that say nothing of the server."""
+    monkeypatch.setattr(udp, "REFUSED_FOR", refused_for)
+    async with netcode_servers([1]) as token:
+        inbox = Inbox(8)
+        channel = await dial_udp(token, token.addresses, inbox, give_up=None, timeout=5)
+        for error in (ConnectionRefusedError(), OSError("no buffer space")):
+            for _ in range(10):
+                channel.error_received(error)
+        assert inbox.ending is None
+        await channel.send(b"x")
+        assert await inbox.get() == b"x"  # it answers: what was heard before no longer counts
+        await asyncio.sleep(0.06)  # the burst was so long ago
+        for _ in range(3):
+            channel.error_received(ConnectionRefusedError())
+        assert inbox.ending is None
+        for _ in range(20):
+            channel.error_received(OSError("no buffer space"))
+            await asyncio.sleep(0.005)  # the rhythm of the kernel's errors
+        assert inbox.ending is None
+        began = time.monotonic()
+        while inbox.ending is None and time.monotonic() - began < 0.4:
+            channel.error_received(ConnectionRefusedError())
+            await asyncio.sleep(0.005)  # the rhythm of the kernel's errors
+        assert (inbox.ending is not None) is (refused_for < 1)
+        if inbox.ending is not None:
+            assert isinstance(inbox.ending.error, ServerLost)
+        await channel.close()
+
+
+async def test_a_full_socket_drops_messages_and_holds_up_nobody() -> None:
+    """As a network would, until there is room."""
+    async with netcode_servers([1]) as token:
+        inbox = Inbox(8)
+        channel = await dial_udp(token, token.addresses, inbox, give_up=None, timeout=5)
+        channel.pause_writing()
+        await channel.send(b"lost")
+        channel.resume_writing()
+        await channel.send(b"goes out")
+        assert await inbox.get() == b"goes out"
+        await channel.close()
+        await channel.close()
+        with pytest.raises(Closed):
+            await channel.send(b"too late")
 
 
 @pytest.mark.parametrize(
