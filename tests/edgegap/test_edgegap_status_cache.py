@@ -107,12 +107,14 @@ def test_one_is_known_by_its_own_name_and_by_edgegaps(world: World) -> None:
 
 
 def test_what_has_no_order_any_longer_is_forgotten_when_it_is_old(world: World) -> None:
-    for id in ("ordered", "old"):
+    for id in ("ordered", "unconfirmed", "old"):
         world.hear(RUNNING, id)
+    for id in ("ordered", "old"):
         world.cache.confirm(id)
     world.now += 60.0
     world.hear(RUNNING, "young")
     world.now += 0.5
-    world.cache.keep({"ordered"}, younger_than=60.0)
-    assert [id for id in ("ordered", "old", "young") if id in world.cache] == ["ordered", "young"]
-    assert [id for id in ("ordered", "old", "young") if world.cache.is_confirmed(id)] == ["ordered"]
+    world.cache.keep({"ordered", "unconfirmed"}, younger_than=60.0)
+    every = ("ordered", "unconfirmed", "old", "young")
+    assert [id for id in every if id in world.cache] == ["ordered", "unconfirmed", "young"]
+    assert [id for id in every if world.cache.is_confirmed(id)] == ["ordered"]
