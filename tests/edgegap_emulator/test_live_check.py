@@ -8,12 +8,20 @@ from typing import Any
 
 import pytest
 
-from tests.edgegap_emulator.emulator_account import GAMES, Account, Accounts
-from tests.polling import eventually
-from tipoff_edgegap_emulator import Dies, Fail, GoesWrong, NeverReady, Options, Rules, Silent, Spoil
-from tipoff_orchestrator_client.edgegap.settings import Settings
+from tests.edgegap_emulator.emulator_account import Account, Accounts
+from tests.edgegap_emulator.live_checks import (
+    SESSIONS,
+    check,
+    nothing_is_left,
+    outcomes,
+    quick,
+    refuted,
+    run_check,
+    seen,
+)
+from tipoff_edgegap_emulator import Dies, Fail, GoesWrong, NeverReady, Options, Silent, Spoil
 from tipoff_orchestrator_client.edgegap.setup.live import judge
-from tipoff_orchestrator_client.edgegap.setup.live.check import Pace, Report, live_check
+from tipoff_orchestrator_client.edgegap.setup.live.check import Pace, Report
 from tipoff_orchestrator_client.edgegap.setup.live.judge import ASSUMPTIONS, Outcome
 from tipoff_orchestrator_client.edgegap.setup.live.leftovers import MARK
 from tipoff_orchestrator_client.edgegap.setup.live.listener import NO_HOOK
@@ -21,57 +29,12 @@ from tipoff_shared.settings import NatsSettings
 
 pytestmark = [pytest.mark.slow, pytest.mark.row(87)]
 
-SESSIONS = GAMES.replace('"edgegap"', '"edgegap-sessions"')
-FAST = Pace(poll=0.02, known=0.4, session=0.5, forgotten=2.0, clean_up=10.0, late=0.6, told=60.0, burst=0.01)
-HELD, NOT_HELD, NOT_SEEN = Outcome.HELD, Outcome.NOT_HELD, Outcome.NOT_SEEN
 OF_SESSIONS = {"sessions-v1", "session-webhooks"}
 UNSEEN = {"page-size", "session-webhooks", "context-tls"}
 """What an emulator without webhooks does not show."""
 LIMITLESS = {"rate-limits"}
 """What does not hold at an emulator that limits nothing, which most of these tests have to be quick."""
-
-
-def quick(**members: Any) -> Options:
-    """No rate limits; the deployment is ready 0.15 s after its order, and forgotten 0.2 s after its end."""
-    rules = {"start_delay": 0.1, "ready_delay": 0.05, "forget_after": 0.2} | members.pop("rules", {})
-    return Options(**({"rates": {}, "rules": Rules(**rules)} | members))
-
-
-async def check(it: Account, nats: NatsSettings, *, timeout: float = 20.0, pace: Pace = FAST) -> Report:
-    report = Report()
-    await run_check(it, nats, report, timeout=timeout, pace=pace)
-    return report
-
-
-async def run_check(
-    it: Account, nats: NatsSettings, report: Report, *, timeout: float = 20.0, pace: Pace = FAST
-) -> None:
-    settings = Settings(url=it.emulator.url, token=it.emulator.token, timeout=2.0)
-    (game,) = it.games.all()
-    await live_check(settings, nats, game, report, timeout=timeout, say=lambda _: None, pace=pace)
-
-
-def outcomes(report: Report) -> dict[str, Outcome]:
-    return {one.step: one.outcome for one in report.conclusions}
-
-
-def refuted(report: Report) -> set[str]:
-    return {step for step, outcome in outcomes(report).items() if outcome is NOT_HELD}
-
-
-def seen(report: Report, step: str) -> str:
-    return next(one.seen for one in report.conclusions if one.step == step)
-
-
-async def nothing_is_left(it: Account) -> None:
-    """Deployments end as soon as they have started."""
-
-    def gone() -> bool:
-        return all(one.stop_wanted for one in it.emulator.state.living())
-
-    await eventually(gone, "no deployment runs")
-    assert it.emulator.sessions == []
-    assert [name for _, name in it.emulator.state.catalogue.versions] == ["v1"]
+HELD, NOT_HELD, NOT_SEEN = Outcome.HELD, Outcome.NOT_HELD, Outcome.NOT_SEEN
 
 
 async def test_what_holds_is_told_and_everything_is_removed(
@@ -269,6 +232,35 @@ async def test_what_cannot_be_removed_is_named_and_the_next_check_removes_it(
         again = await check(it, settings)
         assert f"deployment {made.request_id}" in again.before.removed
         assert again.left == []
+        await nothing_is_left(it)
+
+
+async def test_nothing_is_stopped_while_players_may_be_on_it(
+    account: Accounts, settings: NatsSettings
+) -> None:
+    """The list of sessions cannot be read."""
+    async with account(quick(), text=SESSIONS) as it:
+        planned = it.emulator.misbehave("sessions", Fail(500, "out of order"))
+        report = await check(it, settings)
+        assert any("players may be on it" in what for what in report.left)
+        assert it.emulator.count("stop") == 0
+        planned.cancel()
+        assert (await check(it, settings)).left == []
+        await nothing_is_left(it)
+
+
+async def test_a_removal_is_tried_again(account: Accounts, settings: NatsSettings) -> None:
+    """Each call of it fails twice."""
+    async with account(quick(), text=SESSIONS) as it:
+        report = Report()
+        work = asyncio.create_task(run_check(it, settings, report))
+        await it.emulator.until(lambda emulator: emulator.count("session.create") == 1)
+        for operation in ("list", "sessions", "session.delete", "stop", "version", "version.delete"):
+            it.emulator.misbehave(operation, Fail(503, "out of order"), 2)
+        work.cancel()
+        await asyncio.wait((work,))
+        assert report.left == []
+        assert [what.split()[0] for what in report.after.removed] == ["session", "deployment", "version"]
         await nothing_is_left(it)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.edgegap_emulator.emulator_account import Account, Accounts
-from tests.edgegap_emulator.test_live_check import nothing_is_left, quick
+from tests.edgegap_emulator.live_checks import nothing_is_left, quick
 from tipoff_edgegap_emulator import Fail
 from tipoff_orchestrator_client.edgegap.setup.live.judge import ASSUMPTIONS
 from tipoff_orchestrator_client.edgegap.setup.live.leftovers import MARK

@@ -173,7 +173,7 @@ async def _remove(
     into.left.append(unsure)
     try:
         async with asyncio.timeout(pace.clean_up):
-            done = await remove_marked(client, account, application, made)
+            done = await remove_marked(client, account, application, made, first_pause=pace.poll)
     except TimeoutError:
         return
     into.left.remove(unsure)

@@ -65,6 +65,8 @@ class Listener:
             async with httpx.AsyncClient(timeout=_PROOF, trust_env=False) as client:
                 answer = await client.post(self.url, json={"probe": self._nonce})
             said = f"httpd answered {answer.status_code}"
+            if not answer.is_success:
+                raise TimeoutError
             async with asyncio.timeout(_PROOF):
                 await self._proved.wait()
         except (TipoffError, httpx.HTTPError, httpx.InvalidURL) as exc:
