@@ -4,12 +4,16 @@ httpd, nats-server, a stub matchmaker and the attacker are processes on the same
 from 127.0.0.2 and keeps each for `KEPT` seconds. The others ask from 127.0.0.1, each time on a new connection: health
 on the main port, health on the operator's own, and plays.
 
+Another attacker connects, asks for health and goes, again and again, from an address of this machine that is not
+loopback, since loopback is not limited: with the limit of new connections a second, and without it.
+
     python -m bench httpd_attacks
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import resource
 import socket
 import sys
@@ -40,6 +44,9 @@ _TIMEOUT = 2.0
 def run() -> Iterator[dict[str, Any]]:
     """Yield the figures; `bench` prints them."""
     yield from asyncio.run(_measure())
+    if own := _own_address():
+        for limit in ("0", "50"):
+            yield from asyncio.run(_measure_comers(own, limit))
 
 
 async def _measure() -> list[dict[str, Any]]:
@@ -63,6 +70,47 @@ async def _measure() -> list[dict[str, Any]]:
                 async with _attacker(url, rate):
                     await asyncio.sleep(WARM_UP)
                     figures += await _others(url, operator, pid, f"{rate} connections/s from one address")
+    return figures
+
+
+def _own_address() -> str:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("198.51.100.1", 9))
+        except OSError:
+            return ""
+        return str(probe.getsockname()[0])
+
+
+async def _measure_comers(own: str, limit: str) -> list[dict[str, Any]]:
+    """What it costs httpd that `own` connects and goes, with `limit` new connections of an address a second."""
+    figures: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        async with (
+            embedded_nats(Path(scratch)) as nats,
+            httpd.stub(nats.settings()),
+            httpd.process(
+                "tipoff_matchmaker_httpd",
+                nats.settings(),
+                TIPOFF_HTTPD_PORT="0",
+                TIPOFF_HTTPD_HOST="0.0.0.0",  # noqa: S104 # of this machine only
+                TIPOFF_HTTPD_CONNECTIONS_PER_SECOND=limit,
+            ) as (url, pid),
+        ):
+            await play_many(url, "arena", "1", plays=100, in_flight=4)
+            for rate in (0, *RATES):
+                async with _attacker(url, rate, own):
+                    await asyncio.sleep(WARM_UP)  # the first ones are within what may come at once
+                    when = f"{rate} comers/s, limit {limit}"
+                    cpu, began = httpd.cpu_seconds(pid), time.monotonic()
+                    plays = await _plays(url)
+                    cpu = (httpd.cpu_seconds(pid) - cpu) / (time.monotonic() - began)
+                good = sorted(each for each in plays if each is not None)
+                figures += [
+                    _figure(f"plays, {when}: failed of {len(plays)}", len(plays) - len(good), ""),
+                    _figure(f"plays, {when}: p50", good[len(good) // 2] * 1000 if good else 0, "ms"),
+                    _figure(f"httpd's share of a core, {when}", cpu * 100, "%"),
+                ]
     return figures
 
 
@@ -124,9 +172,10 @@ async def _again(ask: Any) -> list[float | None]:
 
 
 @asynccontextmanager
-async def _attacker(url: str, rate: int) -> AsyncIterator[None]:
+async def _attacker(url: str, rate: int, source: str = "") -> AsyncIterator[None]:
+    """`source`: where it connects from and goes again; "": it keeps idle sockets of 127.0.0.2."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "bench.httpd_attacks", str(urlsplit(url).port), str(rate)
+        sys.executable, "-m", "bench.httpd_attacks", str(urlsplit(url).port), str(rate), source
     )
     try:
         yield
@@ -161,5 +210,27 @@ def attack(port: int, rate: int) -> None:
         time.sleep(0.005)
 
 
+def come_and_go(port: int, rate: int, source: str) -> None:
+    """Connect from `source` `rate` times a second, ask for something, and go as soon as an answer is there."""
+    began, opened = time.monotonic(), 0
+    waiting: list[tuple[float, socket.socket]] = []
+    while True:
+        now = time.monotonic()
+        while opened < (now - began) * rate:
+            opened += 1
+            sock = socket.socket()
+            sock.bind((source, 0))
+            with contextlib.suppress(OSError):
+                sock.connect((source, port))
+                sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            waiting.append((now, sock))
+        while waiting and waiting[0][0] < now - 0.05:
+            waiting.pop(0)[1].close()
+        time.sleep(0.002)
+
+
 if __name__ == "__main__":
-    attack(int(sys.argv[1]), int(sys.argv[2]))
+    if sys.argv[3]:
+        come_and_go(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    else:
+        attack(int(sys.argv[1]), int(sys.argv[2]))

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import lru_cache
 from typing import cast
 
 from tipoff_matchmaker_httpd.admission.places import Places
 from tipoff_matchmaker_httpd.server.connection import refusal
+
+
+_answer = lru_cache(maxsize=16)(refusal)
+"""Each listener refuses with one and the same error."""
 
 
 class Gate(asyncio.Protocol):
@@ -25,7 +30,7 @@ class Gate(asyncio.Protocol):
         peer = transport.get_extra_info("peername")
         error = self._places.refusal(peer[0] if isinstance(peer, tuple) else None)
         if error is not None:
-            transport.write(refusal(error))  # a client that has sent nothing yet reads it
+            transport.write(_answer(error))  # a client that has sent nothing yet reads it
             transport.close()
             return
         protocol = self._make()
