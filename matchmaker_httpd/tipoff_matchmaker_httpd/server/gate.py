@@ -10,7 +10,6 @@ from typing import cast
 from tipoff_matchmaker_httpd.admission.places import Places
 from tipoff_matchmaker_httpd.server.connection import refusal
 
-
 _answer = lru_cache(maxsize=16)(refusal)
 """Each listener refuses with one and the same error."""
 
