@@ -24,6 +24,7 @@ from tipoff_launcher.registry import Server, ServerRegistry
 from tipoff_launcher.settings import Settings
 from tipoff_launcher.start import Starter, start_failure
 from tipoff_orchestrator_client.base import (
+    STOPPED_BY_FORCE,
     Deployment,
     DeploySpec,
     NoCapacity,
@@ -383,7 +384,7 @@ def exit_reason(status: ExitStatus, *, stopped: bool, last_lines: str) -> str:
     """Why a server ended, for people. `stopped`: a stop was requested. `last_lines` of its log are quoted where they
     may explain something."""
     if stopped:
-        return "stopped, by force" if status.code == -signal.SIGKILL else "stopped"
+        return STOPPED_BY_FORCE if status.code == -signal.SIGKILL else "stopped"
     if status.note:
         text = status.note
     elif status.code is None:

@@ -58,6 +58,10 @@ def environment_of(event_key: str) -> dict[str, str]:
     return {"TIPOFF_PROFILE": "isolated", "TIPOFF_EVENT_KEY": event_key} if event_key else {}
 
 
+STOPPED_BY_FORCE = "stopped, by force"
+"""The reason of a server that did not end when it was asked to."""
+
+
 class RunState(StrEnum):
     """`STARTING`: not running yet. `RUNNING`: the process or container runs. `STOPPED`: it has ended."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tipoff.operate.logs import LogLine
 from tipoff.up.game_reports import REPEAT_AFTER, UNANNOUNCED_AFTER, GameReports
-from tipoff_orchestrator_client.base import Deployment, RunState
+from tipoff_orchestrator_client.base import STOPPED_BY_FORCE, Deployment, RunState
 
 
 def server(number: int = 1, state: RunState = RunState.RUNNING, reason: str = "") -> Deployment:
@@ -28,6 +28,15 @@ def test_a_start_and_a_crash_are_said_and_an_end_that_was_asked_for_is_not() -> 
     assert said.event(crash(1), 2) == "a server of pong 1 ended: exited with code 1: no map (pong-1)"
     for reason in ("stopped", "stopped before it started", "exited with code 0"):
         assert said.event(crash(2, reason), 3) == ""
+
+
+def test_a_server_that_had_to_be_killed_hangs() -> None:
+    """It was asked to end, for its silence or by an operator, and did not."""
+    said = reports()
+    text = said.event(crash(1, STOPPED_BY_FORCE), 0)
+    assert text.startswith("a server of pong 1 was stopped and had to be killed (pong-1): does its game hang")
+    assert said.event(crash(2, STOPPED_BY_FORCE), 1) == ""
+    assert "(pong-3, and 1 more since)" in said.event(crash(3, STOPPED_BY_FORCE), REPEAT_AFTER)
 
 
 def test_equal_crashes_are_counted_and_said_now_and_then() -> None:

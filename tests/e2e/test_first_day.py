@@ -28,6 +28,43 @@ async def test_a_server_that_crashes_is_told_in_the_terminal_of_up(tmp_path: Pat
         await eventually(told, f"the crash told in {up.output}", 10)
 
 
+HANGS = {"sleeps": "import time; time.sleep(600)", "loops": "exec('while True: pass')"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.row(74)
+async def test_a_game_that_hangs_is_told_in_the_terminal_of_up(tmp_path: Path) -> None:
+    """It blocks its whole server, which cannot say so itself."""
+    games = ""
+    for name, code in HANGS.items():
+        (tmp_path / f"{name}.py").write_text(SERVER % f"def on_join(self, player):\n        {code}")
+        games += (
+            f'[[game]]\nname = "{name}"\nversion = "1"\nseats = 2\nmin_ready = 1\n'
+            f"[game.process]\ncommand = {[sys.executable, f'{name}.py']}\n"
+        )
+    (tmp_path / "games.toml").write_text(games)
+    async with running_up(tmp_path / "state", games=tmp_path / "games.toml") as up:
+
+        async def play(name: str) -> None:
+            with suppress(TipoffError):
+                async with asyncio.timeout(60), connect(up.url, game=name, version="1") as player:
+                    async for _ in player:
+                        pass
+
+        def told(name: str) -> bool:
+            return any(f"a server of {name} 1 was stopped and had to be killed" in line for line in up.output)
+
+        async def all_told() -> bool:
+            return all(map(told, HANGS))
+
+        async with asyncio.TaskGroup() as group:
+            players = [group.create_task(play(name)) for name in HANGS]
+            await eventually(all_told, f"the hanging games told in {up.output}", 60)
+            for player in players:
+                player.cancel()
+
+
 @pytest.mark.slow
 async def test_watch_ends_when_nobody_reads_it(tmp_path: Path, games_file: Path) -> None:
     """`tipoff watch | head -1`: no traceback, no hanging."""

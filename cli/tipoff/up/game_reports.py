@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from tipoff.operate.logs import LogLine, follow_logs
-from tipoff_orchestrator_client.base import Deployment, OrchestratorError, RunState
+from tipoff_orchestrator_client.base import STOPPED_BY_FORCE, Deployment, OrchestratorError, RunState
 from tipoff_orchestrator_client.launcher import LauncherOrchestrator
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.games import Game, GameKey
@@ -68,7 +68,8 @@ class GameReports:
         if server.state is not RunState.STOPPED:
             return ""
         self._servers.pop(server.deployment_id, None)
-        if server.reason.startswith("stopped") or server.reason == "exited with code 0":
+        asked_for = server.reason.startswith("stopped") and server.reason != STOPPED_BY_FORCE
+        if asked_for or server.reason == "exited with code 0":
             return ""
         return self._crash(server, now)
 
@@ -81,7 +82,13 @@ class GameReports:
         more = f", and {crash.untold} more since" if crash is not None and crash.untold else ""
         self._crashes[key] = _Crash(now)
         _forget_oldest(self._crashes)
-        return f"a server of {server.game} {server.version} ended: {server.reason} ({server.deployment_id}{more})"
+        which = f"({server.deployment_id}{more})"
+        if server.reason == STOPPED_BY_FORCE:
+            return (
+                f"a server of {server.game} {server.version} was stopped and had to be killed {which}: does its game "
+                "hang, in a loop or a call that waits?"
+            )
+        return f"a server of {server.game} {server.version} ended: {server.reason} {which}"
 
     def line(self, line: LogLine) -> None:
         """A server has written a line: its last ones are quoted."""
