@@ -72,6 +72,14 @@ async def test_a_message_that_was_overtaken_changes_nothing(fleet: Fleet) -> Non
     assert not fleet.trusted(), "each is known already"
 
 
+async def test_a_message_of_a_lease_that_is_gone_by_now_changes_nothing(fleet: Fleet) -> None:
+    await fleet.server()
+    message = await fleet.says()
+    await fleet.falls_silent()
+    await fleet.parts.liveness.lease_changed(message)
+    assert not fleet.trusted()
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -99,13 +107,15 @@ async def test_whatever_changes_in_the_lease_of_a_trusted_server_is_written_down
 async def test_a_heartbeat_costs_no_reading(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     await fleet.server()
     await fleet.parts.liveness.lease_changed(await fleet.says())
-    beat = await fleet.says(tick_ms=2.0)
+    beats = [await fleet.says(tick_ms=ms) for ms in (2.0, 3.0)]
 
     async def reads(*_: object) -> None:
         raise AssertionError("it reads")
 
     monkeypatch.setattr(fleet.parts.buckets.gameservers, "get", reads)
-    await fleet.parts.liveness.lease_changed(beat)
+    for beat in beats:
+        await fleet.parts.liveness.lease_changed(beat)
+    assert fleet.trusted()
 
 
 async def test_a_server_that_is_not_trusted_is_again_by_its_next_heartbeat(fleet: Fleet) -> None:
@@ -205,6 +215,36 @@ async def test_what_is_heard_during_a_question_is_asked_once_more(fleet: Fleet) 
     fleet.parts.liveness.confirm("one", "later")
     await fleet.settled()
     assert fleet.asked() == 3
+
+
+async def test_a_question_that_fails_says_what_raised_it(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    fleet.world.fake.fail("get", OrchestratorUnavailable("away", retryable=True), times=2)
+    await fleet.server()
+    for why in ("the first", "the second"):
+        fleet.parts.liveness.confirm("one", why)
+    await fleet.settled()
+    assert "alive (the first)? away" in caplog.text
+    assert "alive (the second)? away" in caplog.text
+
+
+async def test_nothing_is_asked_any_more_when_this_process_ends(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hangs(deployment_id: str) -> Deployment | None:
+        fleet.world.fake.calls.append(("get", deployment_id))
+        await asyncio.Event().wait()
+        return None
+
+    monkeypatch.setattr(fleet.world.fake, "get", hangs)
+    await fleet.server()
+    for _ in range(2):
+        fleet.parts.liveness.confirm("one", "a hint")
+    await fleet.world.eventually(lambda: fleet.asked() == 1, "it is asked")
+    await fleet.parts.tasks.close()
+    assert not fleet.parts.tasks.running
+    assert fleet.asked() == 1
 
 
 async def test_nobody_asks_about_a_server_that_is_stopping_or_unknown(fleet: Fleet) -> None:
@@ -320,6 +360,17 @@ class Followed:
     async def __aexit__(self, *_: object) -> None:
         self._task.cancel()
         await asyncio.wait((self._task,))
+
+
+@pytest.mark.parametrize(("reason", "why"), [("out of memory", "out of memory"), ("", "it stopped")])
+async def test_an_event_raises_the_question_with_its_reason(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture, reason: str, why: str
+) -> None:
+    await fleet.server()
+    fleet.world.fake.fail("get", OrchestratorUnavailable("away", retryable=True), times=5)
+    async with Followed(fleet):
+        fleet.world.fake.tell(Deployment("one", "arena", "1", RunState.STOPPED, native_id="n", reason=reason))
+        await fleet.world.eventually(lambda: f"alive ({why})?" in caplog.text, "it is asked")
 
 
 async def test_events_tell_what_a_start_is_doing(fleet: Fleet) -> None:

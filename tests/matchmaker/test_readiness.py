@@ -33,6 +33,16 @@ async def test_a_record_that_this_process_does_not_know_yet_is_read(fleet: Fleet
     assert fleet.trusted()
 
 
+async def test_a_known_record_costs_no_reading(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def reads(_: str) -> None:
+        raise AssertionError("it reads")
+
+    await fleet.server(STARTING, deadline=9e9)
+    monkeypatch.setattr(fleet.parts.deployments, "fetch", reads)
+    await seen(fleet)
+    assert fleet.trusted()
+
+
 @pytest.mark.parametrize(("game", "version"), [("other", "1"), ("arena", "2")])
 async def test_a_server_that_says_it_is_another_game_gets_no_players(
     fleet: Fleet, game: str, version: str

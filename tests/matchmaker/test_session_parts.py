@@ -21,7 +21,7 @@ from tipoff_matchmaker.sessions.state_machine import Connected, Effect, Ended, L
 from tipoff_matchmaker.sessions.store import SessionStore
 from tipoff_matchmaker.settings import Settings
 from tipoff_shared.errors import Internal, Unavailable
-from tipoff_shared.kv.bucket import LostRace
+from tipoff_shared.kv.bucket import Full, LostRace
 from tipoff_shared.records import DeploymentState, Kick, SessionRecord, SessionState, decode_command
 
 REQUESTED, READY, ACTIVE, CLOSING, GONE = (
@@ -192,6 +192,26 @@ async def test_what_a_listing_says_is_published_and_what_ended_is_not_remembered
     before = sessions.reads
     await sessions.store.apply("open", Ended("enough"))
     assert sessions.reads == before + 1
+
+
+@pytest.mark.parametrize("ends", [True, False])
+async def test_a_full_bucket_keeps_no_session_from_ending(
+    sessions: Sessions, world: World, monkeypatch: pytest.MonkeyPatch, ends: bool
+) -> None:
+    """Its key is removed where the longer record of its end does not fit. A session that goes on needs its record."""
+
+    def full(*_: object, **__: object) -> object:
+        raise Full("the bucket is full")
+
+    await sessions.store.create(session())
+    monkeypatch.setattr(world.buckets.sessions, "update", full)
+    if ends:
+        await sessions.store.apply("s", Ended("enough"))
+        assert [effect for effect, _, _ in sessions.heard] == ["release"]
+    else:
+        with pytest.raises(Full):
+            await sessions.store.apply("s", SeatFound("one", "boot", 9e9))
+    assert (await world.session("s") is None) is ends
 
 
 async def test_a_read_is_remembered_while_the_session_lives(sessions: Sessions, world: World) -> None:

@@ -208,16 +208,17 @@ async def test_a_game_of_an_orchestrator_that_is_not_there_cannot_start(starts: 
     assert "elsewhere" in text
 
 
+@pytest.mark.parametrize(("reason", "text"), [("", "it ended at once"), ("no such image", "no such image")])
 async def test_a_server_that_ended_at_once_has_failed(
-    starts: Starts, monkeypatch: pytest.MonkeyPatch
+    starts: Starts, monkeypatch: pytest.MonkeyPatch, reason: str, text: str
 ) -> None:
     async def stopped(spec: DeploySpec) -> Deployment:
-        return Deployment(spec.deployment_id, "arena", "1", RunState.STOPPED, native_id="n")
+        return Deployment(spec.deployment_id, "arena", "1", RunState.STOPPED, native_id="n", reason=reason)
 
     monkeypatch.setattr(starts.fleet.world.fake, "deploy", stopped)
     await starts.begin()
     await starts.fleet.settled()
-    assert starts.failures == [("arena", "one", "it ended at once")]
+    assert starts.failures == [("arena", "one", text)]
 
 
 async def test_what_deploy_says_of_its_place_is_written_down(

@@ -303,9 +303,10 @@ class World:
         **changes: object,
     ) -> AsyncIterator[Parts]:
         """The parts of a matchmaker without its loops: nothing is swept, followed or taken from NATS. What a test does
-        not call does not happen."""
+        not call does not happen; a task that fails fails the test."""
         settings = Settings(**{**FAST, **changes})  # type: ignore[arg-type] # checked by pydantic
-        async with Tasks("parts") as tasks:
+        failures: list[BaseException] = []
+        async with Tasks("parts", failures.append) as tasks:
             yield compose(
                 settings,
                 games_of(*(games or (ARENA,))),
@@ -315,6 +316,7 @@ class World:
                 tasks,
                 clock,
             )
+        assert failures == []
 
     # Players.
 

@@ -71,7 +71,9 @@ def main(arguments: list[str]) -> int:
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
     )
     size = "" if given.sample is None else f" SAMPLE={given.sample} SEED={seed}"
-    again = f"make mutants MODULE={','.join(given.modules)}{size}"
+    size = " AGAIN=1" if given.again else size
+    tests = "" if given.tests == ["tests"] else f' ARGS="--tests {" ".join(given.tests)}"'
+    again = f"make mutants MODULE={','.join(given.modules)}{size}{tests}"
     _say(f"{len(chosen)} of {len(every)} changes at {commit.stdout.strip()}; the same again: {again}")
     with tempfile.TemporaryDirectory(prefix="tipoff-mutants-") as directory:
         trees = [Tree(Path.cwd(), Path(directory) / str(number)) for number in range(given.jobs)]
@@ -80,8 +82,14 @@ def main(arguments: list[str]) -> int:
         history = STATE / "noticed_by.json"
         noticed_by = Counter(json.loads(history.read_text()) if history.exists() else {})
         trials = _Trials(trees, sources, tested, known, noticed_by, len(chosen), given.workers)
+        results: list[Result] = []
         with ThreadPoolExecutor(given.jobs) as pool:
-            results = list(pool.map(lambda one: trials.tried(*one), chosen))
+            try:
+                for result in pool.map(lambda one: trials.tried(*one), chosen):
+                    results.append(result)  # noqa: PERF402 # what has been found is kept when Ctrl-C ends it
+            except KeyboardInterrupt:
+                pool.shutdown(cancel_futures=True)
+                _say(f"ended after {len(results)} of {len(chosen)}")
         history.write_text(json.dumps(noticed_by))
     possible = Counter(module for module, _ in every)
     (STATE / "survivors.json").write_text(json.dumps([result.key for result in results if result.survived]))
