@@ -1,6 +1,6 @@
 """Measures the CPU share of a game server whose players all send and receive at its tick rate.
 
-The server runs in a process of its own and measures its own CPU time (user and system) against the clock while all
+The server runs in its own process and measures its own CPU time (user and system) against the clock while all
 players are there; the players live in this process. Each sends an input of 12 bytes and receives a snapshot of 500
 bytes 60 times a second, at its own moments, as players do. The game computes nothing, so the figures show
 netcode (or WebSocket) and I/O.

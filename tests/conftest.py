@@ -46,7 +46,7 @@ def _nothing_blocks() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedNats]:
-    """A real nats-server with JetStream, for this test process alone; its loop lives in a thread of its own."""
+    """A real nats-server with JetStream, for this test process alone; its loop lives in its own thread."""
     store = tmp_path_factory.mktemp("nats")
     started: list[EmbeddedNats | BaseException] = []
     ready, stop = threading.Event(), threading.Event()

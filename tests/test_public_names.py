@@ -107,5 +107,5 @@ def test_mypy_and_pyright_know_the_names_and_their_types(tmp_path: Path) -> None
 
 
 def test_no_exception_is_left_out_of_the_base_module() -> None:
-    """`errors.BY_CODE` holds those that have a code of their own on the wire."""
+    """`errors.BY_CODE` holds those that have their own code on the wire."""
     assert {found.__name__ for found in errors.BY_CODE.values()} <= set(tipoff.__all__)

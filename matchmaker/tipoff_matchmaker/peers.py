@@ -30,13 +30,13 @@ class Peers:
         self._said: dict[str, bytes] = {}
         """What their latest heartbeats say of the service's health, where they say anything."""
         self._earlier: set[str] = set()
-        """Those among them whose heartbeats do not say that they know servers with a netcode key of their own."""
+        """Those among them whose heartbeats do not say that they know servers with their own netcode key."""
         self._listening_since = time.monotonic()
 
     @property
     def know_own_keys(self) -> bool:
         """Whether no matchmaker has been heard lately that issues all tokens under the game's key, as those of an
-        earlier release do: its players would be refused by a server with a netcode key of its own."""
+        earlier release do: its players would be refused by a server with its own netcode key."""
         return not any(self.is_alive(instance) for instance in self._earlier)
 
     def is_alive(self, instance: str) -> bool:

@@ -35,7 +35,7 @@ class Settings(BaseSettings):
 
     server_auth_seed_file: Path | None = None
     """Isolated profile: the file with the seed of the nkey by which matchmakers sign their answers to nats-server about
-    game servers that connect (`secrets/nats/server-auth.seed`). Each server then has a NATS user of its own, which may
+    game servers that connect (`secrets/nats/server-auth.seed`). Each server then has its own NATS user, which may
     publish its own events only; without it, all share the user that the launcher gives them. The same for all
     matchmakers of a namespace."""
 

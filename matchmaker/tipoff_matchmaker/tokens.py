@@ -130,7 +130,7 @@ class Tokens:
         slack: float,
         hold_factor: float = 1.0,
     ) -> Issued:
-        """A fresh token for the session's client id on the session's deployment, which has a netcode key of its own or
+        """A fresh token for the session's client id on the session's deployment, which has its own netcode key or
         (`own_key` False) the game's. `hold_factor`: the part of its usual lifetime and hold that it gets; how long a
         connection may be silent stays as it is."""
         hold = self.hold(game) * hold_factor

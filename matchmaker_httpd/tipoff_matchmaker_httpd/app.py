@@ -81,7 +81,7 @@ class HttpdApp:
         elif (
             scope["method"] == "POST"
             and not self._state.origins.allow_missing
-            and not scope["path"].startswith(HOOKS)  # they have a credential of their own
+            and not scope["path"].startswith(HOOKS)  # they have their own credential
         ):
             answer = error_response(NotAllowed("requests without an Origin are not allowed here"))
 

@@ -52,7 +52,7 @@ class Parts:
 
     app: HttpdApp
     health: ASGIApp
-    """Only what operators ask: for a port of its own."""
+    """Only what operators ask: for a separate port."""
     state: HttpdState
     feed: DemoFeed
     """Empty outside demo mode."""

@@ -1,6 +1,6 @@
 """Counts what an operator's Prometheus reads at /metrics.
 
-Each httpd has a registry of its own, so that two in one process do not mix. No label holds anything that a player can
+Each httpd has its own registry, so that two in one process do not mix. No label holds anything that a player can
 choose, so the number of labels stays small.
 """
 

@@ -28,7 +28,7 @@ SILENCE = 20.0
 REFRESH = 2.0
 """Seconds after which a request that changes nothing else is recorded as a sign of life."""
 _WORTH_RELEASING = 8_192
-"""Bytes of confirmed updates that are worth a write of their own, to remove them from the record."""
+"""Bytes of confirmed updates that justify a separate write, to remove them from the record."""
 
 
 class Side(Struct, frozen=True, array_like=True, gc=False):

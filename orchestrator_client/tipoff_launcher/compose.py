@@ -1,6 +1,6 @@
 """Builds a launcher from its settings, in dependency order, and closes it again.
 
-For a process of its own (`python -m tipoff_launcher`), for `tipoff up` and for tests.
+For a separate process (`python -m tipoff_launcher`), for `tipoff up` and for tests.
 """
 
 from __future__ import annotations

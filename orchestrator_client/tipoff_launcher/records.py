@@ -31,7 +31,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     """One server. `native_id` is the back end's name for it, "" until it is known; times are Unix seconds.
 
     `stopping`: a stop was requested and must be completed. `isolated`: the server has the isolated profile, in which
-    the matchmaker writes its lease. `own_key`: it has a netcode key of its own, not the game's.
+    the matchmaker writes its lease. `own_key`: it has its own netcode key, not the game's.
     `owner`: the id of the state directory that the server belongs to, "" in records of an older release.
     """
 

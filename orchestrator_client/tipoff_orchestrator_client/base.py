@@ -88,7 +88,7 @@ class Deployment:
     start is doing. `proxy`: where our reverse proxy reaches the WebSocket listener, as `host:port`; "" where it cannot.
     Launchers of an earlier release report only `host` where the server announces the port. `digest_key`: the key of
     `cert_digests` that only this server writes its certificate's digest to; "" where it shares that key (its public
-    address) with others. `own_key`: whether it got a netcode key of its own (`DeploySpec.own_key`), None where the
+    address) with others. `own_key`: whether it got its own netcode key (`DeploySpec.own_key`), None where the
     orchestrator does not say: in the answer to `deploy` that means the game's key.
     """
 

@@ -18,7 +18,7 @@
     ConfigError                 a wrong setting or games.toml; names the place and what is allowed
 
 The same codes are used in WebSocket messages (`{"Error": [code, message]}`), HTTP statuses and NATS headers. netcode
-has a tree of its own (`netcode/errors.py`), because it is usable without the rest.
+has its own tree (`netcode/errors.py`), because it is usable without the rest.
 """
 
 from __future__ import annotations

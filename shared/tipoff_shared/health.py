@@ -2,7 +2,7 @@
 
 A service without an HTTP port touches the file that `TIPOFF_HEALTH_FILE` names every two seconds while it can work,
 and the check fails when that file is old. A service with a port is asked there. Without the variable nothing is
-written. Each check is a process of its own, so imports that it does not need are deferred.
+written. Each check is a separate process, so imports that it does not need are deferred.
 """
 
 from __future__ import annotations

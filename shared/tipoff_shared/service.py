@@ -72,7 +72,7 @@ def run_service(
 
 
 def exit_code_of(work: Callable[[], Coroutine[Any, Any, int | None]], *, prefix: str) -> int:
-    """Run `work` in an event loop of its own; the process's exit code, as above. For `main`s with signals and logging
+    """Run `work` in its own event loop; the process's exit code, as above. For `main`s with signals and logging
     of their own; `prefix` begins each line on standard error."""
     try:
         return run(work()) or DONE
@@ -88,7 +88,7 @@ def exit_code_of(work: Callable[[], Coroutine[Any, Any, int | None]], *, prefix:
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """What `work` returns, run in an event loop of its own: uvloop's where it is installed."""
+    """What `work` returns, run in its own event loop: uvloop's where it is installed."""
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(work)
 

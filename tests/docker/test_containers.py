@@ -38,7 +38,7 @@ memory = 256
 
 @pytest.fixture(scope="module")
 def network() -> Iterator[str]:
-    """A network of its own, by name. (That of testcontainers closes its client at no call.)"""
+    """A separate network, by name. (That of testcontainers closes its client at no call.)"""
     name = f"tipoff-test-{uuid.uuid4().hex[:12]}"
     docker("network", "create", "--label", f"{LABEL}=1", name)
     yield name

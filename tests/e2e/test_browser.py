@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(120)]
 
 @pytest.fixture
 async def browser(tmp_path: Path) -> AsyncIterator[BrowserContext]:
-    """Debian's Chromium, headless, with a profile of its own."""
+    """Debian's Chromium, headless, with its own profile."""
     path = chromium()
     async with async_playwright() as playwright:
         context = await playwright.chromium.launch_persistent_context(

@@ -1,4 +1,4 @@
-"""Other ways to run it: with TLS, for the local network, parts by themselves in a namespace of their own."""
+"""Other ways to run it: with TLS, for the local network, parts by themselves in their own namespace."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def test_host_auto_lets_a_friend_join(tmp_path: Path, games_file: Path) ->
 async def served(
     nats: NatsSettings, namespace: str, games: Path, state: Path, port: int
 ) -> AsyncIterator[str]:
-    """The three roles as `tipoff serve` runs them, in a namespace of its own; the URL."""
+    """The three roles as `tipoff serve` runs them, in its own namespace; the URL."""
     env = (
         os.environ
         | nats.to_environment()

@@ -1,4 +1,4 @@
-"""The emulator as a process of its own: `python -m tipoff_edgegap_emulator`."""
+"""The emulator as its own process: `python -m tipoff_edgegap_emulator`."""
 
 from __future__ import annotations
 

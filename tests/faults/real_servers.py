@@ -76,7 +76,7 @@ class RealServers:
             await self._stop(spec.deployment_id)
 
     def _settings_of(self, spec: DeploySpec) -> NatsSettings:
-        """How the server reaches NATS: as itself, where it has a password of its own."""
+        """How the server reaches NATS: as itself, where it has its own password."""
         if not spec.nats_password:
             return self._settings
         return dataclasses.replace(

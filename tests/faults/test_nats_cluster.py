@@ -167,7 +167,7 @@ async def _read(sessions: Bucket[SessionRecord]) -> dict[str, Entry[SessionRecor
 
 @pytest.mark.row(16, 17)
 async def test_readers_whose_node_is_lost_read_on(cluster: NatsCluster) -> None:
-    """A consumer lives on a node of its own choice, so none of its reader's connections breaks when that node is lost:
+    """A consumer lives on its own node choice, so none of its reader's connections breaks when that node is lost:
     a watch and a durable reader go on all the same, or say `Unavailable` and find what they missed when they begin
     again."""
     async with connect(cluster.settings("reader"), name="reader") as bus:

@@ -37,7 +37,7 @@ WARM = msgspec.structs.replace(ARENA, min_ready=1, max_deployments=1, empty_ttl=
 @pytest.mark.slow
 @pytest.mark.row(76)
 async def test_a_full_disk_is_found_by_the_probe_and_forgotten_when_there_is_room(tmp_path: Path) -> None:
-    """With a nats-server on a disk of its own that fills up and is freed."""
+    """With a nats-server on its own disk that fills up and is freed."""
     with small_disk(tmp_path / "disk") as disk:
         async with (
             embedded_nats(disk.path / "nats", log_file=tmp_path / "nats.log") as server,

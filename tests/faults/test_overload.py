@@ -1,4 +1,4 @@
-"""More players than httpd may serve, and players who do not read: an httpd of its own process, as operators run it."""
+"""More players than httpd may serve, and players who do not read: its own httpd process, as operators run it."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ async def closed(streams: list[Any]) -> int:
 
 
 async def get(httpd: Any, path: str = "/healthz", *, verify: Any = True, **headers: str) -> httpx.Response:
-    """One request of somebody else, on a connection of its own."""
+    """One request of somebody else, on its own connection."""
     async with httpx.AsyncClient(trust_env=False, verify=verify, timeout=5) as client:
         url = httpd.url.replace("127.0.0.1", "localhost") if httpd.url.startswith("https") else httpd.url
         names = {name.replace("_", "-"): value for name, value in headers.items()}

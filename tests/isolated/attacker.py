@@ -1,4 +1,4 @@
-"""A hostile game server as a process of its own, so that its work is not its victims': it knows NATS's address and the
+"""A hostile game server as its own process, so that its work is not its victims': it knows NATS's address and the
 credentials of one deployment, and speaks to NATS without a client library.
 
     python -m tests.isolated.attacker idle|connect|subscribe|flood PORT USER     the password and the subject on stdin

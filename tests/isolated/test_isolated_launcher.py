@@ -67,7 +67,7 @@ async def house(isolated_nats: IsolatedNats, eyes: Bus, tmp_path: Path) -> Async
 
 
 async def test_a_server_process_has_its_own_credentials_and_its_death_frees_its_seats(house: House) -> None:
-    """It gets a user of its own and its event key, and nothing of the launcher's; killed by kill -9, its seats
+    """It gets its own user and its event key, and nothing of the launcher's; killed by kill -9, its seats
     are free at once."""
     async with (
         house.launcher(stop_servers_on_exit=True),

@@ -250,7 +250,7 @@ async def test_the_victims_wait_is_bounded_while_one_address_floods(world: World
 
 
 async def _victim(world: World) -> float:
-    """Seconds until a player from an address of its own has a seat; it plays for a moment and leaves."""
+    """Seconds until a player from its own address has a seat; it plays for a moment and leaves."""
     began = time.monotonic()
     ready = await world.play()
     took = time.monotonic() - began

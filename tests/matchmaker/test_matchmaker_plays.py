@@ -292,7 +292,7 @@ async def test_the_fullest_server_is_filled_first(world: World) -> None:
 
 
 async def test_games_and_versions_never_share_a_server(world: World) -> None:
-    """Each has servers of its own, and an address of its own in the token."""
+    """Each has servers of its own, and its own address in the token."""
     other = msgspec.structs.replace(ARENA, name="other")
     newer = msgspec.structs.replace(ARENA, version="2")
     async with world.matchmaker(ARENA, other, newer):

@@ -91,7 +91,7 @@ async def test_servers_that_know_one_key_get_tokens_under_it(world: World, game:
 
 @pytest.mark.row(66)
 async def test_a_server_of_an_earlier_launcher_gets_tokens_under_the_games_key(world: World) -> None:
-    """Its answer does not say that the server has a key of its own; the record then says so."""
+    """Its answer does not say that the server has its own key; the record then says so."""
     launcher: Orchestrator = Earlier(world.fake)
     async with world.matchmaker(orchestrator=launcher, server_keys="own") as matchmaker:
         ready = await world.play()

@@ -333,7 +333,7 @@ class World:
         client_ip: str | None = None,
     ) -> Answers:
         """Ask to play; the feedback comes into what is returned. `again`: of every matchmaker. `client_ip`: by default
-        each player has an address of its own."""
+        each player has its own address."""
         if client_ip is None:
             client_ip = f"203.0.{113 + self._players // 240}.{7 + self._players % 240}"
             self._players += 1

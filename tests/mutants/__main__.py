@@ -136,7 +136,7 @@ def _run(tree: Tree, tests: list[str], seconds: float, workers: int = 1) -> Run:
 
 
 class _Trials:
-    """Tries changes, several at the same time, each in a tree of its own."""
+    """Tries changes, several at the same time, each in its own tree."""
 
     def __init__(
         self,

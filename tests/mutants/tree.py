@@ -41,7 +41,7 @@ class Run:
 
 
 class Tree:
-    """A copy of all files that git knows or would add. Each write gets a time of its own, or Python might take the
+    """A copy of all files that git knows or would add. Each write gets its own time, or Python might take the
     compiled module from before."""
 
     def __init__(self, origin: Path, directory: Path) -> None:

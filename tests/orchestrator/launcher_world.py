@@ -46,7 +46,7 @@ SCRIPTS = {
     "daemons": (
         'note="$PWD/daemons.$TIPOFF_DEPLOYMENT_ID"\n'
         'run="echo \\$\\$ >> $note; exec sleep 300"\n'
-        'setsid env -i PATH="$PATH" sh -c "$run" &\n'  # in a session of its own
+        'setsid env -i PATH="$PATH" sh -c "$run" &\n'  # in its own session
         '(setsid env -i PATH="$PATH" sh -c "$run" &)\n'  # and its parent is gone
         '(setsid sh -c "$run" &)\n'  # and its environment tells whose it is
         "exec sleep 300"

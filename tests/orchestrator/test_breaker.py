@@ -167,7 +167,7 @@ def test_guarded_it_is_still_an_orchestrator() -> None:
 
 
 async def test_what_cannot_start_servers_may_still_stop_them() -> None:
-    """Each kind of call has a breaker of its own; while it is open the orchestrator is left alone."""
+    """Each kind of call has its own breaker; while it is open the orchestrator is left alone."""
     fake = FakeOrchestrator()
     guarded = ResilientOrchestrator(fake, threshold=3, first_pause=20)
     fake.fail("deploy", BUSY, times=100)

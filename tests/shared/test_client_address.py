@@ -57,7 +57,7 @@ def test_the_rightmost_untrusted_entry_is_the_player(header: str, expected: str)
 
 
 def test_several_header_lines_are_one_list() -> None:
-    """Proxies may add a line of their own."""
+    """Proxies may add their own line."""
     lines = [(b"x-forwarded-for", b"1.1.1.1"), (b"x-forwarded-for", b"203.0.113.9")]
     assert str(peer_address("10.1.1.1", lines, PROXIES)) == "203.0.113.9"
 

@@ -67,7 +67,7 @@ async def _soak(profiles: tuple[str, ...], seed: int, given: argparse.Namespace)
 
 
 async def _one(profile: str, seed: int, given: argparse.Namespace) -> Result:
-    """One stack and its run, in a directory of its own that is removed unless something is wrong."""
+    """One stack and its run, in its own directory that is removed unless something is wrong."""
     directory = Path(tempfile.mkdtemp(prefix=f"tipoff-soak-{profile}-"))
     began = time.monotonic()
 

@@ -1,6 +1,6 @@
 """Runs the whole stack of one profile for a soak: nats-server, launcher, matchmakers, httpds, each a process.
 
-Every service reaches NATS through a link of its own, which a fault can freeze or cut; game servers use the launcher's.
+Every service reaches NATS through its own link, which a fault can freeze or cut; game servers use the launcher's.
 A service that dies is started again, as by any supervisor. Game servers outlive the launcher, which adopts them.
 """
 

@@ -1,4 +1,4 @@
-"""`POST /turn` as it is served: on the wire, under limits, on a port of its own, at two httpds."""
+"""`POST /turn` as it is served: on the wire, under limits, on its own port, at two httpds."""
 
 from __future__ import annotations
 

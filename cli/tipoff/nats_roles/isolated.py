@@ -1,4 +1,4 @@
-"""Makes nats-server's users file for the isolated profile: untrusted game servers, in an account of their own.
+"""Makes nats-server's users file for the isolated profile: untrusted game servers, in their own account.
 
 It replaces `users.conf`. All other roles share the account TIPOFF, with their permissions of the trusted profile. The
 account GAMESERVERS has no JetStream and no bucket, and imports two subjects from TIPOFF. Each server has a user of its
@@ -69,7 +69,7 @@ def accounts(
 ) -> str:
     """The `accounts` block. `hashes`: role -> bcrypt hash, for every role. `more_users` is added to TIPOFF unchanged;
     `more_names` are their names. With `issuer`, the public nkey of the matchmakers, nats-server asks them about every
-    user that is not in this file: each game server then has a user of its own."""
+    user that is not in this file: each game server then has its own user."""
     users = "".join(_user(role, hashes[role], subjects) for role in ROLES if role != SERVER_ROLE)
     events, commands = json.dumps(subjects.events("*")), json.dumps(subjects.commands("*"))
     listing, kicks = json.dumps(connections_of(SERVERS_ACCOUNT)), json.dumps(kicks_at("*"))

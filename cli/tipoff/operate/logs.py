@@ -127,7 +127,7 @@ async def follow_logs(
 
     `tail`: the last lines of each server, negative for all. `whole_since`: servers made at this time (Unix seconds) or
     later are shown from their first line. `since`: no line that says an earlier time (Unix seconds),
-    and none that follows it without a time of its own. While a launcher does not answer, `on_failure` hears why, once;
+    and none that follows it without a time. While a launcher does not answer, `on_failure` hears why, once;
     without `follow` that raises `OrchestratorError`.
     """
     cursors: dict[str, str] = {}

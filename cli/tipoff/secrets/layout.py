@@ -4,7 +4,7 @@ DIR/                      0700: other users stop here
 DIR/.gitignore            keeps all of it out of git
 DIR/nats/ROLE.password    one line
 DIR/nats/users.conf       for nats-server: users, hashes, permissions; follows from the passwords
-DIR/nats/isolated.conf    the same for the isolated profile: game servers in an account of their own
+DIR/nats/isolated.conf    the same for the isolated profile: game servers in their own account
 DIR/nats/server-auth.seed    the nkey with which matchmakers answer nats-server about game servers (isolated profile)
 DIR/nats/ca.pem, ca.key   the certificate authority; only `tipoff secrets` needs its key, to sign new certificates
 DIR/nats/server.pem, server.key

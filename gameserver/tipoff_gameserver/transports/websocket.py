@@ -241,7 +241,7 @@ class WebSocketLink:
         broadcast((self.ws,), data)  # the library's way to write without waiting for the client
 
     def close(self, code: int, reason: str) -> None:
-        """Start the closing handshake, in a task of its own."""
+        """Start the closing handshake, in its own task."""
         self._tasks.start(close_within(self.ws, code, reason, CLOSE_TIMEOUT + 1), "close")
 
     def is_stalled(self, now: float) -> bool:

@@ -28,7 +28,7 @@ from tipoff_shared.records import DeploymentRecord, DeploymentState
 log = logging.getLogger(__name__)
 
 Change: TypeAlias = Callable[[DeploymentRecord], DeploymentRecord]
-"""Pure. Returns the same object for "nothing to do"; may raise an exception of its own, which its caller gets."""
+"""Pure. Returns the same object for "nothing to do"; may raise its own exception, which its caller gets."""
 
 Listener: TypeAlias = Callable[[DeploymentRecord | None, DeploymentRecord], None]
 """Called with the record before (None: unknown until now) and after, in the event loop, for every change learnt. No

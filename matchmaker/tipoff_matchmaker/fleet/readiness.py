@@ -77,7 +77,7 @@ class Readiness:
             self._trust.add(deployment_id)
 
     def _has_own_key(self, record: DeploymentRecord, lease: GameserverLease) -> bool | None:
-        """Whether the server has a netcode key of its own, or its game's; None when its lease does not say."""
+        """Whether the server has its own netcode key, or its game's; None when its lease does not say."""
         game = self._games.get(record.game, record.version)
         if game is None or not lease.key:
             return None

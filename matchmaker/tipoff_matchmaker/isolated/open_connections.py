@@ -50,7 +50,7 @@ class OpenConnection:
 @dataclass(frozen=True, slots=True)
 class NodeList:
     """What one nats-server answers. `total`: how many connections it has that were asked for, those left out included.
-    `connections`: those of game servers with a user of their own."""
+    `connections`: those of game servers with their own user."""
 
     total: int
     listed: int

@@ -1,6 +1,6 @@
 """Serves bevygap's micro service `gensession`: one question, one answer, as its `wannaplay` route asks it.
 
-Served through nats.micro (discovery, statistics), but each request in a task of its own: nats.micro runs handlers one
+Served through nats.micro (discovery, statistics), but each request in its own task: nats.micro runs handlers one
 at a time. Requests in hand are finished before the service is stopped, because stopping it would lose them.
 """
 

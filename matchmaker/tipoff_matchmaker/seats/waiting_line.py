@@ -3,8 +3,8 @@
     turn    1        2        3                    parked: c
     line    a ─ b ─ d  ──>    a's first, b's first, d's first, a's second, b's second ...
 
-Each address (see unclaimed.py) has a queue of its own, so that one which asks a thousand times delays another one by a
-single turn. A request without an address is a queue of its own. A party is one waiter, and stays whole. A queue whose
+Each address (see unclaimed.py) has its own queue, so that one which asks a thousand times delays another one by a
+single turn. A request without an address has its own queue. A party is one waiter, and stays whole. A queue whose
 address may take no further seat is parked until it may; the others go on.
 """
 

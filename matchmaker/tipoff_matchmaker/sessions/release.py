@@ -1,6 +1,6 @@
 """Gives back what an ended session held: its seat and its entries in bevygap's buckets; then its record is `gone`.
 
-Each session is released by a task of its own, a bounded number at once. What a crash leaves undone is found by the
+Each session is released by its own task, a bounded number at once. What a crash leaves undone is found by the
 session's record, which says `closing`: through the delete queue at once, through the reconciler in any case.
 """
 

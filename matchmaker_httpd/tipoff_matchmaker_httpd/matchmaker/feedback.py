@@ -66,7 +66,7 @@ class Kind(enum.Enum):
 
 
 class Publish(NamedTuple):
-    """One message to publish. Each attempt has an inbox of its own; `left` is its time in seconds."""
+    """One message to publish. Each attempt has its own inbox; `left` is its time in seconds."""
 
     kind: Kind
     attempt: str = ""

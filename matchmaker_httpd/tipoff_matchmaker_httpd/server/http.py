@@ -234,7 +234,7 @@ class GuardedHttp(StallGuard, HttpToolsProtocol):
         raise _Refused
 
     def send_400_response(self, msg: str) -> None:
-        """The parser stopped, for an error of its own or because a limit stopped it."""
+        """The parser stopped, for its own error or because a limit stopped it."""
         error = self._refusal or Malformed("not an HTTP request")
         self._refuse(error, "" if error is self._place.refusal else f"http {error.code}")
 

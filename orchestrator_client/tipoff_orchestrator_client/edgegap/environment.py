@@ -88,7 +88,7 @@ def _nats(settings: Settings, nats: NatsSettings) -> dict[str, str]:
     user, password = settings.nats_user, settings.servers_password()
     if not user and nats.user:
         raise ConfigError(
-            "game servers at Edgegap need a NATS user of their own: set TIPOFF_EDGEGAP_NATS_USER and "
+            "game servers at Edgegap need their own NATS user: set TIPOFF_EDGEGAP_NATS_USER and "
             "TIPOFF_EDGEGAP_NATS_PASSWORD_FILE; or TIPOFF_EDGEGAP_PASS_NATS=0 where the application's version "
             "holds them in its environment"
         )

@@ -74,7 +74,7 @@ class ConcurrencyLimit:
 
 
 class RateLimit(TokenBuckets[str]):
-    """Requests per second of each address, in a token bucket of its own; loopback is not limited."""
+    """Requests per second of each address, in its own token bucket; loopback is not limited."""
 
     def take(self, key: str, now: float) -> float:
         """0.0 when the client of `key` (an `address_key`) may ask, else the seconds until it may."""

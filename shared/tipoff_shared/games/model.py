@@ -72,7 +72,7 @@ class EdgegapSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     application: str
     """Name of the application at Edgegap."""
     version: str
-    """Name of its version: one whose image has a tag of its own, because Edgegap caches what `latest` was."""
+    """Name of its version: one whose image has its own tag, because Edgegap caches what `latest` was."""
     port: str = ""
     """Name of the version's port that the game's primary transport uses; by default the one of the primary's name,
     else the only one of a fitting protocol."""

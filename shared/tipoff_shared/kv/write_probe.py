@@ -1,6 +1,6 @@
 """Finds out whether NATS takes writes, before a player does: writes to each bucket, a little and regularly.
 
-A bucket of its own for such probes would vouch for nothing: a full disk makes nats-server refuse or drop the writes of
+A bucket only for such probes would vouch for nothing: a full disk makes nats-server refuse or drop the writes of
 one stream while those of another succeed.
 """
 

@@ -221,7 +221,7 @@ class Bus:
 
         nats-py's flush writes its ping ahead of the commands that still wait to be sent, so its pong may come too
         early (for 1 subscription in 100): a second ping follows them. And a pong for a flush that was cancelled or
-        timed out ends nats-py's reader: so each ping runs in a task of its own.
+        timed out ends nats-py's reader: so each ping runs in its own task.
         """
         try:
             async with asyncio.timeout(timeout):
@@ -254,7 +254,7 @@ class Bus:
         handlers: BoundedHandlers,
         busy: Callable[[Msg], Awaitable[None]] | None = None,
     ) -> Subscription:
-        """Call `handler` for each message in a task of its own; beyond the bound of `handlers`, call `busy` instead."""
+        """Call `handler` for each message in its own task; beyond the bound of `handlers`, call `busy` instead."""
 
         async def received(msg: Msg) -> None:
             if not handlers.submit(lambda: handler(msg)) and busy is not None:

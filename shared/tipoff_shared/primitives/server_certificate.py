@@ -100,7 +100,7 @@ class ServerCertificate:
             handshake.context = self._current
 
     def _load(self) -> ssl.SSLContext:
-        # A context of its own: one that has loaded half of a pair that does not match is broken.
+        # A new context: one that has loaded half of a pair that does not match is broken.
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         if self._alpn:
             context.set_alpn_protocols(self._alpn)

@@ -235,7 +235,7 @@ class DockerBackend:
 
     def environment(self, game: Game) -> BackendEnvironment:
         """The variables of `[game.docker]`, and the address that servers in this network bind."""
-        every_interface = "0.0.0.0"  # noqa: S104  # of the container, which has an address of its own
+        every_interface = "0.0.0.0"  # noqa: S104  # of the container, which has its own address
         return BackendEnvironment(
             _spec(game).env,
             _INHERITED,

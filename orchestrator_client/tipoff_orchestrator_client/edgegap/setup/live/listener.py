@@ -27,7 +27,7 @@ Say = Callable[[str], None]
 """Tells the user what the check is doing."""
 
 _PROOF = 5.0
-"""Seconds for a webhook of our own to come through httpd and NATS."""
+"""Seconds for our own webhook to come through httpd and NATS."""
 
 
 class Listener:
@@ -70,9 +70,9 @@ class Listener:
             async with asyncio.timeout(_PROOF):
                 await self._proved.wait()
         except (TipoffError, httpx.HTTPError, httpx.InvalidURL) as exc:
-            self.deaf = f"a webhook of our own did not come through: {describe(exc)}"
+            self.deaf = f"our own webhook did not come through: {describe(exc)}"
         except TimeoutError:
-            self.deaf = f"a webhook of our own did not come through: {said}"
+            self.deaf = f"our own webhook did not come through: {said}"
         else:
             self.seen.proved = True
 
