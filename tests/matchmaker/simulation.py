@@ -22,7 +22,7 @@ from tipoff_orchestrator_client.base import Deployment, DeploySpec, Orchestrator
 from tipoff_orchestrator_client.fake import FakeOrchestrator
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.games import Games
-from tipoff_shared.kv.bucket import Bucket, Entry, LostRace
+from tipoff_shared.kv.bucket import Bucket, BucketAge, Entry, LostRace
 from tipoff_shared.kv.buckets import Buckets
 from tipoff_shared.kv.changes import Ack, Change
 from tipoff_shared.nats.write_health import WriteHealth
@@ -291,9 +291,9 @@ class MemoryStore(Generic[T]):
     async def probe(self, *, size: int = 0) -> None:
         """Nothing that a reader would see."""
 
-    async def created(self) -> float:
+    async def age(self) -> BucketAge:
         """This world loses no bucket."""
-        return 0.0
+        return BucketAge(1.0, self._nats.bucket(self.bucket).revision)
 
     async def put(self, key: str, value: T, *, ttl: float | None = None, server: str = "") -> int:
         return await self._write(key, value, None, ttl)
