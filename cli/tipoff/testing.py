@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -22,6 +23,8 @@ from tipoff.up.state_dir import read_up_info
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.nats.connection import connect
 from tipoff_shared.settings import NatsSettings
+
+_UP = re.compile(r"(?:not ready yet|ready)  (http\S+)")
 
 
 @dataclass(slots=True)
@@ -64,7 +67,8 @@ async def running_up(
     environ: Mapping[str, str] | None = None,
     timeout: float = 40.0,
 ) -> AsyncIterator[RunningUp]:
-    """A `tipoff up` that is ready, stopped at the end. Raises `Unavailable` with its output after `timeout` seconds."""
+    """A `tipoff up` that is ready, or waits for a game that does not start; stopped at the end. Raises `Unavailable`
+    with its output after `timeout` seconds."""
     command = [sys.executable, "-m", "tipoff", "up", "--port", str(port), "--state-dir", str(state_dir)]
     if games is not None:
         command += ["--games", str(games)]
@@ -107,8 +111,8 @@ async def _collect(process: asyncio.subprocess.Process, output: list[str]) -> No
 async def _ready_url(process: asyncio.subprocess.Process, output: list[str]) -> str:
     while True:
         for line in output:
-            if line.startswith("ready"):
-                return line.split()[1].rstrip("/")
+            if (up := _UP.match(line)) is not None:
+                return up[1].rstrip("/")
         if process.returncode is not None:
             raise Unavailable("`tipoff up` ended: " + " | ".join(output[-5:]))
         await asyncio.sleep(0.01)  # another task fills the list

@@ -26,6 +26,25 @@ async def test_a_server_that_crashes_is_told_in_the_terminal_of_up(tmp_path: Pat
             return any("a server of broken 1 ended" in line and "jsn" in line for line in up.output)
 
         await eventually(told, f"the crash told in {up.output}", 10)
+        assert not any(line.startswith("ready") for line in up.output)
+        assert any(line.startswith("no server of broken 1 has announced itself yet") for line in up.output)
+
+
+@pytest.mark.slow
+async def test_a_game_that_starts_late_is_waited_for_and_told_when_it_plays(tmp_path: Path) -> None:
+    """`ready` means that each game can be played; until then the line says `not ready yet`."""
+    game = write_game("late", tmp_path)
+    server = game / "server.py"
+    server.write_text("import time\ntime.sleep(7)\n" + server.read_text())
+    async with running_up(tmp_path / "state", games=game / "games.toml") as up:
+        assert any(line.startswith("not ready yet  http") for line in up.output)
+
+        async def told() -> bool:
+            return "late 1 has a server now" in up.output and "ready: every game has a server" in up.output
+
+        await eventually(told, f"told in {up.output}", 20)
+        async with connect(up.url, game="late", version="1"):
+            pass
 
 
 HANGS = {"sleeps": "import time; time.sleep(600)", "loops": "exec('while True: pass')"}

@@ -100,11 +100,15 @@ def up_command(
 
     def ready(running: Running) -> None:
         others = "".join(f"  {url}" for url in running.urls[1:])
+        state = "not ready yet" if running.without_server else "ready"
         print(
-            f"ready  {running.urls[0]}{others}  nats {running.nats_url}  ({running.took:.1f} s)", flush=True
+            f"{state}  {running.urls[0]}{others}  nats {running.nats_url}  ({running.took:.1f} s)", flush=True
         )
         where = f" --state-dir {shlex.quote(str(options.state_dir))}" if elsewhere else ""
         say(f"games: {', '.join(running.games)}")
+        if running.without_server:
+            names = ", ".join(running.without_server)
+            say(f"no server of {names} has announced itself yet; `tipoff logs{where}` shows its output")
         say(f"`tipoff status{where}` and `tipoff watch{where}` show what goes on. Ctrl-C stops everything.")
         if open_:
             webbrowser.open(running.urls[0])

@@ -15,8 +15,14 @@ from tipoff.up.child_process import ChildProcess
 from tipoff_orchestrator_client.base import OrchestratorError
 from tipoff_orchestrator_client.launcher import LauncherOrchestrator
 from tipoff_shared.errors import Unavailable
+from tipoff_shared.games import Game
+from tipoff_shared.kv.buckets import buckets
+from tipoff_shared.nats.connection import Bus
+from tipoff_shared.records import DeploymentState
 
 READY_TIMEOUT = 30.0
+PLAYABLE_WITHIN = 5.0
+"""Seconds from then on in which the servers kept ready (`min_ready`) should have announced themselves."""
 _LOOK_EVERY = 2.0
 _GAME = "game "
 """What a problem of one game's servers begins with: they are the developer's, and `up` goes on without them."""
@@ -83,6 +89,42 @@ async def wait_until_ready(
         return False
     logs = children[0].spec.log_path.parent
     raise Unavailable(f"not ready after {READY_TIMEOUT:.0f} s: {'; '.join(why)}; the logs are in {logs}")
+
+
+async def wait_until_playable(bus: Bus, games: Sequence[Game], stop: asyncio.Event) -> list[Game]:
+    """Wait until each game with `min_ready` has a server that has announced itself; the games that have none when
+    `PLAYABLE_WITHIN` is over or `stop` is set."""
+    deadline = time.monotonic() + PLAYABLE_WITHIN
+    while True:
+        missing = await _without_server(bus, games)
+        if not missing or stop.is_set() or time.monotonic() >= deadline:
+            return missing
+        await asyncio.sleep(0.05)  # before any player
+
+
+async def tell_playable(bus: Bus, games: Sequence[Game], say: Callable[[str], None]) -> None:
+    """Say of each of these games when it has a server, until all have one."""
+    left = list(games)
+    while left:
+        await asyncio.sleep(_LOOK_EVERY)
+        missing = await _without_server(bus, left)
+        for game in left:
+            if game not in missing:
+                say(f"{game.name} {game.version} has a server now")
+        left = missing
+    say("ready: every game has a server")
+
+
+async def _without_server(bus: Bus, games: Sequence[Game]) -> list[Game]:
+    wanted = [game for game in games if game.min_ready]
+    if not wanted:
+        return []
+    try:
+        records = [entry.value for entry in (await buckets(bus).deployments.list()).values()]
+    except Unavailable:
+        return wanted
+    ready = {(record.game, record.version) for record in records if record.state is DeploymentState.READY}
+    return [game for game in wanted if game.key not in ready]
 
 
 async def _not_up(launcher: LauncherOrchestrator | None, children: Sequence[ChildProcess]) -> tuple[str, ...]:

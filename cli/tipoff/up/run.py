@@ -13,7 +13,7 @@ import asyncio
 import datetime
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -26,10 +26,11 @@ from tipoff.up.embedded_nats import EmbeddedNats, embedded_nats
 from tipoff.up.game_reports import report_games
 from tipoff.up.nats_keeper import NatsKeeper
 from tipoff.up.options import UpOptions, check, check_games, check_open_files, few_open_files
-from tipoff.up.readiness import Door, tell_readiness, wait_until_ready
+from tipoff.up.readiness import Door, tell_playable, tell_readiness, wait_until_playable, wait_until_ready
 from tipoff.up.state_dir import UpInfo, locked, remove_up_info, usable, write_up_info
 from tipoff_orchestrator_client.launcher import LauncherOrchestrator
 from tipoff_shared.file_limit import hard_file_limit
+from tipoff_shared.games import Game
 from tipoff_shared.games.toml import parse_games, read_games
 from tipoff_shared.log_writer.client import LogWriter
 from tipoff_shared.nats.connection import connect
@@ -41,12 +42,14 @@ are gone within 10 s."""
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """What the `ready` line shows; `took` is in seconds."""
+    """What the `ready` line shows; `took` is in seconds. `without_server`: the games that nobody can play yet, although
+    a server of them should be kept ready."""
 
     urls: tuple[str, ...]
     nats_url: str
     took: float
     games: tuple[str, ...]
+    without_server: tuple[str, ...]
 
 
 async def run_up(
@@ -110,9 +113,12 @@ async def run_up(
                         keepers.append(group.create_task(nats_keeper.watch_writes(bus)))
                         keepers.append(group.create_task(tell_readiness(httpd, children, say)))
                         write_up_info(options.state_dir, _up_info(nats, urls[0], options.namespace))
-                        names = tuple(f"{game.name} {game.version}" for game in games)
+                        missing = await wait_until_playable(bus, games, stop)
                         nats_url = nats.settings().servers[0]
-                        on_ready(Running(urls, nats_url, time.monotonic() - began, names))
+                        took = time.monotonic() - began
+                        on_ready(Running(urls, nats_url, took, _names(games), _names(missing)))
+                        if missing:
+                            keepers.append(group.create_task(tell_playable(bus, missing, say)))
                         await stop.wait()
                         say("stopping")
                     for keeper in keepers:
@@ -122,6 +128,10 @@ async def run_up(
                 for role, timeout in STOP_TIMEOUTS.items():
                     alike = [child for child in children if child.spec.role == role]
                     await asyncio.gather(*(child.stop(timeout) for child in alike))
+
+
+def _names(games: Iterable[Game]) -> tuple[str, ...]:
+    return tuple(f"{game.name} {game.version}" for game in games)
 
 
 def _warnings(options: UpOptions, reach: Reach) -> Iterator[str]:
