@@ -107,8 +107,8 @@ class Settings(BaseSettings):
     """Deployments of a game that fail in a row, while none is ready, before the waiting are told so (502)."""
 
     tell_reasons: bool = False
-    """Tell players in the orchestrator's words why no server could be started: good while you develop a game, but
-    those words may quote a server's log."""
+    """Tell players in the orchestrator's words why no server could be started, and which games there are: good while
+    you develop a game, but those words may quote a server's log."""
 
     backoff: float = Field(default=0.2, gt=0)
     """First pause after a failed call; doubled (to at most 5 s) and jittered each time."""

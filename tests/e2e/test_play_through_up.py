@@ -177,3 +177,4 @@ async def test_play_says_why_it_failed(up: RunningUp) -> None:
     code, out = await tipoff("play", "--url", up.url, "--game", "nothing", "--seconds", "1", "--json")
     assert code == 1
     assert '"code": 404' in out
+    assert "unknown game or version: nothing 1 is not here, but arena 1" in out

@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from tipoff_gameserver import ConfigError, Context, GameServer, deployed_context, stand_alone_context
+from tipoff_gameserver import (
+    ConfigError,
+    Context,
+    GameServer,
+    deployed_context,
+    stand_alone_context,
+)
+from tipoff_gameserver import Game as SdkGame
 from tipoff_gameserver.context import ca_contents_argument, parse_listen
 from tipoff_shared.games import Game
 from tipoff_shared.netcode import Dialect
@@ -166,15 +173,15 @@ async def test_tokens_do_not_travel_in_clear_over_the_internet(
 ) -> None:
     """On a public address without TLS there is no WebSocket listener, and the log says what to do about it."""
     public = replace(deployment, public_hosts=("203.0.113.7",))
-    async with GameServer(object(), context=public) as server:
+    async with GameServer(SdkGame(), context=public) as server:
         assert server.transports.websocket is None
         assert server.transports.udp is not None
         assert server.transports.udp.host == "203.0.113.7"
     assert "TIPOFF_TLS_CERT" in caplog.text
     with pytest.raises(ConfigError, match="no listener is left"):
-        async with GameServer(object(), context=public, udp=False):
+        async with GameServer(SdkGame(), context=public, udp=False):
             pass
     proxied = replace(public, websocket_url="wss://play.example/ws")
-    async with GameServer(object(), context=proxied) as server:
+    async with GameServer(SdkGame(), context=proxied) as server:
         assert server.transports.websocket is not None
         assert server.transports.websocket.url == "wss://play.example/ws"

@@ -10,6 +10,7 @@ import pytest
 
 from tests.gameserver.players import Recorder, by_udp, by_websocket, ready, token_of
 from tests.polling import eventually
+from tipoff_gameserver import Game as SdkGame
 from tipoff_gameserver import GameFailed, GameServer, LeaveReason, Player
 
 
@@ -304,6 +305,14 @@ def test_a_callback_with_the_wrong_arguments_is_told_at_once() -> None:
 
     with pytest.raises(TypeError, match=r"Game.tick is called as tick\(server, dt\)"):
         GameServer(Game())
+
+
+@pytest.mark.parametrize("game", [5, "pong", None, object()])
+def test_what_is_no_game_is_refused(game: object) -> None:
+    """With the methods that it could have; a `Game` without any of its own is one."""
+    with pytest.raises(TypeError, match="has none of the methods of a game, which are on_start, on_join"):
+        GameServer(game)
+    GameServer(SdkGame())
 
 
 def test_a_callback_with_a_typo_is_told(caplog: pytest.LogCaptureFixture) -> None:

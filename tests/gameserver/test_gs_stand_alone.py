@@ -13,7 +13,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.gameserver.players import Recorder, ask, by_udp, by_websocket, ready, token_of
-from tipoff_gameserver import ConfigError, GameServer, LeaveReason
+from tipoff_gameserver import ConfigError, Game, GameServer, LeaveReason
 from tipoff_shared.messages import Acknowledged, Admitted, Failed, SessionReady, SessionRequestAccepted
 
 
@@ -103,7 +103,7 @@ async def test_without_an_environment_it_stands_alone_and_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.delenv("TIPOFF_DEPLOYMENT_ID", raising=False)
-    async with GameServer(object(), listen="127.0.0.1:0") as server:
+    async with GameServer(Game(), listen="127.0.0.1:0") as server:
         assert server.context.stand_alone
         assert server.url.startswith("ws://127.0.0.1:")
     assert "this is a stand-alone server" in caplog.text
@@ -111,7 +111,7 @@ async def test_without_an_environment_it_stands_alone_and_says_so(
 
 async def test_a_game_of_ones_own_name_is_held_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIPOFF_GAME", "chess")
-    async with GameServer(object(), stand_alone=True, listen="127.0.0.1:0") as server:
+    async with GameServer(Game(), stand_alone=True, listen="127.0.0.1:0") as server:
         answer = (await ask(server.url))[-1]
         assert isinstance(answer, Failed)
         assert answer.code == 404
@@ -139,7 +139,7 @@ def test_it_imports_without_posix_modules_and_without_nats() -> None:
         import asyncio
         from tipoff_gameserver import GameServer
         async def main():
-            async with GameServer(object(), stand_alone=True, listen="127.0.0.1:0") as server:
+            async with GameServer(Game(), stand_alone=True, listen="127.0.0.1:0") as server:
                 print(server.url)
         asyncio.run(main())
     """

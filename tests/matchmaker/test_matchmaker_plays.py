@@ -179,6 +179,13 @@ async def test_bad_requests_get_a_typed_error(
         assert not await world.buckets.sessions.list()
 
 
+async def test_a_developer_hears_which_games_there_are(world: World) -> None:
+    """Where players may be told reasons, as `tipoff up` sets it."""
+    async with world.matchmaker(ARENA, msgspec.structs.replace(ARENA, name="pong"), tell_reasons=True):
+        error = failed(await (await world.ask("chess")).end())
+        assert error.message == "unknown game or version: chess 1 is not here, but arena 1, pong 1"
+
+
 async def test_a_version_with_dots_arrives_in_both_spellings(world: World) -> None:
     """bevygap publishes `v0.0.1` as three subject tokens, we as one."""
     dotted = msgspec.structs.replace(WARM, version="v0.0.1")

@@ -41,7 +41,13 @@ def test_protocol_ids_differ_by_game_and_version() -> None:
     ("change", "line", "says"),
     [
         (("seats = 4", "seats = 0"), 4, "1 to 1000 is allowed"),
-        (("seats = 4", 'seats = "4"'), 4, "Expected `int`"),
+        (("seats = 4", 'seats = "4"'), 4, "seats: a whole number without quotes is expected, like seats = 4"),
+        (('version = "2"', "version = 2"), 9, 'version: text in quotes is expected, like version = "1"'),
+        (
+            ('command = ["python", "server.py"]', 'command = "python server.py"'),
+            7,
+            "command: a list is expected",
+        ),
         (("seats = 4", "saets = 4"), 4, "allowed are name, version, seats"),
         (("seats = 4", 'primary = "tpc"'), 4, "primary"),
         (('name = "arena"\nversion = "2"', 'name = "a*"\nversion = "2"'), 10, "are allowed"),

@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from tipoff.running_system import StateDir
+from tipoff.up.state_dir import default_state_dir, read_up_info
+from tipoff_shared.errors import ConfigError
 from tipoff_shared.service import run
+
+DEFAULT_URL = "http://127.0.0.1:3000"
 
 
 def play_command(
     url: Annotated[
-        str, typer.Option(help="URL of httpd, or of a stand-alone game server.")
-    ] = "http://127.0.0.1:3000",
-    game: Annotated[str, typer.Option(help="Name of the game.")] = "arena",
-    version: Annotated[str, typer.Option(help="Version of the game.")] = "1",
+        str | None,
+        typer.Option(
+            help="URL of httpd, or of a stand-alone game server.",
+            show_default="that of the running `tipoff up`",
+        ),
+    ] = None,
+    game: Annotated[
+        str | None,
+        typer.Option(help="Name of the game.", show_default="the first game in ./games.toml, else arena"),
+    ] = None,
+    version: Annotated[
+        str | None,
+        typer.Option(help="Version of the game.", show_default="that of the game in ./games.toml, else 1"),
+    ] = None,
     seconds: Annotated[float, typer.Option(help="How long to play.")] = 10.0,
     bots: Annotated[int, typer.Option(help="Number of players at once.", min=1, max=1000)] = 1,
     transport: Annotated[
         str, typer.Option(help="udp, websocket, or both: the first that works.")
     ] = "udp,websocket",
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the connection.")] = 60.0,
+    state_dir: StateDir = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
 ) -> None:
     """Play for a while without a screen, as one player or many. Exit code 0 when every player was connected."""
@@ -29,5 +46,27 @@ def play_command(
     for name, value in (("--timeout", timeout), ("--seconds", seconds)):
         if not 0 < value < 1e6:
             raise typer.BadParameter(f"{name} {value}: a number of seconds above 0 is expected")
-    options = PlayOptions(url, game, version, seconds, parse_transports(transport), timeout)
+    name, of = chosen_game(Path("games.toml"), game, version)
+    where = url or url_of_running(state_dir or default_state_dir())
+    options = PlayOptions(where, name, of, seconds, parse_transports(transport), timeout)
     run(play_many(options, bots=bots, as_json=as_json))
+
+
+def url_of_running(state_dir: Path) -> str:
+    """Where the `tipoff up` of this directory is; `DEFAULT_URL` where none runs: another program may be there."""
+    try:
+        return read_up_info(state_dir).url
+    except ConfigError:
+        return DEFAULT_URL
+
+
+def chosen_game(games_file: Path, game: str | None, version: str | None) -> tuple[str, str]:
+    """Name and version: what the options say, else the first that fits in the project's games file, else `arena` and
+    `1`. Raises `ConfigError` for a games file that cannot be read."""
+    from tipoff_shared.games.toml import parse_games, read_games
+
+    if (game is None or version is None) and games_file.exists():
+        for known in parse_games(read_games(games_file), str(games_file)):
+            if game in (None, known.name) and version in (None, known.version):
+                return known.name, known.version
+    return game or "arena", version or "1"

@@ -43,12 +43,17 @@ def _nothing(*_: Any) -> None:
 class Callbacks:
     """The methods of one game, looked up once. Methods inherited unchanged from `base` do nothing and are not called.
 
-    Raises `TypeError` if the game is a class, or a method does not take the arguments it gets.
+    Raises `TypeError` if the game is a class or has no such method, or a method does not take the arguments it gets.
     """
 
     def __init__(self, game: object, base: type) -> None:
         if isinstance(game, type):
             raise TypeError(f"GameServer wants a game, not its class: GameServer({game.__name__}(), ...)")
+        if not isinstance(game, base) and not any(hasattr(game, name) for name in _ARGUMENTS):
+            raise TypeError(
+                f"GameServer({game!r:.80}): this {type(game).__name__} has none of the methods of a game, which are "
+                f"{', '.join(_ARGUMENTS)}"
+            )
         self.on_start = _find(game, base, "on_start")
         self.on_join = _find(game, base, "on_join")
         self.on_message = _find(game, base, "on_message")

@@ -70,6 +70,7 @@ class RequestSubscription:
         self._again = BoundedHandlers("repeated play request", settings.max_requests)
         self._peers = peers
         self._metrics = metrics
+        self._tell_reasons = settings.tell_reasons
         self._prefix = len(bus.subjects.all_requests) - 1
         self._retry_prefix = len(bus.subjects.all_retries) - 1
         self._subscriptions: list[Subscription] = []
@@ -174,7 +175,8 @@ class RequestSubscription:
         request_id = names.check_request_id(given) if given else names.new_request_id()
         game = self._games.get(request.game, request.version)
         if game is None:
-            raise UnknownGame("unknown game or version")
+            known = f": {self._games.unknown(request.game, request.version)}" if self._tell_reasons else ""
+            raise UnknownGame(f"unknown game or version{known}")
         return PendingRequest(
             session_id=names.session_id(request_id),
             game=game,

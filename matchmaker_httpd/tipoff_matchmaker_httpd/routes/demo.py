@@ -239,7 +239,7 @@ def demo_routes(state: HttpdState, feed: DemoFeed, web: Path) -> APIRouter:
     """The routes of demo mode. `web` holds index.html and the page's other files."""
     router = APIRouter()
 
-    @router.get("/", include_in_schema=False)
+    @router.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def page() -> Response:
         return FileResponse(web / "index.html", headers={"Cache-Control": "no-cache"})
 

@@ -150,6 +150,10 @@ class Game(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return int.from_bytes(digest.digest(), "little")
 
 
+_NAMED = 10
+"""Games that a text about an unknown one names."""
+
+
 class Games:
     """All games of one games.toml, with their private keys."""
 
@@ -166,6 +170,12 @@ class Games:
     def get(self, name: str, version: str) -> Game | None:
         """The game of this name and version, or None."""
         return self._games.get((name, version))
+
+    def unknown(self, name: str, version: str) -> str:
+        """What to say of a game that is not here: which there are."""
+        known = [f"{game} {of}" for game, of in self._games]
+        more = f" and {len(known) - _NAMED} more" if len(known) > _NAMED else ""
+        return f"{name} {version} is not here, but {', '.join(known[:_NAMED])}{more}"
 
     def private_key(self, game: Game) -> PrivateKey:
         """The private key of `game`."""

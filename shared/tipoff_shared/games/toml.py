@@ -18,6 +18,15 @@ from tipoff_shared.names import key_token
 from tipoff_shared.netcode.errors import NetcodeError
 from tipoff_shared.netcode.keys import PrivateKey
 
+_TYPES = {
+    "str": 'text in quotes is expected, like {field} = "1"',
+    "int": "a whole number without quotes is expected, like {field} = 4",
+    "float": "a number without quotes is expected, like {field} = 2.5",
+    "bool": "true or false is expected, without quotes: {field} = true",
+    "array": 'a list is expected, like {field} = ["python", "server.py"]',
+}
+"""What to write, by the type that msgspec names."""
+
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
     game: list[Game]
@@ -139,6 +148,12 @@ def _explain(message: str, field: str | None) -> str:
         return f"{field!r} is not known here; allowed are {', '.join(allowed)}"
     if "`array`, got `object` - at `$.game`" in message:
         return "write [[game]], in double brackets: there may be several"
+    if (
+        field
+        and (found := re.search(r"Expected `(\w+)`(?: \| null)?, got `(\w+)`", message))
+        and found[1] in _TYPES
+    ):
+        return f"{field}: {_TYPES[found[1]].format(field=field)}"
     text = re.sub(r" - at `\$[^`]*`", "", message)
     return f"{field}: {text}" if field else text
 
