@@ -283,7 +283,7 @@ async def test_shutdown_may_be_awaited_in_an_async_callback() -> None:
 async def test_background_work_does_not_hold_up_the_game(caplog: pytest.LogCaptureFixture) -> None:
     forever = asyncio.Event()
 
-    async with server_for(object(), tick_rate=200) as server:
+    async with server_for(SdkGame(), tick_rate=200) as server:
         slow = server.background(_wait(forever))
         server.background(_fail())
         await eventually(lambda: server.ticks > 5, "ticks go on")
@@ -334,4 +334,4 @@ def test_a_callback_with_a_typo_is_told(caplog: pytest.LogCaptureFixture) -> Non
 )
 def test_numbers_that_cannot_work_are_told_at_once(options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        server_for(object(), **options)
+        server_for(SdkGame(), **options)

@@ -137,7 +137,7 @@ def test_it_imports_without_posix_modules_and_without_nats() -> None:
         for name in ("fcntl", "resource", "pwd", "grp", "termios", "uvloop", "nats", "structlog"):
             sys.modules[name] = None
         import asyncio
-        from tipoff_gameserver import GameServer
+        from tipoff_gameserver import Game, GameServer
         async def main():
             async with GameServer(Game(), stand_alone=True, listen="127.0.0.1:0") as server:
                 print(server.url)

@@ -42,7 +42,7 @@ def test_protocol_ids_differ_by_game_and_version() -> None:
     [
         (("seats = 4", "seats = 0"), 4, "1 to 1000 is allowed"),
         (("seats = 4", 'seats = "4"'), 4, "seats: a whole number without quotes is expected, like seats = 4"),
-        (('version = "2"', "version = 2"), 9, 'version: text in quotes is expected, like version = "1"'),
+        (('version = "2"', "version = 2"), 11, 'version: text in quotes is expected, like version = "1"'),
         (
             ('command = ["python", "server.py"]', 'command = "python server.py"'),
             7,

@@ -49,7 +49,9 @@ class Callbacks:
     def __init__(self, game: object, base: type) -> None:
         if isinstance(game, type):
             raise TypeError(f"GameServer wants a game, not its class: GameServer({game.__name__}(), ...)")
-        if not isinstance(game, base) and not any(hasattr(game, name) for name in _ARGUMENTS):
+        if not isinstance(game, base) and not any(
+            name in _ARGUMENTS or name.startswith("on_") for name in dir(game)
+        ):
             raise TypeError(
                 f"GameServer({game!r:.80}): this {type(game).__name__} has none of the methods of a game, which are "
                 f"{', '.join(_ARGUMENTS)}"
