@@ -130,6 +130,8 @@ def print_status(status: dict[str, list[dict[str, Any]]], console: Console) -> N
     console.print(servers)
     console.print(players)
     console.print(f"{len(status['connections'])} connected")
+    if status["deployments"]:
+        console.print("`tipoff logs SERVER` shows what a server prints.", style="dim", highlight=False)
     print_orchestrators(status["orchestrators"], console)
     for problem in dict.fromkeys(item["problem"] for item in status["problems"]):
         console.print(problem, style="red", highlight=False, markup=False, soft_wrap=True)
