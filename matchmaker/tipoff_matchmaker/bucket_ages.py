@@ -57,7 +57,7 @@ class BucketAges:
         before, self._ages = self._ages, ages
         if not before:
             return False
-        made_anew = {name: age.created for name, age in ages.items() if age.created != before[name].created}
+        made_anew = {name: age.created for name, age in ages.items() if age.is_made_anew(before[name])}
         for name in made_anew:
             log.warning("bucket %s was lost and made anew; its records are rebuilt from what runs", name)
         back = [name for name, age in ages.items() if age.has_gone_back(before[name])]
@@ -80,7 +80,9 @@ class BucketAges:
         return bool(made_anew)
 
     async def _read(self) -> dict[str, BucketAge]:
-        found = await asyncio.gather(*(bucket.age() for bucket in self._buckets.values()))
+        found = await asyncio.gather(
+            *(bucket.age(self._ages.get(name)) for name, bucket in self._buckets.items())
+        )
         return dict(zip(self._buckets, found, strict=True))
 
     def compare(self, servers_started: Iterable[float]) -> None:

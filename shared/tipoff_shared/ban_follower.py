@@ -98,7 +98,7 @@ class BanFollower:
                     self._learn([change for change, _ in batch])
 
     async def _list(self) -> None:
-        age = await self._bucket.age()
+        age = await self._bucket.age(self._age)
         listed = await self._bucket.list()
         now = self._clock()
         self._notice_loss(age, listed, now)
@@ -120,7 +120,7 @@ class BanFollower:
 
     def _notice_loss(self, age: BucketAge, listed: Mapping[str, object], now: float) -> None:
         before, self._age = self._age, age
-        if before is None or (age.created == before.created and not age.has_gone_back(before)):
+        if before is None or not (age.is_made_anew(before) or age.has_gone_back(before)):
             return
         known = self.bans.all()
         self._missing = {

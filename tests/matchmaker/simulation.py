@@ -291,7 +291,7 @@ class MemoryStore(Generic[T]):
     async def probe(self, *, size: int = 0) -> None:
         """Nothing that a reader would see."""
 
-    async def age(self) -> BucketAge:
+    async def age(self, before: BucketAge | None = None) -> BucketAge:
         """This world loses no bucket."""
         return BucketAge(1.0, self._nats.bucket(self.bucket).revision)
 

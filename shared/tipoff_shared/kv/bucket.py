@@ -42,6 +42,8 @@ PROBE_KEY = "_probe"
 """The key of `Bucket.probe`. It never has a value, and neither listings nor changes show it."""
 
 _KEY = re.compile(r"(?!\.)[-/_=.a-zA-Z0-9]+(?<!\.)", re.ASCII)
+_CATCH_UP = 0.5
+"""Seconds in which a node that has just become a stream's leader has caught up with what was acknowledged."""
 _WRONG_LAST_SEQUENCE = 10071
 _STORE_FAILED = 10077
 _NO_MESSAGE = 10037
@@ -84,14 +86,24 @@ class Entry(msgspec.Struct, Generic[T], frozen=True, gc=False):
 
 
 class BucketAge(msgspec.Struct, frozen=True, gc=False):
-    """When a bucket was made (Unix seconds), and the revision of its latest write."""
+    """When a bucket was made and when that was read (Unix seconds of nats-server), and the revision of its latest
+    write. `replicated`: several nodes of a cluster have it."""
 
     created: float
     revision: int
+    read_at: float = 0.0
+    replicated: bool = False
+
+    def is_made_anew(self, before: BucketAge) -> bool:
+        """Whether it is not the bucket whose age was `before`. Another time of creation alone proves nothing: each node
+        of a cluster may name that of its own replica, so the time changes with the node that answers."""
+        return self.created != before.created and (
+            self.created > before.read_at or self.revision < before.revision
+        )
 
     def has_gone_back(self, before: BucketAge) -> bool:
         """Whether it is the bucket whose age was `before`, in an older state, such as a backup."""
-        return self.created == before.created and self.revision < before.revision
+        return not self.is_made_anew(before) and self.revision < before.revision
 
 
 class Removal(enum.Enum):
@@ -358,8 +370,16 @@ class Bucket(Changeable[T]):
         headers = {_SERVER: server} if server else None
         return await self._publish(key, self._codec.encode(value), revision=None, ttl=ttl, headers=headers)
 
-    async def age(self) -> BucketAge:
-        """How old the bucket is. Raises `NotFound` where there is none, and `Unavailable`."""
+    async def age(self, before: BucketAge | None = None) -> BucketAge:
+        """How old the bucket is. Raises `NotFound` where there is none, and `Unavailable`. Where a replicated one seems
+        older than `before`, it is asked again: a node that has just become its leader may lack the latest writes."""
+        age = await self._age()
+        if before is not None and age.replicated and age.revision < before.revision:
+            await asyncio.sleep(_CATCH_UP)
+            age = await self._age()
+        return age
+
+    async def _age(self) -> BucketAge:
         try:
             answer = await ask(self._bus, f"$JS.API.STREAM.INFO.{self.stream}", b"", timeout=self._timeout)
         except NotFound:
@@ -367,7 +387,14 @@ class Bucket(Changeable[T]):
         except Unavailable as exc:
             raise self._unavailable(exc) from exc
         created = answer.created.timestamp() if answer.created is not None else 0.0
-        return BucketAge(created, answer.state.last_seq if answer.state is not None else 0)
+        read_at = answer.ts.timestamp() if answer.ts is not None else time.time()
+        revision = answer.state.last_seq if answer.state is not None else 0
+        return BucketAge(
+            created,
+            revision,
+            read_at,
+            replicated=answer.cluster is not None and bool(answer.cluster.replicas),
+        )
 
     async def delete(self, key: str, revision: int | None = None) -> None:
         """Delete a key; a missing key is no error. Raises `LostRace` as `update` does."""

@@ -48,13 +48,20 @@ class _StreamState(msgspec.Struct, gc=False):
     last_seq: int = 0
 
 
+class _Cluster(msgspec.Struct, gc=False):
+    replicas: list[msgspec.Raw] = []
+
+
 class Answer(msgspec.Struct, gc=False):
-    """The API's answer: `seq` acknowledges a write, `message` was asked for; `created` and `state` are a stream's."""
+    """The API's answer: `seq` acknowledges a write, `message` was asked for; `created`, `state` and
+    `cluster` are a stream's, `ts` is when nats-server answered."""
 
     seq: int = 0
     message: StoredMessage | None = None
     created: datetime.datetime | None = None
+    ts: datetime.datetime | None = None
     state: _StreamState | None = None
+    cluster: _Cluster | None = None
     error: _ApiError | None = None
 
 
