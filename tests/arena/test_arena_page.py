@@ -16,7 +16,7 @@ import uvicorn
 from fastapi import FastAPI, WebSocket
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, Page, Route, async_playwright
 from websockets.asyncio.client import connect as open_websocket
 
 import tipoff_matchmaker_httpd
@@ -335,6 +335,65 @@ async def test_without_a_feed_the_page_is_the_game_alone(page: Page, server: Pag
         assert not await page.is_visible("#kill")
         await page.click("#play")
         await page.wait_for_selector('body[data-connected="true"]')
+
+
+@pytest.mark.row(94)
+@pytest.mark.parametrize("file", ["main.js", "wire.js", "style.css"])
+async def test_a_file_that_does_not_arrive_is_fetched_again(
+    page: Page, server: PageServer, file: str
+) -> None:
+    """As after a change of network while the page loads: its script, what that imports, its style."""
+    failures = 2
+
+    async def fetch(route: Route) -> None:
+        nonlocal failures
+        failures -= 1
+        await (route.abort("failed") if failures >= 0 else route.continue_())
+
+    await page.route(f"**/{file}", fetch)
+    async with arena(server):
+        await play(page, server)
+        await page.wait_for_function("getComputedStyle(document.body, null).margin === '0px'")
+    assert failures < 0
+    assert await page.evaluate("history.state") is None
+
+
+@pytest.mark.row(94)
+async def test_a_page_that_stays_incomplete_says_so(page: Page, server: PageServer) -> None:
+    """After three attempts; the button loads it again, and then it plays."""
+    loads = 0
+
+    async def fetch(route: Route) -> None:
+        nonlocal loads
+        loads += 1
+        await route.abort("failed")
+
+    await page.route("**/wire.js", fetch)
+    await page.goto(server.url)
+    await page.wait_for_selector("text=This page did not load completely")
+    assert loads == 4
+    await page.unroute("**/wire.js")
+    async with arena(server):
+        await page.click("text=Load again")
+        await page.wait_for_function("window.tipoff !== undefined")
+        await page.click("#play")
+        await page.wait_for_selector('body[data-connected="true"]')
+
+
+@pytest.mark.row(94)
+async def test_play_cannot_be_pressed_before_the_scripts_are_there(page: Page, server: PageServer) -> None:
+    arrived = asyncio.Event()
+
+    async def fetch(route: Route) -> None:
+        await arrived.wait()
+        await route.continue_()
+
+    await page.route("**/keys.js", fetch)
+    await page.goto(server.url, wait_until="commit")
+    await page.wait_for_selector("#play")
+    assert await page.is_disabled("#play")
+    arrived.set()
+    await page.wait_for_selector("#play:enabled")
 
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844), (1920, 1080)])

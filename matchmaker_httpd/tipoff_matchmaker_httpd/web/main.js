@@ -231,6 +231,8 @@ async function kill() {
 // --- wiring -----------------------------------------------------------------------------------------------------------
 
 $("play").addEventListener("click", () => leaving ?? playUntilLeft());
+$("play").disabled = false; // a press before this line would have been lost
+history.replaceState(null, ""); // loaded: index.html counts its attempts there
 $("cancel").addEventListener("click", () => leaving?.abort(new Error("left")));
 $("leave").addEventListener("click", () => leaving?.abort(new Error("left")));
 $("kill").addEventListener("click", kill);
