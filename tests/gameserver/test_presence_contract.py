@@ -248,6 +248,27 @@ async def test_an_announcement_does_not_wait_for_the_next_refresh(profile: Profi
     await presence.close(keep_lease=False)
 
 
+async def test_what_changes_is_told_before_the_next_refresh(profile: Profile) -> None:
+    """Which comes after 20 seconds: who joins, who leaves, and all of it when NATS may have lost it."""
+    presence = presence_for(dataclasses.replace(profile.context, lease_ttl=60), BOOT)
+    await presence.start(lease, ignore)
+    assert await presence.announce(5)
+    for session_id, client_id in (("s1", 1), ("s2", 2)):
+        await profile.record(session_id, client_id)
+        presence.joined(session_id, client_id)
+        await eventually(lambda session_id=session_id: profile.sessions_are(session_id), "it is active")
+        if session_id == "s1":
+            presence.left("s1")
+            await eventually(profile.sessions_are, "it is gone")
+    await profile.kv.active_connections.forget("s2", 1 << 40)
+    await profile.kv.gameservers.purge("arena-1")
+    assert isinstance(presence, Reporter)
+    presence.resync()
+    await eventually(lambda: profile.sessions_are("s2"), "it is active again")
+    await eventually(profile.has_lease, "the lease is there again")
+    await presence.close(keep_lease=False)
+
+
 async def test_nobody_waits_for_the_end_of_a_server_that_has_nothing_to_report(
     profile: Profile, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -498,20 +519,21 @@ async def test_while_nats_stays_away_tries_become_rarer(
     profile: Profile, connections: Connections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Up to a limit."""
-    monkeypatch.setattr(reporter, "RETRY", 0.04)
-    monkeypatch.setattr(reporter, "LONGEST_RETRY", 0.1)
-    connections.failing = 5
+    monkeypatch.setattr(reporter, "RETRY", 0.05)
+    monkeypatch.setattr(reporter, "LONGEST_RETRY", 0.08)
+    connections.failing = 8
     presence = profile.presence()
     began = time.monotonic()
     await presence.start(lease, ignore)
     await eventually(profile.has_lease, "the lease")
-    pauses = 0.04 + 0.08 + 3 * 0.1
-    assert pauses / 2 < time.monotonic() - began < pauses + 1.0  # an attempt takes up to 0.05 s, and may wait
+    pauses = 0.05 + 7 * 0.08
+    # Each is half of it to all of it. Without the limit they take 5.7 s at least (0.05, 0.1, ..., 5 s).
+    assert pauses / 2 < time.monotonic() - began < 5
     monkeypatch.setattr(connections, "failing", 0)
     await connections.buses[0].nc.close()
     await eventually(lambda: len(connections.buses) == 2, "a new connection")
     await presence.close(keep_lease=False)
-    assert connections.made == 7
+    assert connections.made == 10
 
 
 async def test_an_unreadable_certificate_authority_is_an_error_at_the_start(

@@ -7,6 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from nats.aio.msg import Msg
 
+from tests.polling import eventually
 from tipoff_gameserver import Context, PrivateKey
 from tipoff_gameserver.presence import events, reporter
 from tipoff_gameserver.presence.events import EventPresence, PlayerReports
@@ -42,41 +43,52 @@ steps = st.one_of(
 
 
 @example(steps=[("left", "s1"), ("send", None), ("joined", "s1"), ("left", "s1")])
+@example(steps=[("joined", "s1"), ("send", None), ("joined", "s1")])
+@example(
+    steps=[
+        *[("joined", "s1"), ("left", "s1"), ("send", None)],
+        *[("joined", "s1"), ("arrive", None), ("left", "s1")],
+    ]
+)
 @given(st.lists(steps, max_size=40))
 def test_whoever_hears_all_events_knows_who_is_there(steps: list[tuple[str, str | None]]) -> None:
-    """Joins, leaves, events that arrive once, twice or late: in the end the hearer's picture is the truth, and
-    whoever has ever been there was heard of."""
+    """Joins (by a client id of their own each), leaves, events that arrive once, twice or late: in the end the hearer's
+    picture is the truth, and whoever came while the hearer did not have it was named among those who joined."""
     reports = PlayerReports()
-    heard: set[str] = set()
-    heard_of: set[str] = set()
-    been_here: set[str] = set()
-    here: set[str] = set()
+    heard: dict[str, str] = {}
+    told: set[str] = set()
+    """Who is there by all that was sent, arrived or not."""
+    untold: set[str] = set()
+    here: dict[str, str] = {}
     sent: Players | None = None
 
     def arrives(players: Players) -> None:
         heard.update(players.joined)
-        heard.difference_update(players.left)
-        heard_of.update(players.joined)
+        for session in players.left:
+            heard.pop(session, None)
 
-    for step, session in (*steps, ("arrive", None), ("send", None), ("arrive", None)):
+    for number, (step, session) in enumerate((*steps, ("arrive", None), ("send", None), ("arrive", None))):
         if step == "joined" and session is not None:
-            reports.joined(session, 7)
-            here.add(session)
-            been_here.add(session)
+            reports.joined(session, number)
+            here[session] = str(number)
+            if session not in told:
+                untold.add(session)
         elif step == "left" and session is not None:
             reports.left(session)
-            here.discard(session)
+            here.pop(session, None)
         elif step == "back":
             reports.repeat_all()
         elif step == "send" and sent is None and reports.pending:
             sent = reports.next()
+            untold.difference_update(sent.joined)
+            told = (told | sent.joined.keys()) - set(sent.left)
         elif step.startswith("arrive") and sent is not None:
             arrives(sent)
             if step == "arrive":
                 reports.delivered(sent)
                 sent = None
     assert heard == here
-    assert heard_of >= been_here
+    assert not untold
     assert not reports.pending
     assert not reports.unreported
 
@@ -120,9 +132,31 @@ async def test_an_event_is_sent_again_until_the_stream_has_it_and_is_there_once(
     sent = [unseal(KEY, "d1", msg.data, msg.headers) for msg in await _all_events(nats)]
     assert lost == 2
     assert [event.seq for event in sent] == sorted({event.seq for event in sent})
-    assert isinstance(sent[-1].what, Goodbye)
+    assert [event for event in sent if isinstance(event.what, Goodbye)] == sent[-1:]
     assert isinstance(sent[0].what, Lease)
     assert sum(isinstance(event.what, Players) for event in sent) <= 2
+
+
+async def test_what_is_to_be_repeated_is_repeated_before_the_end(settings: NatsSettings, nats: Bus) -> None:
+    """NATS is back, may have lost who left, and the server ends in the same moment."""
+    await create_event_stream(nats)
+    presence = EventPresence(context(settings), "b1")
+    await presence.start(lease, ignore)
+    presence.joined("s1", 1)
+    presence.left("s1")
+    leaves = 0
+
+    async def told_of_leaves(count: int) -> bool:
+        nonlocal leaves
+        for msg in await _all_events(nats):
+            what = unseal(KEY, "d1", msg.data, msg.headers).what
+            leaves += isinstance(what, Players) and what.left == ["s1"]
+        return leaves == count
+
+    await eventually(lambda: told_of_leaves(1), "it is told that s1 left", unready=(Unavailable,))
+    presence.resync()
+    await presence.close(keep_lease=True)
+    assert await told_of_leaves(2)
 
 
 async def _all_events(bus: Bus) -> list[Msg]:
