@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -11,6 +12,9 @@ from websockets.asyncio.client import connect as open_websocket
 from websockets.asyncio.server import ServerConnection, serve
 
 from tipoff_gameserver import Game, LeaveReason, Player
+
+_quiet = logging.getLogger("tests.client_sdk.upstream")
+_quiet.setLevel(logging.INFO)  # frames hold tokens, of which the SDK logs none
 
 Script = Callable[[ServerConnection, str], Awaitable[None]]
 
@@ -46,7 +50,7 @@ async def scripted_matchmaker(script: Script) -> AsyncIterator[str]:
 
 async def ask_upstream(url: str, request: str) -> list[str]:
     """What a stand-alone server answers to `request`."""
-    async with open_websocket(url) as upstream:
+    async with open_websocket(url, logger=_quiet) as upstream:
         await upstream.send(request)
         return [str(message) async for message in upstream]
 

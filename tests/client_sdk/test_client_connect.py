@@ -440,7 +440,7 @@ async def test_nothing_of_the_token_is_logged(echo: GameServer, caplog: pytest.L
 
     async with scripted_matchmaker(script) as url:
         with caplog.at_level(logging.DEBUG):
-            logging.getLogger("websockets").setLevel(logging.INFO)  # the test's own matchmaker
+            logging.getLogger("websockets.server").setLevel(logging.INFO)  # the test's own matchmaker
             for way in WAYS:
                 async with connect(url, game="any", version="1", transports=[way]):
                     pass

@@ -7,7 +7,7 @@ import base64
 import itertools
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -30,6 +30,16 @@ from tipoff_shared.user_data import TokenUserData
 
 TIMEOUT = 5.0
 _client_ids = itertools.count(1000)
+TURNS = 20
+"""Turns of the event loop within which a datagram has come, on loopback: a millisecond, when no timer is waited for."""
+
+
+async def within_turns(what: Callable[[], bool]) -> bool:
+    for _ in range(TURNS):
+        if what():
+            return True
+        await asyncio.sleep(0)
+    return what()
 
 
 class Recorder(Game):

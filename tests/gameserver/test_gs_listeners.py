@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.server
 import random
+import re
 import socket
 import ssl
 import threading
@@ -21,6 +22,7 @@ from tests.gameserver.players import (
     Recorder,
     by_udp,
     by_websocket,
+    deaf_udp,
     ready,
     token_for,
     token_of,
@@ -29,8 +31,9 @@ from tests.polling import eventually
 from tipoff_gameserver import ConfigError, Context, GameServer, LeaveReason, Player
 from tipoff_gameserver.edgegap import end_deployment
 from tipoff_gameserver.transports.sockets import bind
+from tipoff_gameserver.transports.udp import UdpListener
 from tipoff_shared.netcode import Address
-from tipoff_shared.primitives import server_certificate
+from tipoff_shared.primitives import server_certificate, throttled_log
 from tipoff_shared.secret import Secret
 
 
@@ -205,12 +208,33 @@ async def test_noise_on_the_udp_port_is_not_answered(deployment: Context, game: 
 
 
 async def test_handshakes_that_are_ignored_are_told_to_the_operator(
-    deployment: Context, game: Recorder, caplog: pytest.LogCaptureFixture
+    deployment: Context, game: Recorder, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Each once: those of a time in which nothing may be logged are told afterwards."""
+    listeners: set[UdpListener] = set()
+    look_after = UdpListener.housekeeping
+
+    def housekeeping(listener: UdpListener, now: float) -> None:
+        listeners.add(listener)
+        look_after(listener, now)
+
+    def told() -> list[str]:
+        return re.findall(r"handshakes not answered lately: \D+ (\d+)", caplog.text)
+
+    monkeypatch.setattr(UdpListener, "housekeeping", housekeeping)
+    monkeypatch.setattr(throttled_log, "INTERVAL", 1e6)
     async with GameServer(game, context=deployment) as server:
         wrong = token_for(server, context=replace(deployment, protocol_id=1234))
-        async with by_udp(wrong, wait=False):
-            await eventually(lambda: "handshakes not answered lately" in caplog.text, "the log says so")
+        async with deaf_udp(wrong):
+            await eventually(lambda: told() == ["1"], "the log says so")
+        (listener,) = listeners
+        async with deaf_udp(wrong), deaf_udp(wrong), by_udp(token_for(server)):  # a handshake later
+            listener.housekeeping(0)
+            assert told() == ["1"]
+            monkeypatch.setattr(throttled_log, "INTERVAL", 0.0)
+            for _ in range(2):
+                listener.housekeeping(0)
+                assert told() == ["1", "2"]
 
 
 async def test_a_slot_used_again_does_not_get_its_former_players_messages(

@@ -22,6 +22,7 @@ from tests.gameserver.players import (
     deaf_udp,
     expired_token_for,
     token_for,
+    within_turns,
 )
 from tests.polling import eventually
 from tipoff_gameserver import Context, GameServer, PrivateKey
@@ -313,6 +314,45 @@ async def test_look_ups_are_bounded_and_each_client_is_looked_up_once(
         assert sorted(look_ups.asked) == [1, 2, 3]
         joins = await game.saw("join", 3)
         assert {event[1].session_id for event in joins} == {"session-1", "session-2", "session-3"}
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_what_a_look_up_found_is_answered_at_once(
+    deployment: Context, game: Recorder, kv: Buckets, look_ups: LookUps, known: bool
+) -> None:
+    """Not when the client asks again, nor with the next timer."""
+    look_ups.known = known
+    async with (
+        GameServer(game, context=replace(deployment, bevygap=True)) as server,
+        deaf_udp(foreign(server, 1)) as player,
+    ):
+        await eventually(lambda: look_ups.asked == [1], "it is looked up")
+        look_ups.answered.set()
+        assert await within_turns(player.has_heard)
+
+
+async def test_a_client_whose_session_was_forgotten_is_refused_and_the_next_one_comes_in(
+    deployment: Context,
+    game: Recorder,
+    kv: Buckets,
+    look_ups: LookUps,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """More clients were looked up than may be remembered until they answer their challenge."""
+    monkeypatch.setattr(udp, "MAX_GRANTS", 1)
+    look_ups.answered.set()
+    async with (
+        GameServer(game, context=replace(deployment, bevygap=True)) as server,
+        deaf_udp(foreign(server, 1)) as forgotten,
+        deaf_udp(foreign(server, 2)) as remembered,
+    ):
+        for player in (forgotten, remembered):
+            await player.was_challenged()
+        forgotten.answer_challenge()
+        await forgotten.hears()  # a goodbye
+        remembered.answer_challenge()
+        ((_, joined),) = await game.saw("join")
+        assert joined.session_id == "session-2"
 
 
 @pytest.mark.parametrize("known", [True, False])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +17,7 @@ from tests.gameserver.players import (
     ready,
     token_for,
     token_of,
+    within_turns,
 )
 from tests.polling import eventually
 from tipoff_gameserver import Context, GameServer, LeaveReason, Player
@@ -28,17 +27,6 @@ from tipoff_shared.messages import Failed
 from tipoff_shared.nats.connection import Bus
 from tipoff_shared.netcode import Address, ClientState
 from tipoff_shared.records import Bans, encode
-
-TURNS = 20
-"""Turns of the event loop within which a datagram has come, on loopback: a millisecond, when no timer is waited for."""
-
-
-async def within_turns(what: Callable[[], bool]) -> bool:
-    for _ in range(TURNS):
-        if what():
-            return True
-        await asyncio.sleep(0)
-    return what()
 
 
 def seen(game: Recorder, kind: str) -> list[tuple[Any, ...]]:
