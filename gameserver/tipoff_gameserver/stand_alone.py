@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from tipoff_gameserver.context import Context
 from tipoff_gameserver.players.roster import Roster
 from tipoff_shared.errors import TipoffError
+from tipoff_shared.games.model import Game
 from tipoff_shared.messages import (
     Acknowledged,
     Failed,
@@ -30,8 +31,8 @@ from tipoff_shared.names import new_request_id, session_id
 from tipoff_shared.netcode import Address, issue_token
 from tipoff_shared.user_data import TokenUserData
 
-TOKEN_LIFETIME = 30
-TOKEN_TIMEOUT = 15
+_GAME = Game("", "")
+"""A game with the default times."""
 
 _HOST_HEADER = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+)(:\d{1,5})?", re.ASCII)
 
@@ -97,8 +98,8 @@ class Matchmaker:
             client_id=client_id,
             public_addresses=[address],
             user_data=TokenUserData(session, context.deployment_id, self._boot_id).encode(),
-            lifetime=TOKEN_LIFETIME,
-            timeout=TOKEN_TIMEOUT,
+            lifetime=_GAME.claim_time,
+            timeout=_GAME.token_timeout,
             now=unix_now,
             dialect=context.dialect,
         )

@@ -64,8 +64,8 @@ class Settings(BaseSettings):
     """Seats that an address may let expire at no cost. Each further one halves how long it may hold its next ones; each
     one it claims takes one off, and ten minutes without any forgive all."""
 
-    least_hold: float = Field(default=10.0, ge=2)
-    """The shortest time for which such an address holds a seat; half of it is the token's lifetime."""
+    least_hold: float = Field(default=5.0, ge=2)
+    """The shortest time for which such an address holds a seat, which is also its token's lifetime."""
 
     unclaimed_patience: float = Field(default=5.0, gt=0)
     """How long players wait because their address holds as many unclaimed seats as it may, and none of them is claimed;
@@ -74,8 +74,9 @@ class Settings(BaseSettings):
     seat_hold: float = Field(default=15.0, gt=0)
     """How long a seat counts whose session record is not written: the time this process has to write it."""
 
-    claim_slack: float = Field(default=2.0, ge=0)
-    """Added to every claim deadline: clocks of machines differ."""
+    claim_slack: float = Field(default=1.0, ge=0)
+    """A seat waits so much longer than its token is good (a game's `claim_time`): clocks of machines differ, and a
+    connection of the last moment takes a while to be reported."""
 
     gone_ttl: float = Field(default=120.0, ge=1)
     """How long an ended session's record stays, so that a late message about it finds it ended."""

@@ -96,14 +96,18 @@ class Tokens:
         self._endpoints: dict[str, tuple[str, Transports, Endpoint]] = {}
 
     def lifetime(self, game: Game) -> int:
-        """Seconds a token of this game may be used."""
+        """Seconds a token of this game may be used, and its seat waits for the player."""
         if not game.bevygap:
-            return game.token_lifetime
-        return max(1, min(game.token_lifetime, BEVYGAP_LIFETIME, MAPPING_TTL - game.token_timeout))
+            return game.claim_time
+        return max(1, min(game.claim_time, BEVYGAP_LIFETIME, MAPPING_TTL - game.token_timeout))
 
     def hold(self, game: Game) -> float:
-        """Seconds for which a seat is usually held for its player, from the token's issue."""
-        return self.lifetime(game) + game.token_timeout + game.claim_timeout
+        """Seconds for which a seat is held for its player at most, from the token's issue. Our servers end a handshake
+        when its token expires; bevygap's may finish one `token_timeout` later, and take no kick."""
+        return self.lifetime(game) + self._handshake(game)
+
+    def _handshake(self, game: Game) -> int:
+        return game.token_timeout if game.bevygap else 0
 
     async def endpoint(self, game: Game, deployment: DeploymentRecord) -> Endpoint:
         """Where to send players; remembered until the deployment's addresses change. Raises
@@ -131,13 +135,9 @@ class Tokens:
         hold_factor: float = 1.0,
     ) -> Issued:
         """A fresh token for the session's client id on the session's deployment, which has its own netcode key or
-        (`own_key` False) the game's. `hold_factor`: the part of its usual lifetime and hold that it gets; how long a
-        connection may be silent stays as it is."""
-        hold = self.hold(game) * hold_factor
-        lifetime = self.lifetime(game)
-        if hold_factor < 1:
-            lifetime = max(1, min(lifetime, int(hold / 2)))
-            hold = max(hold, lifetime + 1.0)
+        (`own_key` False) the game's. `hold_factor`: the part of its usual lifetime that it gets; how long a connection
+        may be silent stays as it is. `slack`: seconds that the seat waits beyond the token's end."""
+        lifetime = max(1, round(self.lifetime(game) * hold_factor))
         user_data = b""
         if not game.bevygap:
             user_data = TokenUserData(
@@ -157,7 +157,7 @@ class Tokens:
         )
         return Issued(
             base64.b64encode(token.encode()).decode(),
-            claim_deadline=now + hold + slack,
+            claim_deadline=token.expire_timestamp + self._handshake(game) + slack,
         )
 
     def ready(

@@ -30,7 +30,7 @@ from tipoff_shared.games.toml import parse_games, read_games
 from tipoff_shared.hooks import HookKey
 from tipoff_shared.nats.connection import connect as connect_nats
 
-GAMES = arena_toml(seats=8, min_ready=1, max_deployments=4, empty_ttl=3, token_lifetime=5, claim_timeout=1)
+GAMES = arena_toml(seats=8, min_ready=1, max_deployments=4, empty_ttl=3, claim_time=5)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 

@@ -32,9 +32,8 @@ min_ready = {game.min_ready}
 empty_ttl = {game.empty_ttl}
 request_timeout = {game.request_timeout}
 start_timeout = {game.start_timeout}
-token_lifetime = {game.token_lifetime}
+claim_time = {game.claim_time}
 token_timeout = {game.token_timeout}
-claim_timeout = {game.claim_timeout}
 
 [game.process]
 command = ["python", "server.py"]

@@ -31,8 +31,7 @@ GAMES = arena_toml(
     min_ready=1,
     max_deployments=8,
     empty_ttl=2,
-    claim_timeout=2,
-    token_lifetime=10,
+    claim_time=10,
     token_timeout=5,
     tick_rate=10,
 )

@@ -68,7 +68,7 @@ async def test_when_sessions_are_full_players_hear_503_and_those_who_leave_are_l
 async def test_when_connections_are_full_those_who_play_play_on(settings: NatsSettings) -> None:
     """A game server cannot write that a player is there: the game goes on, and the claim is made good when there is
     room again."""
-    game = msgspec.structs.replace(WARM, claim_timeout=5)
+    game = msgspec.structs.replace(WARM, claim_time=50)
     async with real_world(settings) as (world, servers), world.matchmaker(game):
         await world.servers_ready(1)
         async with active(world) as (stays, _):

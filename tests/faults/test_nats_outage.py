@@ -20,7 +20,7 @@ from tipoff_shared.messages import SessionReady
 from tipoff_shared.nats.connection import connect
 from tipoff_shared.records import SessionState
 
-WARM = msgspec.structs.replace(ARENA, min_ready=1, max_deployments=1, empty_ttl=60, claim_timeout=2)
+WARM = msgspec.structs.replace(ARENA, min_ready=1, max_deployments=1, empty_ttl=60, claim_time=45)
 
 
 @pytest.fixture

@@ -160,12 +160,14 @@ async def test_who_never_claims_holds_for_a_shorter_time_and_others_for_the_usua
                 return after is not None and after.state is SessionState.GONE
 
             await world.eventually(over, "the seat has expired")
-        usual = WARM.token_lifetime + WARM.token_timeout + WARM.claim_timeout
-        assert holds == pytest.approx([usual, usual, usual / 2, usual / 4], abs=1)
+        usual = WARM.claim_time
+        assert holds == pytest.approx(
+            [usual, usual, round(usual / 2), 5], abs=1.05
+        )  # tokens count whole seconds
         victim = await world.play(client_ip=VICTIM)
         record = await world.session(victim.session_id)
         assert record is not None
-        assert record.deadline - record.created_at == pytest.approx(usual, abs=1)
+        assert record.deadline - record.created_at == pytest.approx(usual, abs=1.05)
         assert (await status(world)).claim_limit.shortened == 2
 
 
@@ -179,11 +181,11 @@ async def test_repeating_a_request_does_not_hold_its_seat_for_ever(world: World)
         began = clock()
         await world.play(client_ip=GREEDY, request_id=request_id)
         while True:
-            clock.ahead += 20
+            clock.ahead += 8
             answer = await (await world.ask(client_ip=GREEDY, request_id=request_id, again=True)).end()
             if not isinstance(answer, SessionReady):
                 break
-            assert clock() - began < 200
+            assert clock() - began < 60
         assert failed(answer).code == 409
         clock.ahead += 60
         await world.eventually(lambda: world.seats_are([]), "the seat is free")

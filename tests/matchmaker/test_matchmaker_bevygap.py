@@ -15,7 +15,7 @@ from tipoff_shared.netcode import ConnectToken, Dialect, open_private
 from tipoff_shared.records import SessionState
 
 BEVY = msgspec.structs.replace(
-    ARENA, name="bevy", bevygap=True, dialect="lightyear", min_ready=1, empty_ttl=60, token_lifetime=30
+    ARENA, name="bevy", bevygap=True, dialect="lightyear", min_ready=1, empty_ttl=60, claim_time=30
 )
 
 

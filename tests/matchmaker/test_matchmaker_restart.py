@@ -170,9 +170,7 @@ async def test_everything_ends_clean_after_a_storm(world: World) -> None:
         max_deployments=6,
         min_ready=1,
         start_timeout=5.0,  # the second matchmaker may go with a start in hand
-        token_lifetime=1,
-        token_timeout=1,
-        claim_timeout=1.0,
+        claim_time=4,
     )
     async with world.matchmaker(game) as first:
         async with world.matchmaker(game):

@@ -9,7 +9,7 @@ from tests.matchmaker.world import ARENA, games_of
 from tipoff_matchmaker.tokens import Endpoint, Tokens
 from tipoff_shared.games import Game
 from tipoff_shared.messages import Transports, UdpAddress, WebSocketAddress, WebTransportAddress
-from tipoff_shared.netcode import Address, ConnectToken
+from tipoff_shared.netcode import Address, ConnectToken, Dialect
 from tipoff_shared.records import DeploymentRecord, DeploymentState, SessionRecord, SessionState
 
 UDP = UdpAddress("203.0.113.5", 7777)
@@ -24,15 +24,39 @@ def deployment(**transports: object) -> DeploymentRecord:
     )
 
 
-def test_a_seat_is_held_until_a_client_that_dials_at_the_last_moment_has_had_its_time() -> None:
-    """The token's lifetime, a handshake of `token_timeout`, the time until it is noticed, and the clocks' slack."""
-    game = msgspec.structs.replace(ARENA, token_lifetime=30, token_timeout=15, claim_timeout=5)
-    addresses = (Address("203.0.113.5", 7777),)
-    endpoint = Endpoint("203.0.113.5", 7777, addresses, addresses)
-    issued = Tokens(games_of(game)).issue(game, SESSION, endpoint, now=1000.0, slack=0.5)
-    assert issued.claim_deadline == 1000 + 30 + 15 + 5 + 0.5
+ADDRESSES = (Address("203.0.113.5", 7777),)
+ENDPOINT = Endpoint("203.0.113.5", 7777, ADDRESSES, ADDRESSES)
+
+
+@pytest.mark.row(91)
+def test_a_seat_waits_as_long_as_its_token_is_good_and_the_clocks_slack() -> None:
+    """One number, 15 s by default, whatever else a game has for time-outs."""
+    game = msgspec.structs.replace(ARENA, token_timeout=20)
+    assert game.claim_time == 15
+    issued = Tokens(games_of(game)).issue(game, SESSION, ENDPOINT, now=1000.9, slack=0.5)
     token = ConnectToken.from_base64(issued.text)
-    assert (token.expire_timestamp, token.timeout_seconds) == (1030, 15)
+    assert (token.expire_timestamp, token.timeout_seconds) == (1015, 20)
+    assert issued.claim_deadline == 1015.5
+
+
+@pytest.mark.row(91)
+def test_a_seat_at_a_bevygap_server_waits_for_a_handshake_that_may_end_after_the_token() -> None:
+    """Such a server takes no kick: a player who comes in late would be one too many."""
+    game = msgspec.structs.replace(ARENA, bevygap=True, dialect="lightyear", claim_time=60, token_timeout=10)
+    issued = Tokens(games_of(game)).issue(game, SESSION, ENDPOINT, now=1000.0, slack=0.5)
+    token = ConnectToken.from_base64(issued.text, Dialect.LIGHTYEAR)
+    assert token.expire_timestamp == 1015
+    assert issued.claim_deadline == 1015 + 10 + 0.5
+
+
+@pytest.mark.parametrize(("factor", "lifetime"), [(1.0, 15), (0.5, 8), (1 / 3, 5), (0.01, 1)])
+def test_a_shorter_hold_is_a_shorter_token(factor: float, lifetime: int) -> None:
+    """The same number is shortened for an address that does not claim."""
+    issued = Tokens(games_of(ARENA)).issue(
+        ARENA, SESSION, ENDPOINT, now=1000.0, slack=0.5, hold_factor=factor
+    )
+    assert ConnectToken.from_base64(issued.text).expire_timestamp == 1000 + lifetime
+    assert issued.claim_deadline == 1000 + lifetime + 0.5
 
 
 @pytest.mark.parametrize(

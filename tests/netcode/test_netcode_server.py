@@ -355,6 +355,22 @@ def test_another_transport_that_takes_the_token_first_wins(world: World) -> None
     assert world.server.ignored == {"token_spent": 1}
 
 
+@pytest.mark.row(91)
+def test_a_handshake_ends_with_its_token(world: World) -> None:
+    """Whoever has the seat afterwards is not joined by one more: the response comes a moment too late."""
+    token = world.token(lifetime=5, timeout=15)
+    body = challenge_body(world, token)
+    world.clock += 4
+    world.raw_request(token)
+    world.server.receive_datagram(seal(world, token, RESPONSE, 1, body), world.address(), 5.0)
+    assert world.server.connected_count == 0
+    assert world.server.ignored["TokenExpired"] == 1
+    in_time = world.token(2, lifetime=5, timeout=15)
+    body = challenge_body(world, in_time, 2)
+    world.server.receive_datagram(seal(world, in_time, RESPONSE, 1, body), world.address(2), 4.9)
+    assert world.server.connected_count == 1
+
+
 # --- 54: full, and the same client twice -----------------------------------------------------------------------------
 
 

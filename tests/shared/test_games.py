@@ -31,6 +31,12 @@ def test_several_games_and_versions_are_read() -> None:
     assert games[0].process is not None
 
 
+def test_the_earlier_name_of_the_claim_time_is_read() -> None:
+    """A games.toml of the previous release, whose tokens live as long as before."""
+    assert parse_games(GOOD)[0].claim_time == 15
+    assert parse_games(GOOD.replace("seats = 4", "token_lifetime = 30"))[0].claim_time == 30
+
+
 def test_protocol_ids_differ_by_game_and_version() -> None:
     """A client of one version cannot talk to a server of another."""
     first, second = parse_games(GOOD)
@@ -56,6 +62,10 @@ def test_protocol_ids_differ_by_game_and_version() -> None:
         (('command = ["python", "server.py"]', 'commandd = ["x"]'), 7, "command, cwd, env"),
         (("seats = 4", "min_ready = 9"), 4, "more than max_deployments"),
         (('orchestrator = "agones"', ""), 9, "no [game.process]"),
+        (("seats = 4", "claim_time = 0"), 4, "1 to 3600 is allowed"),
+        (("seats = 4", "claim_timeout = 5"), 4, "which is claim_time (15 s); remove it"),
+        (("seats = 4", "token_lifetime = 5\nclaim_time = 6"), 4, "remove token_lifetime"),
+        (("seats = 4", "token_lifetime = 0"), 4, "1 to 3600 is allowed"),
     ],
 )
 def test_a_mistake_is_told_with_its_line(change: tuple[str, str], line: int, says: str) -> None:

@@ -46,9 +46,8 @@ seats = {seats}
 min_ready = 1
 max_deployments = {max_deployments}
 empty_ttl = 5
-token_lifetime = 15
+claim_time = 15
 token_timeout = {TOKEN_TIMEOUT}
-claim_timeout = 5
 
 [game.process]
 command = ["python", "-m", "tipoff_arena.server"]

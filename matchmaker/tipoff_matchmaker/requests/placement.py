@@ -304,7 +304,7 @@ class Placement:
             own_key=deployment.own_key,
             now=self._clock(),
             slack=self._settings.claim_slack,
-            hold_factor=self._claims.hold_factor(record.client_ip, self._tokens.hold(game)),
+            hold_factor=self._claims.hold_factor(record.client_ip, self._tokens.lifetime(game)),
         )
 
     async def _hand_out(self, game: Game, record: SessionRecord, issued: Issued) -> None:

@@ -92,7 +92,8 @@ class ClaimLimit:
             self._tell(share)
 
     def hold_factor(self, client_ip: str, hold: float) -> float:
-        """The part of the usual `hold` (seconds) for which a seat of a player at `client_ip` is held."""
+        """The part of the usual `hold` (seconds, the token's lifetime) for which a seat of a player at `client_ip` is
+        held."""
         factor = self._unclaimed.hold_factor(share_address(client_ip), hold, self._clock())
         if factor < 1:
             self._count(SHORTENED)

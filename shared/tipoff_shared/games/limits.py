@@ -19,9 +19,8 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "empty_ttl": (0, 86_400),
     "start_timeout": (1, 3600),
     "request_timeout": (1, 3600),
-    "token_lifetime": (1, 3600),
+    "claim_time": (1, 3600),
     "token_timeout": (1, 3600),
-    "claim_timeout": (1, 3600),
     "protocol_id": (0, 2**64 - 1),
 }
 _BEVYGAP_TIMEOUT = 25

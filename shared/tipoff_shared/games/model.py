@@ -114,12 +114,12 @@ class Game(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Dialect of netcode: `lightyear` for Bevy games with lightyear up to 0.19."""
     protocol_id: int | None = None
     """netcode's protocol id; by default one that only this game and version have."""
-    token_lifetime: int = 30
-    """How long a connect token lets its player in."""
+    claim_time: int = 15
+    """How long a seat waits for its player, which is also how long the connect token lets the player in. A seat that is
+    not claimed by then is free for others. bevygap's servers may finish a handshake `token_timeout` after that, so
+    their seats wait so much longer. (`token_lifetime`, an earlier name, is still read.)"""
     token_timeout: int = 15
     """A connection on which nothing was heard for so long is over."""
-    claim_timeout: float = 15.0
-    """How long beyond the token's lifetime a seat waits for its player."""
     bevygap: bool = False
     """Write bevygap's mappings for every session, and give its servers tokens they understand."""
     private_key_file: str = ""

@@ -7,7 +7,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -26,6 +26,7 @@ _TYPES = {
     "array": 'a list is expected, like {field} = ["python", "server.py"]',
 }
 """What to write, by the type that msgspec names."""
+_EARLIER_NAMES = {"claim_time": "token_lifetime"}
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
@@ -74,6 +75,7 @@ def parse_games(text: str, where: str = "games.toml") -> list[Game]:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as exc:
         raise ConfigError(f"{where}: {exc}") from exc
+    _rename_settings(data, text, where)
     try:
         games = msgspec.convert(data, _File).game
     except msgspec.ValidationError as exc:
@@ -93,6 +95,28 @@ def parse_games(text: str, where: str = "games.toml") -> list[Game]:
             )
         seen.add(game.key)
     return games
+
+
+def _rename_settings(data: dict[str, Any], text: str, where: str) -> None:
+    """Read a setting of an earlier release under its new name, or refuse it with what to write instead."""
+    games = data.get("game")
+    for index, game in enumerate(games if isinstance(games, list) else ()):
+        if not isinstance(game, dict):
+            continue
+        if "claim_timeout" in game:
+            raise ConfigError(
+                f"{where}:{_line_of(text, index, 'claim_timeout')}: claim_timeout is no longer a setting: a seat waits "
+                f"for its player as long as the connect token is good, which is claim_time "
+                f"({Game('', '').claim_time} s); remove it"
+            )
+        for name, earlier in _EARLIER_NAMES.items():
+            if earlier in game and name in game:
+                raise ConfigError(
+                    f"{where}:{_line_of(text, index, earlier)}: {earlier} is the earlier name of {name}, which is set, "
+                    f"too; remove {earlier}"
+                )
+            if earlier in game:
+                game[name] = game.pop(earlier)
 
 
 def key_file(directory: Path, game: Game) -> Path:
@@ -168,8 +192,9 @@ def _line_of(text: str, index: int, field: str | None) -> int:
         start = headers[index]
         end = headers[index + 1] if index + 1 < len(headers) else len(lines)
     if field is not None:
+        earlier = f"|{_EARLIER_NAMES[field]}" if field in _EARLIER_NAMES else ""
         for n in range(start, end):
-            if re.match(rf"\s*{re.escape(field)}\s*=|\s*\[(\w+\.)*{re.escape(field)}\]", lines[n]):
+            if re.match(rf"\s*({re.escape(field)}{earlier})\s*=|\s*\[(\w+\.)*{re.escape(field)}\]", lines[n]):
                 return n + 1
         for n, line in enumerate(lines):  # outside any [[game]]
             if re.match(rf"\s*{re.escape(field)}\s*=|\s*\[+{re.escape(field)}\]+", line):

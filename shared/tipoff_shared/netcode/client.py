@@ -252,16 +252,20 @@ class Client:
             reason = f"{self.server_address} sent a challenge, but did not react to the response {silence}"
             self._finish(ClientState.CONNECTION_RESPONSE_TIMED_OUT, reason)
         else:
-            dialled = ", ".join(map(str, self._addresses))
-            reason = (
-                f"no answer from {dialled} {silence}: nobody is there, a firewall is between, or the server"
-                " ignores this token (expired by its clock, used before, made with another key or address)"
-            )
-            self._finish(ClientState.CONNECTION_REQUEST_TIMED_OUT, reason)
+            self._finish(ClientState.CONNECTION_REQUEST_TIMED_OUT, self._no_answer(silence))
 
     def _expire(self) -> None:
         reason = f"no server let us in within the token's lifetime of {self._lifetime} s"
+        if self.state is _REQUESTING:
+            reason = self._no_answer(f"within the token's lifetime of {self._lifetime} s")
         self._finish(ClientState.CONNECT_TOKEN_EXPIRED, reason)
+
+    def _no_answer(self, for_how_long: str) -> str:
+        dialled = ", ".join(map(str, self._addresses[: self._address_index + 1]))
+        return (
+            f"no answer from {dialled} {for_how_long}: nobody is there, a firewall is between, or the server"
+            " ignores this token (expired by its clock, used before, made with another key or address)"
+        )
 
     def _next_address(self, now: float) -> bool:
         if self._address_index + 1 >= len(self._addresses):

@@ -30,6 +30,7 @@ class Pending:
         "decrypt",
         "denial",
         "encrypt",
+        "ends",
         "expires",
         "heard",
         "id",
@@ -38,7 +39,7 @@ class Pending:
         "stage",
     )
 
-    def __init__(self, id: int, address: Address, private: PrivateToken, now: float) -> None:
+    def __init__(self, id: int, address: Address, private: PrivateToken, now: float, ends: float) -> None:
         self.id = id
         self.address = address
         self.private = private
@@ -47,9 +48,11 @@ class Pending:
         self.encrypt = cipher(private.server_to_client_key).encrypt
         self.decrypt = cipher(private.client_to_server_key).decrypt
         self.patience = float(private.timeout_seconds) if private.timeout_seconds > 0 else _PENDING_SECONDS
+        self.ends = ends
+        """When the token expires: whoever is not connected by then has to ask for another one."""
         self.heard = now
         """When the last valid request came."""
-        self.expires = now + self.patience
+        self.expires = min(now + self.patience, ends)
 
     def decide(self, denial: Denial | None) -> None:
         """Record the application's decision."""
@@ -59,7 +62,7 @@ class Pending:
     def refresh(self, now: float) -> None:
         """Note that the client repeated its request."""
         self.heard = now
-        self.expires = now + self.patience
+        self.expires = min(now + self.patience, self.ends)
 
 
 class Slot:

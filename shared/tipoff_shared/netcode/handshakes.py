@@ -131,7 +131,7 @@ class Handshakes:
             return self._answer(pending)
         else:
             self._forget(pending)
-        return self._ask(address, private, now)
+        return self._ask(address, private, now, now + (private.expire_timestamp - unix_now))
 
     def _turn_away(self, address: Address, private: PrivateToken, now: float) -> bytes | None:
         """Say that the server is full, unless that was said to this address just now."""
@@ -146,14 +146,16 @@ class Handshakes:
         self._turned_away[address] = now
         return self._denied(cipher(private.server_to_client_key).encrypt, _FULL)
 
-    def _ask(self, address: Address, private: PrivateToken, now: float) -> bytes | AdmitRequest | None:
-        """Admission: the application's say, before the client hears anything."""
+    def _ask(
+        self, address: Address, private: PrivateToken, now: float, ends: float
+    ) -> bytes | AdmitRequest | None:
+        """Admission: the application's say, before the client hears anything. `ends`: when the token expires."""
         self._next_id += 1
         request = AdmitRequest(self._next_id, private.client_id, private.user_data, address, private.tag)
         decision = self._admission(request)
         if decision is Decision.IGNORE:
             return self._ignore("not_admitted")
-        pending = self.pending[address] = Pending(request.id, address, private, now)
+        pending = self.pending[address] = Pending(request.id, address, private, now, ends)
         if decision is Decision.PENDING:
             self._asked[request.id] = pending
             return request
@@ -190,6 +192,8 @@ class Handshakes:
         private = pending.private
         if pending.stage is not Stage.ADMITTED:
             return self._ignore("not_admitted")
+        if now >= pending.ends:
+            return self._ignore(TokenExpired.__name__)
         # It must be a challenge that this very client got; the reference takes any challenge for any client.
         if self._challenges.open(body) != (private.client_id, private.user_data):
             return self._ignore("wrong_challenge")

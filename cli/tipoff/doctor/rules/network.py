@@ -18,7 +18,7 @@ RENEWED_WITH = 0.3
 """Automatic renewal happens when a third of the lifetime is left; with less than this share it has failed."""
 CLOCK_WARN = 1.0
 CLOCK_FAIL = 5.0
-"""Seconds. Claim deadlines have 2 s of slack, tokens live 15 or 30 s."""
+"""Seconds. Claim deadlines have 1 s of slack, tokens live 15 s."""
 
 
 def judge_dns(facts: DnsFacts, public_hosts: Sequence[str]) -> Finding:
