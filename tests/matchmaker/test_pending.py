@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import msgspec
@@ -14,6 +14,7 @@ from tests.matchmaker.world import ARENA
 from tests.polling import eventually
 from tipoff_matchmaker.errors import ShuttingDown
 from tipoff_matchmaker.requests.pending import PendingRequest, PendingRequests
+from tipoff_matchmaker.settings import Settings
 from tipoff_shared.errors import Conflict, NoServerInTime, Unavailable
 from tipoff_shared.games import Game
 from tipoff_shared.messages import SessionReady
@@ -22,20 +23,21 @@ from tipoff_shared.records import SessionRecord, SessionState
 
 READY = SessionReady("token", "127.0.0.1", 7777, session_id="s", client_id="7", deployment_id="one")
 REQUESTED = SessionState.REQUESTED
+ME = "me"
 
 
 class Hand:
-    """Requests in hand, whose seats a test finds: it answers each call of `place`."""
+    """Requests in hand, whose seats a test finds: it answers each call of `place`. Without `fleet` none has a
+    record."""
 
-    def __init__(self, fleet: Fleet, tasks: Tasks) -> None:
-        self.fleet = fleet
+    def __init__(self, tasks: Tasks, fleet: Fleet | None = None) -> None:
         self._tasks = tasks
         self.placing: list[tuple[PendingRequest, asyncio.Future[SessionReady]]] = []
         self.told: dict[str, list[str]] = {}
         self.says = ""
         """What it reports of each request as soon as that is placed."""
-        parts = fleet.parts
-        self.pending = PendingRequests(self._place, parts.sessions, parts.tasks, parts.settings)
+        sessions: Any = None if fleet is None else fleet.parts.sessions
+        self.pending = PendingRequests(self._place, sessions, tasks, Settings(instance=ME))
 
     async def _place(self, request: PendingRequest) -> SessionReady:
         future: asyncio.Future[SessionReady] = asyncio.get_running_loop().create_future()
@@ -64,32 +66,27 @@ class Hand:
             await eventually(lambda: len(self.placing) == placed, f"{placed} are placed", 20)
         return task
 
-    async def written(self, request: PendingRequest) -> None:
-        """Its record waits, and is ours."""
-        record = SessionRecord(
-            "s",
-            REQUESTED,
-            "arena",
-            "1",
-            "7",
-            self.fleet.parts.settings.instance,
-            created_at=1.0,
-            deadline=9e9,
-        )
-        await self.fleet.parts.sessions.create(record)
-        request.waits = True
-
-    async def record(self) -> SessionRecord:
-        await self.fleet.settled()
-        record = await self.fleet.world.session("s")
-        assert record is not None
-        return record
+    async def let_go(self) -> None:
+        """What was begun for those that have ended has ended."""
+        await eventually(lambda: not self._tasks.running, "all is let go", 20)
 
 
 @pytest.fixture
-async def hand(fleet: Fleet) -> Any:
+async def hand() -> AsyncIterator[Hand]:
     async with Tasks("players") as tasks:
-        yield Hand(fleet, tasks)
+        yield Hand(tasks)
+
+
+async def _waiting(fleet: Fleet, request: PendingRequest) -> None:
+    """The request's record waits, and is ours."""
+    await fleet.session("s", REQUESTED, owner=ME, deployment_id="")
+    request.waits = True
+
+
+async def _record(fleet: Fleet) -> SessionRecord:
+    record = await fleet.world.session("s")
+    assert record is not None
+    return record
 
 
 async def test_a_repetition_hears_the_progress_and_is_answered_from_the_record(hand: Hand) -> None:
@@ -142,7 +139,6 @@ async def test_who_may_watch_another_matchmaker_only_leads_nobody_else(
     is not the end of the second."""
     one = await hand.plays(hand.request(broadcast=first), placed=1)
     two = await hand.plays(hand.request("second", broadcast=second), placed=2 if leads else None)
-    third = None
     if leads:
         hand.placing[0][1].set_result(READY)
         assert await one == READY
@@ -218,50 +214,52 @@ async def test_a_request_that_ends_while_its_time_is_over_is_told_the_reason(han
 
 
 @pytest.mark.parametrize(
-    ("how", "state", "owner", "reason"),
+    ("how", "goes_on", "owner", "reason"),
     [
-        ("no seat", SessionState.CLOSING, "me", "all full"),
-        ("too late", SessionState.CLOSING, "me", "no server became ready within 0.2 s"),
-        ("cancelled", REQUESTED, "", ""),
-        ("stopping", REQUESTED, "", ""),
-        ("fault", REQUESTED, "", ""),
-        ("answered", REQUESTED, "me", ""),
-        ("not ours", REQUESTED, "me", ""),
+        ("no seat", False, ME, "all full"),
+        ("too late", False, ME, "no server became ready within 0.2 s"),
+        ("cancelled", True, "", ""),
+        ("stopping", True, "", ""),
+        ("fault", True, "", ""),
+        ("answered", True, ME, ""),
+        ("not ours", True, ME, ""),
     ],
 )
 async def test_what_was_written_for_a_request_is_let_go_with_it(
-    hand: Hand, how: str, state: SessionState, owner: str, reason: str
+    fleet: Fleet, how: str, goes_on: bool, owner: str, reason: str
 ) -> None:
     """An error ends its session. When this matchmaker ends, or goes wrong, another one may take it over at once."""
-    request = hand.request(timeout=0.2 if how == "too late" else 60)
-    await hand.written(request)
-    request.waits = how != "not ours"
-    task = await hand.plays(request, placed=1)
-    placed = hand.placing[0][1]
-    errors: dict[str, Callable[[], object]] = {
-        "no seat": lambda: placed.set_exception(Unavailable("all full")),
-        "not ours": lambda: placed.set_exception(Unavailable("all full")),
-        "stopping": lambda: placed.set_exception(ShuttingDown()),
-        "fault": lambda: placed.set_exception(KeyError("a mistake")),
-        "cancelled": task.cancel,
-        "answered": lambda: placed.set_result(READY),
-        "too late": lambda: None,
-    }
-    errors[how]()
-    await asyncio.wait((task,))
-    record = await hand.record()
-    assert (record.state is REQUESTED) is (state is REQUESTED)
-    me = hand.fleet.parts.settings.instance
-    assert (record.owner, record.reason) == (me if owner == "me" else owner, reason)
+    async with Tasks("players") as tasks:
+        hand = Hand(tasks, fleet)
+        request = hand.request(timeout=0.2 if how == "too late" else 60)
+        await _waiting(fleet, request)
+        request.waits = how != "not ours"
+        task = await hand.plays(request, placed=1)
+        placed = hand.placing[0][1]
+        ends: dict[str, Callable[[], object]] = {
+            "no seat": lambda: placed.set_exception(Unavailable("all full")),
+            "not ours": lambda: placed.set_exception(Unavailable("all full")),
+            "stopping": lambda: placed.set_exception(ShuttingDown()),
+            "fault": lambda: placed.set_exception(KeyError("a mistake")),
+            "cancelled": task.cancel,
+            "answered": lambda: placed.set_result(READY),
+            "too late": lambda: None,
+        }
+        ends[how]()
+        await asyncio.wait((task,))
+        await hand.let_go()
+    record = await _record(fleet)
+    assert (record.state is REQUESTED, record.owner, record.reason) == (goes_on, owner, reason)
 
 
 @pytest.mark.parametrize("fails", [True, False])
 async def test_a_matchmaker_that_ends_waits_until_its_requests_are_let_go(
-    hand: Hand, monkeypatch: pytest.MonkeyPatch, fails: bool
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, fails: bool
 ) -> None:
     """For as long as it is given. A write that fails is left to the deadline of the record."""
     release = asyncio.Event()
-    change = hand.fleet.world.buckets.sessions.change
+    sessions = fleet.world.buckets.sessions
+    change = sessions.change
 
     async def slow(*args: Any, **options: Any) -> Any:
         await release.wait()
@@ -269,23 +267,26 @@ async def test_a_matchmaker_that_ends_waits_until_its_requests_are_let_go(
             raise Unavailable("NATS is away")
         return await change(*args, **options)
 
-    await hand.pending.settle(20)
-    request = hand.request()
-    task = await hand.plays(request, placed=1)
-    await hand.written(request)
-    monkeypatch.setattr(hand.fleet.world.buckets.sessions, "change", slow)
-    task.cancel()
-    await asyncio.wait((task,))
-    async with asyncio.timeout(20):
+    failures: list[BaseException] = []
+    async with Tasks("players", failures.append) as tasks, asyncio.timeout(30):
+        hand = Hand(tasks, fleet)
+        await hand.pending.settle(20)
+        request = hand.request()
+        await _waiting(fleet, request)
+        task = await hand.plays(request, placed=1)
+        monkeypatch.setattr(sessions, "change", slow)
+        task.cancel()
+        await asyncio.wait((task,))
         await hand.pending.settle(0.01)
-    settling = asyncio.create_task(hand.pending.settle(60))
-    await asyncio.sleep(0)  # it begins to wait
-    assert not settling.done()
-    release.set()
-    await asyncio.wait_for(settling, 20)
-    record = await hand.record()
-    assert (record.owner == "") is not fails
-    await hand.pending.settle(20)
+        settling = asyncio.create_task(hand.pending.settle(60))
+        await asyncio.sleep(0)  # it begins to wait
+        assert not settling.done()
+        release.set()
+        await settling
+        assert not tasks.running
+        assert ((await _record(fleet)).owner == "") is not fails
+        await hand.pending.settle(20)
+    assert failures == []
 
 
 async def test_a_request_whose_reply_nobody_reads_is_cancelled_unless_another_reads_one(hand: Hand) -> None:
