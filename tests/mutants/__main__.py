@@ -182,7 +182,7 @@ class _Trials:
 
     def _outcome(self, tree: Tree, module: str, change: Change) -> tuple[str, str]:
         covered = self._tested[module]
-        tests = covered.tests(change.lines)
+        tests = covered.tests(() if change.imported else change.lines)
         place = f"{module} {change.function}"
         tests.sort(
             key=lambda test: (-self._noticed_by[f"{place} {test}"], -self._noticed_by[f"{module} {test}"])

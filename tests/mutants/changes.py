@@ -36,6 +36,8 @@ class Change:
     start: int
     end: int
     text: str
+    imported: bool = False
+    """Whether the lines run when the module is imported, whichever test is the first to do that."""
 
     def applied_to(self, source: str) -> str:
         """The source of the module with this change."""
@@ -101,7 +103,10 @@ class _Visitor(cst.CSTVisitor):
             span = self.get_metadata(ByteSpanPositionProvider, replaced)
             lines = self._handler_lines(node) if kind == "failure not handled" else self._lines[-1]
             function = ".".join(self._names) or "(module)"
-            self.changes.append(Change(function, kind, lines, span.start, span.start + span.length, text))
+            end = span.start + span.length
+            self.changes.append(
+                Change(function, kind, lines, span.start, end, text, imported=not self._functions)
+            )
         return True
 
     def on_leave(self, original_node: cst.CSTNode) -> None:
