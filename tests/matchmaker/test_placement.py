@@ -32,7 +32,7 @@ from tipoff_shared.user_data import TokenUserData, decode_user_data
 
 ME, OTHER = "me", "other"
 NOW = 1_700_000_000.0
-HOLD = ARENA.token_lifetime + ARENA.token_timeout + ARENA.claim_timeout
+HOLD = ARENA.claim_time
 SLACK = 0.1
 BEVY = msgspec.structs.replace(ARENA, name="bevy", bevygap=True, dialect="lightyear")
 REQUESTED, READY, ACTIVE = SessionState.REQUESTED, SessionState.READY, SessionState.ACTIVE
@@ -158,7 +158,7 @@ async def test_a_free_seat_leads_to_a_record_and_a_token_at_once(table: Table) -
     assert await table.token() == ready.token
     tokens = table.world.buckets.connect_tokens
     raw = await table.world.bus.js.get_last_msg(tokens.stream, f"$KV.{tokens.bucket}.s")
-    assert (raw.headers or {})["Nats-TTL"] == str(ARENA.token_lifetime)
+    assert (raw.headers or {})["Nats-TTL"] == str(ARENA.claim_time)
     assert await table.seats() == ["s"]
     assert (table.told, request.waits) == ([], False)
 
