@@ -48,7 +48,7 @@ ORDER = {
         names messages
         games
         records subjects settings user_data admin hooks server_events
-        disk_space file_limit health_report
+        disk_space file_limit health_report http_exchange
         nats
         kv
         event_stream
@@ -83,6 +83,7 @@ ORDER = {
     "tipoff_matchmaker_httpd": """
         settings metrics
         admission
+        login
         matchmaker
         state
         routes

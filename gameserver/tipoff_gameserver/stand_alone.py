@@ -27,7 +27,7 @@ from tipoff_shared.messages import (
     WebSocketAddress,
     decode_request,
 )
-from tipoff_shared.names import new_request_id, session_id
+from tipoff_shared.names import clean_player_name, new_request_id, session_id
 from tipoff_shared.netcode import Address, issue_token
 from tipoff_shared.user_data import TokenUserData
 
@@ -97,7 +97,9 @@ class Matchmaker:
             protocol_id=context.protocol_id,
             client_id=client_id,
             public_addresses=[address],
-            user_data=TokenUserData(session, context.deployment_id, self._boot_id).encode(),
+            user_data=TokenUserData(
+                session, context.deployment_id, self._boot_id, name=clean_player_name(play.name)
+            ).encode(),
             lifetime=_GAME.claim_time,
             timeout=_GAME.token_timeout,
             now=unix_now,

@@ -3,8 +3,8 @@
     tipoff ban ──> add ──> bucket `bans` ──> every matchmaker and httpd follows it
                                                 └──> gs.<id>.cmd: `Bans` to every server, of both profiles
 
-Servers of the isolated profile are not trusted with addresses: they hear only of users and clients, whom nobody else
-can check. Their players of banned addresses are kicked by their sessions.
+Servers of the isolated profile are not trusted with addresses: they hear only of users and clients. Their players of
+banned addresses are kicked by their sessions.
 
 Game servers have no access to the bucket. A server gets all bans when it becomes ready, then each change, and all of
 them again after each listing, because a command may be lost. Any number of matchmakers may do so: it is idempotent.
@@ -94,9 +94,10 @@ class BanEnforcer:
     def _lost(self, bans: list[Ban]) -> None:
         self._tasks.start(self._write_back(bans), "bans that were lost")
 
-    def check(self, client_ip: str) -> None:
-        """Raises `NotAllowed` when a player at `client_ip` is banned; the message names the end of the ban."""
-        self._follower.check(client_ip)
+    def check(self, client_ip: str, user_id: str) -> None:
+        """Raises `NotAllowed` when a player at `client_ip` or this user is banned; the message names the end of the
+        ban."""
+        self._follower.check(client_ip, user_id)
 
     async def open(self) -> None:
         """Begin to listen for bans that httpds know and NATS has lost. Raises `Unavailable`."""
@@ -173,11 +174,11 @@ class BanEnforcer:
         servers = self._servers()
         if servers:
             self._tasks.start(self._tell(servers, bans, complete=False), "tell of bans")
-        if any(ban.kind is BanKind.ADDRESS and not is_over(ban, now) for ban in bans):
+        if any(ban.kind is not BanKind.CLIENT and not is_over(ban, now) for ban in bans):
             self._tasks.start(self._end_sessions(), "end banned sessions")
 
     async def _end_sessions(self) -> None:
-        """End the open sessions of banned addresses, whichever matchmaker made them."""
+        """End the open sessions of banned addresses and users, whichever matchmaker made them."""
         try:
             for entry in (await self._records.list()).values():
                 self._session_seen(entry.value)
@@ -185,9 +186,9 @@ class BanEnforcer:
             log.info("the sessions of banned players are left to the next listing: %s", exc)
 
     def _session_seen(self, record: SessionRecord) -> None:
-        if not (len(self._follower.bans) and record.client_ip and is_open(record)):
+        if not (len(self._follower.bans) and is_open(record)):
             return
-        ban = self._follower.bans.find(self._clock(), address=record.client_ip)
+        ban = self._follower.bans.find(self._clock(), address=record.client_ip, user=record.user_id)
         if ban is not None:
             self._endings.start(record.id, lambda: self._end(record, text_of(ban)))
 

@@ -141,7 +141,12 @@ class Tokens:
         user_data = b""
         if not game.bevygap:
             user_data = TokenUserData(
-                session.id, session.deployment_id, session.boot_id, session.generation
+                session.id,
+                session.deployment_id,
+                session.boot_id,
+                session.generation,
+                session.user_id,
+                session.name,
             ).encode()
         token = issue_token(
             self.key(game, session.deployment_id, own_key=own_key),

@@ -15,7 +15,7 @@ from tipoff_matchmaker_httpd.routes.docs_page import docs_routes
 from tipoff_matchmaker_httpd.routes.hooks import PREFIX as HOOKS
 from tipoff_matchmaker_httpd.routes.play_ws import PlayerSocket
 from tipoff_matchmaker_httpd.state import HttpdState, header
-from tipoff_shared.admission.answers import error_body, retry_headers
+from tipoff_shared.admission.answers import error_body, error_headers
 from tipoff_shared.errors import Internal, Malformed, NotAllowed, TipoffError
 from tipoff_shared.messages import Failed, encode_feedback
 from tipoff_shared.primitives.text import one_line
@@ -37,7 +37,7 @@ _CROSS_ORIGIN = [
 ]
 _PREFLIGHT = [
     (b"access-control-allow-methods", b"GET, POST"),
-    (b"access-control-allow-headers", b"content-type, traceparent"),
+    (b"access-control-allow-headers", b"authorization, content-type, traceparent"),
     (b"access-control-max-age", b"600"),
 ]
 
@@ -124,7 +124,7 @@ def error_response(error: TipoffError) -> Response:
         error_body(error),
         status_code=error.code,
         media_type="application/json",
-        headers=retry_headers(error),
+        headers=error_headers(error),
     )
 
 

@@ -1,6 +1,7 @@
 """Builds the parts of one httpd, in this order, each from those before it.
 
-settings -> limits, metrics -> NATS -> matchmaker client, upstreams, turn relay -> state -> demo feed -> routes -> app
+settings -> limits, metrics -> login -> NATS -> matchmaker client, upstreams, turn relay -> state -> demo feed -> routes
+-> app
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tipoff_matchmaker_httpd.admission.origin import never_matches
 from tipoff_matchmaker_httpd.app import HttpdApp, make_api, make_health_api
+from tipoff_matchmaker_httpd.login.open import open_login
 from tipoff_matchmaker_httpd.matchmaker.client import open_client
 from tipoff_matchmaker_httpd.matchmaker.feedback import Deadlines
 from tipoff_matchmaker_httpd.metrics import Metrics
@@ -62,9 +64,10 @@ class Parts:
 async def compose(settings: Settings, nats_settings: NatsSettings) -> AsyncIterator[Parts]:
     """An httpd that is connected to NATS, for the time of the block.
 
-    Raises `ConfigError` for a hook key or a page that cannot be used, `Unavailable` when NATS cannot be reached.
+    Raises `ConfigError` for a hook key, a login key or a page that cannot be used, `Unavailable` when NATS cannot be
+    reached.
     Leaving drains first, then ends the parts from the last to the first: the demo feed, the turn relay, the readiness
-    checks, the upstreams, the matchmaker client (its players get an answer), the tasks, NATS.
+    checks, the upstreams, the matchmaker client (its players get an answer), the tasks, NATS, the login.
     """
     hook_key = load_hook_key(
         settings.hook_key.get_secret_value(), settings.hook_key_file, nats_settings.namespace
@@ -76,6 +79,7 @@ async def compose(settings: Settings, nats_settings: NatsSettings) -> AsyncItera
     limits = ConcurrencyLimit(settings.max_requests, settings.max_requests_per_address)
     metrics = Metrics()
     async with AsyncExitStack() as stack:
+        login = await stack.enter_async_context(open_login(settings))
         bus = await stack.enter_async_context(connect(nats_settings, name="httpd"))
         tasks = await stack.enter_async_context(Tasks("httpd"))
         client = await stack.enter_async_context(open_client(bus, tasks, deadlines(settings)))
@@ -86,9 +90,8 @@ async def compose(settings: Settings, nats_settings: NatsSettings) -> AsyncItera
         bans = BanFollower(every.bans)
         bans.subscribe_missing(lambda missing: _tell_matchmakers(bus, tasks, missing))
         tasks.start(bans.run(), "bans")
-        state = HttpdState(
-            settings, bus, client, limits, metrics, bans, BODY_LIMITS if settings.turn_relay else {}
-        )
+        body_limits = BODY_LIMITS if settings.turn_relay else {}
+        state = HttpdState(settings, bus, client, limits, metrics, bans, body_limits, login)
         routers = [
             stream_routes(state),
             wannaplay_routes(state),

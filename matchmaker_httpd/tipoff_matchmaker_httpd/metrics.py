@@ -34,6 +34,12 @@ class Metrics:
             ["reason"],
             registry=self.registry,
         )
+        self._logins = Counter(
+            "tipoff_httpd_logins",
+            "Logins that were checked, by outcome: ok, why one failed, or the code of another error",
+            ["outcome"],
+            registry=self.registry,
+        )
         self._seconds = Histogram(
             "tipoff_httpd_ready_seconds",
             "From a request to its SessionReady",
@@ -66,6 +72,10 @@ class Metrics:
     def refused(self, reason: str) -> None:
         """Count a connection that was ended for `reason`, one of a few fixed words."""
         self._refused.labels(reason).inc()
+
+    def login(self, outcome: str) -> None:
+        """Count a login that was checked. `outcome`: ok, a `LoginReason`, or the code of another error."""
+        self._logins.labels(outcome).inc()
 
     def render(self) -> bytes:
         """All metrics in Prometheus's text format."""

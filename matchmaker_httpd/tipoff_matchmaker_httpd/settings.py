@@ -5,6 +5,7 @@ from __future__ import annotations
 from ipaddress import IPv4Address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -37,6 +38,11 @@ def _name(value: str) -> str:
             raise ValueError(str(exc)) from exc
     return value
 
+
+_PUBLIC_KEY_ALGORITHMS = {f"{kind}{bits}" for kind in ("RS", "PS", "ES") for bits in (256, 384, 512)} | {
+    "EdDSA"
+}
+_SECRET_ALGORITHMS = {"HS256", "HS384", "HS512"}
 
 Strings = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 Networks = Annotated[tuple[Network, ...], NoDecode, BeforeValidator(_networks)]
@@ -136,6 +142,35 @@ class Settings(BaseSettings):
     request_burst: Annotated[float, Field(ge=1)] = 100.0
     """How many of them may come at once, such as from a school behind one address."""
 
+    auth: Literal["none", "jwt", "http"] = "none"
+    """Who may ask for a seat. `none`: everybody. `jwt`: who has a JSON Web Token of your login. `http`: whom your own
+    URL knows. Games then have `player.user_id` and `player.name`; docs/accounts.md says how."""
+    auth_issuer: str = ""
+    """For `jwt`: the issuer (`iss`) that a token must have, exactly."""
+    auth_audience: Strings = ()
+    """For `jwt`: the audiences (`aud`), of which a token must have one."""
+    auth_jwks_url: str = ""
+    """For `jwt`: where the issuer publishes its keys (JWKS). They are fetched every 5 minutes and for unknown keys."""
+    auth_key_file: Path | None = None
+    """For `jwt`, instead of the URL: a file with the public key in PEM, or with the shared secret for HS256."""
+    auth_algorithms: Strings = ("RS256", "ES256", "EdDSA")
+    """For `jwt`: the algorithms that may sign a token. HS256, HS384 and HS512 only by themselves, with a secret in
+    `auth_key_file`."""
+    auth_user_claim: str = "sub"
+    """For `jwt`: the claim that is the user id, of at most 64 bytes."""
+    auth_name_claim: str = "name"
+    """For `jwt`: the claim that is the player's name, cut to 48 bytes."""
+    auth_url: str = ""
+    """For `http`: your URL, which is asked by POST with `{"auth": {...}, "address": "..."}`."""
+    auth_timeout: Seconds = 5.0
+    """For one call of `auth_url` or `auth_jwks_url`; then the player gets 503."""
+    auth_calls: Annotated[int, Field(ge=1, le=10_000)] = 64
+    """For `http`: calls of your URL at one time; more players get 503."""
+    auth_calls_per_address: Annotated[int, Field(ge=1)] = 8
+    """The same for one address (an IPv6 /64 counts as one); more get 429. Loopback is exempt."""
+    auth_cache_ttl: Annotated[float, Field(ge=0, le=3600)] = 60.0
+    """For `http`: seconds for which an answer of your URL is remembered, a refusal at most 5; 0: not at all."""
+
     turn_relay: bool = True
     """Serve the turn relay: `POST /turn` and `/v1/turn/...`."""
     turn_port: Annotated[int, Field(ge=0, le=65535)] = 0
@@ -198,4 +233,47 @@ class Settings(BaseSettings):
             raise ConfigError("TIPOFF_HTTPD_DEFAULT_GAME and TIPOFF_HTTPD_DEFAULT_VERSION belong together")
         if not settings.host:
             raise ConfigError("TIPOFF_HTTPD_HOST is empty; an address to listen on is expected")
+        _check_login(settings)
         return settings
+
+
+def _check_login(settings: Settings) -> None:
+    """Raises `ConfigError` where the settings of the login do not fit each other."""
+    prefix = "TIPOFF_HTTPD_AUTH"
+    if settings.auth == "http":
+        _check_url(f"{prefix}_URL", settings.auth_url)
+    if settings.auth != "jwt":
+        return
+    if not settings.auth_issuer or not settings.auth_audience:
+        raise ConfigError(
+            f"{prefix}=jwt wants {prefix}_ISSUER and {prefix}_AUDIENCE: without them, tokens that were made for other "
+            "programs would let players in"
+        )
+    if bool(settings.auth_jwks_url) == (settings.auth_key_file is not None):
+        raise ConfigError(f"{prefix}=jwt wants one of {prefix}_JWKS_URL and {prefix}_KEY_FILE")
+    if settings.auth_jwks_url:
+        _check_url(f"{prefix}_JWKS_URL", settings.auth_jwks_url)
+    unknown = set(settings.auth_algorithms) - _PUBLIC_KEY_ALGORITHMS - _SECRET_ALGORITHMS
+    if unknown or not settings.auth_algorithms:
+        allowed = ", ".join(sorted(_PUBLIC_KEY_ALGORITHMS | _SECRET_ALGORITHMS))
+        raise ConfigError(f"{prefix}_ALGORITHMS={','.join(settings.auth_algorithms)}: {allowed} are allowed")
+    secret = _SECRET_ALGORITHMS & set(settings.auth_algorithms)
+    if secret and (settings.auth_jwks_url or _PUBLIC_KEY_ALGORITHMS & set(settings.auth_algorithms)):
+        raise ConfigError(
+            f"{prefix}_ALGORITHMS: {', '.join(sorted(secret))} want a secret in {prefix}_KEY_FILE and no other "
+            "algorithm beside them: else a public key could be taken for a secret"
+        )
+
+
+def _check_url(variable: str, url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as exc:
+        raise ConfigError(f"{variable}: {exc}; a URL like https://login.example/... is expected") from exc
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(f"{variable}: a URL like https://login.example/... is expected")
+    if parts.username is not None or parts.password is not None:
+        raise ConfigError(
+            f"{variable} holds credentials, which would be logged; your URL gets the player's own"
+        )

@@ -11,16 +11,17 @@ from collections.abc import Callable, Iterable, Mapping
 
 from tipoff_matchmaker_httpd.admission.origin import OriginRule
 from tipoff_matchmaker_httpd.admission.places import MAX_REFUSED, Places
+from tipoff_matchmaker_httpd.login.interface import Login, bearer_token
 from tipoff_matchmaker_httpd.matchmaker.client import MatchmakerClient, PendingRequest
 from tipoff_matchmaker_httpd.metrics import Metrics
 from tipoff_matchmaker_httpd.settings import Settings
 from tipoff_shared.admission.client_address import Address
 from tipoff_shared.admission.limits import ConcurrencyLimit, RateLimit
 from tipoff_shared.ban_follower import BanFollower
-from tipoff_shared.errors import NotAllowed, SlowDown, Unavailable
+from tipoff_shared.errors import NotAllowed, NotAuthenticated, SlowDown, TipoffError, Unavailable
 from tipoff_shared.file_limit import RESERVED, file_limit, within_file_limit
 from tipoff_shared.messages import PlayRequest
-from tipoff_shared.names import new_request_id
+from tipoff_shared.names import clean_player_name, new_request_id
 from tipoff_shared.nats.connection import Bus
 from tipoff_shared.primitives.throttled_log import ThrottledLog
 from tipoff_shared.subjects import REQUEST_ID_HEADER, TRACEPARENT_HEADER
@@ -43,9 +44,10 @@ class HttpdState:
         metrics: Metrics,
         bans: BanFollower,
         body_limits: Mapping[bytes, int],
+        login: Login | None = None,
     ) -> None:
         """`body_limits`: path, or prefix of paths ending in `/` -> most bytes of a body there, where it differs from
-        the limit of all other paths."""
+        the limit of all other paths. `login`: None where everybody may ask."""
         self.settings = settings
         self.bus = bus
         self.client = client
@@ -77,6 +79,7 @@ class HttpdState:
         )
         """The open sockets of players."""
         self._body_limits = body_limits
+        self._login = login
         self._rate = RateLimit(settings.requests_per_second, settings.request_burst)
         self._on_drain: list[Callable[[], None]] = []
         metrics.observe(
@@ -105,21 +108,56 @@ class HttpdState:
             )
         return place
 
-    def request(self, play: PlayRequest, address: str, traceparent: str | None) -> PendingRequest:
-        """A request to the matchmakers for a player at `address` (resolved), not asked yet.
+    async def log_in(self, play: PlayRequest, address: Address, authorization: str | None = None) -> None:
+        """Replace what a player at `address` says of itself by what its login says. The credential is the request's
+        `auth`, else the token of its Authorization header; it ends here.
 
-        The request id, a secret of the player's, travels in a header only: payloads are logged and shown. Raises
-        `Unavailable` while draining, `Malformed` when the request cannot be passed on.
+        Raises `NotAuthenticated`, `NotAllowed` when the user is banned, `SlowDown` and `Unavailable`. Cancelling is
+        safe.
+        """
+        proposed = clean_player_name(play.name)
+        play.user_id, play.name = "", proposed
+        if self._login is None:
+            return
+        auth, play.auth = play.auth, None
+        if auth is None and (token := bearer_token(authorization)) is not None:
+            auth = {"token": token}
+        try:
+            identity = await self._login.identify(auth, address)
+        except TipoffError as exc:
+            reason = exc.reason if isinstance(exc, NotAuthenticated) else None
+            self.metrics.login(reason or str(exc.code))
+            raise
+        self.metrics.login("ok")
+        play.user_id, play.name = identity.user_id, identity.name or proposed
+        try:
+            self.bans.check("", identity.user_id)
+        except NotAllowed:
+            self.metrics.refused("ban")
+            raise
+
+    async def request(
+        self, play: PlayRequest, client: Address, address: str, headers: Iterable[tuple[bytes, bytes]]
+    ) -> PendingRequest:
+        """A request to the matchmakers for a player at `client`, of which they hear as `address` (resolved), with the
+        headers that it sent; not asked yet.
+
+        The request id, a secret of the player's, travels in a header only: payloads are logged and shown. Raises what
+        `log_in` raises, `Unavailable` while draining, `Malformed` when the request cannot be passed on.
         """
         if self.draining.is_set():
             raise Unavailable("this server is stopping; ask again", retry_after=1)
-        headers = {
+        await self.log_in(play, client, header(headers, b"authorization"))
+        if self.draining.is_set():
+            raise Unavailable("this server is stopping; ask again", retry_after=1)
+        passed_on = {
             REQUEST_ID_HEADER: play.request_id or new_request_id(),
-            TRACEPARENT_HEADER: traceparent or f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01",
+            TRACEPARENT_HEADER: traceparent(headers)
+            or f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01",
         }
         play.client_ip = address
         play.request_id = None
-        return self.client.request(play, headers)
+        return self.client.request(play, passed_on)
 
     def on_drain(self, callback: Callable[[], None]) -> None:
         """Call `callback` when draining begins."""

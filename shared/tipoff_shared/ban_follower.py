@@ -70,10 +70,10 @@ class BanFollower:
             "`tipoff ban list`, and add what is missing"
         )
 
-    def check(self, address: str) -> None:
-        """Raises `NotAllowed` when players at `address` are banned now."""
+    def check(self, address: str, user_id: str = "") -> None:
+        """Raises `NotAllowed` when players at `address` or this user are banned now."""
         if len(self.bans):
-            self.bans.check(self._clock(), address=address)
+            self.bans.check(self._clock(), address=address, user=user_id)
 
     async def run(self) -> None:
         """Follow the bucket until cancelled."""

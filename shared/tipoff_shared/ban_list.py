@@ -1,7 +1,7 @@
 """Decides, purely, who is banned: by address or network, by user, or by client id; until a time or for good.
 
     address   an IP address or a network (CIDR): the player's, as httpd, the matchmaker or the game server sees it
-    user      what a login put into the connect token (`TokenUserData.player`): only game servers see it
+    user      the user id of a login at httpd, which the request, the session and the connect token carry
     client    the client id in the connect token: for tokens of programs that give each player one of its own. The
               matchmaker draws a new one for every session
 
@@ -160,9 +160,10 @@ class BanList:
             default=None,
         )
 
-    def check(self, now: float, *, address: str) -> None:
-        """Raises `NotAllowed`, with the reason and the end of the ban, when players at `address` are banned now."""
-        if (ban := self.find(now, address=address)) is not None:
+    def check(self, now: float, *, address: str, user: str = "") -> None:
+        """Raises `NotAllowed`, with the reason and the end of the ban, when players at `address` or this user are
+        banned now."""
+        if (ban := self.find(now, address=address, user=user)) is not None:
             raise NotAllowed(text_of(ban))
 
     def _of_address(self, text: str) -> list[str | None]:

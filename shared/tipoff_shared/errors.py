@@ -2,8 +2,8 @@
 
     TipoffError                 code, message, retry_after
     ├── Malformed               400  the request cannot be understood
-    ├── NotAuthenticated        401  the login hook wants credentials
-    ├── NotAllowed              403  origin, login hook, or a token that is not for you
+    ├── NotAuthenticated        401  no login, or one that is not valid; `reason` says why
+    ├── NotAllowed              403  origin, ban, or a token that is not for you
     ├── UnknownGame             404  no such game or version here
     ├── NoServerInTime          408  no server became ready before the deadline
     ├── Conflict                409  the request id is used for another game, or the session is over
@@ -23,6 +23,7 @@ has its own tree (`netcode/errors.py`), because it is usable without the rest.
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import ClassVar
 
 
@@ -46,14 +47,36 @@ class Malformed(TipoffError):
     code = 400
 
 
+class LoginReason(StrEnum):
+    """Why a login failed. The message of `NotAuthenticated` begins with it, on every wire: `expired: the login ...`."""
+
+    MISSING = "missing"
+    MALFORMED = "malformed"
+    ALGORITHM = "algorithm"
+    UNKNOWN_KEY = "unknown key"
+    SIGNATURE = "signature"
+    EXPIRED = "expired"
+    NOT_YET_VALID = "not yet valid"
+    ISSUER = "issuer"
+    AUDIENCE = "audience"
+    USER_ID = "user id"
+    REFUSED = "refused"
+
+
 class NotAuthenticated(TipoffError):
-    """The login hook requires credentials."""
+    """The request has no login, or one that is not valid. `reason` says why."""
 
     code = 401
 
+    @property
+    def reason(self) -> LoginReason | None:
+        """Why the login failed; None where the other side names no reason that this release knows."""
+        name = self.message.partition(":")[0]
+        return LoginReason(name) if name in LoginReason.__members__.values() else None
+
 
 class NotAllowed(TipoffError):
-    """Refused by the origin rule, the login hook or a token for somebody else."""
+    """Refused by the origin rule, a ban or a token for somebody else."""
 
     code = 403
 

@@ -20,7 +20,9 @@ MAX_MESSAGE = 4096
 class PlayRequest(msgspec.Struct, omit_defaults=True):
     """A player's first message, and the request that httpd sends to the matchmaker with the address filled in.
 
-    httpd uses `client_ip` from a player only where the operator allows it. Unknown members are ignored.
+    httpd uses `client_ip` from a player only where the operator allows it. `auth` is the player's credential, a secret;
+    where httpd checks logins it ends there. `name` is what the player calls itself, `user_id` what its login says:
+    httpd replaces both, so a matchmaker reads what httpd vouches for. Unknown members are ignored.
     """
 
     game: str
@@ -30,6 +32,11 @@ class PlayRequest(msgspec.Struct, omit_defaults=True):
     auth: dict[str, Any] | None = None
     ticket: dict[str, Any] | None = None
     session: str | None = None
+    user_id: str = ""
+    name: str = ""
+
+    def __repr__(self) -> str:
+        return f"PlayRequest({self.game!r}, {self.version!r}, user_id={self.user_id!r}, ...)"
 
 
 class UdpAddress(msgspec.Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""Names of games, versions, sessions and deployments, and how they are escaped in subjects and keys.
+"""Names of games, versions, sessions, deployments and players, and how they are escaped in subjects and keys.
 
 A game or version has at most 30 letters, digits, `_`, `-`, spaces and `.`. NATS subjects split at dots and forbid
 spaces, and KV keys forbid `%`, so there are two escapes.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
+import unicodedata
 
 from tipoff_shared.errors import Malformed
 
@@ -17,6 +18,12 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{22,64}", re.ASCII)
 """22 characters of base64url are 132 bits: a request id is a secret of its player."""
 DEPLOYMENT_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}", re.ASCII)
 """Valid as DNS label, container name, directory, KV key and subject token."""
+MAX_USER_ID = 64
+"""Bytes of the longest user id: what fits into a connect token beside the name."""
+MAX_PLAYER_NAME = 48
+"""Bytes of the longest name of a player."""
+_JOINERS = "\u200c\u200d"
+"""Invisible characters that some scripts and emoji need between two others."""
 
 
 def check_name(value: object, what: str) -> str:
@@ -31,6 +38,32 @@ def check_request_id(value: object) -> str:
     if not isinstance(value, str) or not REQUEST_ID.fullmatch(value):
         raise Malformed("request_id: 22 to 64 of the characters a-z A-Z 0-9 _ - are allowed")
     return value
+
+
+def check_user_id(value: object) -> str:
+    """`value` if it is a user id: 1 to 64 bytes of printable text, the same wherever the user logs in; raises
+    `Malformed` otherwise."""
+    if not isinstance(value, str) or not value.isprintable() or not value.strip():
+        raise Malformed("user id: printable text is expected")
+    if (size := len(value.encode())) > MAX_USER_ID:
+        raise Malformed(f"user id: at most {MAX_USER_ID} bytes are allowed, not {size}")
+    return value
+
+
+def clean_player_name(text: str) -> str:
+    """A name that every game can show, made of what a player or a login calls itself: in NFC, on one line, without
+    control characters and marks that turn the direction of writing, cut to 48 bytes of UTF-8 between two characters. ""
+    when nothing visible is left. Never raises."""
+    kept: list[str] = []
+    for char in text[: 4 * MAX_PLAYER_NAME]:
+        kind = unicodedata.category(char)[0]
+        if kind == "Z" or char in "\t\r\n":
+            kept.append(" ")
+        elif kind != "C" or char in _JOINERS:
+            kept.append(char)
+    line = " ".join(unicodedata.normalize("NFC", "".join(kept)).split())
+    line = line.encode()[:MAX_PLAYER_NAME].decode(errors="ignore").rstrip(f" {_JOINERS}")
+    return line if any(unicodedata.category(char)[0] in "LNPS" for char in line) else ""
 
 
 def new_request_id() -> str:

@@ -50,6 +50,10 @@ class SessionRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     boot_id: str = ""
     client_ip: str = ""
     reason: str = ""
+    user_id: str = ""
+    """What the player's login at httpd says; "" without one."""
+    name: str = ""
+    """The player's, for people."""
 
 
 class DeploymentState(StrEnum):

@@ -373,7 +373,7 @@ async def test_a_banned_player_is_kicked_and_comes_in_no_more(
 
         async def token(session_id: str) -> bytes:
             await profile.record(session_id, 11, server.boot_id)
-            data = TokenUserData(session_id, "arena-1", server.boot_id, player="mallory")
+            data = TokenUserData(session_id, "arena-1", server.boot_id, user_id="mallory")
             return token_for(server, client_id=11, user_data=data.encode())
 
         ban = new_ban(kind, subject, until=time.time() + 60, reason="spam")

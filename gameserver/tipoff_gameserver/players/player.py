@@ -65,6 +65,7 @@ class Player:
         "messages_this_second",
         "name",
         "session_id",
+        "user_id",
     )
 
     def __init__(self, id: int, grant: Grant, link: Link, kick: Callable[[Player, str], None]) -> None:
@@ -74,8 +75,12 @@ class Player:
         """netcode's 64-bit client id, from the token."""
         self.session_id = grant.session_id
         """The matchmaker's session; "" for a token of another matchmaker in stand-alone mode."""
+        self.user_id = grant.user_id
+        """Who this is, by the login at httpd: at most 64 bytes, the same in every game. "" without a login, in
+        stand-alone mode and for bevygap's tokens."""
         self.name = grant.name
-        """What the matchmaker's login hook put into the token, else ""."""
+        """What to call it, at most 48 bytes on one line: the login's name, else what the client proposed, which anybody
+        may; "" when neither said one. Two players may have the same."""
         self.connected = True
         """False as soon as the player has left, even before `on_leave` was called."""
         self.data: Any = None

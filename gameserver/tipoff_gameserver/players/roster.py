@@ -105,7 +105,7 @@ class Roster:
         if not len(self._bans):
             return None
         ban = self._bans.find(
-            time.time(), address=_host_of(address), user=grant.name, client_id=grant.client_id
+            time.time(), address=_host_of(address), user=grant.user_id, client_id=grant.client_id
         )
         return None if ban is None else Refusal(403, text_of(ban))
 
@@ -172,7 +172,7 @@ class Roster:
         for ban in bans.bans:
             self._bans.put(ban_key(ban), ban)
         for player in self:
-            grant = Grant(player.client_id, player.session_id, name=player.name)
+            grant = Grant(player.client_id, player.session_id, user_id=player.user_id)
             if (refusal := self.banned(grant, player.address)) is not None:
                 self.kick(player, refusal.text)
 

@@ -46,12 +46,13 @@ class Foreign(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """The bearer of a token may come in. `session_id` is "" for a token that belongs to none of our sessions; `name`
-    is what a login hook put into the token."""
+    """The bearer of a token may come in. `session_id` is "" for a token that belongs to none of our sessions;
+    `user_id` and `name` are the token's, "" where it has none."""
 
     client_id: int
     session_id: str
     generation: int = 0
+    user_id: str = ""
     name: str = ""
 
 
@@ -123,7 +124,7 @@ class TokenCheck:
             return Refusal(403, "the server was restarted since this token was made; ask for a new one")
         if data.generation < self._generations.get(data.session_id, 0):
             return Refusal(403, "this token's seat was given up since; ask for a new one")
-        return Grant(client_id, data.session_id, data.generation, data.player)
+        return Grant(client_id, data.session_id, data.generation, data.user_id, data.name)
 
     def open_stream(
         self, token: bytes, holder: Hashable, unix_now: float

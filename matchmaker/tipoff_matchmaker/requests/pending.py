@@ -32,9 +32,9 @@ Tell: TypeAlias = Callable[[str], Awaitable[None]]
 class PendingRequest:
     """One request in hand. Repetitions of its id listen to it and share its outcome.
 
-    `timeout`: seconds until it must be answered. `tell`: where progress goes. `repeated`: its record is read first,
-    because there may be one. `broadcast`: every matchmaker got it, so the owner of its record answers, and the others
-    make sure that somebody does.
+    `timeout`: seconds until it must be answered. `user_id`, `name`: the player's, "" where unknown. `tell`: where
+    progress goes. `repeated`: its record is read first, because there may be one. `broadcast`: every matchmaker got it,
+    so the owner of its record answers, and the others make sure that somebody does.
     """
 
     session_id: str
@@ -42,6 +42,8 @@ class PendingRequest:
     client_ip: str
     timeout: float
     tell: Tell
+    user_id: str = ""
+    name: str = ""
     repeated: bool = False
     broadcast: bool = False
     deadline: float = field(init=False)
@@ -164,6 +166,8 @@ class PendingRequests:
         first = self._pending.get(request.session_id)
         if first is not None and first.game.key != request.game.key:
             raise Conflict("this request id is in use for another game")
+        if first is not None and first.user_id and first.user_id != request.user_id:
+            raise Conflict("this request id is in use by another player")
         if first is None or (first.broadcast and not request.broadcast):
             # (A broadcast request in hand may be one that only watches over another matchmaker's work.)
             return await self._lead(request)

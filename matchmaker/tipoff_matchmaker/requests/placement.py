@@ -88,7 +88,7 @@ class Placement:
         """The answer, from whatever is written down about the request. Raises a `TipoffError`, `AnsweredElsewhere` when
         a broadcast request is another matchmaker's to answer, or `TimeoutError` when there is no time left. Cancelling
         is safe: a seat on its way is undone, and a waiting record is left to the caller (`request.waits`)."""
-        self._bans.check(request.client_ip)
+        self._bans.check(request.client_ip, request.user_id)
         look_first = request.repeated or request.broadcast
         tries = 0
         while True:
@@ -138,7 +138,7 @@ class Placement:
 
     async def _take(self, request: PendingRequest, record: SessionRecord) -> bool:
         """Take over a waiting record, unless its owner lives; returns whether it is ours."""
-        _require_same_game(request, record)
+        _require_same(request, record)
         if record.owner != self._instance and self._peers.is_alive(record.owner):
             return False
         until = self._clock() + request.timeout
@@ -151,7 +151,7 @@ class Placement:
 
     async def _from_record(self, request: PendingRequest, record: SessionRecord) -> SessionReady | None:
         """The answer that follows from a record that exists; None: read it again."""
-        _require_same_game(request, record)
+        _require_same(request, record)
         if request.broadcast and record.owner != self._instance and self._peers.is_alive(record.owner):
             # Its owner got the request, too, and answers if it lives: wait only until that is known.
             if (
@@ -292,6 +292,8 @@ class Placement:
             created_at=self._clock(),
             deadline=deadline,
             client_ip=request.client_ip,
+            user_id=request.user_id,
+            name=request.name,
         )
 
     def _issue(
@@ -330,9 +332,12 @@ def _has_seat_on(deployment: DeploymentRecord | None, record: SessionRecord) -> 
     )
 
 
-def _require_same_game(request: PendingRequest, record: SessionRecord) -> None:
+def _require_same(request: PendingRequest, record: SessionRecord) -> None:
+    """Raises `Conflict` when the request is not one of the record's: it has its id, but another game or player."""
     if (record.game, record.version) != request.game.key:
         raise Conflict("this request id is in use for another game")
+    if record.user_id and record.user_id != request.user_id:
+        raise Conflict("this request id is in use by another player")
 
 
 async def _both(first: Coroutine[Any, Any, None], second: Coroutine[Any, Any, None]) -> None:

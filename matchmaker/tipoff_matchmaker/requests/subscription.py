@@ -183,6 +183,8 @@ class RequestSubscription:
             client_ip=address_or_nothing(request.client_ip),
             timeout=min(game.request_timeout, _seconds(headers.get(TIMEOUT_HEADER))),
             tell=tell,
+            user_id=names.check_user_id(request.user_id) if request.user_id else "",
+            name=names.clean_player_name(request.name),
             broadcast=broadcast,
         )
 

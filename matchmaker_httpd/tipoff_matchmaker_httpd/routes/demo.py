@@ -53,7 +53,17 @@ LIST_AGAIN = 30.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 2.0
 """Seconds until a bucket is followed again after a failure."""
 _KINDS = ("deployment", "session", "gameserver")
-_PRIVATE = {"client_ip", "client_id", "owner", "internal", "pid", "proxy", "websocket_port"}
+_PRIVATE = {
+    "client_ip",
+    "client_id",
+    "user_id",
+    "name",
+    "owner",
+    "internal",
+    "pid",
+    "proxy",
+    "websocket_port",
+}
 _CLAUSE_END = re.compile(r"[;\n\r]")
 _IPV4 = r"\b\d{1,3}(?:\.\d{1,3}){3}\b"
 _IPV6 = r"\[?(?:[0-9A-Fa-f:]*::[0-9A-Fa-f:]*|(?:[0-9A-Fa-f]{1,4}:){7}[0-9A-Fa-f]{1,4})\]?"

@@ -14,8 +14,8 @@ from starlette.types import Receive, Scope, Send
 
 from tipoff_matchmaker_httpd.matchmaker.client import PendingRequest
 from tipoff_matchmaker_httpd.routes.play_ws import PLAYER_LEFT, parse_request
-from tipoff_matchmaker_httpd.state import HttpdState, traceparent
-from tipoff_shared.admission.answers import retry_headers, unless_disconnected
+from tipoff_matchmaker_httpd.state import HttpdState
+from tipoff_shared.admission.answers import error_headers, unless_disconnected
 from tipoff_shared.admission.client_address import player_address, scope_address
 from tipoff_shared.errors import Malformed
 from tipoff_shared.messages import PlayRequest
@@ -24,6 +24,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"description": text}
     for code, text in {
         400: "The request cannot be understood",
+        401: "No login, or one that is not valid: the reason begins with one word for it",
         403: "Pages of this origin may not ask here, or the player is banned: the reason says until when",
         404: "No such game or version",
         408: "No server became ready in time",
@@ -45,7 +46,8 @@ def stream_routes(state: HttpdState) -> APIRouter:
         description="The messages of the WebSocket, one JSON value a line: `Acknowledged`, "
         "`SessionRequestAccepted`, `ProgressReport`, and last `SessionReady` or `Error`. An error that comes before "
         "anything else is the status of the response as well. The body may hold the other members of a request "
-        "(`client_ip`, `request_id`, `auth`) as a JSON object.",
+        "(`client_ip`, `request_id`, `auth`, `name`) as a JSON object; a login token may come as "
+        "`Authorization: Bearer` instead.",
         response_class=StreamingResponse,
         responses={200: {"content": {"application/x-ndjson": {}}}, **ERRORS},
     )
@@ -75,16 +77,16 @@ async def read_request(http: Request, game: str, version: str, client_ip: str | 
         raise Malformed(f"the body cannot be read: {exc}") from exc
 
 
-def begin_request(state: HttpdState, http: Request, play: PlayRequest) -> tuple[PendingRequest, str]:
+async def begin_request(state: HttpdState, http: Request, play: PlayRequest) -> tuple[PendingRequest, str]:
     """A request that is not asked yet, and the place it takes: close the one, leave the other.
 
-    Raises what `HttpdState.admit` and `HttpdState.request` raise.
+    Raises what `HttpdState.admit` and `HttpdState.request` raise. Cancelling is safe.
     """
     address = scope_address(http.scope, state.addresses)
     resolved = player_address(address, play.client_ip, state.addresses)
     place = state.admit(address)
     try:
-        return state.request(play, resolved, traceparent(http.scope["headers"])), place
+        return await state.request(play, address, resolved, http.scope["headers"]), place
     except BaseException:
         state.limits.leave(place)
         raise
@@ -92,7 +94,7 @@ def begin_request(state: HttpdState, http: Request, play: PlayRequest) -> tuple[
 
 async def _stream(state: HttpdState, http: Request, play: PlayRequest) -> Response:
     began = time.monotonic()
-    request, place = begin_request(state, http, play)
+    request, place = await begin_request(state, http, play)
 
     def over(code: int) -> None:
         request.close()
@@ -113,7 +115,7 @@ async def _stream(state: HttpdState, http: Request, play: PlayRequest) -> Respon
             b"".join(message + b"\n" for message in said),
             failure.code,
             media_type="application/x-ndjson",
-            headers=retry_headers(failure),
+            headers=error_headers(failure),
         )
     return _Lines(request, first, over)
 

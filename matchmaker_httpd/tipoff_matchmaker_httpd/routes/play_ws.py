@@ -3,7 +3,7 @@
 It is a bare ASGI endpoint, because it runs once for each play. Every way out sends something that a client can read:
 
     1000  the answer, `SessionReady` or an `Error` of the matchmakers
-    1008  `{"Error": [code, reason]}`: not a request, a second message, silence, or a ban
+    1008  `{"Error": [code, reason]}`: not a request, a second message, silence, no valid login, or a ban
     1011  the same: an internal error
     1012  the same: the process is stopping
     1013  the same: there is no room
@@ -27,10 +27,19 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.utils import ClientDisconnected
 
 from tipoff_matchmaker_httpd.matchmaker.client import PendingRequest
-from tipoff_matchmaker_httpd.state import HttpdState, header, traceparent
+from tipoff_matchmaker_httpd.state import HttpdState, header
 from tipoff_shared.admission.answers import error_body, retry_after
 from tipoff_shared.admission.client_address import Address, player_address, scope_address
-from tipoff_shared.errors import Internal, Malformed, NoServerInTime, NotAllowed, TipoffError, Unavailable
+from tipoff_shared.errors import (
+    Internal,
+    Malformed,
+    NoServerInTime,
+    NotAllowed,
+    NotAuthenticated,
+    SlowDown,
+    TipoffError,
+    Unavailable,
+)
 from tipoff_shared.messages import MAX_MESSAGE, Failed, PlayRequest, decode_request, encode_feedback
 from tipoff_shared.primitives.text import one_line
 
@@ -142,11 +151,11 @@ class PlayerSocket:
             claimed = parse_qs(scope["query_string"].decode("latin-1")).get("client_ip", [None])[0]
         try:
             resolved = player_address(address, claimed, addresses)
-            request = self._state.request(play, resolved, traceparent(scope["headers"]))
-        except Malformed as exc:
+            request = await self._state.request(play, address, resolved, scope["headers"])
+        except (Malformed, NotAuthenticated, NotAllowed) as exc:
             raise _Ended(exc, POLICY) from exc
-        except Unavailable as exc:
-            raise _Ended(exc, RESTART) from exc
+        except (Unavailable, SlowDown) as exc:
+            raise _Ended(exc, RESTART if self._state.draining.is_set() else TRY_LATER) from exc
         await _forward(request, receive, send)
 
     async def _first_message(self, receive: Receive) -> PlayRequest:

@@ -10,8 +10,8 @@ from starlette.responses import PlainTextResponse, Response
 
 from tipoff_matchmaker_httpd.routes.play_http import ERRORS, begin_request, read_request
 from tipoff_matchmaker_httpd.routes.play_ws import PLAYER_LEFT
-from tipoff_matchmaker_httpd.state import HttpdState
-from tipoff_shared.admission.answers import retry_headers, unless_disconnected
+from tipoff_matchmaker_httpd.state import HttpdState, header
+from tipoff_shared.admission.answers import error_headers, unless_disconnected
 from tipoff_shared.admission.client_address import player_address, scope_address
 from tipoff_shared.errors import Internal, NoServerInTime, TipoffError, Unavailable, from_code
 from tipoff_shared.messages import PlayRequest, SessionReady, decode_feedback
@@ -59,13 +59,13 @@ async def _wannaplay(state: HttpdState, http: Request, client_ip: str | None) ->
         return Response(answer, media_type="application/json")
     except TipoffError as exc:
         code = exc.code
-        return PlainTextResponse(exc.message, exc.code, headers=retry_headers(exc))
+        return PlainTextResponse(exc.message, exc.code, headers=error_headers(exc))
     finally:
         state.metrics.finished("wannaplay", code, time.monotonic() - began)
 
 
 async def _ask_matchmaker(state: HttpdState, http: Request, play: PlayRequest) -> bytes:
-    request, place = begin_request(state, http, play)
+    request, place = await begin_request(state, http, play)
 
     async def last_message() -> bytes:
         await request.ask()
@@ -93,6 +93,8 @@ async def _ask_gensession(state: HttpdState, http: Request, client_ip: str | Non
     payload = msgspec.json.encode({"client_ip": player_address(address, client_ip, state.addresses)})
     place = state.admit(address)
     try:
+        # bevygap's service hears nothing of the player, so a login only opens the door.
+        await state.log_in(PlayRequest("", ""), address, header(http.scope["headers"], b"authorization"))
         if state.draining.is_set():
             raise Unavailable("this server is stopping; ask again", retry_after=1)
         asking = state.bus.request(

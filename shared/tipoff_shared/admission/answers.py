@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeVar
 
-from tipoff_shared.errors import TipoffError, Unavailable
+from tipoff_shared.errors import NotAuthenticated, TipoffError, Unavailable
 from tipoff_shared.messages import Failed, encode_feedback
 
 T = TypeVar("T")
@@ -24,10 +24,12 @@ def retry_after(error: TipoffError) -> int | None:
     return max(1, round(error.retry_after)) if error.retry_after else None
 
 
-def retry_headers(error: TipoffError) -> dict[str, str]:
-    """The Retry-After header of an answer, where there is one."""
-    seconds = retry_after(error)
-    return {} if seconds is None else {"Retry-After": str(seconds)}
+def error_headers(error: TipoffError) -> dict[str, str]:
+    """The headers of an answer with this error: Retry-After where it is known, and how to log in (RFC 6750, 3)."""
+    headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, NotAuthenticated) else {}
+    if (seconds := retry_after(error)) is not None:
+        headers["Retry-After"] = str(seconds)
+    return headers
 
 
 async def unless_disconnected(receive: Receive, work: Awaitable[T]) -> T:

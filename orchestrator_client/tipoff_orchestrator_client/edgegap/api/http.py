@@ -24,6 +24,7 @@ from tipoff_orchestrator_client.edgegap.api.errors import (
     Unreadable,
 )
 from tipoff_orchestrator_client.edgegap.api.rates import Rate
+from tipoff_shared.http_exchange import IDENTITY, UnusableAnswer, exchange
 from tipoff_shared.primitives.text import describe
 from tipoff_shared.secret import Secret
 
@@ -50,8 +51,7 @@ class Http:
             headers={
                 "authorization": f"token {token.reveal()}",
                 "accept": "application/json",
-                "accept-encoding": "identity",  # so that a small answer cannot become huge
-                "user-agent": "tipoff",
+                **IDENTITY,
             },
             timeout=httpx.Timeout(timeout, connect=min(_CONNECT, timeout)),
             limits=httpx.Limits(max_connections=128, max_keepalive_connections=20, keepalive_expiry=15.0),
@@ -114,19 +114,12 @@ class Http:
     ) -> tuple[int, httpx.Headers, bytes]:
         content = None if body is None else json.dumps(body, separators=(",", ":")).encode()
         headers = {} if content is None else {"content-type": "application/json"}
-        async with self._client.stream(
-            method, path, content=content, params=query, headers=headers
-        ) as response:
-            if response.headers.get("content-encoding", "identity").lower() != "identity":
-                raise Unreadable("Edgegap's answer is compressed, against our request")
-            parts: list[bytes] = []
-            size = 0
-            async for part in response.aiter_raw():
-                size += len(part)
-                if size > MAX_ANSWER:
-                    raise Unreadable(f"Edgegap's answer is over {MAX_ANSWER} bytes")
-                parts.append(part)
-            return response.status_code, response.headers, b"".join(parts)
+        try:
+            return await exchange(
+                self._client, method, path, most=MAX_ANSWER, content=content, params=query, headers=headers
+            )
+        except UnusableAnswer as exc:
+            raise Unreadable(f"Edgegap's answer {exc}") from exc
 
     def _refuse(self, method: str, status: int, headers: httpx.Headers, answer: bytes, rate: Rate) -> None:
         said = self._said(answer)

@@ -1,0 +1,1 @@
+"""Finds out who a player is, from the credential in its request."""
