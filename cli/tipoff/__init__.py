@@ -68,6 +68,7 @@ if TYPE_CHECKING:
         ConfigError,
         Conflict,
         Internal,
+        LoginReason,
         Malformed,
         NoServerInTime,
         NotAllowed,
@@ -101,6 +102,7 @@ __all__ = [
     "Joined",
     "LeaseState",
     "LeaveReason",
+    "LoginReason",
     "Malformed",
     "Message",
     "NoServerInTime",
@@ -150,7 +152,7 @@ if not TYPE_CHECKING:  # a type checker sees the imports above, and that nothing
             (
                 "tipoff_shared.errors",
                 "",
-                "ConfigError Conflict Internal Malformed NoServerInTime NotAllowed NotAuthenticated "
+                "ConfigError Conflict Internal LoginReason Malformed NoServerInTime NotAllowed NotAuthenticated "
                 "OrchestratorFailed SlowDown TipoffError TooLarge Unavailable UnknownGame",
             ),
         )

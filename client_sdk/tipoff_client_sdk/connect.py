@@ -7,7 +7,7 @@ import ipaddress
 import socket
 import ssl as tls
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Literal, TypeAlias, TypedDict
 
@@ -19,7 +19,7 @@ from tipoff_client_sdk.transports.udp import dial_udp
 from tipoff_client_sdk.transports.websocket import dial_websocket
 from tipoff_shared.errors import Malformed, NoServerInTime
 from tipoff_shared.messages import PlayRequest, SessionReady
-from tipoff_shared.names import check_name, check_request_id, new_request_id
+from tipoff_shared.names import check_name, check_request_id, clean_player_name, new_request_id
 from tipoff_shared.netcode import Address, ConnectToken, Dialect, InvalidToken
 
 Transport: TypeAlias = Literal["udp", "websocket"]
@@ -33,7 +33,8 @@ class ConnectOptions(TypedDict, total=False):
     timeout: float
     fall_back_after: float
     receive_queue: int
-    auth: dict[str, Any] | None
+    auth: str | Mapping[str, Any] | None
+    name: str
     client_ip: str | None
     request_id: str | None
     dialect: Dialect | Literal["standard", "lightyear"]
@@ -51,7 +52,8 @@ async def connect(
     timeout: float = 60.0,
     fall_back_after: float = 3.0,
     receive_queue: int = 256,
-    auth: dict[str, Any] | None = None,
+    auth: str | Mapping[str, Any] | None = None,
+    name: str = "",
     client_ip: str | None = None,
     request_id: str | None = None,
     dialect: Dialect | Literal["standard", "lightyear"] = Dialect.STANDARD,
@@ -66,7 +68,10 @@ async def connect(
       transport is tried only if the one before never got through.
     * `timeout`: seconds for all of it, until connected.
     * `receive_queue`: messages that may wait for the game (see `Player`).
-    * `auth`: for the matchmaker's login hook. `client_ip`: for development, where the operator allows it.
+    * `auth`: the player's login, where the operator wants one: the token of it, or what the operator's own URL expects
+      (a mapping). A login that fails raises `NotAuthenticated`; its `reason` says why.
+    * `name`: what the player wants to be called, cut to 48 bytes on one line. The login's name goes before it.
+    * `client_ip`: for development, where the operator allows it.
     * `request_id`: 22 to 64 letters and digits that nobody guesses; repeating it returns the same session. A new one
       is made by default, and repeated when the matchmaker's socket breaks before the answer.
     * `dialect`: "lightyear" for Bevy servers. `ssl`: for a private certificate authority.
@@ -79,7 +84,8 @@ async def connect(
         version=check_name(version, "version"),
         client_ip=client_ip,
         request_id=check_request_id(request_id) if request_id is not None else new_request_id(),
-        auth=auth,
+        auth={"token": auth} if isinstance(auth, str) else None if auth is None else dict(auth),
+        name=clean_player_name(name),
     )
     report = progress or _ignore
     where = matchmaker_url(url)

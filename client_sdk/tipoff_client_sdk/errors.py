@@ -1,7 +1,7 @@
 """Defines the errors of a player. All of them are `tipoff_shared.errors.TipoffError`.
 
-    TipoffError                 what the matchmaker answered: Malformed, NotAllowed, UnknownGame, NoServerInTime,
-    │                           SlowDown, Unavailable ... (see tipoff_shared.errors; `code`, `retry_after`)
+    TipoffError                 what the matchmaker answered: Malformed, NotAuthenticated, NotAllowed, UnknownGame,
+    │                           NoServerInTime, SlowDown, Unavailable ... (tipoff_shared.errors; `code`, `retry_after`)
     └── PlayerError             what the client found by itself
         ├── ConnectionFailed    no way to the matchmaker, or to the game server by any transport
         ├── Refused             the game server did not let this player in; `server_code` is its answer

@@ -10,6 +10,7 @@ import typer
 from tipoff.running_system import StateDir
 from tipoff.up.state_dir import default_state_dir, read_up_info
 from tipoff_shared.errors import ConfigError
+from tipoff_shared.secret import Secret
 from tipoff_shared.service import run
 
 DEFAULT_URL = "http://127.0.0.1:3000"
@@ -31,6 +32,18 @@ def play_command(
         str | None,
         typer.Option(help="Version of the game.", show_default="that of the game in ./games.toml, else 1"),
     ] = None,
+    player_name: Annotated[
+        str,
+        typer.Option(
+            "--name", help="What the player wants to be called, at most 48 bytes.", show_default=False
+        ),
+    ] = "",
+    auth_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with the player's login token, where the operator wants a login.", show_default=False
+        ),
+    ] = None,
     seconds: Annotated[float, typer.Option(help="How long to play.")] = 10.0,
     bots: Annotated[int, typer.Option(help="Number of players at once.", min=1, max=1000)] = 1,
     transport: Annotated[
@@ -48,8 +61,22 @@ def play_command(
             raise typer.BadParameter(f"{name} {value}: a number of seconds above 0 is expected")
     name, of = chosen_game(Path("games.toml"), game, version)
     where = url or url_of_running(state_dir or default_state_dir())
-    options = PlayOptions(where, name, of, seconds, parse_transports(transport), timeout)
+    auth = None if auth_file is None else read_auth(auth_file)
+    options = PlayOptions(
+        where, name, of, seconds, parse_transports(transport), timeout, auth=auth, player_name=player_name
+    )
     run(play_many(options, bots=bots, as_json=as_json))
+
+
+def read_auth(path: Path) -> Secret:
+    """The login token in a file: a command line would show it to everybody on the machine. Raises `ConfigError`."""
+    try:
+        token = path.read_text().strip()
+    except (OSError, UnicodeError) as exc:
+        raise ConfigError(f"--auth-file {path}: {exc}") from exc
+    if not token:
+        raise ConfigError(f"--auth-file {path}: the file is empty; the player's login token is expected")
+    return Secret(token)
 
 
 def url_of_running(state_dir: Path) -> str:

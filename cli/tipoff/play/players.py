@@ -21,6 +21,7 @@ from tipoff_arena.client import Joined, Lost
 from tipoff_arena.client import play as play_arena
 from tipoff_client_sdk import Progress, connect
 from tipoff_shared.errors import ConfigError, TipoffError
+from tipoff_shared.secret import Secret
 
 Transports = tuple[Literal["udp", "websocket"], ...]
 
@@ -35,6 +36,14 @@ class PlayOptions:
     seconds: float
     transports: Transports
     timeout: float
+    auth: Secret | None = None
+    """The player's login token."""
+    player_name: str = ""
+
+    @property
+    def token(self) -> str | None:
+        """The login token as `connect` takes it."""
+        return None if self.auth is None else self.auth.reveal()
 
 
 def parse_transports(text: str) -> Transports:
@@ -90,6 +99,8 @@ async def _play_one(options: PlayOptions, tell: Callable[[object], None]) -> dic
         on_event,
         transports=options.transports,
         timeout=options.timeout,
+        auth=options.token,
+        name=options.player_name,
         rejoin=True,
     )
     result: dict[str, Any] = {
@@ -120,6 +131,8 @@ async def _play_any(options: PlayOptions, on_event: Callable[[object], None]) ->
             version=options.version,
             transports=options.transports,
             timeout=options.timeout,
+            auth=options.token,
+            name=options.player_name,
             progress=on_event,
         ) as player:
             result |= {

@@ -118,6 +118,8 @@ async def play(
     steering: Steering | None = None,
     transports: Sequence[Transport] = ("udp", "websocket"),
     timeout: float = 60.0,
+    auth: str | None = None,
+    name: str = "",
     rejoin: bool = False,
 ) -> PlayReport:
     """Play for `seconds` (counted from the first connection) and report; wanders about unless `steering` is given.
@@ -134,7 +136,14 @@ async def play(
     while True:
         try:
             async with connect(
-                url, game=game, version=version, progress=emit, transports=transports, timeout=timeout
+                url,
+                game=game,
+                version=version,
+                progress=emit,
+                transports=transports,
+                timeout=timeout,
+                auth=auth,
+                name=name,
             ) as player:
                 if ends is None:
                     ends = loop.time() + seconds
