@@ -12,17 +12,17 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import httpx
 
 from tests import polling
 from tipoff.operate.status import read_status
-from tipoff_client_sdk import Player, connect
+from tipoff_client_sdk import ConnectOptions, Player, connect
 from tipoff_shared.kv.buckets import buckets
 from tipoff_shared.nats.connection import Bus
 from tipoff_shared.settings import NatsSettings
@@ -38,6 +38,8 @@ import tipoff_gameserver
 
 class Echo:
     def on_message(self, player, data):
+        if data == b"who":
+            data = f"{getattr(player, 'user_id', '')}/{player.name}".encode()
         player.send(data)
 
 tipoff_gameserver.GameServer(Echo(), tick_rate=20).main()
@@ -152,10 +154,10 @@ class MixedSystem:
         }
         return await self._start("tipoff_matchmaker", release, "matchmaker", environ, name=instance)
 
-    async def httpd(self, release: str) -> Service:
-        """Start httpd; it listens on `url`."""
+    async def httpd(self, release: str, settings: Mapping[str, str] | None = None) -> Service:
+        """Start httpd with further `settings`; it listens on `url`."""
         number = self.door.fileno()
-        environ = {"TIPOFF_HTTPD_LISTEN_FD": str(number)}
+        environ = {"TIPOFF_HTTPD_LISTEN_FD": str(number), **(settings or {})}
         return await self._start(
             "tipoff_matchmaker_httpd", release, "httpd", environ, name="httpd", fds=(number,)
         )
@@ -203,13 +205,19 @@ class MixedSystem:
         return service
 
     async def start(
-        self, *, matchmaker: str = NEW, httpd: str = NEW, launcher: str = NEW, gameserver: str = NEW
+        self,
+        *,
+        matchmaker: str = NEW,
+        httpd: str = NEW,
+        launcher: str = NEW,
+        gameserver: str = NEW,
+        httpd_settings: Mapping[str, str] | None = None,
     ) -> None:
         """Start one service of each kind, and wait until httpd is ready."""
         self.games(gameserver=gameserver)
         await self.launcher(launcher)
         await self.matchmaker(matchmaker)
-        await self.httpd(httpd)
+        await self.httpd(httpd, httpd_settings)
         await self.ready()
 
     async def ready(self) -> None:
@@ -239,9 +247,9 @@ class MixedSystem:
             exc.add_note("\n".join(service.tail() for service in self.services.values()))
             raise
 
-    def play(self, *, timeout: float = 20) -> contextlib.AbstractAsyncContextManager[Player]:
+    def play(self, **options: Unpack[ConnectOptions]) -> contextlib.AbstractAsyncContextManager[Player]:
         """A player of the new client SDK, in the game."""
-        return connect(self.url, game=GAME, version=VERSION, timeout=timeout)
+        return connect(self.url, game=GAME, version=VERSION, **({"timeout": 20.0} | options))
 
     async def status(self) -> dict[str, list[dict[str, Any]]]:
         """As `tipoff status --json` of the new release."""
@@ -270,6 +278,16 @@ class MixedSystem:
         async with asyncio.TaskGroup() as group:
             for service in self.services.values():
                 group.create_task(service.stop())
+
+
+async def who_is(player: Player) -> str:
+    """What the game server says of the player: `USER ID/NAME`."""
+    async with asyncio.timeout(20):
+        while True:
+            await player.send(b"who")  # a datagram may be lost
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    return (await player.receive()).decode()
 
 
 async def echoes(player: Player, data: bytes = b"hello") -> None:
