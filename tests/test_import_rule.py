@@ -129,6 +129,7 @@ ORDER = {
     "tipoff_gameserver": """
         context
         edgegap presence
+        lock
         players
         failures patience stand_alone
         transports

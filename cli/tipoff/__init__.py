@@ -14,7 +14,7 @@
 
 | for | names |
 |---|---|
-| a game server | `GameServer`, `Game`, `ServerPlayer`, `LeaveReason`, `Context`, `LeaseState`, `PrivateKey` |
+| a game server | `GameServer`, `Game`, `ServerPlayer`, `ExpectedPlayer`, `LeaveReason`, `Context`, `LeaseState`, ... |
 | a client with asyncio | `connect`, `ClientPlayer`, `Progress`, `Stage`, `Ending`, `Transport`, `ConnectOptions` |
 | a client with a frame loop | `connect_threaded`, `ThreadedPlayer`, and its events, see there |
 | what goes wrong, client | `TipoffError` and its subclasses; `tipoff_client_sdk.errors` has the tree |
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from tipoff_gameserver import (
         Context,
         Dialect,
+        ExpectedPlayer,
         Game,
         GameFailed,
         GameServer,
@@ -95,6 +96,7 @@ __all__ = [
     "Ended",
     "Ending",
     "Event",
+    "ExpectedPlayer",
     "Game",
     "GameFailed",
     "GameServer",
@@ -146,8 +148,8 @@ if not TYPE_CHECKING:  # a type checker sees the imports above, and that nothing
             (
                 "tipoff_gameserver",
                 "gameserver",
-                "Context Dialect Game GameFailed GameServer LeaseState LeaveReason Player Players PrivateKey "
-                "ServerPlayer",
+                "Context Dialect ExpectedPlayer Game GameFailed GameServer LeaseState LeaveReason Player Players "
+                "PrivateKey ServerPlayer",
             ),
             (
                 "tipoff_shared.errors",

@@ -2,6 +2,7 @@
 
 from tipoff_gameserver.context import Context, deployed_context, stand_alone_context
 from tipoff_gameserver.failures import GameFailed
+from tipoff_gameserver.players.expected import ExpectedPlayer
 from tipoff_gameserver.players.player import MAX_MESSAGE_BYTES, LeaveReason, Player, Players
 from tipoff_gameserver.server import Game, GameServer
 from tipoff_shared.errors import ConfigError
@@ -13,6 +14,7 @@ __all__ = [
     "ConfigError",
     "Context",
     "Dialect",
+    "ExpectedPlayer",
     "Game",
     "GameFailed",
     "GameServer",

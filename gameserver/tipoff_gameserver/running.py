@@ -17,8 +17,10 @@ from tipoff_gameserver.clock import Clock
 from tipoff_gameserver.context import Context, ServerOptions
 from tipoff_gameserver.failures import GameFailed, GameFailures
 from tipoff_gameserver.listeners import Listeners
+from tipoff_gameserver.lock import Lock
 from tipoff_gameserver.patience import Patience, Verdict, in_development
 from tipoff_gameserver.players.dispatch import Callbacks, Dispatcher
+from tipoff_gameserver.players.expected import ExpectedPlayer
 from tipoff_gameserver.players.player import Players
 from tipoff_gameserver.players.roster import Roster
 from tipoff_gameserver.players.token_check import TokenCheck
@@ -28,7 +30,7 @@ from tipoff_gameserver.stand_alone import Matchmaker
 from tipoff_gameserver.throttled_log import ThrottledLog
 from tipoff_shared.health import HealthFile
 from tipoff_shared.primitives.tasks import Tasks
-from tipoff_shared.records import Bans, Command, Drain, GameserverLease, Kick, LeaseState
+from tipoff_shared.records import Bans, Command, Drain, Expect, GameserverLease, Kick, LeaseState
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +98,7 @@ class Running:
             players, options, self._token_check, self._presence, self._dispatcher, callbacks
         )
         self.shutdown = Shutdown(self.tasks, self._roster, self._presence)
+        self.lock = Lock(self.tasks, self._presence)
         self._clock = Clock(
             functools.partial(callbacks.tick, server, 1.0 / options.tick_rate),
             options.tick_rate,
@@ -117,7 +120,9 @@ class Running:
         """Listen; players are refused until `start`."""
         matchmaker = None
         if self._context.stand_alone:
-            matchmaker = Matchmaker(self._context, self._boot_id, self.endpoints.udp_port, self._roster)
+            matchmaker = Matchmaker(
+                self._context, self._boot_id, self.endpoints.udp_port, self._roster, self.lock
+            )
         await self._listeners.open(
             self._roster, self._token_check, self.tasks, self._options.tick_rate, matchmaker
         )
@@ -156,6 +161,11 @@ class Running:
     # --- meanwhile --------------------------------------------------------------------------------------------
 
     @property
+    def expected(self) -> tuple[ExpectedPlayer, ...]:
+        """Those who have a promised seat and have not connected."""
+        return self._roster.expected
+
+    @property
     def matchmaker_url(self) -> str:
         """A stand-alone server's matchmaking URL, else ""."""
         url = self.endpoints.websocket_url
@@ -181,6 +191,8 @@ class Running:
             websocket_port=endpoints.websocket_port or 0,
             started_at=self._started_at,
             key=context.private_key.fingerprint,
+            locked=self.lock.locked,
+            expects=True,
         )
 
     def _command(self, command: Command) -> None:
@@ -190,6 +202,8 @@ class Running:
             self._roster.kick_session(command.session_id, command.reason or "the matchmaker says so")
         elif isinstance(command, Bans):
             self._roster.ban(command)
+        elif isinstance(command, Expect):
+            self._roster.expect(command.session_id, command.seconds)
 
     def _housekeeping(self) -> None:
         """Once a second: message budgets, clients that stall, callbacks that hang."""

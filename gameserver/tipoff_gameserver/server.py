@@ -27,6 +27,7 @@ from tipoff_gameserver import edgegap
 from tipoff_gameserver.context import Context, ServerOptions, ca_contents_argument, find_context
 from tipoff_gameserver.failures import GameFailed
 from tipoff_gameserver.players.dispatch import Callbacks
+from tipoff_gameserver.players.expected import ExpectedPlayer
 from tipoff_gameserver.players.player import LeaveReason, Player, Players
 from tipoff_gameserver.running import Running
 from tipoff_shared.messages import Transports
@@ -228,6 +229,37 @@ class GameServer:
         May be awaited (the matchmaker then knows) or just called, from anywhere in the event loop. Idempotent.
         """
         return self._started.shutdown.begin(reason)
+
+    def lock(self) -> Awaitable[None]:
+        """Close the server to new players, for a match that has begun: the matchmaker gives out no more seats here, and
+        starts another server where one is needed. Everything else goes on. A seat that was promised before the
+        matchmaker knew stays good, so its player may still come within the claim time (15 s).
+
+        May be awaited, until the lease says so (2 s at most; while NATS is away, the matchmaker is told later), or just
+        called, from anywhere in the event loop. Idempotent. A locked server on which nobody has a seat is stopped after
+        the game's `empty_ttl`, whatever `min_ready` says.
+        """
+        return self._started.lock.set(True)
+
+    def unlock(self) -> Awaitable[None]:
+        """Open the server to new players again; like `lock`."""
+        return self._started.lock.set(False)
+
+    @property
+    def locked(self) -> bool:
+        """Whether `lock` has closed the server to new players."""
+        return self._running is not None and self._running.lock.locked
+
+    @property
+    def expected(self) -> tuple[ExpectedPlayer, ...]:
+        """Who is on the way: players with a promised seat who have not connected yet. Each is dropped when it connects,
+        or when its claim time ends (15 s) and the seat is free for others; so a match may begin without them, and an
+        empty tuple means that nobody else is coming. `len(server.expected)` is their number.
+
+        It is what the matchmaker has said so far, by one message for each seat. While NATS is away, and from a
+        matchmaker of an earlier release, nothing is heard, and players come unexpected.
+        """
+        return self._running.expected if self._running is not None else ()
 
     def drain(self, reason: str = "", *, grace: float | None = None) -> None:
         """Let nobody in, and end when the last player has left, or after `grace` seconds. Idempotent."""

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tipoff_gameserver.context import Context
+from tipoff_gameserver.lock import Lock
 from tipoff_gameserver.players.roster import Roster
 from tipoff_shared.errors import TipoffError
 from tipoff_shared.games.model import Game
@@ -59,11 +60,14 @@ class Dialled:
 class Matchmaker:
     """Answers play requests with a seat on this server. `udp_port` is None without UDP."""
 
-    def __init__(self, context: Context, boot_id: str, udp_port: int | None, roster: Roster) -> None:
+    def __init__(
+        self, context: Context, boot_id: str, udp_port: int | None, roster: Roster, lock: Lock
+    ) -> None:
         self._context = context
         self._boot_id = boot_id
         self._udp_port = udp_port
         self._roster = roster
+        self._lock = lock
 
     def answer(self, request: bytes | str, dialled: Dialled, unix_now: float) -> Iterator[Feedback]:
         """The messages that answer `request`; the last one is SessionReady or Failed."""
@@ -80,9 +84,12 @@ class Matchmaker:
             yield Failed(404, f"this server runs {context.game or 'any game'} {context.version}".rstrip())
         elif refusal := self._roster.refusal(None):
             yield refusal.message()
+        elif self._lock.locked:
+            yield Failed(503, "this server is closed to new players now; try again later")
         else:
             session = session_id(play.request_id or new_request_id())
             yield SessionRequestAccepted(session)
+            self._roster.expect(session, _GAME.claim_time)
             yield self._ready(play, session, dialled, unix_now)
 
     def _ready(self, play: PlayRequest, session: str, dialled: Dialled, unix_now: float) -> SessionReady:

@@ -53,6 +53,7 @@ from tipoff_matchmaker.seats.waiting_line import WaitingLines
 from tipoff_matchmaker.service_health import ServiceHealth
 from tipoff_matchmaker.sessions.claim_limit import ClaimLimit
 from tipoff_matchmaker.sessions.deadlines import SessionDeadlines
+from tipoff_matchmaker.sessions.expected import ExpectedSeats
 from tipoff_matchmaker.sessions.kicker import Kicker
 from tipoff_matchmaker.sessions.release import Releaser
 from tipoff_matchmaker.sessions.server_gone import SessionEnder
@@ -281,8 +282,20 @@ def compose(
     presence_reader = PresenceReader(ages, buckets, sessions, liveness)
     delete_queue = DeleteQueue(bus, sessions, releaser)
 
+    expected = ExpectedSeats(bus, clock)
     placement = Placement(
-        buckets, deployments, router, sessions, claims, bans, tokens, peers, mappings, settings, clock
+        buckets,
+        deployments,
+        router,
+        sessions,
+        claims,
+        expected,
+        bans,
+        tokens,
+        peers,
+        mappings,
+        settings,
+        clock,
     )
     pending = PendingRequests(placement.place, sessions, tasks, settings)
     handlers = BoundedHandlers("play request", settings.max_requests)

@@ -101,6 +101,10 @@ class DeploymentRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     own_key: bool = False
     """Whether its netcode key is derived from the game's (`PrivateKey.of_deployment`); otherwise it has the game's key
     itself, as bevygap's servers and those of an earlier release do. Its orchestrator says so, and then its lease."""
+    locked: bool = False
+    """Whether it is closed to new players, as its lease says. Seats that are taken stay, claimed or not."""
+    expects: bool = False
+    """Whether it wants to hear of seats that are promised (`Expect`), as its lease says."""
 
 
 class FleetRecord(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -182,6 +186,10 @@ class GameserverLease(msgspec.Struct, frozen=True, omit_defaults=True):
     """Fingerprint of the netcode key that the server has (`PrivateKey.fingerprint`); "" from an earlier release."""
     reason: str = ""
     """Why the server is draining or has ended, in one line; "" where it does not say."""
+    locked: bool = False
+    """Whether the game has closed the server to new players (`GameServer.lock`)."""
+    expects: bool = False
+    """Whether the server wants to hear of seats that are promised (`Expect`); those of an earlier release do not."""
 
 
 LEASE_TTL = 10
@@ -232,7 +240,14 @@ class Bans(msgspec.Struct, frozen=True, tag="bans", tag_field="command"):
     first: bool = False
 
 
-Command: TypeAlias = Kick | Drain | Report | Bans
+class Expect(msgspec.Struct, frozen=True, tag="expect", tag_field="command"):
+    """Command to a game server: a seat waits for this session's player, for so many `seconds` from now."""
+
+    session_id: str
+    seconds: float
+
+
+Command: TypeAlias = Kick | Drain | Report | Bans | Expect
 
 T = TypeVar("T")
 
@@ -253,6 +268,6 @@ def decode(data: bytes, kind: type[T]) -> T:
 def decode_command(data: bytes) -> Command:
     """The command in `data`; raises `Malformed`."""
     try:
-        return msgspec.json.decode(data, type=Kick | Drain | Report | Bans)
+        return msgspec.json.decode(data, type=Kick | Drain | Report | Bans | Expect)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
         raise Malformed(f"not a command: {exc}") from exc

@@ -86,6 +86,24 @@ async def test_a_full_server_says_so(alone: GameServer) -> None:
             assert late.answer.code == 503
 
 
+@pytest.mark.row(91)
+async def test_a_locked_server_gives_out_no_seat_and_keeps_those_it_has_given(
+    alone: GameServer, game: Recorder
+) -> None:
+    """Whoever was promised one is expected, and comes in."""
+    seat = await ready(alone)
+    assert [player.session_id for player in alone.expected] == [seat.session_id]
+    await alone.lock()
+    refused = (await ask(alone.url))[-1]
+    assert isinstance(refused, Failed)
+    assert (refused.code, "closed to new players" in refused.message) == (503, True)
+    async with by_udp(token_of(seat)):
+        await game.saw("join")
+        assert alone.expected == ()
+    await alone.unlock()
+    assert isinstance((await ask(alone.url))[-1], SessionReady)
+
+
 async def test_another_path_is_not_found(alone: GameServer) -> None:
     with pytest.raises(InvalidStatus) as refused:
         await connect(alone.url.replace("/matchmaker/ws", "/elsewhere"))

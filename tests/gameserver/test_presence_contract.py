@@ -42,6 +42,7 @@ from tipoff_shared.records import (
     DeploymentRecord,
     DeploymentState,
     Drain,
+    Expect,
     GameserverLease,
     Kick,
     LeaseState,
@@ -358,6 +359,54 @@ async def test_a_kick_command_ends_the_connection(profile: Profile, game: Record
         ((_, _, reason),) = await game.saw("leave")
         assert reason == LeaveReason.KICKED
         await eventually(profile.sessions_are, "the connection is gone")
+
+
+@pytest.mark.row(91)
+async def test_a_lock_is_in_the_lease_when_it_has_been_awaited(profile: Profile, game: Recorder) -> None:
+    """Also one from before the server was announced; and a token issued by then is good."""
+
+    async def locked() -> bool:
+        entry = await profile.kv.gameservers.get("arena-1")
+        return entry is not None and entry.value.locked and entry.value.state is LeaseState.READY
+
+    async def open_again() -> bool:
+        return await profile.has_lease() and not await locked()
+
+    async with GameServer(game, context=profile.context) as server:
+        assert not server.locked
+        await server.lock()
+        assert server.locked
+        await eventually(locked, "it is locked")
+        async with by_udp(await profile.seat(server, "s1", 11)):
+            await game.saw("join")
+        await server.unlock()
+        await server.unlock()
+        assert not server.locked
+        await eventually(open_again, "it is open")
+        server.lock()
+        await eventually(locked, "it is locked")
+
+
+@pytest.mark.row(91)
+async def test_a_game_knows_who_is_on_the_way(profile: Profile, game: Recorder) -> None:
+    """Until the player is here, its session is over, or the time has passed."""
+    async with GameServer(game, context=profile.context) as server:
+        await eventually(profile.has_lease, "the lease")
+        entry = await profile.kv.gameservers.get("arena-1")
+        assert entry is not None
+        assert entry.value.expects
+
+        def expected() -> list[str]:
+            return [player.session_id for player in server.expected]
+
+        for command in (Expect("s1", 60), Expect("s2", 60), Expect("s3", 0.05), Expect("s4", 60)):
+            await profile.bus.publish(profile.bus.subjects.commands("arena-1"), encode(command))
+        await eventually(lambda: expected() == ["s1", "s2", "s4"], "three are on the way")
+        assert 50 < server.expected[0].seconds <= 60
+        async with by_udp(await profile.seat(server, "s1", 11)):
+            await eventually(lambda: expected() == ["s2", "s4"], "one is here")
+            await profile.bus.publish(profile.bus.subjects.commands("arena-1"), encode(Kick("s4", "")))
+            await eventually(lambda: expected() == ["s2"], "one will not come")
 
 
 @pytest.mark.row(68)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.matchmaker.world import ARENA
 from tipoff_matchmaker.bevygap.contexts import decode_context
 from tipoff_matchmaker.deployments import state_machine
-from tipoff_matchmaker.deployments.readiness import ReadyServer, from_orchestrator
+from tipoff_matchmaker.deployments.readiness import ReadyServer, from_lease, from_orchestrator
 from tipoff_matchmaker.reconciler import actions, rules
 from tipoff_matchmaker.seats.rules import leave
 from tipoff_matchmaker.settings import Settings
@@ -133,11 +133,49 @@ def test_how_many_servers_to_start(
     assert state_machine.starts_wanted(msgspec.structs.replace(ARENA, **game), waiting, fleet) == expected
 
 
+@pytest.mark.row(91)
+@pytest.mark.parametrize(
+    ("game", "waiting", "fleet", "expected"),
+    [
+        ({}, 1, [record(locked=True)], 1),  # its three free seats are nobody's
+        ({"min_ready": 1}, 0, [record(locked=True)], 1),
+        ({"min_ready": 1}, 0, [record(locked=True), record("d2")], 0),
+        ({"max_deployments": 1}, 1, [record(locked=True)], 0),
+    ],
+)
+def test_a_locked_server_is_no_place_for_new_players(
+    game: dict[str, int], waiting: int, fleet: list[DeploymentRecord], expected: int
+) -> None:
+    """Another one starts where one is needed, up to the limit."""
+    assert state_machine.starts_wanted(msgspec.structs.replace(ARENA, **game), waiting, fleet) == expected
+
+
+@pytest.mark.row(91)
+def test_a_locked_server_that_is_empty_is_not_kept_in_reserve() -> None:
+    """It goes after its time; the others stay as if it were not there."""
+    game = msgspec.structs.replace(ARENA, min_ready=1, empty_ttl=30)
+    fleet = [record("open", empty_since=5.0), record("locked", empty_since=60.0, locked=True)]
+    assert state_machine.to_retire(game, fleet, 80.0) == []
+    assert [r.id for r in state_machine.to_retire(game, fleet, 100.0)] == ["locked"]
+    more = [*fleet, record("newer", empty_since=50.0)]
+    assert [r.id for r in state_machine.to_retire(game, more, 100.0)] == ["locked", "open"]
+
+
+@pytest.mark.row(91)
+def test_a_server_is_locked_while_its_lease_says_so() -> None:
+    """An orchestrator knows nothing of it; a new boot begins open."""
+    locked = state_machine.ready(record(empty_since=1.0), from_lease(lease(locked=True)), 9.0)
+    assert locked.locked
+    assert state_machine.ready(locked, ReadyServer(UDP, 4, "b1"), 9.0).locked
+    assert not state_machine.ready(locked, from_lease(lease(boot_id="b2")), 9.0).locked
+
+
 fleets = st.lists(
     st.builds(
-        lambda state, taken: record(state=state, seats=seats(*"abcd"[:taken])),
+        lambda state, taken, locked: record(state=state, seats=seats(*"abcd"[:taken]), locked=locked),
         st.sampled_from(list(D)),
         st.integers(0, 4),
+        st.booleans(),
     ),
     max_size=8,
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 
+import msgspec
 import pytest
 
 from tests.matchmaker.fleet import Fleet
@@ -90,6 +91,7 @@ async def test_a_message_of_a_lease_that_is_gone_by_now_changes_nothing(fleet: F
         ("capacity", 3),
         ("internal", ["10.0.0.1:7777"]),
         ("websocket_port", 8080),
+        ("locked", True),
     ],
 )
 async def test_whatever_changes_in_the_lease_of_a_trusted_server_is_written_down(
@@ -102,6 +104,17 @@ async def test_whatever_changes_in_the_lease_of_a_trusted_server_is_written_down
     after = fleet.record()
     assert after != before
     assert getattr(after, field).value == value if field == "state" else getattr(after, field) == value
+
+
+@pytest.mark.row(91)
+async def test_a_lock_that_another_release_has_dropped_is_back_with_the_next_heartbeat(fleet: Fleet) -> None:
+    """It writes the whole record, without what it does not know."""
+    await fleet.server()
+    await fleet.parts.liveness.lease_changed(await fleet.says(locked=True))
+    assert fleet.record().locked
+    await fleet.parts.deployments.change("one", lambda record: msgspec.structs.replace(record, locked=False))
+    await fleet.parts.liveness.lease_changed(await fleet.says(locked=True))
+    assert fleet.record().locked
 
 
 async def test_a_heartbeat_costs_no_reading(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:

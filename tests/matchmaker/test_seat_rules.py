@@ -68,6 +68,18 @@ def test_a_full_server_keeps_its_members_asking_again() -> None:
     assert take(full, ("a",), 11.0).seats == {"a": 11.0, "b": 10.0}
 
 
+@pytest.mark.row(91)
+def test_a_locked_server_keeps_its_members_and_takes_no_more() -> None:
+    """Whoever holds a seat may ask again, with others too."""
+    locked = deployment(capacity=3, locked=True, seats={"a": 10.0})
+    assert free_seats(locked) == 0
+    assert take(locked, ("a",), 11.0).seats == {"a": 11.0}
+    for members in (("b",), ("a", "b")):
+        with pytest.raises(NoSeat):
+            take(locked, members, 11.0)
+    assert leave(locked, ("a",), 5.0).seats == {}
+
+
 @pytest.mark.parametrize("state", [s for s in DeploymentState if s is not DeploymentState.READY])
 def test_only_ready_servers_have_seats(state: DeploymentState) -> None:
     """Nobody is sent to one that comes or goes."""

@@ -28,12 +28,12 @@ async def read_status(bus: Bus) -> dict[str, list[dict[str, Any]]]:
     """`{"deployments": [...], "sessions": [...], "connections": [...], "orchestrators": [...], "problems": [...],
     "matchmakers": [...]}` as plain JSON values, without what is gone. Raises `Unavailable` while NATS is away.
 
-    A deployment's `seats` are the sessions that hold one; `connected` is how many players of its sessions are connected
-    now; `players` is the number its game server reported with its last heartbeat, a few seconds ago. Each
-    orchestrator has one item for each matchmaker that answers: `state` is closed (it works), half-open or open (no
-    calls for a while), `failing` holds the calls that fail, and why. A problem is what else keeps a matchmaker from
-    serving players. A matchmaker's `claim_limit` counts how often it has kept an address to its share of unclaimed
-    seats.
+    A deployment is `locked` while its game has closed it to new players. Its `seats` are the sessions that hold one;
+    `connected` is how many players of its sessions are connected now; `players` is the number its game server reported
+    with its last heartbeat, a few seconds ago. Each orchestrator has one item for each matchmaker that answers: `state`
+    is closed (it works), half-open or open (no calls for a while), `failing` holds the calls that fail, and why. A
+    problem is what else keeps a matchmaker from serving players. A matchmaker's `claim_limit` counts how often it has
+    kept an address to its share of unclaimed seats.
     """
     kv = buckets(bus)
     deployments, sessions, leases, connections, matchmakers = await asyncio.gather(
@@ -112,7 +112,7 @@ def print_status(status: dict[str, list[dict[str, Any]]], console: Console) -> N
         servers.add_row(
             item["id"],
             f"{item['game']} {item['version']}",
-            item["state"],
+            f"{item['state']}, locked" if item.get("locked") else item["state"],
             f"{len(item['seats'])}/{item['capacity']}",
             _players(item),
             address,

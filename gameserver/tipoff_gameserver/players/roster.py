@@ -16,6 +16,7 @@ from typing import Any
 
 from tipoff_gameserver.context import ServerOptions
 from tipoff_gameserver.players.dispatch import Callbacks, Dispatcher
+from tipoff_gameserver.players.expected import ExpectedPlayer, ExpectedPlayers
 from tipoff_gameserver.players.player import LeaveReason, Link, Player, Players
 from tipoff_gameserver.players.token_check import Grant, Refusal, TokenCheck
 from tipoff_gameserver.presence.interface import Presence
@@ -60,6 +61,7 @@ class Roster:
         self._admitting = False
         self._by_client_id: dict[int, Player] = {}
         self._bans = BanList()
+        self._expected = ExpectedPlayers()
         self._next_id = 1
         self._on_empty: list[Callable[[], None]] = []
 
@@ -109,6 +111,15 @@ class Roster:
         )
         return None if ban is None else Refusal(403, text_of(ban))
 
+    @property
+    def expected(self) -> tuple[ExpectedPlayer, ...]:
+        """Those who have a promised seat and have not connected."""
+        return self._expected.current(time.monotonic())
+
+    def expect(self, session_id: str, seconds: float) -> None:
+        """A seat waits for this session's player for `seconds` from now."""
+        self._expected.expect(session_id, seconds, time.monotonic())
+
     async def look_up(self, client_id: int) -> Grant | Refusal:
         """The session of a client with a token of bevygap's matchmaker."""
         session = await self._presence.look_up(client_id)
@@ -121,6 +132,7 @@ class Roster:
         self._by_client_id[grant.client_id] = player
         self._token_check.admitted(grant)
         if grant.session_id:
+            self._expected.arrived(grant.session_id)
             self._presence.joined(grant.session_id, grant.client_id)
         return player
 
@@ -159,6 +171,7 @@ class Roster:
 
     def kick_session(self, session_id: str, reason: str) -> None:
         """Kick the player of this session. If there is none, report that: the matchmaker believes otherwise."""
+        self._expected.drop(session_id)
         player = next((p for p in self._by_client_id.values() if p.session_id == session_id), None)
         if player is not None:
             self.kick(player, reason)

@@ -26,7 +26,8 @@ class ReadyServer:
     """Where players reach a server that is ready. `boot_id` is "" where servers have none (bevygap); `capacity` is 0
     where they do not say; `internal` are the `ip:port` a server compares a token's addresses with; `websocket_port`
     is the port that listener is bound to, 0 where they do not say; `own_key`: whether its netcode key is its own or the
-    game's, None where they do not say."""
+    game's, None where they do not say; `locked`: whether it is closed to new players, `expects`: whether it wants to
+    hear of promised seats, None where they do not say."""
 
     transports: Transports
     capacity: int = 0
@@ -35,6 +36,8 @@ class ReadyServer:
     cert_digest: str = ""
     websocket_port: int = 0
     own_key: bool | None = None
+    locked: bool | None = None
+    expects: bool | None = None
 
 
 def from_lease(lease: GameserverLease, own_key: bool | None = None) -> ReadyServer:
@@ -47,6 +50,8 @@ def from_lease(lease: GameserverLease, own_key: bool | None = None) -> ReadyServ
         cert_digest=lease.cert_digest,
         websocket_port=lease.websocket_port,
         own_key=own_key,
+        locked=lease.locked,
+        expects=lease.expects,
     )
 
 

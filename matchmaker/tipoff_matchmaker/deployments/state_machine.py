@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from tipoff_matchmaker.deployments.readiness import ReadyServer
+from tipoff_matchmaker.seats.rules import is_open
 from tipoff_orchestrator_client.base import Deployment
 from tipoff_shared.games import Game
 from tipoff_shared.messages import Transports
@@ -126,6 +127,8 @@ def ready(record: DeploymentRecord, server: ReadyServer, now: float) -> Deployme
         cert_digest=server.cert_digest,
         websocket_port=server.websocket_port,
         own_key=record.own_key if server.own_key is None else server.own_key,
+        locked=record.locked if server.locked is None else server.locked,
+        expects=record.expects if server.expects is None else server.expects,
     )
     return record if changed == record else changed
 
@@ -171,7 +174,8 @@ def in_brief(record: DeploymentRecord) -> DeploymentRecord:
 
 def starts_wanted(game: Game, waiting: int, fleet: Iterable[DeploymentRecord]) -> int:
     """How many deployments to start now: enough for the `waiting` players and for `min_ready` ready servers
-    without a player, less those on their way, never more than `max_deployments` together."""
+    without a player, less those on their way, never more than `max_deployments` together. A locked server takes no
+    new players, so it counts only for that limit."""
     live = ready_free = empty = coming = 0
     for record in fleet:
         if not is_live(record):
@@ -179,7 +183,7 @@ def starts_wanted(game: Game, waiting: int, fleet: Iterable[DeploymentRecord]) -
         live += 1
         if is_coming(record):
             coming += 1
-        elif record.state is DeploymentState.READY:
+        elif is_open(record):
             ready_free += max(0, record.capacity - len(record.seats))
             empty += not record.seats
     short = max(0, waiting - ready_free)
@@ -191,11 +195,10 @@ def starts_wanted(game: Game, waiting: int, fleet: Iterable[DeploymentRecord]) -
 
 def to_retire(game: Game | None, fleet: Iterable[DeploymentRecord], now: float) -> list[DeploymentRecord]:
     """The ready deployments that have been empty for `empty_ttl` and are more than `min_ready`, longest empty
-    first. `game` None: it was removed from games.toml, so none of its servers is kept."""
+    first. A locked one is nobody's reserve: it does not count there, and goes first. `game` None: it was removed from
+    games.toml, so none of its servers is kept."""
     keep, ttl = (game.min_ready, game.empty_ttl) if game is not None else (0, Game("", "").empty_ttl)
-    empty = sorted(
-        (r for r in fleet if r.state is DeploymentState.READY and not r.seats and r.empty_since),
-        key=lambda r: r.empty_since,
-    )
-    surplus = max(0, len(empty) - keep)
-    return [r for r in empty if now - r.empty_since >= ttl][:surplus]
+    empty = [r for r in fleet if r.state is DeploymentState.READY and not r.seats and r.empty_since]
+    due = sorted((r for r in empty if now - r.empty_since >= ttl), key=lambda r: r.empty_since)
+    surplus = max(0, sum(not r.locked for r in empty) - keep)
+    return [r for r in due if r.locked] + [r for r in due if not r.locked][:surplus]

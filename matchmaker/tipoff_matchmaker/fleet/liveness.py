@@ -93,7 +93,12 @@ class Liveness:
         known = self._leases.get(change.key)
         if known is not None and known.revision >= change.revision:
             return
-        if known is not None and _same(known.value, change.value) and change.key in self._trust:
+        if (
+            known is not None
+            and _same(known.value, change.value)
+            and change.key in self._trust
+            and self._in_record(change.value)
+        ):
             self._leases[change.key] = Entry(change.key, change.value, change.revision)
             return  # a heartbeat
         if change.revision <= self._before_start:
@@ -103,6 +108,11 @@ class Liveness:
             return  # there is a newer message
         self._leases[change.key] = current
         await self._readiness.lease_seen(current.value)
+
+    def _in_record(self, lease: GameserverLease) -> bool:
+        """Whether the record has what a matchmaker of an earlier release drops when it writes."""
+        record = self._deployments.get(lease.deployment_id)
+        return record is None or (record.locked, record.expects) == (lease.locked, lease.expects)
 
     async def _lease_gone(self, change: Change[GameserverLease]) -> None:
         known = self._leases.get(change.key)
@@ -212,4 +222,6 @@ def _same(one: GameserverLease, other: GameserverLease) -> bool:
         and one.capacity == other.capacity
         and one.internal == other.internal
         and one.websocket_port == other.websocket_port
+        and one.locked == other.locked
+        and one.expects == other.expects
     )

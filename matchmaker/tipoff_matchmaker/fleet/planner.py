@@ -79,6 +79,7 @@ class Planner:
         self._ready_at: dict[str, float] = {}
         """Server -> monotonic seconds when it became ready, while it is."""
         deployments.subscribe_states(self._state_changed)
+        deployments.subscribe(self._lock_changed)
         liveness.subscribe(self._ended)
         starter.subscribe(self._start_failed)
         stopper.subscribe(self.want)
@@ -133,6 +134,11 @@ class Planner:
             self.want(key)
         elif after.state is DeploymentState.GONE and (before is None or state_machine.is_live(before)):
             self.want(key)
+
+    def _lock_changed(self, before: DeploymentRecord | None, after: DeploymentRecord) -> None:
+        """A server that closes to new players is no reserve any more."""
+        if before is not None and before.locked != after.locked:
+            self.want((after.game, after.version))
 
     def _ended(self, record: DeploymentRecord, reason: str) -> None:
         """A ready server has ended by itself."""

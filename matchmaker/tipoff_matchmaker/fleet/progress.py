@@ -42,7 +42,8 @@ def explain(
     elif backoff.no_room:
         why = "There is no room for another server now, waiting for a seat"
     elif sum(map(is_live, records)) >= game.max_deployments:
-        why = "All servers are full, waiting for a seat"
+        closed = any(record.locked for record in records if is_live(record))
+        why = f"All servers are full{' or closed to new players' if closed else ''}, waiting for a seat"
     else:
         why = "Starting a server"
     place = f", you are number {position} in line" if position > 1 else ""

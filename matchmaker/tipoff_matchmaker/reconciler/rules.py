@@ -203,6 +203,7 @@ def _deployment(record: DeploymentRecord, snapshot: Snapshot, grace: Grace, memo
         if (
             lease.boot_id != record.boot_id
             or lease.transports != record.transports
+            or lease.locked != record.locked
             or lease.state is LeaseState.ENDED
             or (lease.state is LeaseState.DRAINING and record.state is DeploymentState.READY)
         ):

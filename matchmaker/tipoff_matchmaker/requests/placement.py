@@ -29,6 +29,7 @@ from tipoff_matchmaker.peers import Peers
 from tipoff_matchmaker.requests.pending import PendingRequest
 from tipoff_matchmaker.seats.allocation_request import AllocationRequest, Seats
 from tipoff_matchmaker.sessions.claim_limit import ClaimLimit
+from tipoff_matchmaker.sessions.expected import ExpectedSeats
 from tipoff_matchmaker.sessions.state_machine import AskedAgain, SeatFound, StartFailed, TakenOver
 from tipoff_matchmaker.sessions.store import SessionStore
 from tipoff_matchmaker.settings import Settings
@@ -64,6 +65,7 @@ class Placement:
         router: Router,
         sessions: SessionStore,
         claims: ClaimLimit,
+        expected: ExpectedSeats,
         bans: BanEnforcer,
         tokens: Tokens,
         peers: Peers,
@@ -76,6 +78,7 @@ class Placement:
         self._router = router
         self._sessions = sessions
         self._claims = claims
+        self._expected = expected
         self._bans = bans
         self._tokens = tokens
         self._peers = peers
@@ -201,6 +204,8 @@ class Placement:
         if outcome.record is None or outcome.record.state not in (SessionState.READY, SessionState.ACTIVE):
             return None
         await self._hand_out(request.game, record, issued)
+        if record.state is SessionState.READY:
+            await self._expected.tell(record, deployment, issued.claim_deadline)
         return self._tokens.ready(record, deployment, endpoint, issued)
 
     def _check_repetition(self, game: Game, record: SessionRecord, issued: Issued) -> None:
@@ -272,6 +277,7 @@ class Placement:
             raise
         failpoints.reach("F7")
         request.waits = False
+        await self._expected.tell(fresh, deployment, issued.claim_deadline)
         return self._tokens.ready(fresh, deployment, endpoint, issued)
 
     async def _become_ready(self, fresh: SessionRecord, issued: Issued) -> None:

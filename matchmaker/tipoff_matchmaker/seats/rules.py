@@ -23,23 +23,28 @@ def holds_seat(session: SessionRecord | None, deployment_id: str) -> bool:
     )
 
 
+def is_open(record: DeploymentRecord) -> bool:
+    """Whether new players may be sent there, as far as seats are free: it is ready and not locked."""
+    return record.state is DeploymentState.READY and not record.locked
+
+
 def free_seats(record: DeploymentRecord) -> int:
-    """Seats that may be given out now; 0 unless the deployment is ready."""
-    if record.state is not DeploymentState.READY:
+    """Seats that may be given out now; 0 unless the deployment is ready and not locked."""
+    if not is_open(record):
         return 0
     return max(0, record.capacity - len(record.seats))
 
 
 def take(record: DeploymentRecord | None, members: Iterable[str], until: float) -> DeploymentRecord:
     """The record with seats for all `members`; raises `NoSeat` when it cannot take them all. A member that sits here
-    already keeps its one seat, with the new `until`, so that the writer of the older one can no longer undo it (see
-    `leave`). `until`: Unix seconds."""
+    already keeps its one seat, also where it is locked, with the new `until`, so that the writer of the older one can
+    no longer undo it (see `leave`). `until`: Unix seconds."""
     if record is None or record.state is not DeploymentState.READY:
         raise NoSeat
     seats = dict(record.seats)
     for member in members:
         seats[member] = until
-    if len(seats) > record.capacity and len(seats) > len(record.seats):
+    if len(seats) > len(record.seats) and (record.locked or len(seats) > record.capacity):
         raise NoSeat
     return msgspec.structs.replace(record, seats=seats, empty_since=0.0)
 

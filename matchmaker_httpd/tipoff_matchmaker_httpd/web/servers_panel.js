@@ -115,6 +115,7 @@ export class ServersPanel {
     const taken = places.filter(Boolean).length;
     const rest = places.length > SHOWN_SEATS ? `, ${places.length - SHOWN_SEATS} seats not drawn` : "";
     const parts = [`${record.game} ${record.version}`, `${taken} of ${record.capacity} taken${rest}`];
+    if (record.locked) parts.push("closed to new players");
     if (id === this.#myDeployment) parts.push("you are here");
     else if (card.tick && record.state === "ready") parts.push(card.tick);
     card.text.textContent = parts.join(" · ");

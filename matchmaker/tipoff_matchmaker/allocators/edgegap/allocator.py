@@ -152,7 +152,7 @@ class EdgegapSessions:
         try:
             record = await self._deployments.change(deployment_id, lambda now: take(now, members, until))
         except (NoSeat, NoRecord):
-            raise SessionLost("its server is full or ending") from None
+            raise SessionLost("its server is full, closed to new players or ending") from None
         return Seats(members, record, until, shared)
 
     async def _give_up(self, work: asyncio.Task[Seats], allocation: AllocationRequest) -> None:
