@@ -115,6 +115,12 @@ def test_what_is_missing_from_the_list_is_suspected(
     assert found == (["arena-1"] if suspect else [])
 
 
+def test_one_that_nobody_has_asked_about_is_suspected_on_a_machine_that_has_just_started_too() -> None:
+    """Its clock begins at 0."""
+    orders = {"arena-1": order(OrderState.ORDERED, "a")}
+    assert suspects(orders, [], {}, lambda _: False, now=0.0, wall=5000.0) == ["arena-1"]
+
+
 def test_a_few_are_asked_about_at_a_time_those_not_asked_for_longest_first() -> None:
     """Statuses are few at Edgegap."""
     orders = {id: order(OrderState.ORDERED, id) for id in ("a", "b", "c")}

@@ -19,7 +19,7 @@ from tipoff_orchestrator_client.base import (
     Port,
     RunState,
 )
-from tipoff_orchestrator_client.edgegap.api.answers import NamedPort
+from tipoff_orchestrator_client.edgegap.api.answers import NamedPort, Server
 from tipoff_orchestrator_client.edgegap.api.errors import NoRoom, Unreachable, Unreadable
 from tipoff_orchestrator_client.edgegap.naming import tags_of
 from tipoff_orchestrator_client.edgegap.orchestrator import EdgegapOrchestrator
@@ -630,6 +630,40 @@ async def test_what_was_told_to_stop_is_forgotten_when_it_is_gone(world: Account
     assert await orchestrator.list() == []  # told anew
 
 
+async def test_what_has_no_order_any_more_is_forgotten_by_a_later_listing(world: AccountWorld) -> None:
+    """A deployment's status is kept as long as its order, and a minute after it was heard: orders are read first."""
+    orchestrator = world.orchestrator()
+    for number in (1, 2):
+        await orchestrator.deploy(spec(f"arena-{number}"))
+        world.account.becomes(f"r{number}", running=True)
+        await orchestrator.get(f"arena-{number}")
+    await world.buckets.edgegap_orders.delete("arena-1")
+    world.account.forgets("r1")
+    for seconds, known in ((STOPPING - 1, "arena-1"), (STOPPING + 1, None)):
+        world.clock.seconds = seconds
+        await orchestrator.list()
+        assert await orchestrator.deployment_named("r1") == known
+    assert await orchestrator.deployment_named("r2") == "arena-2"
+
+
+async def test_closing_ends_a_listing_that_is_under_way(world: AccountWorld) -> None:
+    began, never = asyncio.Event(), asyncio.Event()
+
+    async def deployments() -> list[Server]:
+        began.set()
+        await never.wait()
+        return []
+
+    world.account.deployments = deployments  # type: ignore[method-assign]
+    orchestrator = world.orchestrator()
+    listing = asyncio.ensure_future(orchestrator.list())
+    await began.wait()
+    await orchestrator.close()
+    async with asyncio.timeout(20):
+        await asyncio.wait([listing])
+    assert listing.cancelled() or listing.exception() is not None
+
+
 # events
 
 
@@ -755,6 +789,18 @@ async def test_one_that_was_stopped_meanwhile_is_not_asked_for(
     hearing.cancel()
 
 
+async def test_an_order_without_an_outcome_is_not_asked_for(world: AccountWorld) -> None:
+    """It was placed anew meanwhile, by another matchmaker: Edgegap has no name for it yet."""
+    orchestrator = world.orchestrator()
+    for number in (1, 2):
+        await orchestrator.deploy(spec(f"arena-{number}"))
+    await world.write(ordered(OrderState.ORDERING, ""))
+    hearing = asyncio.ensure_future(heard(orchestrator, 1))
+    await eventually(lambda: world.account.called("status").count("r2") >= 3, "the other one is polled")
+    assert set(world.account.called("status")) == {"r2"}
+    hearing.cancel()
+
+
 async def test_polling_that_failed_for_a_reason_of_ours_begins_again_with_the_next_listener(
     world: AccountWorld, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -842,9 +888,13 @@ async def test_a_webhook_makes_its_deployment_due_at_once(world: AccountWorld, n
 async def test_listeners_end_when_the_orchestrator_closes(world: AccountWorld) -> None:
     orchestrator = world.orchestrator()
     listening = [asyncio.ensure_future(anext(orchestrator.events())) for _ in range(2)]
-    await asyncio.sleep(0)
+    await orchestrator.deploy(spec())
+    await eventually(lambda: world.account.called("status"), "it is polled")
     await orchestrator.close()
+    asked = len(world.account.called("status"))
     async with asyncio.timeout(2):
         for each in await asyncio.gather(*listening, return_exceptions=True):
             assert isinstance(each, StopAsyncIteration)
+    await asyncio.sleep(0.05)  # in which it would be polled two times
+    assert len(world.account.called("status")) == asked
     await orchestrator.close()
