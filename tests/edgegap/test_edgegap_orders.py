@@ -799,6 +799,7 @@ async def test_an_order_without_an_outcome_is_not_asked_for(world: AccountWorld)
     await eventually(lambda: world.account.called("status").count("r2") >= 3, "the other one is polled")
     assert set(world.account.called("status")) == {"r2"}
     hearing.cancel()
+    await asyncio.wait([hearing])
 
 
 async def test_polling_that_failed_for_a_reason_of_ours_begins_again_with_the_next_listener(
