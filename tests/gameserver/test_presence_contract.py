@@ -702,6 +702,25 @@ async def test_what_cannot_be_withdrawn_is_logged_with_the_reason(
     assert "has to expire by itself: NATS is away" in caplog.text
 
 
+async def test_a_nats_that_is_back_is_told_everything_at_once(
+    profile: Profile, isolated_nats: IsolatedNats
+) -> None:
+    """Not with the next refresh, which comes after 20 seconds: it may have lost anything."""
+    presence = presence_for(dataclasses.replace(profile.context, lease_ttl=60), BOOT)
+    await presence.start(lease, ignore)
+    await profile.record("s1", 1)
+    presence.joined("s1", 1)
+    await eventually(lambda: profile.sessions_are("s1"), "it is active")
+    await eventually(profile.has_lease, "the lease")
+    await profile.kv.active_connections.forget("s1", 1 << 40)
+    await profile.kv.gameservers.purge("arena-1")
+    await isolated_nats.server.kill()
+    await isolated_nats.server.start()
+    await eventually(lambda: profile.sessions_are("s1"), "it is active again", 15)
+    await eventually(profile.has_lease, "the lease is there again", 15)
+    await presence.close(keep_lease=False)
+
+
 @pytest.mark.slow  # a reconnect
 async def test_the_truth_is_there_when_nats_is_back(
     profile: Profile, game: Recorder, isolated_nats: IsolatedNats
