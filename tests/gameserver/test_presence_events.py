@@ -50,6 +50,7 @@ steps = st.one_of(
         *[("joined", "s1"), ("arrive", None), ("left", "s1")],
     ]
 )
+@example(steps=[("joined", "s1"), ("left", "s1"), ("send", None), ("joined", "s1"), ("left", "s1")])
 @given(st.lists(steps, max_size=40))
 def test_whoever_hears_all_events_knows_who_is_there(steps: list[tuple[str, str | None]]) -> None:
     """Joins (by one of three client ids), leaves, events that arrive once, twice or late: in the end the hearer's

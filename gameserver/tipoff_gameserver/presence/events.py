@@ -47,6 +47,8 @@ class PlayerReports:
         self.unreported: dict[str, str] = {}
         """Sessions that came and were not reported yet (with their client ids), connected or not."""
         self._connected: dict[str, str] = {}
+        self._came_since: set[str] = set()
+        """Sessions that came after the last event was made: it does not speak of them."""
         self._left: OrderedDict[str, None] = OrderedDict()
         """Sessions that left lately; they are reported again to a NATS that lost what it had."""
 
@@ -57,6 +59,8 @@ class PlayerReports:
 
     def joined(self, session_id: str, client_id: int) -> None:
         """A session is connected. Idempotent."""
+        if self._connected.get(session_id) != str(client_id):
+            self._came_since.add(session_id)
         self._connected[session_id] = self.unreported[session_id] = str(client_id)
         self._left.pop(session_id, None)
         self.pending[session_id] = None
@@ -77,6 +81,7 @@ class PlayerReports:
 
     def next(self) -> Players:
         """The next event about pending sessions; they stay pending until it was `delivered`."""
+        self._came_since.clear()
         joined: dict[str, str] = {}
         left: list[str] = []
         for session_id in self.pending:
@@ -93,15 +98,10 @@ class PlayerReports:
     def delivered(self, players: Players) -> None:
         """The stream has this event. A session that came or left meanwhile stays pending."""
         gone = set(players.left)
-        for session_id in {*players.joined, *gone}:
+        for session_id in {*players.joined, *gone} - self._came_since:
             if session_id in players.joined:
                 self.unreported.pop(session_id, None)
-            elif session_id in self.unreported:
-                continue
-            here = self._connected.get(session_id)
-            if here is not None and (session_id in gone or here != players.joined[session_id]):
-                self.unreported[session_id] = here
-            elif (here is None) == (session_id in gone):
+            if (session_id in self._connected) is not (session_id in gone):
                 self.pending.pop(session_id, None)
 
 
