@@ -21,7 +21,14 @@ from tipoff.interop.echo_commands import connect_command, gameserver_command
 from tipoff.interop.token_commands import app as token_app
 from tipoff.new.commands import new_command
 from tipoff.operate.ban_commands import app as ban_app
-from tipoff.operate.commands import drain_command, kick_command, logs_command, status_command, watch_command
+from tipoff.operate.commands import (
+    drain_command,
+    kick_command,
+    logs_command,
+    restart_command,
+    status_command,
+    watch_command,
+)
 from tipoff.play.commands import play_command
 from tipoff.secrets.commands import app as secrets_app
 from tipoff.turn_relay.commands import bench_app, relay_command
@@ -82,6 +89,7 @@ app.command("watch")(watch_command)
 app.command("logs")(logs_command)
 app.command("kick")(kick_command)
 app.command("drain")(drain_command)
+app.command("restart")(restart_command)
 app.add_typer(ban_app, name="ban")
 app.command("doctor")(doctor_command)
 app.command("relay")(relay_command)

@@ -20,7 +20,7 @@
 | `TIPOFF_CONNECTIONS_PER_SECOND` | new WebSocket connections of one address (50; 0: no limit); more are closed |
 | `TIPOFF_PLAIN_WEBSOCKET` | set to 1: a WebSocket listener without TLS even on a public address |
 | `TIPOFF_BEVYGAP` | set to 1: also take tokens of bevygap's matchmaker, whose sessions are looked up |
-| `TIPOFF_DRAIN_GRACE` | seconds for which players may stay after SIGTERM (5) |
+| `TIPOFF_DRAIN_GRACE` | seconds for which players may stay after SIGTERM (5; the launcher says 0) |
 | `TIPOFF_LEASE_TTL` | seconds the lease lives (10; refreshed every third); as `TIPOFF_MATCHMAKER_LEASE_TTL` |
 | `TIPOFF_PROFILE` | `trusted` (default): the server writes its keys in NATS itself; `isolated`: it sends events |
 | `TIPOFF_EVENT_KEY` | this deployment's key for those events, 64 hex digits; `TIPOFF_EVENT_KEY_FILE` names a file |

@@ -1,13 +1,13 @@
-"""Answers operators: end a session, retire a server, tell the status.
+"""Answers operators: end a session, retire a server, restart a game, tell the status.
 
-`kick` and `drain` are answered by one matchmaker of all (queue group), `status` by every one. Both use the
+`kick`, `drain` and `restart` are answered by one matchmaker of all (queue group), `status` by every one. Both use the
 compare-and-sets that players and the reconciler use, so repeating one changes nothing more.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 
 import msgspec
 from nats.aio.msg import Msg
@@ -16,6 +16,7 @@ from tipoff_matchmaker.bans import BanEnforcer
 from tipoff_matchmaker.deployments import state_machine
 from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.errors import NoRecord, NotFound
+from tipoff_matchmaker.fleet.planner import Planner
 from tipoff_matchmaker.fleet.stop import Stopper
 from tipoff_matchmaker.fleet.trust import Trust
 from tipoff_matchmaker.orchestrators.resilient import ResilientOrchestrator
@@ -28,6 +29,7 @@ from tipoff_matchmaker.sessions.store import SessionStore
 from tipoff_shared import admin
 from tipoff_shared.ban_list import new_ban
 from tipoff_shared.errors import Internal, TipoffError, Unavailable
+from tipoff_shared.games import GameKey
 from tipoff_shared.nats.connection import Bus, Subscription
 from tipoff_shared.primitives.tasks import BoundedHandlers
 from tipoff_shared.records import DeploymentRecord, DeploymentState
@@ -49,8 +51,10 @@ class Admin:
         deployments: DeploymentStore,
         trust: Trust,
         stopper: Stopper,
+        planner: Planner,
         kicker: Kicker,
         orchestrators: Mapping[str, ResilientOrchestrator],
+        games: Collection[GameKey],
         requests: BoundedHandlers,
         health: ServiceHealth,
         claims: ClaimLimit,
@@ -63,8 +67,10 @@ class Admin:
         self._deployments = deployments
         self._trust = trust
         self._stopper = stopper
+        self._planner = planner
         self._kicker = kicker
         self._orchestrators = orchestrators
+        self._games = games
         self._requests = requests
         self._health = health
         self._claims = claims
@@ -78,6 +84,7 @@ class Admin:
         for operation, handle, queue in (
             ("kick", self._kick, QUEUE),
             ("drain", self._drain, QUEUE),
+            ("restart", self._restart, QUEUE),
             ("ban", self._ban, QUEUE),
             ("status", self._status, ""),
         ):
@@ -150,6 +157,29 @@ class Admin:
             await self._stopper.drain(asked.deployment_id, reason)
         after = await self._after(before, asked.deployment_id)
         return admin.Drained(asked.deployment_id, after.state.value, len(after.seats), after.reason)
+
+    async def _restart(self, data: bytes) -> admin.Restarted:
+        """Stop every server of the game that there is now. New ones are planned at once, whatever failed before."""
+        asked = admin.decode_restart(data)
+        reason = asked.reason or "restarted by an operator"
+        keys = [key for key in self._games if asked.game == key[0] and asked.version in ("", key[1])]
+        if not keys:
+            known = ", ".join(f"{name} {version}" for name, version in self._games)
+            raise NotFound(
+                f"there is no game {asked.game} {asked.version}".rstrip() + f"; there are: {known}"
+            )
+        servers = [
+            record for key in keys for record in self._deployments.of(*key) if state_machine.is_live(record)
+        ]
+        log.warning("%d server(s) of %s are restarted by an operator: %s", len(servers), asked.game, reason)
+        for record in servers:
+            self._trust.remove(record.id)
+            self._stopper.stop(record.id, reason)
+        for key in keys:
+            self._planner.forget_failures(key)
+        for record in servers:
+            await self._after(record, record.id)
+        return admin.Restarted([version for _, version in keys], [record.id for record in servers])
 
     async def _ban(self, data: bytes) -> admin.Banned:
         """Write the ban, or lift it. All that follow the bucket act on it, this matchmaker included."""

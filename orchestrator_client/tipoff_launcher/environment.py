@@ -51,6 +51,8 @@ def server_environment(
     if "PATH" in backend.inherited:
         environment.setdefault("PATH", os.defpath)
     environment["PYTHONUNBUFFERED"] = "1"  # else a crash would lose the last lines of the log
+    # The launcher stops what is over: players are sent away at once. Who waited would be killed without a goodbye.
+    environment["TIPOFF_DRAIN_GRACE"] = "0"
     environment["TIPOFF_PUBLIC_HOST"] = settings.public_host
     environment["TIPOFF_BIND_HOST"] = backend.bind_host
     if spec.websocket_url:  # a proxy in front does the TLS and connects without

@@ -2,11 +2,12 @@
 
     matchmaker.admin.kick    {"session_id", "reason"}               -> {"session_id", "state", "deployment_id", ...}
     matchmaker.admin.drain   {"deployment_id", "reason", "now"}     -> {"deployment_id", "state", "seats", ...}
+    matchmaker.admin.restart {"game", "version", "reason"}          -> {"versions", "servers"}
     matchmaker.admin.ban     {"kind", "subject", "until", ...}      -> {"kind", "subject", "until", "reason", "existed"}
     matchmaker.admin.status  (anything)                             -> {"instance", "in_flight", "orchestrators", ...}
 
-One matchmaker answers `kick`, `drain` and `ban` (queue group); every matchmaker answers `status`. A failure is
-answered with {"error": {"code", "message", "retry_after"}}. Repeating a request is harmless. Only the operators' role
+Every matchmaker answers `status`; one of them answers each of the others (queue group). A failure is answered with
+{"error": {"code", "message", "retry_after"}}. Repeating a request is harmless. Only the operators' role
 may publish here, because these requests can end any game.
 """
 
@@ -19,9 +20,10 @@ import msgspec
 
 from tipoff_shared.errors import Internal, Malformed, TipoffError, from_code
 
-OPERATIONS = ("kick", "drain", "ban", "status")
+OPERATIONS = ("kick", "drain", "restart", "ban", "status")
 MAX_REQUEST = 4096
 MAX_REASON = 200
+_MAX_NAME = 30
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 
 T = TypeVar("T")
@@ -40,6 +42,15 @@ class DrainDeployment(msgspec.Struct, frozen=True):
     deployment_id: str
     reason: str = ""
     now: bool = False
+
+
+class RestartGame(msgspec.Struct, frozen=True):
+    """End all servers of a game at once, with their players, and start new ones; `version` "" means all versions.
+    Starts that failed are forgotten."""
+
+    game: str
+    version: str = ""
+    reason: str = ""
 
 
 class BanPlayer(msgspec.Struct, frozen=True):
@@ -79,6 +90,13 @@ class Drained(msgspec.Struct, frozen=True):
     state: str
     seats: int = 0
     reason: str = ""
+
+
+class Restarted(msgspec.Struct, frozen=True):
+    """The answer to `restart`: the versions of the game, and the ids of the servers that are stopping now."""
+
+    versions: list[str]
+    servers: list[str]
 
 
 class Failing(msgspec.Struct, frozen=True):
@@ -154,6 +172,12 @@ def decode_drain(data: bytes) -> DrainDeployment:
     return DrainDeployment(_id(asked.deployment_id, "deployment_id"), _reason(asked.reason), asked.now)
 
 
+def decode_restart(data: bytes) -> RestartGame:
+    """The request in `data`; raises `Malformed`."""
+    asked = _request(data, RestartGame)
+    return RestartGame(_name(asked.game, "game"), _name(asked.version, "version"), _reason(asked.reason))
+
+
 def decode_ban(data: bytes) -> BanPlayer:
     """The request in `data`; raises `Malformed`. What it names is checked by `ban_list.new_ban`."""
     return _request(data, BanPlayer)
@@ -181,6 +205,12 @@ def _request(data: bytes, kind: type[T]) -> T:
 def _id(text: str, what: str) -> str:
     if not _ID.fullmatch(text):
         raise Malformed(f"{what}: 1 to 64 letters, digits, - and _ are expected")
+    return text
+
+
+def _name(text: str, what: str) -> str:
+    if len(text) > _MAX_NAME or not text.isprintable():
+        raise Malformed(f"{what}: at most {_MAX_NAME} printable characters are expected")
     return text
 
 

@@ -17,20 +17,20 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from tests.matchmaker.world import ARENA, World, failed
-from tipoff.operate.admin import drain, kick, until_gone
+from tipoff.operate.admin import drain, kick, restart, until_gone
 from tipoff.operate.ban_commands import app as ban_app
 from tipoff.operate.status import print_status, read_status
-from tipoff_orchestrator_client.base import OrchestratorUnavailable
-from tipoff_shared.admin import Drained, decode_drain, decode_kick, decode_reply
+from tipoff_orchestrator_client.base import NoCapacity, OrchestratorUnavailable
+from tipoff_shared.admin import Drained, decode_drain, decode_kick, decode_reply, decode_restart
 from tipoff_shared.errors import Malformed, NoServerInTime, TipoffError, Unavailable
 from tipoff_shared.messages import SessionReady
-from tipoff_shared.records import Kick, SessionState
+from tipoff_shared.records import DeploymentState, Kick, SessionState
 
 BUSY = OrchestratorUnavailable("503 try later", retryable=True)
 
 
-async def playing(world: World) -> SessionReady:
-    ready = await world.play()
+async def playing(world: World, game: str = "arena") -> SessionReady:
+    ready = await world.play(game)
     await world.server_of(ready).connect(ready)
     await world.session_becomes(ready.session_id, SessionState.ACTIVE)
     return ready
@@ -146,6 +146,50 @@ async def test_now_means_with_its_players(world: World) -> None:
         session = await world.session_becomes(ready.session_id, SessionState.GONE)
         assert session.reason == "the host goes down"
         await world.nothing_is_left()
+
+
+async def test_a_restarted_game_has_new_servers_at_once(world: World) -> None:
+    """With the reason for those who played there; another game's servers and players are left in peace."""
+    other = msgspec.structs.replace(ARENA, name="pong", empty_ttl=60)
+    async with world.matchmaker(msgspec.structs.replace(ARENA, min_ready=1, empty_ttl=60), other):
+        ready, elsewhere = await playing(world), await playing(world, "pong")
+        done = await restart(world.bus, "arena", reason="server.py changed")
+        assert done.versions == ["1"]
+        assert ready.deployment_id in done.servers
+        session = await world.session_becomes(ready.session_id, SessionState.GONE)
+        assert session.reason == "server.py changed"
+
+        async def new() -> bool:
+            now = {record.id for record in await world.deployments() if record.state is DeploymentState.READY}
+            return bool(now - {*done.servers, elsewhere.deployment_id}) and now.isdisjoint(done.servers)
+
+        await world.eventually(new, "another server of arena is ready")
+        other_session = await world.session(elsewhere.session_id)
+        assert other_session is not None
+        assert other_session.state is SessionState.ACTIVE
+
+
+async def test_a_restart_forgets_starts_that_failed(world: World) -> None:
+    """Who has mended the game does not wait for the pause after its failures."""
+    world.fake.fail("deploy", NoCapacity("full", retryable=True, retry_after=1000))
+    async with world.matchmaker(msgspec.structs.replace(ARENA, min_ready=1)):
+
+        async def none_left() -> bool:
+            return bool(world.fake.calls) and not await world.deployments()
+
+        await world.eventually(none_left, "the start has failed")
+        await restart(world.bus, "arena", "1")
+        await world.servers_ready(1)
+
+
+async def test_a_game_that_does_not_exist_cannot_be_restarted(world: World) -> None:
+    """404 with those that exist."""
+    async with world.matchmaker():
+        with pytest.raises(TipoffError, match=r"no game pong; there are: arena 1") as caught:
+            await restart(world.bus, "pong")
+        assert caught.value.code == 404
+        with pytest.raises(Malformed, match="game"):
+            await restart(world.bus, "x" * 31)
 
 
 async def test_a_server_that_starts_may_be_drained(world: World) -> None:
@@ -272,7 +316,7 @@ async def test_the_commands(world: World) -> None:
     | st.text(max_size=100).map(lambda text: msgspec.json.encode({"session_id": text}))
 )
 def test_any_request_is_read_or_refused(data: bytes) -> None:
-    for decode in (decode_kick, decode_drain):
+    for decode in (decode_kick, decode_drain, decode_restart):
         try:
             decode(data)
         except Malformed:
@@ -304,7 +348,7 @@ async def test_status_says_how_often_an_address_was_kept_to_its_share(world: Wor
 async def test_status_counts_who_is_connected_now(world: World) -> None:
     """A game server tells its number with its heartbeat, so that one may be old: it is shown as such. No server shows
     a player and no seat."""
-    async with world.matchmaker(msgspec.structs.replace(ARENA, min_ready=1)):
+    async with world.matchmaker(msgspec.structs.replace(ARENA, min_ready=1, max_deployments=1)):
         await world.servers_ready(1)
         ready = await world.play()
         server = world.server_of(ready)

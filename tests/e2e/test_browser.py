@@ -101,8 +101,24 @@ async def dots_drawn(page: Page) -> bool:
     )
 
 
+async def test_the_page_of_a_new_game_joins_the_server_that_runs_the_new_code(
+    tmp_path: Path, browser: BrowserContext
+) -> None:
+    """`tipoff up --reload`: the server's code changes, the page says so, and plays on by itself."""
+    game = write_game("reloaded", tmp_path)
+    server = game / "server.py"
+    async with running_up(tmp_path / "state", games=game / "games.toml", arguments=("--reload",)) as up:
+        page = await browser.new_page()
+        await page.goto(up.url + "/")
+        playing = "document.getElementById('say').textContent === 'arrow keys'"
+        await page.wait_for_function(playing, timeout=20_000)
+        server.write_text(server.read_text() + "# changed\n")
+        await page.wait_for_function(f"!({playing})", timeout=20_000)
+        await page.wait_for_function(playing, timeout=20_000)
+
+
 async def test_the_page_of_a_new_game_plays(tmp_path: Path, browser: BrowserContext) -> None:
-    """The 30 lines that `tipoff new` writes, opened where `tipoff up` serves them."""
+    """The lines that `tipoff new` writes, opened where `tipoff up` serves them."""
     game = write_game("my game", tmp_path)
     async with running_up(tmp_path / "state", games=game / "games.toml") as up:
         page = await browser.new_page()

@@ -1,4 +1,4 @@
-"""Asks a matchmaker to end a session, to drain a game server or to ban a player, for `tipoff kick`, `drain` and `ban`.
+"""Asks a matchmaker to end a session, drain a server, restart a game or ban a player, for the commands of these names.
 
 The matchmaker acts as on any other end of a session or server. A repeated request does no harm.
 """
@@ -18,6 +18,8 @@ from tipoff_shared.admin import (
     Drained,
     Kicked,
     KickSession,
+    Restarted,
+    RestartGame,
     decode_reply,
     encode,
 )
@@ -42,6 +44,12 @@ async def drain(bus: Bus, deployment_id: str, reason: str = "", *, now: bool = F
     """Let no new players onto a game server; it ends with its last player, with `now` at once. Raises a
     `TipoffError`, with code 404 for an unknown server."""
     return await _ask(bus, "drain", DrainDeployment(deployment_id, reason, now), Drained)
+
+
+async def restart(bus: Bus, game: str, version: str = "", reason: str = "") -> Restarted:
+    """End all servers of a game at once, with their players; new ones start, whatever failed before. Raises a
+    `TipoffError`, with code 404 for an unknown game."""
+    return await _ask(bus, "restart", RestartGame(game, version, reason), Restarted)
 
 
 async def ban(bus: Bus, new: Ban, *, lift: bool = False) -> Banned:

@@ -1,4 +1,4 @@
-"""The commands `tipoff status`, `watch`, `kick` and `drain`: their options and output."""
+"""The commands `tipoff status`, `watch`, `kick`, `drain` and `restart`: their options and output."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import msgspec
 import typer
 from rich.console import Console
 
-from tipoff.operate.admin import drain, kick, until_gone
+from tipoff.operate.admin import drain, kick, restart, until_gone
 from tipoff.running_system import Namespace, NatsUrl, StateDir, nats_settings
 from tipoff_shared.admin import Drained
 from tipoff_shared.nats.connection import connect
@@ -232,6 +232,31 @@ def drain_command(
                 print(f"{deployment} has ended ({time.monotonic() - began:.1f} s)")
             else:
                 print(_server_text(deployment, done.state, done.seats))
+
+    run(work())
+
+
+def restart_command(
+    game: Annotated[str, typer.Argument(help="Name of the game.")],
+    version: Annotated[str, typer.Argument(help="One version.", show_default="all versions")] = "",
+    reason: Reason = "",
+    state_dir: StateDir = None,
+    nats: NatsUrl = None,
+    namespace: Namespace = None,
+    as_json: AsJson = False,
+) -> None:
+    """End all servers of a game at once, with their players, and start new ones. Failed starts are forgotten."""
+
+    async def work() -> None:
+        async with connect(nats_settings(state_dir, nats, namespace), name="tipoff restart") as bus:
+            done = await restart(bus, game, version, reason)
+        if as_json:
+            print(json.dumps(msgspec.to_builtins(done)))
+            return
+        for server in done.servers:
+            print(f"{server} is stopping")
+        again = "those that are kept ready start again" if done.servers else "none ran"
+        print(f"{len(done.servers)} server(s) of {game} {', '.join(done.versions)}: {again}")
 
     run(work())
 

@@ -56,6 +56,15 @@ def up_command(
         bool, typer.Option("--quiet", "-q", help="Do not show what game servers print; `tipoff logs` has it.")
     ] = False,
     open_: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    reload: Annotated[
+        bool, typer.Option("--reload", help="Restart a game's servers when its Python files change.")
+    ] = False,
+    reload_include: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With --reload: further files, like '*.json'.", metavar="PATTERN", show_default=False
+        ),
+    ] = None,
     edgegap_emulator: Annotated[
         bool,
         typer.Option(
@@ -87,6 +96,8 @@ def up_command(
         matchmakers=matchmakers,
         httpds=httpds,
         edgegap_emulator=edgegap_emulator,
+        reload=reload,
+        reload_include=tuple(reload_include or ()),
         web=web or (beside if (beside / "index.html").exists() else None),
     )
 

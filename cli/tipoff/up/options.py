@@ -23,7 +23,8 @@ class UpOptions:
 
     `host` is an address of this machine, a DNS name, or "auto" (this machine and its LAN address). `port` 0 is any
     free one. `web` is the directory of the page at `/`, None for the built-in one. With `edgegap_emulator`, games with
-    `orchestrator = "edgegap"` run on an emulated Edgegap on this machine.
+    `orchestrator = "edgegap"` run on an emulated Edgegap on this machine. With `reload`, a game's servers are restarted
+    when its files change; `reload_include` has patterns of file names beside `*.py`.
     """
 
     games: Path
@@ -37,6 +38,8 @@ class UpOptions:
     matchmakers: int = 1
     httpds: int = 1
     edgegap_emulator: bool = False
+    reload: bool = False
+    reload_include: tuple[str, ...] = ()
 
 
 def check(options: UpOptions) -> None:

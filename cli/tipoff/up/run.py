@@ -27,6 +27,7 @@ from tipoff.up.game_reports import report_games
 from tipoff.up.nats_keeper import NatsKeeper
 from tipoff.up.options import UpOptions, check, check_games, check_open_files, few_open_files
 from tipoff.up.readiness import Door, tell_playable, tell_readiness, wait_until_playable, wait_until_ready
+from tipoff.up.reload import SourceFiles, reload_games
 from tipoff.up.state_dir import UpInfo, locked, remove_up_info, usable, write_up_info
 from tipoff_orchestrator_client.launcher import LauncherOrchestrator
 from tipoff_shared.file_limit import hard_file_limit
@@ -69,6 +70,7 @@ async def run_up(
     secure = bool(options.tls_cert and options.tls_key)
     reach = await asyncio.to_thread(find_reach, options.host, secure=secure)
     check_games(options, games, reach)
+    sources = SourceFiles(options.games, games, options.reload_include) if options.reload else None
     for warning in _warnings(options, reach):
         say(warning)
     with (
@@ -119,6 +121,8 @@ async def run_up(
                         on_ready(Running(urls, nats_url, took, _names(games), _names(missing)))
                         if missing:
                             keepers.append(group.create_task(tell_playable(bus, missing, say)))
+                        if sources is not None:
+                            keepers.append(group.create_task(reload_games(bus, sources, say, stop)))
                         await stop.wait()
                         say("stopping")
                     for keeper in keepers:

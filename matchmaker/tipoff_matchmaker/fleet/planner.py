@@ -101,6 +101,12 @@ class Planner:
         for wanted in self._wanted.values():
             wanted.set()
 
+    def forget_failures(self, key: GameKey) -> None:
+        """Start servers of the game at once, although starts failed before: what made them fail has changed."""
+        if key in self._backoffs:
+            self._backoffs[key] = StartBackoff()
+            self.want(key)
+
     def explain(self, key: GameKey, *, waited: float, position: int, start_failed: str) -> str:
         """Why a player waits, for people; see `progress.explain`."""
         fleet = self._deployments.of(*key)
@@ -167,11 +173,11 @@ class Planner:
         return f"its servers {what}: {starts.reason}"
 
     async def _plan_for_ever(self, game: Game) -> None:
-        starts, wanted = self._backoffs[game.key], self._wanted[game.key]
+        wanted = self._wanted[game.key]
         tries = 0
         while True:
             await wanted.wait()
-            while (early := starts.not_before - time.monotonic()) > 0:
+            while (early := self._backoffs[game.key].not_before - time.monotonic()) > 0:
                 wanted.clear()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(early):
