@@ -60,7 +60,7 @@ ORDER = {
         service
         """,
     "tipoff_matchmaker": """
-        settings tokens failpoints peers hearing mappings event_secret errors orchestrators
+        settings tokens failpoints peers hearing bucket_ages mappings event_secret errors orchestrators
         metrics_server
         metrics
         seats

@@ -138,9 +138,9 @@ class BanEnforcer:
     async def _told(self, msg: Msg) -> None:
         """An httpd knows bans that are missing. It counts only while the bucket has just been lost: at any other time a
         missing ban is one that was lifted."""
-        if "bans" not in self._ages.lost:
-            return
         try:
+            if not await self._ages.may_have_lost("bans"):
+                return
             command = decode_command(msg.data)
             bans = command.bans if isinstance(command, Bans) else []
             known = [
@@ -148,6 +148,9 @@ class BanEnforcer:
             ]
         except Malformed as exc:
             log.warning("an httpd's bans cannot be read: %s", exc)
+            return
+        except Unavailable as exc:
+            log.info("an httpd says its bans again: %s", exc)
             return
         await self._write_back(known)
 

@@ -4,6 +4,9 @@ A bucket is known by the time at which its stream was created. A bucket that is 
 game server, or than the one this process knew before, has lost its records. One whose latest write is older than the
 one this process knew has gone back: an older backup was restored, or the power failed. For some minutes a missing
 record then means nothing: servers and players who have none are taken for those whose record was lost.
+
+Who finds a record missing, and would end something for it, asks `may_have_lost`: the ages are then read once more,
+because the reading before may be older than the loss.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -18,6 +22,8 @@ from tipoff_shared.kv.bucket import Bucket, BucketAge
 from tipoff_shared.kv.buckets import BEVYGAP_BUCKETS, Buckets, create_buckets
 from tipoff_shared.nats.connection import Bus
 from tipoff_shared.nats.errors import NotFound
+from tipoff_shared.primitives.single_flight import SingleFlight
+from tipoff_shared.primitives.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -25,14 +31,19 @@ REBUILT_WITHIN = 300.0
 """Seconds after its creation for which a bucket's lost records are rebuilt."""
 _AT_ONCE = 5.0
 """Seconds within which a new system makes all its buckets; more than that between two means that one was lost."""
+_APART = 0.05
+"""Seconds between two readings for missing records: whoever makes us look for many causes no more of them."""
 
 
 class BucketAges:
     """The ages of all buckets. `clock`: Unix seconds."""
 
-    def __init__(self, bus: Bus, buckets: Buckets, clock: Callable[[], float]) -> None:
+    def __init__(self, bus: Bus, buckets: Buckets, tasks: Tasks, clock: Callable[[], float]) -> None:
         self._bus = bus
         self._clock = clock
+        self._gameservers = buckets.gameservers
+        self._readings = SingleFlight[None, None]("ages of buckets", begin=tasks.start_awaited)
+        self._next_look = 0.0
         self._buckets: dict[str, Bucket[Any]] = {
             field.name: getattr(buckets, field.name) for field in dataclasses.fields(buckets)
         }
@@ -45,9 +56,31 @@ class BucketAges:
         known of its records is worthless, their revisions too."""
         self._listeners.append(listener)
 
-    async def read(self) -> bool:
-        """Read the ages, and make missing buckets anew; whether one was lost since the reading before. Raises
-        `Unavailable`."""
+    async def read(self) -> None:
+        """Read the ages, and make missing buckets anew; what was lost since the reading before is published. No
+        reading that began before this call counts. Raises `Unavailable`; cancelling is safe."""
+        await self._readings.run_fresh(None, self._read_and_compare)
+
+    async def may_have_lost(self, bucket: str, *, server: str = "") -> bool:
+        """Whether a record that was missing in `bucket` just now may be one that NATS has lost; then it is rebuilt, and
+        nothing may end for want of it. `server`: the game server that speaks of the record, if one does; as long as it
+        has no lease, nobody knows whether it runs since before the loss. Raises `Unavailable`; cancelling is safe."""
+        if bucket in self.lost:
+            return True
+        await self._readings.run_fresh(None, self._look)
+        if server and bucket not in self.lost:
+            lease = await self._gameservers.get(server)
+            if lease is None:
+                return True
+            self.compare([lease.value.started_at])
+        return bucket in self.lost
+
+    async def _look(self) -> None:
+        await asyncio.sleep(self._next_look - time.monotonic())
+        self._next_look = time.monotonic() + _APART
+        await self._read_and_compare()
+
+    async def _read_and_compare(self) -> None:
         try:
             ages = await self._read()
         except NotFound:
@@ -56,7 +89,7 @@ class BucketAges:
             ages = await self._read()
         before, self._ages = self._ages, ages
         if not before:
-            return False
+            return
         made_anew = {name: age.created for name, age in ages.items() if age.is_made_anew(before[name])}
         for name in made_anew:
             log.warning("bucket %s was lost and made anew; its records are rebuilt from what runs", name)
@@ -77,7 +110,6 @@ class BucketAges:
         for name in made_anew:
             for listener in self._listeners:
                 listener(name)
-        return bool(made_anew)
 
     async def _read(self) -> dict[str, BucketAge]:
         found = await asyncio.gather(

@@ -164,14 +164,14 @@ def compose(
         for name, orchestrator in orchestrators.items()
     }
 
-    ages = BucketAges(bus, buckets, clock)
+    ages = BucketAges(bus, buckets, tasks, clock)
     deployments = DeploymentStore(buckets.deployments, tasks)
     fleet_limit = FleetLimit(buckets.fleets)
     sessions = SessionStore(buckets.sessions, settings, clock)
 
     trust = Trust(deployments)
     lines = WaitingLines(our_keys)
-    kicker = Kicker(bus, deployments, tasks)
+    kicker = Kicker(bus, ages, buckets, deployments, tasks)
     ender = SessionEnder(buckets, sessions)
     metrics.unheard.set_function(lambda: float(hearing.deaf))
     deadlines = SessionDeadlines(hearing, buckets, sessions, clock)
@@ -279,11 +279,12 @@ def compose(
         clock,
     )
     reconciler = Reconciler(reader, executor, lease, trust, starter, stopper, planner, metrics, settings)
-    presence_reader = PresenceReader(ages, buckets, sessions, liveness)
+    presence_reader = PresenceReader(buckets, sessions, liveness)
     delete_queue = DeleteQueue(bus, sessions, releaser)
 
     expected = ExpectedSeats(bus, clock)
     placement = Placement(
+        ages,
         buckets,
         deployments,
         router,

@@ -13,7 +13,6 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from tipoff_matchmaker.bucket_ages import BucketAges
 from tipoff_matchmaker.fleet.liveness import Liveness
 from tipoff_matchmaker.sessions.state_machine import Connected, Left
 from tipoff_matchmaker.sessions.store import SessionStore
@@ -38,10 +37,7 @@ LEASES = "matchmaker-leases"
 class PresenceReader:
     """Two loops: one reads connections, one reads leases."""
 
-    def __init__(
-        self, ages: BucketAges, buckets: Buckets, sessions: SessionStore, liveness: Liveness
-    ) -> None:
-        self._ages = ages
+    def __init__(self, buckets: Buckets, sessions: SessionStore, liveness: Liveness) -> None:
         self._buckets = buckets
         self._sessions = sessions
         self._liveness = liveness
@@ -59,9 +55,7 @@ class PresenceReader:
         current = await self._buckets.active_connections.get(session_id)
         if change.value is not None:
             if current is not None and current.revision == change.revision:
-                lost = "sessions" in self._ages.lost and await self._sessions.read(session_id) is None
-                if not lost:  # else the reconciler rebuilds it: the player must not be kicked
-                    await self._sessions.apply(session_id, Connected())
+                await self._sessions.apply(session_id, Connected())
             await ack()
         elif current is not None:
             await ack()

@@ -161,7 +161,7 @@ async def open_profile(name: str, isolated_nats: IsolatedNats, eyes: Bus) -> Asy
             await secret.ensure()
             tasks = await stack.enter_async_context(Tasks("events"))
             own = buckets(bus)
-            ages, store = BucketAges(bus, own, time.time), DeploymentStore(own.deployments, tasks)
+            ages, store = BucketAges(bus, own, tasks, time.time), DeploymentStore(own.deployments, tasks)
             writer = EventWriter(bus, ages, own, store, told)
             reader = EventReader(bus, writer, store, Metrics(), tasks, secret.key_of)
             tasks.start(reader.run(), "reader")

@@ -32,6 +32,9 @@ class Ages:
 
     lost: dict[str, float] = field(default_factory=dict)
 
+    async def may_have_lost(self, bucket: str) -> bool:
+        return bucket in self.lost
+
 
 class Events:
     """Events of the server `one`, numbered as they come, and the kicks that it hears."""

@@ -9,7 +9,8 @@ import pytest
 
 from tests.matchmaker.test_fleet_rules import judged, lease, record, session, snapshot
 from tipoff_matchmaker.reconciler import actions, rules
-from tipoff_shared.records import DeploymentState, SessionState
+from tipoff_matchmaker.sessions.state_machine import Connected, DeadlinePassed, SeatFound, step
+from tipoff_shared.records import DeploymentRecord, DeploymentState, SessionState
 
 pytestmark = pytest.mark.row(85)
 
@@ -92,3 +93,51 @@ def test_lost_reservations_of_living_servers_are_written_again() -> None:
     found = [action for action in judged(lost(given, "fleets")) if isinstance(action, actions.Reserve)]
     assert [action.deployment_id for action in found] == ["d1"]
     assert not any(isinstance(action, actions.Reserve) for action in judged(given))
+
+
+@pytest.mark.parametrize("settled", [False, True])
+def test_no_unknown_server_is_stopped_before_all_had_the_time_to_write_their_leases(settled: bool) -> None:
+    """A new matchmaker on an empty store cannot know yet that records were lost."""
+    memory = rules.Memory()
+    given = replace(without_record(), leases={}, settled=settled)
+    judged(given, memory)
+    later = judged(replace(given, now=NOW + 1000), memory)
+    assert any(isinstance(a, actions.StopUnknown) for a in later) is settled
+
+
+@pytest.mark.parametrize("settled", [False, True])
+def test_no_connection_to_an_unknown_server_is_dropped_before_then(settled: bool) -> None:
+    memory = rules.Memory()
+    given = snapshot(sessions=[], listed=[], settled=settled)
+    given = replace(given, connections={"s1": rules.Connection("7", "d1")})
+    found = [*judged(given, memory), *judged(replace(given, now=NOW + 1), memory)]
+    assert any(isinstance(a, actions.DropConnection) for a in found) is settled
+    assert settled or not any(isinstance(a, actions.ApplyEvent | actions.KickFrom) for a in found)
+
+
+def test_who_plays_while_the_session_looks_for_a_seat_again_is_seated() -> None:
+    """An older backup, made while the player waited; the deadline of then has passed."""
+    looking = session(SessionState.REQUESTED, deployment_id="", boot_id="", deadline=NOW - 50)
+    given = snapshot(record("d1", boot_id="b1"), sessions=[looking])
+    given = replace(given, connections={"s1": rules.Connection("7", "d1")})
+    seated = SeatFound("d1", "b1", NOW + 60)
+    found = judged(lost(given, "sessions"))
+    assert found[-2:] == [actions.ApplyEvent("s1", seated), actions.ApplyEvent("s1", Connected())]
+    after = step(step(looking, seated, NOW).record, Connected(), NOW).record
+    assert after is not None
+    assert (after.state, after.deployment_id) == (SessionState.ACTIVE, "d1")
+
+
+@pytest.mark.parametrize("servers", [[], [record("d1", state=DeploymentState.GONE)]])
+def test_it_is_not_ended_while_its_server_has_no_record(servers: list[DeploymentRecord]) -> None:
+    looking = session(SessionState.REQUESTED, deployment_id="", boot_id="", deadline=NOW - 50)
+    given = replace(snapshot(*servers, sessions=[looking]), connections={"s1": rules.Connection("7", "d1")})
+    assert not any(isinstance(a, actions.ApplyEvent) for a in judged(lost(given, "sessions")))
+
+
+def test_whoever_is_connected_is_not_ended_for_the_deadline_of_looking_for_a_seat() -> None:
+    looking = session(SessionState.REQUESTED, deadline=NOW - 50)
+    assert step(looking, DeadlinePassed(connected=True), NOW).record is None
+    ended = step(looking, DeadlinePassed(connected=False), NOW).record
+    assert ended is not None
+    assert ended.state is SessionState.CLOSING

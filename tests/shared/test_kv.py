@@ -90,6 +90,14 @@ async def test_list_of_an_empty_store_is_empty(nats: Bus) -> None:
     assert await (await create_buckets(nats)).sessions.list() == {}
 
 
+async def test_the_current_entry_says_which_server_wrote_it(nats: Bus) -> None:
+    store = (await create_buckets(nats)).active_connections
+    await store.put("s1", "42", server="arena-1")
+    await store.put("s2", "43")
+    assert await store.latest("s1") == Change("s1", "42", 1, server="arena-1")
+    assert await store.latest("s2") == Change("s2", "43", 2)
+
+
 async def test_a_deleted_key_leaves_a_tombstone_until_it_is_forgotten(nats: Bus) -> None:
     """`get` and `list` see nothing; `latest` and `list_latest` see that something was there."""
     store = (await create_buckets(nats)).active_connections

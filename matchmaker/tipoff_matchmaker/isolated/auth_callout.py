@@ -117,7 +117,7 @@ class AuthCallout:
         record = self._deployments.get(deployment_id) or await self._deployments.fetch(deployment_id)
         # Where the records are lost, its password says that it was started: its lease is what its record is rebuilt
         # from. One that has ended is found by the disconnector.
-        lost = record is None and "deployments" in self._ages.lost
+        lost = record is None and await self._ages.may_have_lost("deployments")
         if not lost and (record is None or not state_machine.is_live(record)):
             return self._deny(request, "its deployment has ended")
         lock, let_in = self._turn(deployment_id)

@@ -120,7 +120,7 @@ class Disconnector:
         records = await gather_then_raise(*map(self._deployments.fetch, ids), at_once=_AT_ONCE)
         without = {id for id, record in zip(ids, records, strict=True) if record is None}
         ended = {record.id for record in records if record is not None and not state_machine.is_live(record)}
-        if "deployments" in self._ages.lost:
+        if without and await self._ages.may_have_lost("deployments"):
             without = set()
         ended |= without & self._suspects
         self._suspects = without

@@ -51,7 +51,7 @@ class EventWriter:
     async def write_down(self, deployment_id: str, event: ServerEvent) -> None:
         """Write one event of this deployment; may be repeated. Raises a `TipoffError` when it must be repeated."""
         record = self._deployments.get(deployment_id) or await self._deployments.fetch(deployment_id)
-        if record is None and "deployments" in self._ages.lost:
+        if record is None and await self._ages.may_have_lost("deployments"):
             # The seal says that it is this server's. Its lease is what its record is rebuilt from.
             if not isinstance(event.what, Lease):
                 raise Unavailable(f"the record of {deployment_id} is lost", retry_after=5)
@@ -101,7 +101,7 @@ class EventWriter:
             )
             if result.entry is not None:
                 return
-        if record is None and "sessions" in self._ages.lost:
+        if record is None and await self._ages.may_have_lost("sessions"):
             # Its record is lost with others. The server's word is no reason to end a game; and where it has a seat for
             # the session, the connection is what the record is rebuilt from. A lie takes nothing but its own seats.
             if self._has_seat(server, session_id):

@@ -39,7 +39,7 @@ from tipoff_matchmaker.reconciler.actions import (
     Unreserve,
 )
 from tipoff_matchmaker.seats.rules import holds_seat, stale_seats
-from tipoff_matchmaker.sessions.state_machine import Connected, DeadlinePassed, ServerGone
+from tipoff_matchmaker.sessions.state_machine import Connected, DeadlinePassed, SeatFound, ServerGone
 from tipoff_orchestrator_client.base import Deployment, RunState
 from tipoff_orchestrator_client.edgegap import SESSIONS
 from tipoff_shared.games import Game, GameKey
@@ -281,7 +281,9 @@ def _unknown(snapshot: Snapshot, grace: Grace, memory: Memory) -> list[Action]:
             if record is None and _lost_its_record(deployment_id, name, snapshot):
                 actions += _rebuilt(deployment_id, name, snapshot)
                 continue
-            if memory.lasting(f"unknown/{name}/{deployment_id}", snapshot.now) > grace.orphan:
+            lasting = memory.lasting(f"unknown/{name}/{deployment_id}", snapshot.now)
+            # Before all servers had the time to write their leases, none tells whether records were lost.
+            if lasting > grace.orphan and snapshot.settled:
                 actions.append(StopUnknown(name, deployment_id))
     return actions
 
@@ -352,7 +354,9 @@ def _sessions(
     for session in sessions.values():
         match session.state:
             case SessionState.REQUESTED:
-                if now > session.deadline + grace.slack:
+                if session.id in connections and "sessions" in snapshot.lost:
+                    actions += _seat_again(session, connections[session.id], snapshot)
+                elif now > session.deadline + grace.slack:
                     actions.append(ApplyEvent(session.id, DeadlinePassed(connected=False)))
             case SessionState.READY | SessionState.ACTIVE:
                 actions += _seated(session, snapshot, connections, grace, memory)
@@ -386,6 +390,8 @@ def _past_connection(
     """A connection whose session is over. Its server is told to end it, and again while it is there, but not in every
     cycle: after a kill of nats-server there may be thousands. One that nobody ends is dropped."""
     server = snapshot.after.get(connection.server)
+    if known is None and connection.server and server is None and not snapshot.settled:
+        return []  # its server may have lost its record, and says so by a lease older than the buckets
     nobody = (
         bool(connection.server)
         and (server is None or not is_live(server))
@@ -412,6 +418,17 @@ def _rebuilt_session(session_id: str, connection: Connection, snapshot: Snapshot
         return [ApplyEvent(session_id, Connected())]
     until = snapshot.now + _REBUILT_SEAT
     return [RebuildSession(session_id, connection.client_id, server.id, until)]
+
+
+def _seat_again(session: SessionRecord, connection: Connection, snapshot: Snapshot) -> list[Action]:
+    """A connected player whose session still looks for a seat: the record has gone back to a time before it had one."""
+    server = snapshot.after.get(connection.server)
+    if server is None or not is_live(server):
+        return []
+    return [
+        ApplyEvent(session.id, SeatFound(server.id, server.boot_id, snapshot.now + _REBUILT_SEAT)),
+        ApplyEvent(session.id, Connected()),
+    ]
 
 
 def _seated(

@@ -73,6 +73,12 @@ class SnapshotReader:
         self._listing_interval = settings.listing_interval
         self._clock = clock
         self._next_listing = 0.0
+        self._losses = 0
+        ages.subscribe(self._lost)
+
+    def _lost(self, bucket: str) -> None:
+        self._losses += 1
+        self.list_sessions_next()
 
     def list_sessions_next(self) -> None:
         """List all sessions in the next cycle, whatever the interval says."""
@@ -80,8 +86,17 @@ class SnapshotReader:
 
     async def read(self, reconciles: bool) -> Snapshot:
         """`reconciles`: whether the snapshot will be acted upon. Raises `Unavailable` when NATS cannot be read."""
-        if await self._ages.read():
-            self.list_sessions_next()
+        await self._ages.read()
+        while True:
+            losses = self._losses
+            snapshot = await self._read(reconciles)
+            # NATS may have gone and come back empty between two listings: what was read then proves nothing.
+            await self._ages.read()
+            if losses == self._losses:
+                return snapshot
+            log.warning("NATS lost records while they were read; they are read once more")
+
+    async def _read(self, reconciles: bool) -> Snapshot:
         sessions: dict[str, Entry[SessionRecord]] | None = None
         connections: dict[str, Connection] | None = None
         departures: dict[str, int] = {}

@@ -21,6 +21,7 @@ import msgspec
 from tipoff_matchmaker import failpoints
 from tipoff_matchmaker.allocators.router import Router
 from tipoff_matchmaker.bans import BanEnforcer
+from tipoff_matchmaker.bucket_ages import BucketAges
 from tipoff_matchmaker.deployments.state_machine import serves
 from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.errors import AnsweredElsewhere, ShuttingDown
@@ -60,6 +61,7 @@ class Placement:
 
     def __init__(
         self,
+        ages: BucketAges,
         buckets: Buckets,
         deployments: DeploymentStore,
         router: Router,
@@ -73,6 +75,7 @@ class Placement:
         settings: Settings,
         clock: Callable[[], float],
     ) -> None:
+        self._ages = ages
         self._buckets = buckets
         self._deployments = deployments
         self._router = router
@@ -195,6 +198,8 @@ class Placement:
         if not _has_seat_on(deployment, record):
             # What we know may be older than the session's record, which another matchmaker wrote: read it.
             deployment = await self._deployments.fetch(record.deployment_id)
+        if deployment is None and await self._ages.may_have_lost("deployments"):
+            raise Unavailable("the record of this request's server is lost, and is being rebuilt")
         if deployment is None or not _has_seat_on(deployment, record):
             raise Conflict("the server of this request has ended; ask with a new request id")
         endpoint = await self._tokens.endpoint(request.game, deployment)

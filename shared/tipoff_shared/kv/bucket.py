@@ -54,6 +54,7 @@ _MARKER = "Nats-Marker-Reason"
 _ROLLUP = "Nats-Rollup"
 _PADDING = "Tipoff-Padding"
 _SERVER = "Tipoff-Server"
+_SERVER_HEADER = re.compile(rb"^Tipoff-Server:[ \t]*([!-~]+)", re.MULTILINE)
 _MARKER_HEADER = re.compile(rb"^(?:KV-Operation|Nats-Marker-Reason):", re.MULTILINE)
 
 
@@ -332,7 +333,9 @@ class Bucket(Changeable[T]):
     def _change_of(self, key: str, stored: StoredMessage) -> Change[T]:
         if _is_stored_marker(stored):
             return Change(key, None, stored.seq)
-        return Change(key, self._codec.decode(stored.data), stored.seq)
+        named = _SERVER_HEADER.search(stored.hdrs)
+        server = "" if named is None else named[1].decode()
+        return Change(key, self._codec.decode(stored.data), stored.seq, server=server)
 
     async def _read(self, which: dict[str, str | int]) -> StoredMessage | None:
         """The message of the stream that `which` names, or None."""
