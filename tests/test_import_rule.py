@@ -44,7 +44,7 @@ ALLOWED = {
 ORDER = {
     "tipoff_shared": """
         errors primitives secret netcode state_home
-        udp_sockets
+        udp_sockets framing
         names messages
         games
         records subjects settings user_data admin hooks server_events

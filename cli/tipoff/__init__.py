@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from tipoff_client_sdk import (
         Closed,
         ConnectionFailed,
+        ConnectionOver,
         ConnectOptions,
         Ended,
         Ending,
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
         Internal,
         LoginReason,
         Malformed,
+        MessageTooLarge,
         NoServerInTime,
         NotAllowed,
         NotAuthenticated,
@@ -91,6 +93,7 @@ __all__ = [
     "Conflict",
     "ConnectOptions",
     "ConnectionFailed",
+    "ConnectionOver",
     "Context",
     "Dialect",
     "Ended",
@@ -107,6 +110,7 @@ __all__ = [
     "LoginReason",
     "Malformed",
     "Message",
+    "MessageTooLarge",
     "NoServerInTime",
     "NotAllowed",
     "NotAuthenticated",
@@ -142,8 +146,9 @@ if not TYPE_CHECKING:  # a type checker sees the imports above, and that nothing
             (
                 "tipoff_client_sdk",
                 "client",
-                "ClientPlayer Closed ConnectOptions ConnectionFailed Ended Ending Event Joined Message PlayerError "
-                "Progress ProgressCallback Refused ServerLost Stage ThreadedPlayer Transport connect connect_threaded",
+                "ClientPlayer Closed ConnectOptions ConnectionFailed ConnectionOver Ended Ending Event Joined Message "
+                "PlayerError Progress ProgressCallback Refused ServerLost Stage ThreadedPlayer Transport "
+                "connect connect_threaded",
             ),
             (
                 "tipoff_gameserver",
@@ -154,7 +159,8 @@ if not TYPE_CHECKING:  # a type checker sees the imports above, and that nothing
             (
                 "tipoff_shared.errors",
                 "",
-                "ConfigError Conflict Internal LoginReason Malformed NoServerInTime NotAllowed NotAuthenticated "
+                "ConfigError Conflict Internal LoginReason Malformed MessageTooLarge NoServerInTime NotAllowed "
+                "NotAuthenticated "
                 "OrchestratorFailed SlowDown TipoffError TooLarge Unavailable UnknownGame",
             ),
         )

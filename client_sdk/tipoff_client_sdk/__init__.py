@@ -10,7 +10,14 @@ async with connect("http://localhost:3000", game="arena", version="1") as player
 
 from tipoff_client_sdk.connect import ConnectOptions, Transport, connect
 from tipoff_client_sdk.connection import MAX_MESSAGE, Player
-from tipoff_client_sdk.errors import Closed, ConnectionFailed, PlayerError, Refused, ServerLost
+from tipoff_client_sdk.errors import (
+    Closed,
+    ConnectionFailed,
+    ConnectionOver,
+    PlayerError,
+    Refused,
+    ServerLost,
+)
 from tipoff_client_sdk.inbox import Ending
 from tipoff_client_sdk.matchmaking import Progress, ProgressCallback, Stage
 from tipoff_client_sdk.threaded import Ended, Event, Joined, Message, ThreadedPlayer, connect_threaded
@@ -20,6 +27,7 @@ __all__ = [
     "Closed",
     "ConnectOptions",
     "ConnectionFailed",
+    "ConnectionOver",
     "Ended",
     "Ending",
     "Event",

@@ -7,10 +7,26 @@ from typing import Protocol
 
 from tipoff_client_sdk.errors import Closed
 from tipoff_client_sdk.inbox import Ending, Inbox
-from tipoff_shared.errors import Malformed, TooLarge
+from tipoff_shared.errors import Malformed, MessageTooLarge
+from tipoff_shared.framing import MAX_MESSAGE_BYTES
 
-MAX_MESSAGE = 1200
-"""Bytes of the longest message, either way, on every transport (netcode 1.02)."""
+MAX_MESSAGE = MAX_MESSAGE_BYTES
+"""Bytes of the longest message, either way. `Player.max_message` says what a connection takes: a server that knows no
+framing takes 1200."""
+
+
+def message_bytes(message: object, limit: int) -> bytes:
+    """`message` as bytes. Raises `TypeError`, `Malformed` (empty) or `MessageTooLarge`."""
+    if isinstance(message, bytearray | memoryview):
+        message = bytes(message)
+    if not isinstance(message, bytes):
+        hint = ": send text.encode()" if isinstance(message, str) else ""
+        raise TypeError(f"a message is bytes, not {type(message).__name__}{hint}")
+    if len(message) > limit:
+        raise MessageTooLarge(len(message), limit)
+    if not message:
+        raise Malformed("a message has at least one byte")
+    return message
 
 
 class Channel(Protocol):
@@ -36,8 +52,18 @@ class Channel(Protocol):
         """The server's number for this connection; seats are numbered from 0."""
         ...
 
-    async def send(self, message: bytes) -> None:
-        """Hand over one message of 1 to 1200 bytes."""
+    @property
+    def max_message(self) -> int:
+        """Bytes of the longest message that the server takes."""
+        ...
+
+    @property
+    def reliable(self) -> bool:
+        """Whether reliable messages surely arrive."""
+        ...
+
+    async def send(self, message: bytes, reliable: bool = False) -> None:
+        """Hand over one message; a reliable one waits for room."""
         ...
 
     async def close(self) -> None:
@@ -52,9 +78,9 @@ class Player:
             await player.send(b"...")
 
     Iteration ends when the player was closed or the server ended the connection in an orderly way (`end_reason` says
-    why) and raises `ServerLost` when the server vanished. Messages over UDP may be lost or reordered; over WebSocket
-    they are not. At most `receive_queue` messages wait: over UDP the oldest is dropped then (`dropped` counts), over
-    WebSocket the server is made to wait.
+    why) and raises `ServerLost` when the server vanished. Messages over UDP may be lost or reordered unless they were
+    sent reliably; over WebSocket they are not. At most `receive_queue` messages wait: then the server is made to wait,
+    but for the others over UDP, of which the oldest is dropped (`dropped` counts).
     """
 
     def __init__(
@@ -69,18 +95,19 @@ class Player:
         self.deployment_id = deployment_id
         """Which deployment this player has a seat on; "" if the matchmaker does not say."""
 
-    async def send(self, message: bytes) -> None:
-        """Send 1 to 1200 bytes.
+    async def send(self, message: bytes, *, reliable: bool = False) -> None:
+        """Send 1 to 65536 bytes (`max_message`).
 
-        Over UDP this never waits; over WebSocket it waits while 32 KiB are on their way, until the server reads or is
-        lost. Raises `TooLarge`, `Malformed` (empty), `Closed`, `ServerLost`. Cancelled, the message may or may not go.
+        A reliable message arrives, in order with all reliable ones. Over UDP it waits while 1 MiB or 1024 of them have
+        not arrived; another message never waits, and may get lost, the more likely the longer it is (over 1200 bytes
+        it travels in pieces). Over WebSocket every message is reliable, and waits while 32 KiB are on their way.
+
+        Raises `MessageTooLarge` (a `TooLarge`), `Malformed` (empty), `TypeError` (not bytes), `Closed`, `ServerLost`.
+        Cancelled, the message may or may not go.
         """
-        if len(message) > MAX_MESSAGE:
-            raise TooLarge(f"a message has at most {MAX_MESSAGE} bytes, not {len(message)}; send it in parts")
-        if not message:
-            raise Malformed("a message has at least one byte")
+        message = message_bytes(message, self._channel.max_message)
         self._raise_if_over()
-        await self._channel.send(message)
+        await self._channel.send(message, reliable)
 
     async def receive(self) -> bytes:
         """The next message. Raises `Closed` after an orderly end and `ServerLost` when the server vanished.
@@ -89,7 +116,7 @@ class Player:
         """
         message = await self._inbox.get()
         if message is None:
-            raise Closed(self.end_reason)
+            raise self._closed()
         return message
 
     def __aiter__(self) -> Player:
@@ -120,7 +147,10 @@ class Player:
             return
         if ending.error is not None:
             raise ending.error
-        raise Closed(ending.reason)
+        raise self._closed()
+
+    def _closed(self) -> Closed:
+        return Closed(self.end_reason, close_code=self.end_code, reason=self.end_reason)
 
     @property
     def connected(self) -> bool:
@@ -131,6 +161,22 @@ class Player:
     def end_reason(self) -> str:
         """Why the connection is over, for people; "" while it is not."""
         return self._inbox.ending.reason if self._inbox.ending is not None else ""
+
+    @property
+    def end_code(self) -> int | None:
+        """The server's close code (docs/wire.md): 4000 for a kick, 1001 when it ends, ...; None where it sent none."""
+        return self._inbox.ending.code if self._inbox.ending is not None else None
+
+    @property
+    def max_message(self) -> int:
+        """Bytes of the longest message on this connection: 65536, or 1200 when the server takes no longer ones."""
+        return self._channel.max_message
+
+    @property
+    def reliable(self) -> bool:
+        """Whether `send(..., reliable=True)` holds what it says; False by UDP with a server without tipoff's framing,
+        where such a message goes as an ordinary one."""
+        return self._channel.reliable
 
     @property
     def transport(self) -> str:

@@ -5,8 +5,12 @@
     └── PlayerError             what the client found by itself
         ├── ConnectionFailed    no way to the matchmaker, or to the game server by any transport
         ├── Refused             the game server did not let this player in; `server_code` is its answer
-        ├── ServerLost          the game server vanished: crashed, killed, unreachable. Connect again for a new game
-        └── Closed              used after its end: closed by this side, or the match is over
+        └── ConnectionOver      the connection was up and has ended; `close_code`, `reason`
+            ├── ServerLost      the game server vanished: crashed, killed, unreachable. Connect again for a new game
+            └── Closed          used after its end: closed by this side, or the match is over
+
+`ServerLost` and `Closed` say how the connection ended: `close_code` (docs/wire.md, section 2) and `reason`, in the
+server's words.
 
 `connect` raises every kind but ServerLost and Closed. Receiving ends quietly when the match is over or the player was
 closed, and raises ServerLost when the server vanished; `send` raises ServerLost or Closed accordingly.
@@ -37,11 +41,21 @@ class Refused(PlayerError):
         self.server_code = server_code
 
 
-class ServerLost(PlayerError):
-    """The connection was up and ended without a close. What was sent last may or may not have arrived."""
+class ConnectionOver(PlayerError):
+    """Base of the two below. `close_code` is None where no close came; `reason` is "" where it carried none."""
+
+    def __init__(self, message: str, *, close_code: int | None = None, reason: str = "") -> None:
+        super().__init__(message)
+        self.close_code = close_code
+        self.reason = reason
 
 
-class Closed(PlayerError):
+class ServerLost(ConnectionOver):
+    """The connection was up and ended without a close, or the server failed. What was sent last may or may not have
+    arrived."""
+
+
+class Closed(ConnectionOver):
     """The player was closed, or the server closed the connection in an orderly way; the text says which."""
 
     code = 409

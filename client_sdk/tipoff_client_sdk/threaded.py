@@ -26,9 +26,10 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias, Unpack
 
 from tipoff_client_sdk.connect import ConnectOptions, connect
-from tipoff_client_sdk.connection import MAX_MESSAGE, Player
+from tipoff_client_sdk.connection import Player, message_bytes
 from tipoff_client_sdk.matchmaking import Progress
-from tipoff_shared.errors import Internal, Malformed, TipoffError, TooLarge
+from tipoff_shared.errors import Internal, TipoffError
+from tipoff_shared.framing import MAX_MESSAGE_BYTES
 
 OUTGOING = 256
 """Messages that may wait to be sent; beyond that `send` returns False."""
@@ -59,10 +60,12 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The last event. `error` is None after `close` and when the match is over; else why it failed or broke."""
+    """The last event. `error` is None after `close` and when the match is over; else why it failed or broke. `code` is
+    the server's close code (docs/wire.md): 4000 for a kick, 1001 when it ends, ...; None where it sent none."""
 
     reason: str
     error: TipoffError | None = None
+    code: int | None = None
 
 
 Event: TypeAlias = Progress | Joined | Message | Ended
@@ -80,7 +83,7 @@ def connect_threaded(
     | `Progress` | `stage`, `text`, `session_id` | while matchmaking: something to show the player |
     | `Joined` | `session_id`, `deployment_id`, `client_id`, `transport`, `server` | once, when in the game |
     | `Message` | `data` (bytes) | each message of the server |
-    | `Ended` | `reason`, `error` | once, at the end; `error` is None after `close` and when the match is over |
+    | `Ended` | `reason`, `error`, `code` | once, at the end; `error` is None after `close` and when the match is over |
 
         with tipoff.connect_threaded("http://localhost:3000", game="arena", version="1") as player:
             while drawing:
@@ -106,7 +109,8 @@ class ThreadedPlayer:
         self._url = url
         self._lock = threading.Lock()
         self._events: deque[Event] = deque(maxlen=_EVENTS)
-        self._outgoing: deque[bytes] = deque()
+        self._outgoing: deque[tuple[bytes, bool]] = deque()
+        """Messages, and whether they are reliable."""
         self._loop: asyncio.AbstractEventLoop | None = None
         """The thread's, None until it runs."""
         self._close_wanted = asyncio.Event()
@@ -136,19 +140,18 @@ class ThreadedPlayer:
             events.append(ended)
         return events
 
-    def send(self, message: bytes) -> bool:
-        """Send 1 to 1200 bytes soon. False, and nothing is sent, when not connected or when 256 messages wait.
+    def send(self, message: bytes, *, reliable: bool = False) -> bool:
+        """Send 1 to 65536 bytes soon, as `Player.send` does. False, and nothing is sent, when not connected or when 256
+        messages wait.
 
-        Raises `TooLarge` or `Malformed` for a message of another size.
+        Raises `MessageTooLarge` or `Malformed` for a message of another size, `TypeError` for anything but bytes.
         """
-        if len(message) > MAX_MESSAGE:
-            raise TooLarge(f"a message has at most {MAX_MESSAGE} bytes, not {len(message)}; send it in parts")
-        if not message:
-            raise Malformed("a message has at least one byte")
+        player = self._player
+        message = message_bytes(message, MAX_MESSAGE_BYTES if player is None else player.max_message)
         with self._lock:
             if not self.connected or len(self._outgoing) >= OUTGOING:
                 return False
-            self._outgoing.append(bytes(message))
+            self._outgoing.append((message, reliable))
         self._notify(self._send_wanted)
         return True
 
@@ -241,14 +244,15 @@ class ThreadedPlayer:
         while True:
             self._send_wanted.clear()
             with self._lock:
-                message = self._outgoing.popleft() if self._outgoing else None
-            if message is None:
+                waiting = self._outgoing.popleft() if self._outgoing else None
+            if waiting is None:
                 self._sent.set()
                 await self._send_wanted.wait()
                 continue
             self._sent.clear()
             try:
-                await player.send(message)
+                message, reliable = waiting
+                await player.send(message, reliable=reliable)
             except TipoffError:
                 return  # the connection is over: `poll` returns why
 
@@ -276,7 +280,7 @@ class ThreadedPlayer:
             sender = asyncio.create_task(self._send_all(player), name="tipoff/threaded sender")
             try:
                 ending = await player.ended()
-                return Ended(ending.reason, ending.error)
+                return Ended(ending.reason, ending.error, ending.code)
             finally:
                 sender.cancel()
                 await asyncio.gather(sender, return_exceptions=True)

@@ -3,9 +3,10 @@
 from tipoff_gameserver.context import Context, deployed_context, stand_alone_context
 from tipoff_gameserver.failures import GameFailed
 from tipoff_gameserver.players.expected import ExpectedPlayer
-from tipoff_gameserver.players.player import MAX_MESSAGE_BYTES, LeaveReason, Player, Players
+from tipoff_gameserver.players.player import LeaveReason, Player, Players
 from tipoff_gameserver.server import Game, GameServer
 from tipoff_shared.errors import ConfigError
+from tipoff_shared.framing import MAX_MESSAGE_BYTES
 from tipoff_shared.netcode import Dialect, PrivateKey
 from tipoff_shared.records import LeaseState
 

@@ -162,6 +162,8 @@ class ServerOptions:
     udp: bool = True
     websocket: bool = True
     """Which listeners to open."""
+    framing: bool = True
+    """Whether clients may use tipoff's framing: reliable and long messages, close reasons over UDP."""
 
 
 _LOCAL = tuple(

@@ -6,7 +6,7 @@
     └── TipoffError         (tipoff_shared.errors) what NATS or a peer did wrong: logged, and the game goes on
 
 A callback that raises is logged. A player whose `on_join` raised is kicked. A failing `on_start`, too many failing
-ticks in a row, or a callback that does not return (patience.py) end the server.
+ticks in a row, or a callback that does not return (patience.py) end the server; a message that is too large never does.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 from tipoff_gameserver.players.player import Player
 from tipoff_gameserver.throttled_log import ThrottledLog
+from tipoff_shared.errors import MessageTooLarge
 
 
 class GameFailed(Exception):
@@ -59,7 +60,12 @@ class GameFailures:
         self._ticks_failed = 0
 
     def tick_failed(self, exc: Exception) -> None:
-        """A tick raised `exc`."""
+        """A tick raised `exc`. A message that was too large was not sent, and is no reason to give up."""
+        if isinstance(exc, MessageTooLarge):
+            self._log.exception(
+                "too large", "the game's tick sent too large a message; the game goes on", exc
+            )
+            return
         self._ticks_failed += 1
         self._log.exception("tick", "the game's tick failed; the game goes on", exc)
         if self._ticks_failed == self._max_tick_failures:

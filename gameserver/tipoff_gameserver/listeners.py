@@ -125,6 +125,7 @@ class Listeners:
 
     def __init__(self, context: Context, options: ServerOptions) -> None:
         self._context = context
+        self._framing = options.framing
         self._certificate: ServerCertificate | None = None
         if context.tls_cert:
             self._certificate = ServerCertificate(
@@ -171,7 +172,8 @@ class Listeners:
         if self._udp:
             sockets, self._udp = self._udp, []
             addresses = self.endpoints.token_addresses
-            udp = UdpListener(sockets, self._context, roster, token_check, tasks, addresses)
+            framing = self._framing
+            udp = UdpListener(sockets, self._context, roster, token_check, tasks, addresses, framing)
             self._listening.append(udp)
             await udp.open()
         if self._websocket:
@@ -186,7 +188,9 @@ class Listeners:
                 wanted, "WebSocket connections (seats and TIPOFF_MAX_STRANGERS)", reserved=_OTHER_FILES
             )
             context = replace(self._context, max_strangers=max(1, possible - roster.capacity))
-            websocket = WebSocketListener(context, roster, token_check, tasks, tick_rate, tls, matchmaker)
+            websocket = WebSocketListener(
+                context, roster, token_check, tasks, tick_rate, tls, matchmaker, self._framing
+            )
             self._listening.append(websocket)
             await websocket.open(sockets)
 

@@ -28,8 +28,9 @@ from tipoff_gameserver.context import Context, ServerOptions, ca_contents_argume
 from tipoff_gameserver.failures import GameFailed
 from tipoff_gameserver.players.dispatch import Callbacks
 from tipoff_gameserver.players.expected import ExpectedPlayer
-from tipoff_gameserver.players.player import LeaveReason, Player, Players
+from tipoff_gameserver.players.player import MAX_PLAIN_BYTES, LeaveReason, Player, Players, message_bytes
 from tipoff_gameserver.running import Running
+from tipoff_shared.errors import MessageTooLarge
 from tipoff_shared.messages import Transports
 from tipoff_shared.names import new_boot_id
 from tipoff_shared.netcode import Dialect, PrivateKey
@@ -60,7 +61,7 @@ class Game:
         """A player is in: `player.send` works. If this raises, the player is kicked."""
 
     def on_message(self, player: Player, data: bytes) -> Any:
-        """1 to 1200 bytes from a player, as soon as they arrive. They are whatever the player chose to send: check
+        """1 to 65536 bytes from a player, as soon as they arrive. They are whatever the player chose to send: check
         them before you believe them."""
 
     def on_leave(self, player: Player, reason: LeaveReason) -> Any:
@@ -84,7 +85,11 @@ class GameServer:
     * `private_key`, `protocol_id`, `dialect`: for a stand-alone server whose tokens another program issues.
     * `context`: everything about the deployment, instead of the environment (tests, other launchers).
     * `udp`, `websocket`: which listeners to open.
-    * `message_limit`: messages per second one player may send; those beyond it are dropped.
+    * `framing`: False keeps reliable messages, messages over 1200 bytes and close reasons off the wire (docs/wire.md).
+      Clients that know netcode only never see them in any case.
+    * `message_limit`: messages per second one player may send, a long one counting once for every 1200 bytes. Those
+      beyond it are dropped, or wait for the next second: reliable ones, and all of a WebSocket client that takes long
+      messages.
     * `flood_limit`: packets or WebSocket frames per second, beyond which a player is disconnected (by WebSocket with
       close code 1008). By default four times `message_limit`, at least 2000.
     * `max_tick_failures`: the server gives up when this many ticks in a row have raised.
@@ -109,6 +114,7 @@ class GameServer:
         context: Context | None = None,
         udp: bool = True,
         websocket: bool = True,
+        framing: bool = True,
         message_limit: int = 500,
         flood_limit: int | None = None,
         max_tick_failures: int = 30,
@@ -170,6 +176,7 @@ class GameServer:
             callback_timeout,
             udp=udp,
             websocket=websocket,
+            framing=framing,
         )
         self._running: Running | None = (
             None  # its parts need an event loop, and a game may be made without one
@@ -179,12 +186,23 @@ class GameServer:
 
     # --- what games use ---------------------------------------------------------------------------------------
 
-    def broadcast(self, data: bytes, *, exclude: Player | Collection[Player] = ()) -> None:
-        """`send` to every player but `exclude`. Raises `ValueError` unless there are 1 to 1200 bytes."""
+    def broadcast(
+        self, data: bytes, *, exclude: Player | Collection[Player] = (), reliable: bool = False
+    ) -> None:
+        """`send` to every player but `exclude`. Raises what `send` raises, when all others have been sent to: a player
+        whose client takes only short messages (`Player.max_message`) holds up nobody."""
+        if type(data) is not bytes or not 0 < len(data) <= MAX_PLAIN_BYTES:
+            data = message_bytes(data)
         left_out = (exclude,) if isinstance(exclude, Player) else exclude
+        too_large: MessageTooLarge | None = None
         for player in self.players.all():
             if not left_out or player not in left_out:
-                player.send(data)
+                try:
+                    player.send(data, reliable=reliable)
+                except MessageTooLarge as exc:
+                    too_large = exc
+        if too_large is not None:
+            raise too_large
 
     @property
     def ticks(self) -> int:

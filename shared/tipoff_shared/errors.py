@@ -9,6 +9,7 @@
     ├── Conflict                409  the request id is used for another game, or the session is over
     ├── kv.LostRace             409  a compare-and-set found another revision
     ├── TooLarge                413  message over the limit
+    │   └── MessageTooLarge          a game's message, where it is sent; `size` and `limit` in bytes
     ├── SlowDown                429  too many requests; `retry_after` says when
     ├── Internal                500  a fault in tipoff; the message reveals nothing internal
     ├── OrchestratorFailed      502  the orchestrator could not start or find a server
@@ -103,6 +104,15 @@ class TooLarge(TipoffError):
     """The message is over the limit."""
 
     code = 413
+
+
+class MessageTooLarge(TooLarge, ValueError):
+    """A game's message is longer than its connection takes; nothing was sent. `size` and `limit` are in bytes."""
+
+    def __init__(self, size: int, limit: int) -> None:
+        super().__init__(f"a message has 1 to {limit} bytes, not {size}; send it in parts")
+        self.size = size
+        self.limit = limit
 
 
 class SlowDown(TipoffError):

@@ -196,14 +196,16 @@ def decode_feedback(data: bytes | str) -> Feedback:
     raise Malformed("not a matchmaker's message: exactly one known tag is expected")
 
 
-class Admitted(msgspec.Struct, frozen=True):
+class Admitted(msgspec.Struct, frozen=True, omit_defaults=True):
     """A game server's answer to a valid token on WebSocket, WebTransport or TCP: `{"Admitted": {...}}`.
 
-    `tick_rate` is in ticks per second.
+    `tick_rate` is in ticks per second; `max_message`, the bytes of the longest message either way, is there when the
+    client has asked for more than 1200.
     """
 
     client_index: int
     tick_rate: float
+    max_message: int = 1200
 
 
 def encode_admission(answer: Admitted | Failed) -> bytes:

@@ -158,7 +158,7 @@ async def test_messages_of_a_wrong_size_are_refused_here(echo: GameServer, way: 
     """Before anything is sent, and the connection lives on."""
     async with connect(echo.url, game="any", version="1", transports=[way]) as player:
         with pytest.raises(TooLarge):
-            await player.send(bytes(1201))
+            await player.send(bytes(65537))
         with pytest.raises(Malformed):
             await player.send(b"")
         await player.send(bytes(1200))

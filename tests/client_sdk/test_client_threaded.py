@@ -135,7 +135,7 @@ async def test_close_while_connecting_ends_the_thread(echo: GameServer) -> None:
 async def test_messages_of_a_wrong_size_are_a_mistake_of_the_caller(echo: GameServer) -> None:
     with connect_threaded(echo.url, game="any", version="1") as player:
         with pytest.raises(TooLarge):
-            player.send(bytes(1201))
+            player.send(bytes(65537))
         with pytest.raises(Malformed):
             player.send(b"")
         player.close(timeout=0)

@@ -15,13 +15,29 @@ import msgspec
 
 from tipoff_client_sdk.errors import Closed, ConnectionFailed, Refused, ServerLost
 from tipoff_client_sdk.inbox import Ending, Inbox
-from tipoff_shared.netcode import Address, Client, ClientState, ConnectToken, Payload, StateChanged
+from tipoff_shared.errors import Malformed
+from tipoff_shared.framing import MAX_MESSAGE_BYTES, CloseCode, MessageChannel
+from tipoff_shared.netcode import (
+    MAX_PAYLOAD_BYTES,
+    Address,
+    Client,
+    ClientState,
+    ConnectToken,
+    Frame,
+    Payload,
+    StateChanged,
+)
 from tipoff_shared.primitives import udp_socket
+from tipoff_shared.primitives.text import one_line
 
 REFUSALS_WHILE_DIALLING = 3
 """ICMP "port unreachable" answers after which an address counts as closed; one might be a server about to start."""
 REFUSED_FOR = 1.0
 """Seconds with only such answers after which a connected server counts as lost."""
+FRAMES_PER_SECOND = 1000.0
+"""Frames sent at most; a game server takes 2000 packets a second by default, and disconnects who sends more."""
+LAST_WORDS = 1.0
+"""Seconds that `close` waits for reliable messages on their way."""
 
 
 async def dial_udp(
@@ -79,7 +95,11 @@ class UdpChannel(asyncio.DatagramProtocol):
         self._address = address
         self._inbox = inbox
         single = msgspec.structs.replace(token, addresses=(address,))
-        self._client = Client(single, now=self._loop.time(), first_sequence=first_sequence)
+        self._client = Client(single, now=self._loop.time(), first_sequence=first_sequence, framing=True)
+        self._channel: MessageChannel | None = None
+        """None until connected, and then where the server knows no framing."""
+        self._room = asyncio.Event()
+        inbox.on_room(self._wake)
         self._socket: asyncio.DatagramTransport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = math.inf
@@ -140,14 +160,53 @@ class UdpChannel(asyncio.DatagramProtocol):
         except TimeoutError:
             raise ConnectionFailed(f"udp {self._address}: no answer within {patience:g} s") from None
 
-    async def send(self, message: bytes) -> None:
-        """Never waits. Raises `Closed` when the connection is over."""
-        if not self._client.send(message, self._loop.time()):
+    @property
+    def max_message(self) -> int:
+        """Bytes of the longest message that the server takes."""
+        return MAX_PAYLOAD_BYTES if self._channel is None else MAX_MESSAGE_BYTES
+
+    @property
+    def reliable(self) -> bool:
+        """Whether the server knows framing."""
+        return self._channel is not None
+
+    async def send(self, message: bytes, reliable: bool = False) -> None:
+        """A reliable message waits for room, where the server knows framing; any other never waits. Raises `Closed` or
+        `ServerLost` when the connection is over."""
+        channel = self._channel
+        if channel is None or not (reliable or len(message) > MAX_PAYLOAD_BYTES):
+            if not self._client.send(message, self._loop.time()):
+                raise Closed(self._client.failure or "the connection is closed")
+        elif self._client.state is not ClientState.CONNECTED:
             raise Closed(self._client.failure or "the connection is closed")
+        elif not reliable:
+            channel.send_once(message, self._loop.time())
+        else:
+            while not channel.send(message):
+                await self._wait_for_room()
         self._pump()
 
+    async def _wait_for_room(self) -> None:
+        self._room.clear()
+        await self._room.wait()
+        if (ending := self._inbox.ending) is not None:
+            raise ending.error or Closed(ending.reason, close_code=ending.code, reason=ending.reason)
+
+    async def _last_words(self) -> None:
+        """Wait until the reliable messages have arrived, `LAST_WORDS` seconds at most."""
+        channel, client = self._channel, self._client
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORDS):
+                while channel is not None and not (channel.idle or channel.closed is not None):
+                    if client.state is not ClientState.CONNECTED:
+                        break
+                    self._room.clear()
+                    await self._room.wait()
+
     async def close(self) -> None:
-        """Send ten disconnect packets and close the socket; idempotent."""
+        """Wait a moment for reliable messages on their way, send ten disconnect packets and close the socket;
+        idempotent."""
+        await self._last_words()
         self._client.disconnect(self._loop.time())
         self._pump()
         self._cancel_timer()
@@ -213,18 +272,56 @@ class UdpChannel(asyncio.DatagramProtocol):
         for event in client.events():
             if isinstance(event, Payload):
                 self._inbox.put(event.data)
+            elif isinstance(event, Frame):
+                self._framed(event.data)
             elif isinstance(event, StateChanged):
                 self._state_changed(event.state)
+        frames_due = math.inf
+        if self._channel is not None and client.state is ClientState.CONNECTED:
+            now = self._loop.time()
+            for frame in self._channel.frames(now):
+                client.send_frame(frame, now)
+            frames_due = self._channel.next_timeout()
         if self._socket is not None and not self._socket.is_closing():
             for data, _ in client.datagrams_to_send():
                 if not self._full:
                     self._socket.sendto(data)
-        due = client.next_timeout()
+        due = min(client.next_timeout(), frames_due)
         if self._timer_due > due or due == math.inf:
             self._cancel_timer()
         if self._timer is None and due != math.inf:
             self._timer_due = due
             self._timer = self._loop.call_at(due, self._tick)
+
+    def _framed(self, frame: bytes) -> None:
+        """A frame came. A server's close ends the connection after the messages before it."""
+        channel = self._channel
+        if channel is None:
+            return
+        try:
+            for message in channel.receive(frame, self._loop.time()):
+                self._inbox.put(message)
+            self._take_reliable()
+        except Malformed as exc:
+            text = f"the server sent what is no frame: {exc}"
+            self._end(Ending(text, ServerLost(text, close_code=CloseCode.POLICY, reason=str(exc))))
+        if channel.closed is not None:
+            self._end(Ending.closed(channel.closed.code, one_line(channel.closed.reason)))
+        self._room.set()
+
+    def _take_reliable(self) -> None:
+        """Pass reliable messages on while the game has room for them; the others stay, and the server waits."""
+        while self._channel is not None and self._inbox.has_room:
+            if (message := self._channel.next_message(self._loop.time())) is None:
+                break
+            self._inbox.keep(message)
+
+    def _wake(self) -> None:
+        """The game has taken messages."""
+        if self._channel is not None and self._channel.has_message:
+            with contextlib.suppress(Malformed):  # comes again with the next frame
+                self._take_reliable()
+            self._pump()
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:
@@ -233,7 +330,11 @@ class UdpChannel(asyncio.DatagramProtocol):
 
     def _tick(self) -> None:
         self._timer = None
-        self._client.update(self._loop.time())
+        now = self._loop.time()
+        self._client.update(now)
+        if self._channel is not None and self._channel.stalled(now):
+            text = "reliable messages do not arrive at the server"
+            self._end(Ending(text, ServerLost(text)))
         self._pump()
 
     def _state_changed(self, state: ClientState) -> None:
@@ -242,6 +343,8 @@ class UdpChannel(asyncio.DatagramProtocol):
             self._answered.set()
         elif state is ClientState.CONNECTED:
             self._was_connected = True
+            if client.framed:
+                self._channel = MessageChannel(frames_per_second=FRAMES_PER_SECOND)
             if not self._settled.done():
                 self._settled.set_result(None)
         elif state is ClientState.CONNECTION_DENIED:
@@ -261,3 +364,4 @@ class UdpChannel(asyncio.DatagramProtocol):
 
     def _end(self, ending: Ending) -> None:
         self._inbox.end(ending)
+        self._room.set()

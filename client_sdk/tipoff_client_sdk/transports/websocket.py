@@ -10,7 +10,7 @@ import ipaddress
 import logging
 import ssl as tls
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
@@ -18,13 +18,11 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
 from tipoff_client_sdk.errors import Closed, ConnectionFailed, Refused, ServerLost
 from tipoff_client_sdk.inbox import Ending, Inbox
 from tipoff_shared.errors import Malformed
-from tipoff_shared.messages import Failed, decode_admission
+from tipoff_shared.framing import MAX_MESSAGE_BYTES
+from tipoff_shared.messages import Admitted, Failed, decode_admission
 from tipoff_shared.primitives.text import describe
 from tipoff_shared.primitives.waiting import cancel_all
 
-ORDERLY = frozenset({1000, 1001, 1008, 1012, 1013, *range(4000, 5000)})
-"""Close codes of an orderly end: the server ends, a kick, or whatever the game means by 4000 to 4999. Anything else, or
-no close frame, is a lost server."""
 PING_EVERY = 2.0
 PONG_WITHIN = 10.0
 
@@ -56,13 +54,13 @@ async def dial_websocket(
     try:
         async with asyncio.timeout(timeout):
             socket = await open_websocket(
-                url,
+                _asking(url),
                 ssl,
                 proxy=None,
                 open_timeout=None,
                 ping_interval=PING_EVERY,
                 ping_timeout=PONG_WITHIN,
-                max_size=16384,
+                max_size=MAX_MESSAGE_BYTES,
                 max_queue=64,
             )
             sent_at = loop.time()
@@ -70,7 +68,7 @@ async def dial_websocket(
             answer = decode_admission(await socket.recv())
             if isinstance(answer, Failed):
                 raise Refused(f"the server at {url} refused: {answer.message}", server_code=answer.code)
-            return WebSocketChannel(url, socket, inbox, answer.client_index, loop.time() - sent_at)
+            return WebSocketChannel(url, socket, inbox, answer, loop.time() - sent_at)
     except TimeoutError:
         failure: Exception = ConnectionFailed(f"websocket {url}: no answer within {timeout:.1f} s")
     except Malformed as exc:
@@ -95,14 +93,17 @@ class WebSocketChannel:
     """An admitted connection. Its task moves messages to the inbox until `close` or the end."""
 
     transport = "websocket"
+    reliable = True
 
     def __init__(
-        self, url: str, socket: ClientConnection, inbox: Inbox, client_index: int, first_rtt: float
+        self, url: str, socket: ClientConnection, inbox: Inbox, admitted: Admitted, first_rtt: float
     ) -> None:
         self._url = url
         self._socket = socket
         self._inbox = inbox
-        self._client_index = client_index
+        self._client_index = admitted.client_index
+        self.max_message = min(admitted.max_message, MAX_MESSAGE_BYTES)
+        """Bytes of the longest message that the server takes."""
         self._first_rtt = first_rtt
         self._reader = asyncio.create_task(self._read(), name="tipoff/websocket reader")
 
@@ -121,14 +122,15 @@ class WebSocketChannel:
         """The server's number for this connection."""
         return self._client_index
 
-    async def send(self, message: bytes) -> None:
+    async def send(self, message: bytes, reliable: bool = True) -> None:
         """Waits while 32 KiB are unsent. Raises `Closed` or `ServerLost`."""
         try:
             await self._socket.send(message)
         except ConnectionClosed as exc:
             ending = _ending(exc)
             self._inbox.end(ending)
-            raise (ending.error or Closed(ending.reason)) from exc
+            closed = Closed(ending.reason, close_code=ending.code, reason=ending.reason)
+            raise (ending.error or closed) from exc
 
     async def close(self) -> None:
         """Send a close frame, wait at most a second for the answer, then end the reader; idempotent."""
@@ -149,14 +151,19 @@ class WebSocketChannel:
 
 def _ending(exc: ConnectionClosed) -> Ending:
     """How the connection ended, from its close frames."""
-    if exc.rcvd is not None and exc.rcvd.code in ORDERLY:
-        return Ending(exc.rcvd.reason or "the server closed the connection")
-    reason = "the connection to the server broke"
     if exc.rcvd is not None:
-        reason = f"the server failed: {exc.rcvd.code} {exc.rcvd.reason}".strip()
-    elif exc.sent is not None and exc.sent.reason:
+        return Ending.closed(exc.rcvd.code, exc.rcvd.reason)
+    reason = "the connection to the server broke"
+    if exc.sent is not None and exc.sent.reason:
         reason = f"the server stopped responding ({exc.sent.reason})"
     return Ending(reason, ServerLost(reason))
+
+
+def _asking(url: str) -> str:
+    """`url`, asking for long messages; a server that does not know them ignores it."""
+    parts = urlsplit(url)
+    query = f"{parts.query}&" if parts.query else ""
+    return urlunsplit(parts._replace(query=f"{query}max_message={MAX_MESSAGE_BYTES}", path=parts.path or "/"))
 
 
 def _warn_of_plain_text(url: str) -> None:

@@ -7,10 +7,26 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from tipoff_gameserver.players.token_check import Grant
+from tipoff_shared.errors import MessageTooLarge
+from tipoff_shared.framing import MAX_MESSAGE_BYTES
 from tipoff_shared.netcode import MAX_PAYLOAD_BYTES
 
-MAX_MESSAGE_BYTES = MAX_PAYLOAD_BYTES
-"""Longest message in either direction, on every transport: what fits into one netcode packet."""
+MAX_PLAIN_BYTES = MAX_PAYLOAD_BYTES
+"""Longest message of a client that has not said that it takes longer ones: what fits into one netcode packet."""
+
+
+def message_bytes(data: object, limit: int = MAX_MESSAGE_BYTES) -> bytes:
+    """`data` as a message of 1 to `limit` bytes. Raises `TypeError` or `ValueError`, `MessageTooLarge` among them."""
+    if isinstance(data, bytearray | memoryview):
+        data = bytes(data)
+    if not isinstance(data, bytes):
+        hint = ": send text.encode()" if isinstance(data, str) else ""
+        raise TypeError(f"a message is bytes, not {type(data).__name__}{hint}")
+    if len(data) > limit:
+        raise MessageTooLarge(len(data), limit)
+    if not data:
+        raise ValueError(f"a message has 1 to {limit} bytes, not 0")
+    return data
 
 
 class LeaveReason(StrEnum):
@@ -42,8 +58,18 @@ class Link(Protocol):
         """Round-trip time in seconds; None where it is not measured."""
         ...
 
-    def send(self, data: bytes) -> None:
-        """Send one message, or drop it."""
+    @property
+    def max_message(self) -> int:
+        """Bytes of the longest message that the client takes."""
+        ...
+
+    @property
+    def reliable(self) -> bool:
+        """Whether reliable messages surely arrive."""
+        ...
+
+    def send(self, data: bytes, reliable: bool = False) -> None:
+        """Send one message, or drop it. A reliable one that finds no room ends the connection (`TOO_SLOW`)."""
         ...
 
     def close(self, code: int, reason: str) -> None:
@@ -61,6 +87,7 @@ class Player:
         "data",
         "id",
         "link",
+        "max_message",
         "messages_dropped",
         "messages_this_second",
         "name",
@@ -89,6 +116,8 @@ class Player:
         """Messages of this player that were dropped because it sent too many."""
         self.messages_this_second = 0
         """Counted by the server against `message_limit`."""
+        self.max_message = link.max_message
+        """Bytes of the longest message to this player: 65536, or 1200 for a client that does not know longer ones."""
         self.link = link
         """The connection, for the server. Games use `send` and `kick`."""
         self._kick = kick
@@ -108,20 +137,31 @@ class Player:
         """Round-trip time in seconds, where the transport measures it (WebSocket), else None."""
         return self.link.rtt
 
-    def send(self, data: bytes) -> None:
-        """Send 1 to 1200 bytes; raises `ValueError` for any other length. Never waits, and does nothing once the
-        player has left.
+    @property
+    def reliable(self) -> bool:
+        """Whether `send(..., reliable=True)` holds what it says; False for a client by UDP without tipoff's framing
+        (another netcode client, an older SDK), which gets such messages as ordinary ones."""
+        return self.link.reliable
 
-        Over UDP a message may be lost, doubled or overtaken. Over WebSocket it arrives in order, unless the player
-        reads so slowly that messages have to be dropped.
+    def send(self, data: bytes, *, reliable: bool = False) -> None:
+        """Send 1 to 65536 bytes (`max_message`). Never waits, and does nothing once the player has left.
+
+        A reliable message arrives, in order with all reliable ones. A player who has not taken 1 MiB or 1024 of them
+        leaves with `LeaveReason.TOO_SLOW`. Another message may be lost or overtaken over UDP, the more likely the
+        longer it is (over 1200 bytes it travels in pieces); over WebSocket it arrives in order, unless the player reads
+        so slowly that messages have to be dropped.
+
+        Raises `MessageTooLarge` (a `ValueError`), `ValueError` for an empty message, `TypeError` for anything but
+        bytes; nothing is sent then.
         """
-        if not 0 < len(data) <= MAX_MESSAGE_BYTES:
-            raise ValueError(f"a message has 1 to {MAX_MESSAGE_BYTES} bytes, not {len(data)}")
+        if type(data) is not bytes or not 0 < len(data) <= self.max_message:
+            data = message_bytes(data, self.max_message)
         if self.connected:
-            self.link.send(data)
+            self.link.send(data, reliable)
 
     def kick(self, reason: str = "") -> None:
-        """Remove the player. `on_leave` follows; `reason` (for people) reaches WebSocket clients only."""
+        """Remove the player. `on_leave` follows; `reason` (for people, at most 123 bytes) reaches
+        the player, with close code 4000; by UDP a client that knows tipoff's framing."""
         if self.connected:
             self._kick(self, reason)
 

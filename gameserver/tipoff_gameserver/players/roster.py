@@ -9,6 +9,7 @@ told by then: the game hears of it in its turn, and in between things may have c
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -21,13 +22,16 @@ from tipoff_gameserver.players.player import LeaveReason, Link, Player, Players
 from tipoff_gameserver.players.token_check import Grant, Refusal, TokenCheck
 from tipoff_gameserver.presence.interface import Presence
 from tipoff_shared.ban_list import BanList, ban_key, text_of
+from tipoff_shared.framing import CloseCode
 from tipoff_shared.netcode import DenyReason
 from tipoff_shared.records import Bans
 
 log = logging.getLogger(__name__)
 
-_GOING_AWAY = 1001
-_KICKED = 4000  # WebSocket close codes from 4000 on are the application's
+MAX_QUEUED_BYTES = 16 << 20
+"""Bytes of messages that may wait while an async callback runs; further ones are dropped, or left where they are."""
+_MESSAGE_UNIT = 1200
+"""A longer message counts as so many against `message_limit` as it has of these."""
 _ENDING = Refusal(503, "the server is about to end", DenyReason.FULL)
 _FULL = Refusal(503, "the server is full", DenyReason.FULL)
 _CONNECTED_ALREADY = Refusal(409, "this client is playing here already", DenyReason.ALREADY_CONNECTED)
@@ -63,6 +67,8 @@ class Roster:
         self._bans = BanList()
         self._expected = ExpectedPlayers()
         self._next_id = 1
+        self._queued_bytes = 0
+        self._second = asyncio.Event()
         self._on_empty: list[Callable[[], None]] = []
 
     def __len__(self) -> int:
@@ -142,12 +148,26 @@ class Roster:
         self._dispatcher.post("on_join", self._call_on_join, player)
 
     def received(self, player: Player, data: bytes) -> None:
-        """1 to 1200 bytes came from the player."""
-        player.messages_this_second += 1
-        if player.messages_this_second > self._message_limit or self._dispatcher.full:
+        """A message came from the player. It is dropped if `takes` says no."""
+        if not self.takes(player):
             player.messages_dropped += 1
             return
+        size = len(data)
+        player.messages_this_second += 1 if size <= _MESSAGE_UNIT else -(-size // _MESSAGE_UNIT)
+        self._queued_bytes += size
         self._dispatcher.post("on_message", self._call_on_message, player, data)
+
+    def takes(self, player: Player) -> bool:
+        """Whether the game takes one more message of the player now: a reliable one can wait."""
+        return not (
+            player.messages_this_second >= self._message_limit
+            or self._queued_bytes >= MAX_QUEUED_BYTES
+            or self._dispatcher.full
+        )
+
+    async def next_second(self) -> None:
+        """Wait until players may send again."""
+        await self._second.wait()
 
     def left(self, player: Player, reason: LeaveReason) -> None:
         """The player's connection is gone. Idempotent."""
@@ -167,7 +187,7 @@ class Roster:
 
     def kick(self, player: Player, reason: str) -> None:
         """Remove a player, as `Player.kick` does."""
-        self._hang_up(player, _KICKED, reason, LeaveReason.KICKED)
+        self._hang_up(player, CloseCode.KICKED, reason, LeaveReason.KICKED)
 
     def kick_session(self, session_id: str, reason: str) -> None:
         """Kick the player of this session. If there is none, report that: the matchmaker believes otherwise."""
@@ -192,7 +212,7 @@ class Roster:
     def close_all(self, reason: str) -> None:
         """Remove every player because the server ends."""
         for player in self:
-            self._hang_up(player, _GOING_AWAY, reason, LeaveReason.CLOSED)
+            self._hang_up(player, CloseCode.GOING_AWAY, reason, LeaveReason.CLOSED)
 
     def _hang_up(self, player: Player, code: int, reason: str, why: LeaveReason) -> None:
         if player.connected:
@@ -204,6 +224,8 @@ class Roster:
         """Start a new second: every player may send `message_limit` messages again."""
         for player in self:
             player.messages_this_second = 0
+        self._second.set()
+        self._second = asyncio.Event()
 
     # --- the game's callbacks, in their turn ------------------------------------------------------------------
 
@@ -214,6 +236,7 @@ class Roster:
         return self._callbacks.on_join(player)
 
     def _call_on_message(self, player: Player, data: bytes) -> Any:
+        self._queued_bytes -= len(data)
         return self._callbacks.on_message(player, data) if player in self._players else None
 
     def _call_on_leave(self, player: Player, reason: LeaveReason) -> Any:

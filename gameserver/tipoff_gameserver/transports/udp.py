@@ -3,21 +3,27 @@
 Sockets are drained whenever they are readable, packets of players before those of strangers. What is to be sent goes
 out once per turn of the event loop, however many messages the game sent meanwhile. Events reach the game in the order
 of their packets.
+
+A client that knows tipoff's framing has a `MessageChannel`: its reliable messages and those over 1200 bytes, and the
+reason of a close, travel in frames. The plain ones of all clients are netcode's payloads.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import socket
 from collections import Counter, deque
 from collections.abc import Sequence
 
 from tipoff_gameserver.context import Context
-from tipoff_gameserver.players.player import LeaveReason, Player
+from tipoff_gameserver.players.player import MAX_PLAIN_BYTES, LeaveReason, Player
 from tipoff_gameserver.players.roster import Roster
 from tipoff_gameserver.players.token_check import BUSY, Grant, LookUp, Refusal, TokenCheck
 from tipoff_gameserver.throttled_log import ThrottledLog
+from tipoff_shared.errors import Malformed
+from tipoff_shared.framing import MAX_MESSAGE_BYTES, CloseCode, MessageChannel, encode_close
 from tipoff_shared.netcode import (
     Address,
     AdmitRequest,
@@ -27,6 +33,7 @@ from tipoff_shared.netcode import (
     Dialect,
     Disconnected,
     DisconnectReason,
+    Frame,
     Payload,
     Server,
     ServerEvent,
@@ -43,6 +50,8 @@ MAX_WAITING = 1024
 MAX_GRANTS = 4096
 """Clients whose session was found and who have not answered their challenge yet."""
 _SHORTEST_WAIT = 0.005
+_CLOSE_REPEATS = 10
+"""Close frames before netcode's disconnect packets, as many as of those: each may be lost."""
 
 _REASONS = {
     DisconnectReason.BY_CLIENT: LeaveReason.LEFT,
@@ -52,31 +61,40 @@ _REASONS = {
 
 
 class UdpLink:
-    """One client's connection: its slot in the netcode server."""
+    """One client's connection: its slot in the netcode server, and its channel where it knows framing."""
 
-    __slots__ = ("_listener", "address", "index")
+    __slots__ = ("_listener", "address", "channel", "index", "max_message", "reliable")
 
     transport = "udp"
     rtt: float | None = None  # only the client measures it
 
-    def __init__(self, listener: UdpListener, index: int, address: Address) -> None:
+    def __init__(
+        self, listener: UdpListener, index: int, address: Address, channel: MessageChannel | None
+    ) -> None:
         self.index = index
+        self.channel = channel
+        self.reliable = channel is not None
+        self.max_message = MAX_PLAIN_BYTES if channel is None else MAX_MESSAGE_BYTES
         self.address = str(address)
         self._listener = listener
 
-    def send(self, data: bytes) -> None:
+    def send(self, data: bytes, reliable: bool = False) -> None:
         """Queue one message; it goes out at the end of this turn of the event loop."""
-        self._listener.send(self.index, data)
+        if self.channel is not None and (reliable or len(data) > MAX_PLAIN_BYTES):
+            self._listener.send_framed(self.index, self.channel, data, reliable)
+        else:
+            self._listener.send(self.index, data)
 
     def close(self, code: int, reason: str) -> None:
-        """Disconnect the client; netcode carries neither code nor reason."""
-        self._listener.disconnect(self.index)
+        """Disconnect the client; code and reason reach one that knows framing."""
+        self._listener.disconnect(self.index, code, reason)
 
 
 class UdpListener:
     """Serves `sockets`, which are bound to one port and are the listener's from now on.
 
-    `addresses` are those of which tokens must name one; None: they are not compared.
+    `addresses` are those of which tokens must name one; None: they are not compared. `framing`: whether clients may use
+    it.
     """
 
     def __init__(
@@ -87,6 +105,7 @@ class UdpListener:
         token_check: TokenCheck,
         tasks: Tasks,
         addresses: Sequence[Address] | None,
+        framing: bool,
     ) -> None:
         self._roster = roster
         self._token_check = token_check
@@ -104,11 +123,16 @@ class UdpListener:
             check_address=addresses is not None and context.dialect is Dialect.STANDARD,
             answer_keep_alives=True,
             packet_limit=roster.flood_limit,
+            framing=framing,
         )
         self._loop = asyncio.get_running_loop()
         self._now = self._loop.time
         self._sockets = UdpSockets(sockets, self._received)
         self._players: dict[int, Player] = {}
+        self._channels: dict[int, MessageChannel] = {}
+        self._busy: set[int] = set()
+        """Clients whose channel has something to send, or waits for an answer."""
+        self._frames_due = math.inf
         self._grants: dict[bytes, Grant] = {}
         self._look_ups = 0
         self._waiting: deque[AdmitRequest] = deque()
@@ -124,7 +148,13 @@ class UdpListener:
         await self._sockets.open()
 
     def housekeeping(self, now: float) -> None:
-        """Log ignored handshakes. Their senders get no answer, so that nobody can probe the server."""
+        """Log ignored handshakes: their senders get no answer, so that nobody can probe the server. Disconnect clients
+        to whom nothing reliable gets through, and take in what waited for its second."""
+        for index, channel in list(self._channels.items()):
+            if channel.stalled(now):
+                self._throw_out(index, LeaveReason.TOO_SLOW, "reliable messages do not arrive")
+            elif channel.has_message:
+                self._frames_came(index, channel, (), now)
         ignored = Counter(self._netcode.ignored)
         if ignored != self._ignored_before:
             reasons = ", ".join(
@@ -151,11 +181,48 @@ class UdpListener:
         self._netcode.send(index, data, self._now())
         self._flush_soon()
 
-    def disconnect(self, index: int) -> None:
+    def send_framed(self, index: int, channel: MessageChannel, data: bytes, reliable: bool) -> None:
+        """Send one message in frames. A client that has taken too few reliable ones is disconnected."""
+        if not reliable:
+            channel.send_once(data, self._now())
+        elif not channel.send(data):
+            self._throw_out(index, LeaveReason.TOO_SLOW, "too many reliable messages have not arrived")
+            return
+        self._busy.add(index)
+        self._flush_soon()
+
+    def disconnect(self, index: int, code: int, reason: str) -> None:
         """Disconnect the client in this slot; the roster is not told, since it asked for it."""
         self._players.pop(index, None)
-        self._netcode.disconnect(index, self._now())
+        self._busy.discard(index)
+        now = self._now()
+        if (channel := self._channels.pop(index, None)) is not None:
+            for frame in (*channel.frames(now), *[encode_close(code, reason)] * _CLOSE_REPEATS):
+                self._netcode.send_frame(index, frame, now)
+        self._netcode.disconnect(index, now)
         self._flush_soon()
+
+    def _throw_out(self, index: int, why: LeaveReason, text: str) -> None:
+        """Disconnect a client, and tell the roster."""
+        player = self._players.get(index)
+        code = CloseCode.TOO_SLOW if why is LeaveReason.TOO_SLOW else CloseCode.POLICY
+        self.disconnect(index, code, text)
+        if player is not None:
+            log.info("disconnected %s: %s", player.address, text)
+            self._roster.left(player, why)
+
+    def _send_frames(self) -> None:
+        """Pass what channels have to send on to netcode, and note when they must be asked again."""
+        now = self._now()
+        self._frames_due = math.inf
+        for index in tuple(self._busy):
+            channel = self._channels[index]
+            for frame in channel.frames(now):
+                self._netcode.send_frame(index, frame, now)
+            due = channel.next_timeout()
+            if due == math.inf:
+                self._busy.discard(index)
+            self._frames_due = min(self._frames_due, due)
 
     def _flush_soon(self) -> None:
         if not self._flushing:
@@ -164,6 +231,8 @@ class UdpListener:
 
     def _flush(self) -> None:
         self._flushing = False
+        if self._busy and not self._closed:
+            self._send_frames()
         out = self._netcode.datagrams_to_send()
         if out and not self._closed:
             self._sockets.send(out)
@@ -200,16 +269,43 @@ class UdpListener:
             if isinstance(event, Payload):
                 if (player := players.get(event.index)) is not None:
                     roster.received(player, event.data)
+            elif isinstance(event, Frame):
+                if (channel := self._channels.get(event.index)) is not None:
+                    self._frames_came(event.index, channel, (event.data,), self._now())
             elif isinstance(event, Connected):
                 self._connected(event)
             elif isinstance(event, Disconnected):
+                self._channels.pop(event.index, None)
+                self._busy.discard(event.index)
                 if (player := players.pop(event.index, None)) is not None:
                     roster.left(player, _REASONS.get(event.reason, LeaveReason.KICKED))
             else:
                 self._look_up_later(event)
 
+    def _frames_came(self, index: int, channel: MessageChannel, frames: Sequence[bytes], now: float) -> None:
+        """Take in frames of a client, and pass on what the game takes; a reliable message waits when it takes none."""
+        player = self._players.get(index)
+        if player is None:
+            return
+        roster = self._roster
+        self._busy.add(index)
+        try:
+            for frame in frames:
+                for message in channel.receive(frame, now):
+                    roster.received(player, message)
+            while (
+                player.connected and roster.takes(player) and (found := channel.next_message(now)) is not None
+            ):
+                roster.received(player, found)
+        except Malformed as exc:
+            self._throw_out(index, LeaveReason.MISBEHAVED, str(exc))
+        else:
+            self._flush_soon()
+
     def _set_timer(self) -> None:
         due = self._netcode.next_timeout()
+        if self._busy:
+            due = min(due, self._frames_due)
         if self._closed or due == float("inf"):
             return
         if self._timer is not None:
@@ -254,9 +350,14 @@ class UdpListener:
             )
         if isinstance(verdict, Refusal):
             log.info("refused %s: %s", event.address, verdict.text)
-            self.disconnect(event.index)
+            if event.framed:
+                self._channels[event.index] = MessageChannel()
+            self.disconnect(event.index, CloseCode.POLICY, verdict.text)
             return
-        player = self._roster.seat(verdict, UdpLink(self, event.index, event.address))
+        channel = MessageChannel() if event.framed else None
+        if channel is not None:
+            self._channels[event.index] = channel
+        player = self._roster.seat(verdict, UdpLink(self, event.index, event.address, channel))
         self._players[event.index] = player
         self._roster.joined(player)
 

@@ -2,8 +2,8 @@
 
 `/` is the game: the client's first message is its connect token (2048 bytes, binary), the answer is one text message,
 `{"Admitted": {"client_index": ..., "tick_rate": ...}}` or `{"Refused": [code, reason]}` with close code 1008; then
-binary messages of 1 to 1200 bytes are the game's own in both directions. A stand-alone server also answers
-`/matchmaker/ws`, as a matchmaker would.
+binary messages of 1 to 1200 bytes are the game's own in both directions, and up to 65536 bytes for a client that opens
+`/?max_message=65536`. A stand-alone server also answers `/matchmaker/ws`, as a matchmaker would.
 
 Behind a reverse proxy the game is at `/gs/DEPLOYMENT_ID` too, and a player's address is what a trusted proxy says.
 Until a connection has shown a token it counts in its address' share, and may be closed in favour of others. No Origin
@@ -20,6 +20,7 @@ import asyncio
 import functools
 import http
 import logging
+import re
 import socket
 import ssl
 import time
@@ -33,7 +34,7 @@ from websockets.http11 import Request, Response
 from websockets.protocol import State
 
 from tipoff_gameserver.context import Context
-from tipoff_gameserver.players.player import MAX_MESSAGE_BYTES, LeaveReason, Player
+from tipoff_gameserver.players.player import MAX_PLAIN_BYTES, LeaveReason, Player
 from tipoff_gameserver.players.roster import Roster
 from tipoff_gameserver.players.token_check import USED, LookUp, Refusal, TokenCheck
 from tipoff_gameserver.stand_alone import Dialled, Matchmaker
@@ -42,6 +43,8 @@ from tipoff_gameserver.transports.sockets import GatedSocket
 from tipoff_shared.admission.client_address import Address, AddressRule, parse_address, peer_address, within
 from tipoff_shared.admission.connection_shares import ConnectionShares, Eviction
 from tipoff_shared.admission.limits import ConnectionRate
+from tipoff_shared.framing import MAX_MESSAGE_BYTES, CloseCode
+from tipoff_shared.framing.close_code import cut_reason
 from tipoff_shared.messages import MAX_MESSAGE, Admitted, Failed, encode_admission, encode_feedback
 from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.primitives.token_bucket import TokenBucket
@@ -65,17 +68,20 @@ STALLED_AFTER = 15.0
 FLOOD_GRACE = 0.5
 """Seconds in which a client that sent far too much can read why it is disconnected."""
 
-_GOING_AWAY = 1001
-_POLICY = 1008
-_TOO_BIG = 1009
-_TRY_AGAIN_LATER = 1013
-_INTERNAL = 1011
-_MISBEHAVED = (1002, 1003, 1007, _POLICY, _TOO_BIG)
+RELIABLE_BUFFER = 1 << 20
+"""Bytes that may wait for a client when a reliable message is to be added; with more, it is disconnected."""
+
+_MISBEHAVED = (1002, 1003, 1007, CloseCode.POLICY, CloseCode.TOO_BIG)
 _PIECE = 2048
 """Bytes that the library parses before its frames are counted: at most 341 frames, in about a millisecond."""
 _FLOODED = "far too many messages a second"
-_FRAME_BYTES = MAX_MESSAGE_BYTES + 8
-"""The longest message with its frame's header."""
+_FRAME_BYTES = MAX_PLAIN_BYTES + 8
+"""A short message with its frame's header: the bytes that a client may send for each frame."""
+_LONG_MESSAGES = 4 * (MAX_MESSAGE_BYTES + 14)
+"""Bytes that a client may send at once in any case."""
+
+
+_MAX_MESSAGE_QUERY = re.compile(r"[?&]max_message=(\d{1,9})(?:&|$)", re.ASCII)
 
 
 class Strangers:
@@ -113,7 +119,7 @@ class Strangers:
         host = _host(connection)
         # Where the event loop accepts without our socket (uvloop), a connection is refused here.
         if not any(sock.used for sock in self._gated) and not self.admits(host):
-            connection.hang_up(_TRY_AGAIN_LATER, "too many connections a second")
+            connection.hang_up(CloseCode.TRY_AGAIN_LATER, "too many connections a second")
             return
         address = peer_address(host, (), self._rule)
         proxy = within(address, self._rule.trusted_proxies)
@@ -139,11 +145,11 @@ class Strangers:
             return
         whose = f"{eviction.party} has too many of them" if eviction.over_share else "there are too many"
         self._log.warning("strangers", "closed the oldest connection that has shown no token: %s", whose)
-        eviction.connection.hang_up(_TRY_AGAIN_LATER, "too many connections without a token")
+        eviction.connection.hang_up(CloseCode.TRY_AGAIN_LATER, "too many connections without a token")
 
 
 class CountedConnection(ServerConnection):
-    """A connection on which a client may send `limit` frames a second, and the bytes of as many long messages; one of
+    """A connection on which a client may send `limit` frames a second, and 1200 bytes for each of them; one of
     the `strangers` until its token was found good.
 
     The library parses 200,000 small frames a second and the game is not served meanwhile, so what comes is passed on
@@ -156,7 +162,7 @@ class CountedConnection(ServerConnection):
         self._over = False
         """We have hung up and read no more."""
         self._frames_left = TokenBucket(limit, limit)
-        self._bytes_left = TokenBucket(limit * _FRAME_BYTES, limit * _FRAME_BYTES)
+        self._bytes_left = TokenBucket(limit * _FRAME_BYTES, max(limit * _FRAME_BYTES, _LONG_MESSAGES))
         self._frames = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -176,14 +182,14 @@ class CountedConnection(ServerConnection):
             return
         now = self.loop.time()
         if self._bytes_left.take(now, amount=len(data)) is None:
-            self.hang_up(_POLICY, _FLOODED)
+            self.hang_up(CloseCode.POLICY, _FLOODED)
         for start in range(0, len(data), _PIECE):
             if self._over:
                 return
             self._frames = 0
             super().data_received(data[start : start + _PIECE])
             if self._frames_left.take(now, amount=self._frames) is None:
-                self.hang_up(_POLICY, _FLOODED)
+                self.hang_up(CloseCode.POLICY, _FLOODED)
 
     def process_event(self, event: Any) -> None:
         """Count a frame; the first event is the opening handshake."""
@@ -211,13 +217,27 @@ class CountedConnection(ServerConnection):
 class WebSocketLink:
     """One client's connection. `send` writes at once or drops; it never waits."""
 
-    __slots__ = ("_drained", "_stalled_since", "_tasks", "_written", "address", "dropped", "reason", "ws")
+    __slots__ = (
+        "_drained",
+        "_stalled_since",
+        "_tasks",
+        "_written",
+        "address",
+        "dropped",
+        "max_message",
+        "reason",
+        "ws",
+    )
 
     transport = "websocket"
+    reliable = True
 
-    def __init__(self, ws: ServerConnection, tasks: Tasks, address: str) -> None:
+    def __init__(
+        self, ws: ServerConnection, tasks: Tasks, address: str, max_message: int = MAX_PLAIN_BYTES
+    ) -> None:
         self.ws = ws
         self.address = address
+        self.max_message = max_message
         self.dropped = 0
         """Messages that did not fit into the write buffer."""
         self.reason: LeaveReason | None = None
@@ -232,13 +252,21 @@ class WebSocketLink:
         """Seconds of the last ping; None before the first one."""
         return self.ws.latency or None  # 0.0 until the first pong
 
-    def send(self, data: bytes) -> None:
-        """Write one message, or drop it while `WRITE_BUFFER` bytes wait."""
-        if self.ws.transport.get_write_buffer_size() > WRITE_BUFFER:
+    def send(self, data: bytes, reliable: bool = False) -> None:
+        """Write one message, or drop it while `WRITE_BUFFER` bytes wait. With `RELIABLE_BUFFER` bytes a reliable one
+        ends the connection."""
+        waiting = self.ws.transport.get_write_buffer_size()
+        if waiting > WRITE_BUFFER and not (reliable and self._takes_more(waiting)):
             self.dropped += 1
             return
         self._written += len(data)
         broadcast((self.ws,), data)  # the library's way to write without waiting for the client
+
+    def _takes_more(self, waiting: int) -> bool:
+        if waiting > RELIABLE_BUFFER and self.reason is None:
+            self.reason = LeaveReason.TOO_SLOW
+            self.close(CloseCode.TOO_SLOW, "too many reliable messages have not been read")
+        return self.reason is None
 
     def close(self, code: int, reason: str) -> None:
         """Start the closing handshake, in its own task."""
@@ -268,8 +296,10 @@ class WebSocketListener:
         tick_rate: float,
         tls: ssl.SSLContext | None,
         matchmaker: Matchmaker | None,
+        framing: bool,
     ) -> None:
         self._tls = tls
+        self._framing = framing
         self._paths = context.websocket_paths
         self._strangers = Strangers(context)
         self._roster = roster
@@ -316,7 +346,7 @@ class WebSocketListener:
     async def close(self) -> None:
         """Close all connections and sockets, within a few seconds. Idempotent."""
         for server in self._servers:
-            server.close(code=_GOING_AWAY, reason="the server ends")
+            server.close(code=CloseCode.GOING_AWAY, reason="the server ends")
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT + 1):
                 for server in self._servers:
@@ -346,7 +376,7 @@ class WebSocketListener:
             return
         except Exception:
             log.exception("a WebSocket connection from %s failed", self._address(ws))
-            await close_within(ws, _INTERNAL, "", CLOSE_TIMEOUT)
+            await close_within(ws, CloseCode.INTERNAL, "", CLOSE_TIMEOUT)
             return
         if player is not None:
             await self._play(ws, player)
@@ -378,35 +408,50 @@ class WebSocketListener:
             return await self._refuse(ws, USED)
         assert isinstance(ws, CountedConnection)
         self._strangers.leave(ws)
-        link = WebSocketLink(ws, self._tasks, self._address(ws))
+        longest = self._longest(ws)
+        if longest > MAX_PLAIN_BYTES:
+            ws.protocol.max_message_size = longest  # until here it was that of a token
+        link = WebSocketLink(ws, self._tasks, self._address(ws), longest)
         player = self._roster.seat(grant, link)
         self._links[player] = link
-        answer = encode_admission(Admitted(player.id - 1, self._tick_rate)).decode()
+        answer = encode_admission(Admitted(player.id - 1, self._tick_rate, longest)).decode()
         broadcast((ws,), answer)
         self._roster.joined(player)
         return player
+
+    def _longest(self, ws: ServerConnection) -> int:
+        """Bytes of the longest message either way: what the client says that it takes, within 1200 and 65536."""
+        assert ws.request is not None
+        if not self._framing:
+            return MAX_PLAIN_BYTES
+        asked = _MAX_MESSAGE_QUERY.search(ws.request.path)
+        return max(MAX_PLAIN_BYTES, min(int(asked[1]), MAX_MESSAGE_BYTES)) if asked else MAX_PLAIN_BYTES
 
     async def _refuse(self, ws: ServerConnection, refusal: Refusal) -> Player | None:
         """Send the reason and hang up. Returns None, for `return await`."""
         self._log.warning("refused", "refused %s: %s", self._address(ws), refusal.text)
         broadcast((ws,), encode_admission(refusal.message()).decode())
-        await close_within(ws, _POLICY, refusal.text, CLOSE_TIMEOUT)
+        await close_within(ws, CloseCode.POLICY, refusal.text, CLOSE_TIMEOUT)
         return None
 
     async def _play(self, ws: ServerConnection, player: Player) -> None:
         reason = LeaveReason.LEFT
-        received = self._roster.received
+        received, takes = self._roster.received, self._roster.takes
+        longest = player.max_message
+        waits = longest > MAX_PLAIN_BYTES
         try:
             async for message in ws:
-                if not isinstance(message, bytes) or not 0 < len(message) <= MAX_MESSAGE_BYTES:
+                if not isinstance(message, bytes) or not 0 < len(message) <= longest:
                     reason = LeaveReason.MISBEHAVED
-                    text = f"messages are binary and have 1 to {MAX_MESSAGE_BYTES} bytes"
-                    await close_within(ws, _POLICY, text, CLOSE_TIMEOUT)
+                    text = f"messages are binary and have 1 to {longest} bytes"
+                    await close_within(ws, CloseCode.POLICY, text, CLOSE_TIMEOUT)
                     break
+                while waits and player.connected and not takes(player):
+                    await self._roster.next_second()
                 received(player, message)
         except ConnectionClosed as exc:
             sent = exc.sent.code if exc.sent is not None and not exc.rcvd_then_sent else 0
-            if sent == _INTERNAL:  # the library's keepalive gave up
+            if sent == CloseCode.INTERNAL:  # the library's keepalive gave up
                 reason = LeaveReason.TIMED_OUT
             elif sent in _MISBEHAVED:
                 reason = LeaveReason.MISBEHAVED
@@ -425,7 +470,7 @@ class WebSocketListener:
         for feedback in matchmaker.answer(request, self._dialled(ws), time.time()):
             broadcast((ws,), encode_feedback(feedback).decode())
             if isinstance(feedback, Failed) and feedback.code == 400:
-                code = _POLICY
+                code = CloseCode.POLICY
         await close_within(ws, code, "", CLOSE_TIMEOUT)
 
     def _address(self, ws: ServerConnection) -> str:
@@ -447,7 +492,7 @@ async def close_within(ws: ServerConnection, code: int, reason: str, timeout: fl
     """The closing handshake; after `timeout` seconds (a client that does not read) the connection is cut."""
     try:
         async with asyncio.timeout(timeout):
-            await ws.close(code, _close_reason(reason))
+            await ws.close(code, cut_reason(reason))
     except TimeoutError:
         ws.transport.abort()
 
@@ -456,11 +501,6 @@ def _host(ws: ServerConnection) -> str | None:
     """The socket's peer; None for a client that is gone."""
     peer = ws.transport.get_extra_info("peername")
     return peer[0] if peer else None
-
-
-def _close_reason(text: str) -> str:
-    """At most 123 bytes (RFC 6455, 5.5.1)."""
-    return text.encode()[:123].decode(errors="ignore")
 
 
 def _peer(ws: ServerConnection) -> str:

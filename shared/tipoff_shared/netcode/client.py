@@ -15,6 +15,8 @@ from .constants import (
     DENIED,
     DISCONNECT,
     DISCONNECT_REPEATS,
+    FRAME,
+    FRAMING_WIDTH,
     KEEP_ALIVE,
     MAX_PAYLOAD_BYTES,
     PAYLOAD,
@@ -25,8 +27,8 @@ from .constants import (
 )
 from .denial import decode_denial
 from .errors import InvalidPayload, InvalidToken
-from .events import ClientEvent, ClientState, Denial, Payload, StateChanged
-from .packet import TO_CLIENT, PacketReader, PacketWriter, cipher
+from .events import ClientEvent, ClientState, Denial, Frame, Payload, StateChanged
+from .packet import FRAMED, TO_CLIENT, PacketReader, PacketWriter, cipher
 from .replay import ReplayWindow
 from .round_trip import RoundTripMeter
 from .token import ConnectToken
@@ -45,7 +47,8 @@ class Client:
     `token` is 2048 bytes or a ConnectToken; one that cannot be read leaves the client in
     INVALID_CONNECT_TOKEN and raises nothing. `dialect` is the token's own unless given. `first_sequence` is
     for a second try with the same token: pass the first client's ``next_sequence``, or packets of both would
-    be encrypted with one nonce.
+    be encrypted with one nonce. `framing` offers frames to the server; once connected, `framed` says whether it knows
+    them.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Client:
         now: float,
         dialect: Dialect | None = None,
         first_sequence: int = 0,
+        framing: bool = False,
     ) -> None:
         self.client_index: int | None = None
         self.max_clients: int | None = None
@@ -65,6 +69,8 @@ class Client:
         self.failure: str | None = None
         """Why it ended or never came about, for people; None while it lives and after ``disconnect``."""
         self.payloads_dropped = 0
+        self.framed = False
+        """Whether the server knows frames."""
         self.next_sequence = first_sequence
         self.state = ClientState.DISCONNECTED
         self.server_address: Address | None = None
@@ -85,6 +91,8 @@ class Client:
         self._decrypt = cipher(token.server_to_client_key).decrypt
         self._writer = PacketWriter(token.protocol_id)
         self._reader = PacketReader(token.protocol_id, TO_CLIENT, self._dialect)
+        self._protocol_id = token.protocol_id
+        self._framing = framing and self._dialect is Dialect.STANDARD
         self._timeout = float(token.timeout_seconds) if token.timeout_seconds > 0 else math.inf
         self._lifetime = token.expire_timestamp - token.create_timestamp
         self._lifetime_ends = now + self._lifetime
@@ -103,11 +111,12 @@ class Client:
             return
         kind, sequence, body = packet
         if state is _CONNECTED:
-            if kind == PAYLOAD:
+            if kind in (PAYLOAD, FRAME):
                 self._last_receive = now
                 if self._payloads_queued < PAYLOAD_QUEUE:
                     self._payloads_queued += 1
-                    self._events.append(Payload(self.client_index or 0, sequence, body))
+                    event = Payload if kind == PAYLOAD else Frame
+                    self._events.append(event(self.client_index or 0, sequence, body))
                 else:
                     self.payloads_dropped += 1
             elif kind == KEEP_ALIVE:
@@ -122,7 +131,7 @@ class Client:
         elif kind == CHALLENGE and state is _REQUESTING:
             self._challenged(body, now)
         elif kind == KEEP_ALIVE and state is _RESPONDING:
-            self._accepted(body, now)
+            self._accepted(body, self._framing and data[0] >> 4 == FRAMING_WIDTH, now)
 
     def update(self, now: float) -> None:
         """Do what is due by now: judge timeouts, then send. Call it at ``next_timeout``, or on every tick."""
@@ -169,6 +178,13 @@ class Client:
         self._send(PAYLOAD, payload, now)
         return True
 
+    def send_frame(self, frame: bytes, now: float) -> bool:
+        """Send a frame of 1..1200 bytes. False, and nothing is sent, unless connected to a server that knows frames."""
+        if self.state is not _CONNECTED or not self.framed:
+            return False
+        self._send(FRAME, frame, now)
+        return True
+
     def disconnect(self, now: float) -> None:
         """Leave.
 
@@ -207,7 +223,7 @@ class Client:
         self._change(_RESPONDING)
         self._send_regular(now)
 
-    def _accepted(self, body: bytes, now: float) -> None:
+    def _accepted(self, body: bytes, framed: bool, now: float) -> None:
         if self._responses == 1:
             self._meter.handshake(now - self._last_send)
         if self._dialect is Dialect.LIGHTYEAR:
@@ -223,6 +239,9 @@ class Client:
                 )
                 return
             self.client_index, self.max_clients = index, of
+        if framed:
+            self.framed = True
+            self._reader = PacketReader(self._protocol_id, FRAMED, self._dialect)
         self._last_receive = now
         self._meter.connected(now)
         self._change(_CONNECTED)
@@ -301,7 +320,8 @@ class Client:
 
     def _send(self, kind: int, body: bytes, now: float) -> None:
         assert self.server_address is not None
-        packet = self._writer.write(self._encrypt, kind, self.next_sequence, body)
+        width = FRAMING_WIDTH if kind == RESPONSE and self._framing else 0
+        packet = self._writer.write(self._encrypt, kind, self.next_sequence, body, width)
         self.next_sequence += 1
         self._out.append((packet, self.server_address))
         self._last_send = now

@@ -7,7 +7,7 @@ from enum import Enum
 
 from .addresses import Address
 from .events import Connected, Denial
-from .packet import cipher
+from .packet import PacketReader, cipher
 from .replay import ReplayWindow
 from .token import PrivateToken
 
@@ -77,11 +77,13 @@ class Slot:
         "counted",
         "decrypt",
         "encrypt",
+        "framed",
         "index",
         "keep_alive",
         "last_receive",
         "last_send",
         "queued",
+        "reader",
         "sequence",
         "timeout",
         "token_tag",
@@ -89,9 +91,14 @@ class Slot:
         "window",
     )
 
-    def __init__(self, index: int, pending: Pending, keep_alive: bytes, now: float) -> None:
+    def __init__(
+        self, index: int, pending: Pending, keep_alive: bytes, reader: PacketReader, framed: bool, now: float
+    ) -> None:
         private = pending.private
         self.index = index
+        self.reader = reader
+        self.framed = framed
+        """Whether client and server know frames."""
         self.client_id = private.client_id
         self.address = pending.address
         self.user_data = private.user_data
@@ -117,4 +124,6 @@ class Slot:
 
     def connected(self) -> Connected:
         """Whether a client is connected in this slot."""
-        return Connected(self.index, self.client_id, self.address, self.user_data, self.token_tag)
+        return Connected(
+            self.index, self.client_id, self.address, self.user_data, self.token_tag, self.framed
+        )

@@ -52,5 +52,19 @@ RESPONSE: Final = 3
 KEEP_ALIVE: Final = 4
 PAYLOAD: Final = 5
 DISCONNECT: Final = 6
+FRAME: Final = 7
+"""Not of the standard, which drops it: a frame of messages, between two sides that agreed on framing."""
+FRAMING_WIDTH: Final = 7
+"""Sequence bytes by which a side says that it knows frames, in responses (client) and keep-alives (server). The
+standard's writers use as few as the number needs, and its readers take any count from 1 to 8."""
 
-PACKET_NAMES: Final = ("request", "denied", "challenge", "response", "keep_alive", "payload", "disconnect")
+PACKET_NAMES: Final = (
+    "request",
+    "denied",
+    "challenge",
+    "response",
+    "keep_alive",
+    "payload",
+    "disconnect",
+    "frame",
+)

@@ -80,6 +80,14 @@ class Payload(msgspec.Struct, frozen=True, gc=False):
     data: bytes
 
 
+class Frame(msgspec.Struct, frozen=True, gc=False):
+    """A frame of messages (1..1200 bytes), where both sides agreed on framing."""
+
+    index: int
+    sequence: int
+    data: bytes
+
+
 class StateChanged(msgspec.Struct, frozen=True, gc=False):
     """Client only. Moving on to the token's next address shows as SENDING_CONNECTION_REQUEST again."""
 
@@ -111,6 +119,8 @@ class Connected(msgspec.Struct, frozen=True):
     address: Address
     user_data: bytes
     token_tag: bytes
+    framed: bool = False
+    """Whether both sides know frames."""
 
     def __repr__(self) -> str:
         return f"Connected(index={self.index}, client_id={self.client_id}, address={self.address})"
@@ -124,5 +134,5 @@ class Disconnected(msgspec.Struct, frozen=True):
     reason: DisconnectReason
 
 
-ClientEvent = StateChanged | Payload
-ServerEvent = AdmitRequest | Connected | Disconnected | Payload
+ClientEvent = StateChanged | Payload | Frame
+ServerEvent = AdmitRequest | Connected | Disconnected | Payload | Frame

@@ -19,6 +19,7 @@ from .constants import (
     CHALLENGE_TOKEN_BYTES,
     DENIED,
     DISCONNECT,
+    FRAME,
     KEEP_ALIVE,
     MAX_DATAGRAM_BYTES,
     MAX_PAYLOAD_BYTES,
@@ -46,6 +47,7 @@ _BODY_BYTES = {
     KEEP_ALIVE: (8, 8),
     PAYLOAD: (1, MAX_PAYLOAD_BYTES),
     DISCONNECT: (0, 0),
+    FRAME: (1, MAX_PAYLOAD_BYTES),
 }
 _LIGHTYEAR_DENIED_BYTES = (
     0,
@@ -53,6 +55,8 @@ _LIGHTYEAR_DENIED_BYTES = (
 )  # reason, and with reason 6 a length byte and text; empty from a standard server
 TO_SERVER = frozenset({RESPONSE, KEEP_ALIVE, PAYLOAD, DISCONNECT})
 TO_CLIENT = frozenset({DENIED, CHALLENGE, KEEP_ALIVE, PAYLOAD, DISCONNECT})
+FRAMED = frozenset({KEEP_ALIVE, PAYLOAD, DISCONNECT, FRAME})
+"""What either side of a framed connection sends once it is connected, besides repeated responses."""
 
 
 class PacketWriter:
@@ -66,18 +70,23 @@ class PacketWriter:
     def __init__(self, protocol_id: int) -> None:
         # [type][sequence bytes] -> prefix byte, associated data
         self._headers = [
-            [_header(protocol_id, kind | width << 4) for width in range(9)] for kind in range(DISCONNECT + 1)
+            [_header(protocol_id, kind | width << 4) for width in range(9)] for kind in range(FRAME + 1)
         ]
 
-    def write(self, encrypt: Encrypt, kind: int, sequence: int, body: bytes) -> bytes:
-        """One datagram. `encrypt` is the bound method of the one cipher object of this direction's key."""
-        width = (sequence.bit_length() + 7) >> 3 or 1
+    def write(self, encrypt: Encrypt, kind: int, sequence: int, body: bytes, width: int = 0) -> bytes:
+        """One datagram. `encrypt` is the bound method of the one cipher object of this direction's key; the sequence
+        number takes at least `width` bytes."""
+        width = (
+            (sequence.bit_length() + 7) >> 3 or 1
+            if width == 0
+            else max(width, (sequence.bit_length() + 7) >> 3)
+        )
         prefix, aad = self._headers[kind][width]
         return prefix + sequence.to_bytes(width, "little") + encrypt(nonce(sequence), body, aad)
 
 
 class PacketReader:
-    """Opens packets of one protocol id that go in one direction: `kinds` is TO_SERVER or TO_CLIENT."""
+    """Opens packets of one protocol id that go in one direction: `kinds` is TO_SERVER or TO_CLIENT, or FRAMED."""
 
     __slots__ = ("_rules",)
 
@@ -98,7 +107,7 @@ class PacketReader:
     ) -> tuple[int, int, bytes] | None:
         """Type, sequence number and body of an authentic packet that was not seen before, else None.
 
-        `window` filters keep-alives, payloads and disconnects; None filters nothing (a sender without a
+        `window` filters keep-alives, payloads, disconnects and frames; None filters nothing (a sender without a
         connection).
         """
         size = len(packet)

@@ -24,6 +24,8 @@ from .connections import Pending, Slot
 from .constants import (
     DISCONNECT,
     DISCONNECT_REPEATS,
+    FRAME,
+    FRAMING_WIDTH,
     GLOBAL_SEQUENCE_START,
     KEEP_ALIVE,
     KEY_BYTES,
@@ -45,12 +47,13 @@ from .events import (
     DenyReason,
     Disconnected,
     DisconnectReason,
+    Frame,
     Payload,
     ServerEvent,
 )
 from .handshakes import Admission, Handshakes, Place
 from .keys import PrivateKey
-from .packet import TO_SERVER, PacketReader, PacketWriter
+from .packet import FRAMED, TO_SERVER, PacketReader, PacketWriter
 from .request_budget import RequestBudget
 from .round_trip import is_nonce
 from .used_tokens import UsedTokens
@@ -71,7 +74,8 @@ class Server:
     `is_client_connected` answers for the other transports, this server's ``is_connected`` for this one;
     `has_room` says whether the game as a whole takes one more player. A client id that is connected is not
     let in again, or, with `replace_connected`, throws out its former self once it proved its address. With
-    `answer_keep_alives` each client can measure its round trip (see `round_trip`).
+    `answer_keep_alives` each client can measure its round trip (see `round_trip`). With `framing` a client that knows
+    frames may send them and gets them (`send_frame`, `Frame`); all others see the standard only.
     `request_budget` bounds the work for strangers'
     requests; None is 5000 a second. A client that sends more authentic packets a second than `packet_limit` is
     disconnected.
@@ -98,6 +102,7 @@ class Server:
         replace_connected: bool = False,
         check_address: bool | None = None,
         answer_keep_alives: bool = False,
+        framing: bool = False,
         max_pending: int = 1024,
         request_budget: RequestBudget | None = None,
         packet_limit: float = math.inf,
@@ -128,6 +133,8 @@ class Server:
         self._packet_limit = packet_limit
         self._writer = PacketWriter(protocol_id)
         self._reader = PacketReader(protocol_id, TO_SERVER, dialect)
+        self._framed_reader = PacketReader(protocol_id, FRAMED, dialect)
+        self._framing = framing and dialect is Dialect.STANDARD
         self._handshakes = Handshakes(
             private_key=private_key,
             protocol_id=protocol_id,
@@ -159,7 +166,7 @@ class Server:
         """Take in one datagram. An invalid one is ignored."""
         slot = self._by_address.get(address)
         if slot is not None:
-            packet = self._reader.read(data, slot.decrypt, slot.window)
+            packet = slot.reader.read(data, slot.decrypt, slot.window)
             if packet is None:
                 return
             slot.allowance -= 1.0
@@ -174,7 +181,8 @@ class Server:
             if pending is not None:
                 packet = self._reader.read(data, pending.decrypt, None)
                 if packet is not None and packet[0] == RESPONSE:
-                    self._process_response(pending, packet[2], now)
+                    framed = self._framing and data[0] >> 4 == FRAMING_WIDTH
+                    self._process_response(pending, packet[2], framed, now)
 
     @property
     def connected_addresses(self) -> KeysView[tuple[str, int]]:
@@ -233,6 +241,17 @@ class Server:
         if not slot.confirmed:  # the first keep-alive may be lost, and a client takes no payload before one
             self._send(slot, KEEP_ALIVE, slot.keep_alive, now)
         self._send(slot, PAYLOAD, payload, now)
+        return True
+
+    def send_frame(self, index: int, frame: bytes, now: float) -> bool:
+        """Send a frame of 1..1200 bytes to the client in slot `index`. False where none is connected that knows
+        frames."""
+        slot = self._slots.get(index)
+        if slot is None or not slot.framed:
+            return False
+        if not slot.confirmed:
+            self._send(slot, KEEP_ALIVE, slot.keep_alive, now)
+        self._send(slot, FRAME, frame, now)
         return True
 
     def disconnect(self, index: int, now: float) -> bool:
@@ -303,7 +322,7 @@ class Server:
             self._out.append(answer)
         return answer is not None
 
-    def _process_response(self, pending: Pending, body: bytes, now: float) -> None:
+    def _process_response(self, pending: Pending, body: bytes, framed: bool, now: float) -> None:
         answer = self._handshakes.response(pending, body, now)
         if isinstance(answer, bytes):
             self._out.append((answer, pending.address))
@@ -311,15 +330,15 @@ class Server:
             former = self._by_client_id.get(answer.client_id)
             if former is not None:
                 self._throw_out(former, DisconnectReason.REPLACED, now)
-            self._connect(pending, now)
+            self._connect(pending, framed, now)
 
-    def _connect(self, pending: Pending, now: float) -> None:
+    def _connect(self, pending: Pending, framed: bool, now: float) -> None:
         index = heapq.heappop(self._free)
         if self._dialect is Dialect.LIGHTYEAR:
             keep_alive = _CLIENT_ID.pack(pending.private.client_id)
         else:
             keep_alive = _INDEX_AND_MAX.pack(index, self.max_clients)
-        slot = Slot(index, pending, keep_alive, now)
+        slot = Slot(index, pending, keep_alive, self._framed_reader if framed else self._reader, framed, now)
         slot.allowance = self._packet_limit
         self._slots[index] = self._by_address[slot.address] = self._by_client_id[slot.client_id] = slot
         self._next_due = min(self._next_due, now + SEND_INTERVAL, now + slot.timeout)
@@ -340,7 +359,7 @@ class Server:
 
     def _process(self, slot: Slot, packet: tuple[int, int, bytes], now: float) -> None:
         kind, sequence, body = packet
-        if kind == PAYLOAD:
+        if kind in (PAYLOAD, FRAME):
             slot.last_receive = now
             slot.confirmed = True
             if slot.batch != self._batch:
@@ -348,7 +367,7 @@ class Server:
                 slot.queued = 0
             if slot.queued < PAYLOAD_QUEUE:
                 slot.queued += 1
-                self._events.append(Payload(slot.index, sequence, body))
+                self._events.append((Payload if kind == PAYLOAD else Frame)(slot.index, sequence, body))
             else:
                 self.payloads_dropped += 1
         elif kind == KEEP_ALIVE:
@@ -373,6 +392,7 @@ class Server:
         self._events.append(Disconnected(slot.index, slot.client_id, reason))
 
     def _send(self, slot: Slot, kind: int, body: bytes, now: float) -> None:
-        self._out.append((self._writer.write(slot.encrypt, kind, slot.sequence, body), slot.address))
+        width = FRAMING_WIDTH if kind == KEEP_ALIVE and slot.framed else 0
+        self._out.append((self._writer.write(slot.encrypt, kind, slot.sequence, body, width), slot.address))
         slot.sequence += 1
         slot.last_send = now
