@@ -142,6 +142,7 @@ async def _open_backend(
             nice=settings.nice,
             listen_on=settings.listen_on,
             proxy_host=settings.reached_by_proxy,
+            fixed_ports=settings.keeps_to_range,
         )
         async with processes.looking(own_process=own_process):
             yield processes

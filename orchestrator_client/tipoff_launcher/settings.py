@@ -65,7 +65,8 @@ class Settings(BaseSettings):
     is started. 0: no limit."""
 
     port_range: str = "30000-30999"
-    """Ports for games that need fixed ones (`ports` in games.toml); servers with the tipoff SDK need none."""
+    """Ports of containers, and of games that need fixed ones (`ports` in games.toml). Where it is set, other
+    servers take their two ports (UDP, TCP) from it, too, so that a firewall can open them; otherwise any free ones."""
 
     context_listen: str = ""
     """ADDRESS:PORT of the HTTP endpoint where servers made for Edgegap (bevygap's) fetch their context; port 0 is any
@@ -208,6 +209,11 @@ class Settings(BaseSettings):
         """The two parts of `location`."""
         city, _, country = self.location.partition(",")
         return city.strip(), country.strip() or city.strip()
+
+    @property
+    def keeps_to_range(self) -> bool:
+        """Whether servers that could take any free port keep to `port_range`."""
+        return "port_range" in self.model_fields_set
 
     @property
     def ports(self) -> range:

@@ -15,7 +15,9 @@ from tipoff.doctor.facts.nats import (
     read_stream,
     read_varz,
 )
-from tipoff.doctor.target import of_env_file, parse_ports, read_env_file
+from tipoff.doctor.target import of_env_file, of_environment, of_up, read_env_file
+from tipoff.port_range import parse_ports
+from tipoff.up.state_dir import UpInfo
 from tipoff_shared.admin import Failing, MatchmakerStatus, OrchestratorStatus
 from tipoff_shared.errors import ConfigError
 
@@ -99,3 +101,24 @@ def test_the_stacks_example_can_be_looked_at(source_tree: Path) -> None:
     target = of_env_file(source_tree / "deploy" / ".env.example")
     assert target.host == "localhost"
     assert len(target.ports) > 0
+
+
+def test_a_running_up_says_where_its_games_and_ports_are(tmp_path: Path) -> None:
+    """Not the variables of the shell that `tipoff doctor` is started in."""
+    around = of_environment({"TIPOFF_GAMES": "/other.toml"}, nats=None, problem="")
+    up = UpInfo(
+        1,
+        "https://play.example.org:3000/",
+        "nats://127.0.0.1:4222",
+        "up",
+        "secret",
+        games="/game/games.toml",
+        ports="31000-31009",
+        public_hosts=("203.0.113.7",),
+    )
+    found = of_up(around, up, tmp_path)
+    assert (found.host, found.url) == ("play.example.org", "https://play.example.org:3000")
+    assert (found.games, found.ports) == (Path("/game/games.toml"), range(31000, 31010))
+    assert (found.public_hosts, found.any_ports) == (("203.0.113.7",), False)
+    assert of_up(around, UpInfo(1, "http://127.0.0.1:3000/", "", "", ""), tmp_path).any_ports
+    assert of_up(around, UpInfo(1, "http://[::1]:3000/", "", "", ""), tmp_path).host == ""

@@ -180,6 +180,16 @@ def test_ports(facts: PortFacts, expected: Status) -> None:
     assert worst(rules_udp.judge_ports(facts)) is expected
 
 
+@pytest.mark.parametrize(
+    ("hosts", "expected"),
+    [((), Status.OK), (("127.0.0.1", "::1"), Status.OK), (("127.0.0.1", "192.168.1.5"), Status.WARN)],
+)
+def test_any_ports_are_right_where_no_firewall_is(hosts: tuple[str, ...], expected: Status) -> None:
+    finding = rules_udp.judge_any_ports(hosts)
+    assert finding.status is expected
+    assert ("tipoff up --ports" in finding.todo) == (expected is Status.WARN)
+
+
 @pytest.mark.row(72)
 @pytest.mark.parametrize(("size", "expected"), [(4 << 20, Status.OK), (212_992, Status.WARN)])
 def test_udp_receive_buffer(size: int, expected: Status) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from tests.arena_servers import arena_toml
 from tests.certificates import self_signed
+from tests.docker.compose_stack import free_range
 from tests.e2e.steps import tipoff_json
 from tipoff.testing import running_up
 
@@ -41,6 +42,21 @@ async def test_players_play_by_ipv6(tmp_path: Path, games: Path, transport: str)
         assert report["connected"] is True
         assert report["transport"] == transport
         assert "[::1]" in report["server"]
+
+
+async def test_game_servers_keep_to_the_ports_that_a_firewall_opens(tmp_path: Path, games: Path) -> None:
+    """`--ports`; `tipoff doctor` looks at these, and knows the games of the system that runs."""
+    first = free_range(8)
+    arguments = ("--ports", f"{first}-{first + 7}")
+    async with running_up(tmp_path / "state", games=games, arguments=arguments) as up:
+        for transport in ("udp", "websocket"):
+            asked = ("play", "--url", up.url, "--transport", transport, "--seconds", "0.2", "--json")
+            server = (await tipoff_json(*asked))["server"]
+            assert first <= (urlsplit(f"//{server}").port or urlsplit(server).port or 0) < first + 8, server
+        report = await tipoff_json("doctor", "--state-dir", str(tmp_path / "state"), "--json")
+        said = {finding["check"]: finding["said"] for finding in report["findings"]}
+        assert f"UDP ports {first}-{first + 7}: 7 of 8 free" in said["ports"]
+        assert "arena" in said["games"]
 
 
 async def test_localhost_is_answered_on_both_loopback_addresses(tmp_path: Path, games: Path) -> None:

@@ -115,6 +115,21 @@ def a_request(game: Game, tmp_path: Path) -> StartRequest:
     return StartRequest(record, game, {"PATH": os.environ["PATH"]}, tmp_path / "log", lambda text: None)
 
 
+def test_servers_keep_to_the_range_where_it_is_set(tmp_path: Path) -> None:
+    """Those with the SDK, which would take any free ports; not those that announce no ports, or name their own."""
+    keeps, any_free = (
+        ProcessBackend(tmp_path, LogWriter(tmp_path), fixed_ports=fixed) for fixed in (True, False)
+    )
+    process = ProcessSpec(["x"])
+    sdk = Game("g", "1", process=process)
+    other = Game("g", "1", process=process, ready="running")
+    own = Game("g", "1", process=ProcessSpec(["x"], ports={"game": "udp"}))
+    assert list(keeps.ports(sdk)) == ["udp", "websocket"]
+    assert list(keeps.ports(sdk, proxied=True)) == ["udp", "websocket"]
+    assert list(any_free.ports(sdk)) == []
+    assert [list(keeps.ports(game)) for game in (other, own)] == [[], ["game"]]
+
+
 async def test_a_start_that_is_not_written_down_runs_nothing(tmp_path: Path) -> None:
     """If writing the record fails, the command never runs and no child process remains."""
     backend = ProcessBackend(tmp_path, LogWriter(tmp_path))

@@ -136,6 +136,8 @@ async def _engine(target: Target) -> Sequence[Finding]:
 async def _ports(target: Target, timeout: float) -> Sequence[Finding]:
     if not target.servers_here or not len(target.ports):
         return []
+    if target.any_ports:
+        return [udp_rules.judge_any_ports(target.public_hosts), udp_rules.judge_buffer(udp.receive_buffer())]
     facts = await asyncio.to_thread(udp.look_at_ports, target.ports)
     findings = [*udp_rules.judge_ports(facts), udp_rules.judge_buffer(udp.receive_buffer())]
     if facts.denied:

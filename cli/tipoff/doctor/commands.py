@@ -18,7 +18,8 @@ from rich.text import Text
 from tipoff.doctor.facts import udp
 from tipoff.doctor.findings import Finding, Status, run_checks
 from tipoff.doctor.rules.udp import judge_probe, spans
-from tipoff.doctor.target import DEFAULT_PORTS, Target, monitor_of, of_env_file, of_environment, parse_ports
+from tipoff.doctor.target import Target, monitor_of, of_env_file, of_environment, of_up
+from tipoff.port_range import DEFAULT_PORTS, parse_ports
 from tipoff.running_system import Namespace, NatsUrl, StateDir, nats_settings
 from tipoff.up.state_dir import default_state_dir, read_up_info
 from tipoff_shared.errors import ConfigError
@@ -83,6 +84,7 @@ def doctor_command(
         host=host or target.host,
         url=(url or target.url).rstrip("/") or (f"https://{host}" if host else ""),
         ports=parse_ports(ports) if ports else target.ports,
+        any_ports=target.any_ports and not ports,
         games=games or target.games,
         ca=ca or target.ca,
         monitor=(monitor or "").rstrip("/")
@@ -99,13 +101,12 @@ def find_target(
     if env_file is not None:
         return of_env_file(env_file)
     settings: NatsSettings | None = None
-    problem, url, keys, state = "", "", None, None
+    problem, up, where = "", None, state_dir or default_state_dir()
     if nats_url is not None or not os.environ.get("NATS_HOST"):
         try:
             settings = nats_settings(state_dir, nats_url, namespace)
             if nats_url is None:
-                where = state_dir or default_state_dir()
-                url, keys, state = read_up_info(where).url.rstrip("/"), where / "keys", where
+                up = read_up_info(where)
         except ConfigError as exc:
             if nats_url is not None:
                 raise
@@ -115,9 +116,8 @@ def find_target(
         if namespace is not None:
             settings = dataclasses.replace(settings, namespace=namespace)
     target = of_environment(os.environ, nats=settings, problem=problem)
-    return dataclasses.replace(
-        target, url=url, keys_dir=keys or target.keys_dir, state_dir=state, named=state_dir is not None
-    )
+    target = dataclasses.replace(target, named=state_dir is not None)
+    return target if up is None else of_up(target, up, where)
 
 
 def show(findings: Sequence[Finding], as_json: bool) -> None:

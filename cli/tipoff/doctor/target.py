@@ -5,17 +5,20 @@ The .env file of deploy/ names the whole stack: host, ports, secrets, games and 
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
+from tipoff.port_range import DEFAULT_PORTS, parse_ports
+from tipoff.up.state_dir import UpInfo
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.secret import Secret
 from tipoff_shared.settings import NatsSettings, inbox_prefix_of
 
-DEFAULT_PORTS = "30000-30999"
 DEFAULT_SOCKET = Path("/var/run/docker.sock")
 _LINE = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*)", re.ASCII)
 
@@ -47,15 +50,8 @@ class Target:
     """Where a `tipoff up` on this host keeps its state."""
     servers_here: bool = True
     """Whether game servers run on this host, so that its ports matter."""
-
-
-def parse_ports(text: str) -> range:
-    """Parse `30000-30199` or `30000`. Raises `ConfigError`."""
-    found = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", text.strip())
-    first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
-    if not 1 <= first <= last <= 65535:
-        raise ConfigError(f"ports {text!r}: FIRST-LAST within 1-65535 is expected, like {DEFAULT_PORTS}")
-    return range(first, last + 1)
+    any_ports: bool = False
+    """Whether they take any free ports, not those of `ports`."""
 
 
 def read_env_file(path: Path) -> dict[str, str]:
@@ -131,6 +127,22 @@ def of_environment(env: Mapping[str, str], *, nats: NatsSettings | None, problem
     )
 
 
+def of_up(target: Target, up: UpInfo, state_dir: Path) -> Target:
+    """The `tipoff up` that keeps its state in `state_dir`; what it does not say is as in `target`."""
+    name = urlsplit(up.url).hostname or ""
+    return dataclasses.replace(
+        target,
+        host="" if is_local(name) or _is_address(name) else name,
+        url=up.url.rstrip("/"),
+        public_hosts=up.public_hosts or target.public_hosts,
+        ports=parse_ports(up.ports) if up.ports else target.ports,
+        any_ports=not up.ports,
+        games=Path(up.games) if up.games else target.games,
+        keys_dir=state_dir / "keys",
+        state_dir=state_dir,
+    )
+
+
 def engine_socket(env: Mapping[str, str]) -> Path:
     """The engine's Unix socket, by the variables of the launcher and of `docker`."""
     host = env.get("TIPOFF_LAUNCHER_DOCKER_HOST") or env.get("DOCKER_HOST") or ""
@@ -150,6 +162,14 @@ def is_local(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost" or host.endswith(".localhost")
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _https(host: str, port: str) -> str:

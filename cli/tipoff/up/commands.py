@@ -56,6 +56,15 @@ def up_command(
         bool, typer.Option("--quiet", "-q", help="Do not show what game servers print; `tipoff logs` has it.")
     ] = False,
     open_: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    ports: Annotated[
+        str,
+        typer.Option(
+            metavar="FIRST-LAST",
+            help="UDP and TCP ports of game servers, for a firewall: 30000-30199 are 100 servers.",
+            show_default="any free ones",
+            envvar="TIPOFF_LAUNCHER_PORT_RANGE",
+        ),
+    ] = "",
     reload: Annotated[
         bool, typer.Option("--reload", help="Restart a game's servers when its Python files change.")
     ] = False,
@@ -96,6 +105,7 @@ def up_command(
         matchmakers=matchmakers,
         httpds=httpds,
         edgegap_emulator=edgegap_emulator,
+        ports=ports,
         reload=reload,
         reload_include=tuple(reload_include or ()),
         web=web or (beside if (beside / "index.html").exists() else None),

@@ -67,6 +67,8 @@ def compose(
         "TIPOFF_HTTPD_LISTEN_FD": ",".join(str(sock.fileno()) for sock in door),
         "TIPOFF_HTTPD_DEMO": "true",
     }
+    if options.ports:
+        launcher["TIPOFF_LAUNCHER_PORT_RANGE"] = options.ports
     if options.tls_cert and options.tls_key:
         files = {"CERT": str(options.tls_cert.resolve()), "KEY": str(options.tls_key.resolve())}
         httpd |= {f"TIPOFF_HTTPD_TLS_{name}": path for name, path in files.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from tipoff.port_range import parse_ports
 from tipoff.up.addresses import Reach
 from tipoff.up.state_dir import check_path
 from tipoff_shared.errors import ConfigError
@@ -23,8 +24,9 @@ class UpOptions:
 
     `host` is an address of this machine, a DNS name, or "auto" (this machine and its LAN address). `port` 0 is any
     free one. `web` is the directory of the page at `/`, None for the built-in one. With `edgegap_emulator`, games with
-    `orchestrator = "edgegap"` run on an emulated Edgegap on this machine. With `reload`, a game's servers are restarted
-    when its files change; `reload_include` has patterns of file names beside `*.py`.
+    `orchestrator = "edgegap"` run on an emulated Edgegap on this machine. Game servers listen on `ports` (FIRST-LAST),
+    by default on any free ones. With `reload`, a game's servers are restarted when its files change; `reload_include`
+    has patterns of file names beside `*.py`.
     """
 
     games: Path
@@ -38,6 +40,7 @@ class UpOptions:
     matchmakers: int = 1
     httpds: int = 1
     edgegap_emulator: bool = False
+    ports: str = ""
     reload: bool = False
     reload_include: tuple[str, ...] = ()
 
@@ -56,6 +59,8 @@ def check(options: UpOptions) -> None:
             check_path(name, path)
     if bool(options.tls_cert) != bool(options.tls_key):
         raise ConfigError("--tls-cert and --tls-key belong together")
+    if options.ports:
+        parse_ports(options.ports, least=1024)
     Subjects(options.namespace)
     for name, path in (("--tls-cert", options.tls_cert), ("--tls-key", options.tls_key)):
         if path is not None and not path.is_file():

@@ -114,7 +114,7 @@ async def run_up(
                     if await wait_until_ready(httpd, launcher if has_launcher else None, children, stop):
                         keepers.append(group.create_task(nats_keeper.watch_writes(bus)))
                         keepers.append(group.create_task(tell_readiness(httpd, children, say)))
-                        write_up_info(options.state_dir, _up_info(nats, urls[0], options.namespace))
+                        write_up_info(options.state_dir, _up_info(options, nats, urls[0], reach))
                         missing = await wait_until_playable(bus, games, stop)
                         nats_url = nats.settings().servers[0]
                         took = time.monotonic() - began
@@ -158,6 +158,16 @@ def _warnings(options: UpOptions, reach: Reach) -> Iterator[str]:
         yield f"{reach.name} is {reach.hosts[-1]} here (/etc/hosts?), so only players on this machine can play"
 
 
-def _up_info(nats: EmbeddedNats, url: str, namespace: str) -> UpInfo:
+def _up_info(options: UpOptions, nats: EmbeddedNats, url: str, reach: Reach) -> UpInfo:
     settings = nats.settings()
-    return UpInfo(os.getpid(), url, settings.servers[0], settings.user, settings.password.reveal(), namespace)
+    return UpInfo(
+        os.getpid(),
+        url,
+        settings.servers[0],
+        settings.user,
+        settings.password.reveal(),
+        options.namespace,
+        games=str(options.games.resolve()),
+        ports=options.ports,
+        public_hosts=tuple(reach.hosts),
+    )

@@ -29,7 +29,8 @@ DEFAULT_STATE_DIR = "~/.local/state/tipoff"
 
 class UpInfo(msgspec.Struct, frozen=True):
     """The content of `up.json`. `nats_password` is a secret: the file has mode 0600. `device` and `inode` are the state
-    directory's, which a copy does not share."""
+    directory's, which a copy does not share. `games` is the path of games.toml, `ports` FIRST-LAST of game servers or
+    "" for any, `public_hosts` the addresses in tokens."""
 
     pid: int
     url: str
@@ -39,6 +40,9 @@ class UpInfo(msgspec.Struct, frozen=True):
     namespace: str = ""
     device: int = 0
     inode: int = 0
+    games: str = ""
+    ports: str = ""
+    public_hosts: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"UpInfo(pid={self.pid}, url={self.url!r}, nats_url={self.nats_url!r})"

@@ -1,4 +1,4 @@
-"""Picks host ports from the configured range, for games that need fixed ports."""
+"""Picks host ports from the configured range."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping
 
 from tipoff_launcher.backends.interface import PortSpec
 from tipoff_orchestrator_client.base import NoCapacity, Port
+
+SDK_PORTS = {"udp": PortSpec("udp"), "websocket": PortSpec("tcp")}
+"""The ports of a game that names none: those of the game server SDK."""
 
 
 class PortPicker:

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from tipoff.doctor.facts.udp import LoopFacts, PortFacts, ProbeFacts
 from tipoff.doctor.findings import Finding, Status, fail, ok, warn
 from tipoff.doctor.target import is_local
 from tipoff_shared.primitives import udp_socket
+
+
+def judge_any_ports(public_hosts: Sequence[str]) -> Finding:
+    """Game servers that take any free ports: right where no firewall stands between them and the players."""
+    check, said = "ports", "game servers take any free UDP and TCP ports"
+    if all(is_local(host) for host in public_hosts):
+        return ok(check, f"{said}; players are on this machine only")
+    return warn(
+        check,
+        said,
+        "A firewall must let all of them through. `tipoff up --ports 30000-30199` keeps to a range that it can open, "
+        "and `tipoff doctor` then checks it.",
+    )
 
 
 def judge_ports(facts: PortFacts) -> list[Finding]:

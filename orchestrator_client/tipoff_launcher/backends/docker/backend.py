@@ -18,7 +18,7 @@ from tipoff_launcher.backends.docker.images import Images, is_allowed
 from tipoff_launcher.backends.docker.server import DockerServer, KnownContainers
 from tipoff_launcher.backends.docker.watch import ContainerWatch
 from tipoff_launcher.backends.interface import BackendEnvironment, PortSpec, StartRequest
-from tipoff_launcher.backends.ports import port_is_free
+from tipoff_launcher.backends.ports import SDK_PORTS, port_is_free
 from tipoff_launcher.records import Record
 from tipoff_launcher.settings import Settings
 from tipoff_orchestrator_client.base import NotConfigured, OrchestratorError, OrchestratorUnavailable, Port
@@ -35,8 +35,6 @@ _REMOVE_DEADLINE = 20.0
 
 _INHERITED = ("TZ", "TIPOFF_LOG", "TIPOFF_LOG_LEVEL")
 _STARTS_AT_ONCE = 8
-_SDK_PORTS = {"udp": PortSpec("udp"), "websocket": PortSpec("tcp")}
-"""The ports of a game that names none: those of the game server SDK."""
 _NETWORKS_WITHOUT_NAMES = {"", "bridge", "host", "none"}
 """The engine's networks in which containers cannot reach each other by name."""
 
@@ -226,7 +224,7 @@ class DockerBackend:
     def ports(self, game: Game, *, proxied: bool = False) -> Mapping[str, PortSpec]:
         """The ports of `[game.docker]`, or those of the SDK where it names none."""
         wanted = _spec(game).ports
-        return {name: PortSpec(port.protocol, port.internal) for name, port in wanted.items()} or _SDK_PORTS
+        return {name: PortSpec(port.protocol, port.internal) for name, port in wanted.items()} or SDK_PORTS
 
     def port_is_free(self, port: int, protocol: str) -> bool:
         """Whether the port can be bound on `listen_on` now. Raises `OSError`."""

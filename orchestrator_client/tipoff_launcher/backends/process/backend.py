@@ -30,7 +30,7 @@ from tipoff_launcher.backends.interface import (
     PortSpec,
     StartRequest,
 )
-from tipoff_launcher.backends.ports import port_is_free
+from tipoff_launcher.backends.ports import SDK_PORTS, port_is_free
 from tipoff_launcher.backends.process.identity import LINUX, Identity, group_members, identify, lives
 from tipoff_launcher.backends.process.process_tree import (
     MARKER,
@@ -76,7 +76,8 @@ _KILL_AGAIN = 1.0
 
 class ProcessBackend:
     """The `Backend` for processes. `base` is the directory of games.toml, `logs` writes their output, `listen_on` is
-    the address that servers bind, `proxy_host` what a reverse proxy dials to reach them.
+    the address that servers bind, `proxy_host` what a reverse proxy dials to reach them. `fixed_ports`: servers that
+    would take any free ports get theirs from the range.
 
     With `die_with_parent`, Linux kills the servers when the thread that started them ends: the event loop's thread
     must live as long as the launcher.
@@ -92,6 +93,7 @@ class ProcessBackend:
         nice: int = 0,
         listen_on: str = "127.0.0.1",
         proxy_host: str = "127.0.0.1",
+        fixed_ports: bool = False,
     ) -> None:
         self._base = base
         self._logs = logs
@@ -100,6 +102,7 @@ class ProcessBackend:
         self._children: Children | None = None
         self._listen_on = listen_on
         self._proxy_host = proxy_host
+        self._fixed_ports = fixed_ports
         self._die_with_parent = die_with_parent
         self._nice = nice
 
@@ -124,6 +127,8 @@ class ProcessBackend:
         """The ports of `[game.process]`; a server listens on the port that players dial. With `proxied`, one of them is
         for the WebSocket listener."""
         wanted = game.process.ports if game.process is not None else {}
+        if not wanted and self._fixed_ports and game.ready == "lease":
+            return SDK_PORTS
         ports = {name: PortSpec(protocol) for name, protocol in wanted.items()}
         if proxied and "tcp" not in wanted.values():
             ports["websocket"] = PortSpec("tcp")
