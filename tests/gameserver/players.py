@@ -22,7 +22,7 @@ from tipoff_shared.messages import (
     decode_admission,
     decode_feedback,
 )
-from tipoff_shared.netcode import Address, ClientState, Payload, issue_token
+from tipoff_shared.netcode import Address, ClientState, Dialect, Payload, issue_token
 from tipoff_shared.netcode.client import Client
 from tipoff_shared.netcode.packet import PacketWriter, cipher
 from tipoff_shared.netcode.token import ConnectToken
@@ -180,13 +180,13 @@ async def by_websocket(server: GameServer, token: bytes) -> AsyncIterator[WebSoc
 class UdpPlayer:
     """A netcode client with its own socket; a task drives it."""
 
-    def __init__(self, token: bytes, local: str = "127.0.0.1") -> None:
+    def __init__(self, token: bytes, local: str = "127.0.0.1", dialect: Dialect | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         self._socket = socket.socket(socket.AF_INET6 if ":" in local else socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
         self._socket.bind((local, 0))
         self._token = token
-        self.client = Client(token, now=self._loop.time())
+        self.client = Client(token, now=self._loop.time(), dialect=dialect)
         self.received: asyncio.Queue[bytes] = asyncio.Queue()
         self.changed = asyncio.Event()
         self.requests = 0
@@ -260,8 +260,10 @@ class UdpPlayer:
 
 
 @asynccontextmanager
-async def by_udp(token: bytes, *, local: str = "127.0.0.1", wait: bool = True) -> AsyncIterator[UdpPlayer]:
-    player = UdpPlayer(token, local)
+async def by_udp(
+    token: bytes, *, local: str = "127.0.0.1", wait: bool = True, dialect: Dialect | None = None
+) -> AsyncIterator[UdpPlayer]:
+    player = UdpPlayer(token, local, dialect)
     task = asyncio.create_task(player.drive())
     try:
         if wait:

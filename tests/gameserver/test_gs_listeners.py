@@ -85,39 +85,73 @@ async def test_udp_works_on_an_event_loop_without_readers(readers_refused: list[
             sock.close()
 
 
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as sock:
+            sock.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
 async def test_both_address_families_share_one_port(deployment: Context, game: Recorder) -> None:
     """Separate sockets, each answering under its own address."""
-    try:
-        server = GameServer(
-            game,
-            context=replace(deployment, public_hosts=("127.0.0.1", "::1"), bind_hosts=("127.0.0.1", "::1")),
-        )
-        async with server:
-            assert server.transports.udp is not None
-            port = server.transports.udp.port
-            async with (
-                by_udp(token_for(server, "four", address=Address("127.0.0.1", port))) as four,
-                by_udp(token_for(server, "six", address=Address("::1", port)), local="::1") as six,
-            ):
-                for player in (four, six):
-                    player.send(b"hello")
-                    assert await player.receive() == b"hello"
-                server.broadcast(b"all")
-                assert await four.receive() == await six.receive() == b"all"
-    except ConfigError as exc:
-        pytest.skip(f"no IPv6 here: {exc}")
+    hosts = ("127.0.0.1", "::1")
+    async with GameServer(game, context=replace(deployment, public_hosts=hosts, bind_hosts=hosts)) as server:
+        assert server.transports.udp is not None
+        port = server.transports.udp.port
+        async with (
+            by_udp(token_for(server, "four", address=Address("127.0.0.1", port))) as four,
+            by_udp(token_for(server, "six", address=Address("::1", port)), local="::1") as six,
+        ):
+            for player in (four, six):
+                player.send(b"hello")
+                assert await player.receive() == b"hello"
+            server.broadcast(b"all")
+            assert await four.receive() == await six.receive() == b"all"
 
 
-def test_a_port_that_is_taken_for_one_family_is_not_chosen() -> None:
-    try:
-        sockets = bind(["127.0.0.1", "::1"], 0, socket.SOCK_DGRAM, "UDP")
-    except ConfigError as exc:
-        pytest.skip(f"no IPv6 here: {exc}")
+KINDS = pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM])
+
+
+@KINDS
+@pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
+@pytest.mark.parametrize("hosts", [["127.0.0.1", "::1"], ["0.0.0.0", "::"], ["::", "0.0.0.0"]])
+def test_a_port_that_is_taken_for_one_family_is_not_chosen(kind: socket.SocketKind, hosts: list[str]) -> None:
+    """And neither family's socket takes the other one's players."""
+    sockets = bind(hosts, 0, kind, "players")
     try:
         assert len({sock.getsockname()[1] for sock in sockets}) == 1
+        assert [":" in sock.getsockname()[0] for sock in sockets] == [":" in host for host in hosts]
     finally:
         for sock in sockets:
             sock.close()
+
+
+@KINDS
+def test_a_port_on_which_somebody_listens_is_not_shared(kind: socket.SocketKind) -> None:
+    (first,) = bind(["127.0.0.1"], 0, kind, "players")
+    with first:
+        if kind == socket.SOCK_STREAM:
+            first.listen()
+        with pytest.raises(ConfigError, match="Is another server running there"):
+            bind(["127.0.0.1"], first.getsockname()[1], kind, "players")
+
+
+def test_a_server_that_starts_again_gets_its_port_at_once() -> None:
+    """Though the system remembers for a minute that it hung up on a player there."""
+    (listening,) = bind(["127.0.0.1"], 0, socket.SOCK_STREAM, "players")
+    address = listening.getsockname()
+    with listening:
+        listening.listen()
+        with socket.create_connection(address) as player:
+            listening.setblocking(True)
+            connection, _ = listening.accept()
+            connection.close()
+            assert player.recv(1) == b""
+    (again,) = bind(["127.0.0.1"], address[1], socket.SOCK_STREAM, "players")
+    again.close()
 
 
 @pytest.fixture

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
-from ipaddress import ip_network
-from typing import TypeAlias
+from ipaddress import ip_address, ip_network
+from typing import TypeAlias, cast
 
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.server import ServerConnection
+from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed, InvalidMessage
+from websockets.http11 import Request
 
 from tests.gameserver.players import Recorder, by_websocket, token_for
 from tests.polling import eventually
 from tipoff_gameserver import Context, GameServer
 from tipoff_gameserver.context import Port, stand_alone_context
+from tipoff_gameserver.transports.websocket import Strangers
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.kv.buckets import Buckets
 from tipoff_shared.messages import Admitted
@@ -59,6 +64,12 @@ def open_silent(port: int, sockets: list[socket.socket], source: str, count: int
     sockets.extend(socket.create_connection(target, source_address=(source, 0)) for _ in range(count))
 
 
+def close_all(sockets: list[socket.socket]) -> None:
+    """Before the server ends: it gives each some seconds."""
+    for sock in sockets:
+        sock.close()
+
+
 def is_open(sock: socket.socket) -> bool:
     """Whether the server has not closed a connection on which it says nothing."""
     try:
@@ -74,12 +85,13 @@ async def test_silent_sockets_of_one_address_keep_nobody_out(
 ) -> None:
     """They have not even said what they want: the oldest of the greediest address goes for each who comes."""
     async with GameServer(game, context=small) as server:
-        await asyncio.to_thread(open_silent, await listening(), sockets, "127.0.0.66", 100)
+        await asyncio.to_thread(open_silent, await listening(), sockets, "127.0.0.66", 40)
         for number in range(4):
             async with by_websocket(server, token_for(server, f"s{number}")) as player:
                 assert isinstance(player.answer, Admitted)
         # Well before the time in which each must have said something.
         await eventually(lambda: sum(map(is_open, sockets)) <= 8, "no more are held than allowed", timeout=3)
+        close_all(sockets)
 
 
 async def test_sockets_without_a_token_of_one_address_keep_nobody_out(
@@ -108,10 +120,11 @@ async def test_players_are_never_closed_for_strangers(
         by_websocket(server, token_for(server, "s1")) as one,
         by_websocket(server, token_for(server, "s2")) as two,
     ):
-        await asyncio.to_thread(open_silent, await listening(), sockets, "127.0.0.1", 100)
+        await asyncio.to_thread(open_silent, await listening(), sockets, "127.0.0.1", 40)
         for player in (one, two):
             await player.send(b"still here")
             assert await player.receive() == b"still here"
+        close_all(sockets)
 
 
 @pytest.fixture
@@ -147,6 +160,17 @@ async def test_behind_a_proxy_shares_go_by_the_forwarded_address(
         assert "Admitted" in str(await asyncio.wait_for(other.recv(), 5))
         for ws in (*greedy, other):
             await ws.close()
+
+
+async def test_a_proxys_own_connections_are_not_closed_for_newer_ones(
+    proxied: Context, game: Recorder, sockets: list[socket.socket], listening: Listening
+) -> None:
+    """Before they name a client: it would be the one that has waited longest. What does not fit goes."""
+    async with GameServer(game, context=proxied):
+        await asyncio.to_thread(open_silent, await listening(), sockets, "127.0.0.9", 12)
+        await eventually(lambda: sum(map(is_open, sockets)) == 8, "as many stay as are allowed", timeout=4)
+        assert all(map(is_open, sockets[:8]))
+        close_all(sockets)
 
 
 @pytest.mark.parametrize(
@@ -219,6 +243,36 @@ async def one_address_connects_again_and_again(context: Context) -> None:
         assert sum([await comes_in(own, port) for _ in range(30)]) in range(4, 8)
         async with by_websocket(server, token_for(server)) as player:
             assert isinstance(player.answer, Admitted)
+
+
+class Gone:
+    """A connection whose client had hung up before it was accepted: the system knows no peer of it."""
+
+    def __init__(self) -> None:
+        self.transport = self
+
+    def get_extra_info(self, name: str) -> None:
+        return None
+
+
+def test_a_client_that_is_gone_already_has_no_address(proxied: Context) -> None:
+    """And what it says of proxies counts for nothing."""
+    request = Request("/", Headers({"X-Forwarded-For": "203.0.113.7"}))
+    found = Strangers(proxied).address(cast(ServerConnection, Gone()), request)
+    assert found == ip_address("0.0.0.0")
+
+
+@pytest.mark.row(89)
+def test_after_a_pause_an_address_may_open_twice_its_share_at_once(
+    small: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each address for itself; loopback as it likes."""
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
+    strangers = Strangers(replace(small, connections_per_second=1))
+    for address in ("192.0.2.1", "192.0.2.2"):
+        admitted = [strangers.admits(address) for _ in range(30)]
+        assert sum(admitted) == 2 * small.max_strangers_per_address
+    assert all(strangers.admits("127.0.0.1") for _ in range(30))
 
 
 @pytest.mark.row(89)

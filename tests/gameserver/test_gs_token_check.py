@@ -31,7 +31,7 @@ from tipoff_gameserver.presence.kv import KvPresence
 from tipoff_gameserver.transports import udp
 from tipoff_shared.kv.buckets import Buckets
 from tipoff_shared.messages import Admitted, Failed
-from tipoff_shared.netcode import Address, ClientState, UsedTokens
+from tipoff_shared.netcode import Address, ClientState, Dialect, UsedTokens
 from tipoff_shared.settings import NatsSettings
 from tipoff_shared.user_data import TokenUserData
 
@@ -314,6 +314,37 @@ async def test_look_ups_are_bounded_and_each_client_is_looked_up_once(
         assert sorted(look_ups.asked) == [1, 2, 3]
         joins = await game.saw("join", 3)
         assert {event[1].session_id for event in joins} == {"session-1", "session-2", "session-3"}
+
+
+async def test_a_client_whose_dialect_has_reasons_is_told_why_it_is_denied(
+    deployment: Context,
+    game: Recorder,
+    kv: Buckets,
+    look_ups: LookUps,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A Bevy game's: what its token is, or that there is no room, before a look-up and after it."""
+    dialect = Dialect.LIGHTYEAR
+    look_ups.answered.set()
+    context = replace(deployment, bevygap=True, capacity=1, dialect=dialect)
+    async with GameServer(game, context=context) as server:
+
+        async def why(token: bytes) -> str:
+            async with by_udp(token, wait=False, dialect=dialect) as player:
+                await player.reaches(ClientState.CONNECTION_DENIED)
+                return str(player.client.failure)
+
+        look_ups.known = False
+        assert "invalid token" in await why(foreign(server, 1))
+        assert "invalid token" in await why(token_for(server, boot_id="0123456789abcdef"))
+        look_ups.known = True
+        async with by_udp(foreign(server, 2), dialect=dialect):
+            await game.saw("join")
+            assert ": full" in await why(foreign(server, 3))
+        await game.saw("leave")
+        monkeypatch.setattr(udp, "MAX_LOOK_UPS", 0)
+        monkeypatch.setattr(udp, "MAX_WAITING", 0)
+        assert "internal error" in await why(foreign(server, 4))
 
 
 @pytest.mark.parametrize("known", [True, False])

@@ -14,6 +14,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.protocol import State
 
 from tests.gameserver.players import Recorder, by_udp, by_websocket, ready, token_for, token_of
 from tests.polling import eventually
@@ -147,6 +148,8 @@ class Unsent:
     def __init__(self) -> None:
         self.bytes = 0
         self.transport = self
+        self.protocol = self
+        self.state = State.CLOSED  # what is sent goes nowhere
 
     def get_write_buffer_size(self) -> int:
         return self.bytes
@@ -171,6 +174,16 @@ async def test_a_client_that_reads_nothing_for_so_long_is_stalled(waiting: int) 
         assert not link.is_stalled(second)
     assert not link.is_stalled(390 + 10)
     assert link.is_stalled(400 + websocket.STALLED_AFTER)
+
+
+async def test_a_client_that_reads_as_fast_as_it_is_sent_to_is_not_stalled() -> None:
+    """Though something waits for it all the time."""
+    unsent = Unsent()
+    link = websocket.WebSocketLink(cast(ServerConnection, unsent), Tasks("test"), "")
+    unsent.bytes = 1000
+    for second in range(100):
+        link.send(bytes(10))
+        assert not link.is_stalled(second)
 
 
 async def test_a_dead_client_is_noticed_by_its_missing_pongs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,6 +223,16 @@ async def test_a_late_message_to_a_closing_client_is_harmless(alone: GameServer,
         await player.ws.close()
         seen.link.send(b"late")
         await game.saw("leave")
+
+
+async def test_only_a_stand_alone_server_is_a_matchmaker(
+    deployment: Context, game: Recorder, kv: Buckets
+) -> None:
+    async with GameServer(game, context=deployment) as server:
+        for path in ("matchmaker/ws", "matchmaker/ws?x", "nothing"):
+            with pytest.raises(InvalidStatus) as refused:
+                await connect(url_of(server) + path)
+            assert refused.value.response.status_code == 404
 
 
 async def test_behind_a_proxy_the_game_is_at_the_path_players_dial(
