@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from tipoff_matchmaker.admin import Admin
 from tipoff_matchmaker.allocators.interface import Allocator
+from tipoff_matchmaker.allocators.room_filling import RoomFilling
 from tipoff_matchmaker.allocators.router import Router
 from tipoff_matchmaker.allocators.seat_allocator import SeatAllocator
 from tipoff_matchmaker.bans import BanEnforcer
@@ -210,7 +211,8 @@ def compose(
     )
     health = ServiceHealth(write_probe, resilient, planner, ours, len(by_key), peers, ban_follower)
 
-    usual = SeatAllocator(deployments, trust, lines, planner, claims, our_keys, tasks, settings, clock)
+    rooms = RoomFilling(deployments, sessions, trust, tokens, ours, tasks, settings, clock)
+    usual = SeatAllocator(deployments, trust, lines, planner, claims, rooms, our_keys, tasks, settings, clock)
     others: dict[GameKey, Allocator] = {}
     edgegap: EdgegapSessions | None = None
     if (servers := orchestrators.get(SESSIONS)) is not None:

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mappi
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
+from unittest import mock
 
 from tipoff_matchmaker.compose import compose
 from tipoff_matchmaker.service import Matchmaker
@@ -26,7 +27,7 @@ from tipoff_shared.kv.bucket import Bucket, BucketAge, Entry, LostRace
 from tipoff_shared.kv.buckets import Buckets
 from tipoff_shared.kv.changes import Ack, Change
 from tipoff_shared.nats.write_health import WriteHealth
-from tipoff_shared.primitives.tasks import Tasks
+from tipoff_shared.primitives.tasks import BoundedHandlers, Tasks
 from tipoff_shared.subjects import Subjects
 
 T = TypeVar("T")
@@ -421,6 +422,17 @@ class MemoryBus:
         self._nats.subscribers.append((subject.rstrip("*>"), self._process, callback))
         return self
 
+    async def serve(
+        self,
+        subject: str,
+        callback: Callable[[Any], Awaitable[None]],
+        *,
+        handlers: BoundedHandlers,
+        queue: str = "",
+        busy: Callable[[Any], Awaitable[None]] | None = None,
+    ) -> MemoryBus:
+        return await self.subscribe(subject, callback, queue=queue)
+
     async def unsubscribe(self) -> None:
         pass
 
@@ -499,6 +511,8 @@ def start_process(
                 await matchmaker.follow()
             except Unavailable:  # a real one ends then
                 process.dead = process.disturbed = True
+            except Exception as exc:
+                failed(exc)
             await asyncio.get_running_loop().create_future()
 
     process.tasks.add(nats.spawn(run()))
@@ -517,3 +531,25 @@ def crash(process: Process) -> None:
     process.dead = process.disturbed = True
     for task in process.tasks.union(*(owner.running for owner in process.owners)):
         task.cancel()
+
+
+def run_world(work: Callable[[VirtualLoop], Coroutine[Any, Any, T]], seed: int) -> T:
+    """Run `work` in virtual time; fails for an exception that nobody has handled."""
+    loop = VirtualLoop()
+    random.seed(seed)  # the drivers' jitter; ids stay random, and decide nothing
+    unhandled: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda _, context: unhandled.append(context))
+    with mock.patch("time.monotonic", loop.time):
+        try:
+            outcome = loop.run_until_complete(work(loop))
+        finally:
+            for _ in range(5):
+                tasks = asyncio.all_tasks(loop)
+                for task in tasks:
+                    task.cancel()
+                if tasks:
+                    loop.run_until_complete(asyncio.wait(tasks, timeout=1))
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.close()
+    assert not unhandled, unhandled
+    return outcome

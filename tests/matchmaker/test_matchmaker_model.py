@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
-from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, given
@@ -28,6 +26,7 @@ from tests.matchmaker.simulation import (
     Process,
     VirtualLoop,
     crash,
+    run_world,
     start_process,
     stop,
 )
@@ -53,7 +52,6 @@ from tipoff_shared.records import (
 )
 
 GAME = Game("arena", "1", seats=2, max_deployments=3, orchestrator="fake", empty_ttl=5, request_timeout=40)
-GAMES = games_of(GAME)
 QUIET = 150.0
 """Seconds after which everything that was under way has come to its end: claim deadlines, grace periods, retries."""
 PROCESSES, PLAYERS = 3, 6
@@ -114,8 +112,9 @@ class Player:
 
 
 class World:
-    def __init__(self, loop: VirtualLoop, seed: int) -> None:
+    def __init__(self, loop: VirtualLoop, seed: int, game: Game = GAME) -> None:
         self.loop = loop
+        self.game = game
         self.wrong: list[str] = []
         self.nats = MemoryNats(loop, seed, self.written)
         self.servers: dict[str, Server] = {}
@@ -152,7 +151,7 @@ class World:
 
     def server_starts(self, spec: DeploySpec) -> None:
         self.servers[spec.deployment_id] = Server(self, spec)
-        if len(self.orchestrator.living) > GAME.max_deployments:
+        if len(self.orchestrator.living) > self.game.max_deployments:
             self.wrong.append(f"{len(self.orchestrator.living)} servers live")
 
     def server_stops(self, deployment_id: str) -> None:
@@ -171,7 +170,9 @@ class World:
         if len(self.processes) < PROCESSES:
             self.begun += 1
             self.processes.append(
-                start_process(self.nats, f"m{self.begun}", GAMES, self.orchestrator, self.failed)
+                start_process(
+                    self.nats, f"m{self.begun}", games_of(self.game), self.orchestrator, self.failed
+                )
             )
 
     def living(self) -> list[Process]:
@@ -193,7 +194,12 @@ class World:
             pass
 
         request = PendingRequest(
-            names.session_id(player.request_id), GAME, "", GAME.request_timeout, tell, broadcast=broadcast
+            names.session_id(player.request_id),
+            self.game,
+            "",
+            self.game.request_timeout,
+            tell,
+            broadcast=broadcast,
         )
         try:
             await process.reach()
@@ -207,7 +213,7 @@ class World:
             player.answers.append(ready)
             life = self.lives[ready.session_id]
             player.client_ids.setdefault(life, set()).add(ready.client_id)
-        if not process.disturbed and self.loop.time() - began > GAME.request_timeout + 12:
+        if not process.disturbed and self.loop.time() - began > self.game.request_timeout + 12:
             self.wrong.append(f"an answer took {self.loop.time() - began:.0f} s")
 
     def connect(self, number: int) -> None:
@@ -327,24 +333,7 @@ async def _story(loop: VirtualLoop, story: list[tuple[Any, ...]], seed: int) -> 
 
 
 def run_story(story: list[tuple[Any, ...]], seed: int) -> World:
-    loop = VirtualLoop()
-    random.seed(seed)  # the drivers' jitter; ids stay random, and decide nothing
-    unhandled: list[dict[str, Any]] = []
-    loop.set_exception_handler(lambda _, context: unhandled.append(context))
-    with mock.patch("time.monotonic", loop.time):
-        try:
-            world = loop.run_until_complete(_story(loop, story, seed))
-        finally:
-            for _ in range(5):
-                tasks = asyncio.all_tasks(loop)
-                for task in tasks:
-                    task.cancel()
-                if tasks:
-                    loop.run_until_complete(asyncio.wait(tasks, timeout=1))
-            loop.run_until_complete(loop.shutdown_asyncgens())
-            loop.close()
-    assert not unhandled, unhandled
-    return world
+    return run_world(lambda loop: _story(loop, story, seed), seed)
 
 
 @pytest.fixture(autouse=True)

@@ -92,3 +92,50 @@ async def test_a_server_that_wants_to_hears_of_each_promised_seat_once(world: Wo
         await world.session_becomes(new.session_id, SessionState.ACTIVE)
         await world.play(request_id=request_id, again=True)
         assert server.commands.empty()
+
+
+async def test_nobody_opens_an_empty_room_while_a_seat_may_become_free(world: World) -> None:
+    """Ann and Bob want each other; somebody between them never connects. One more player, and a room is opened for
+    both who wait."""
+    game = msgspec.structs.replace(ROOM, min_ready=2, max_deployments=3, fill_rooms=True, claim_time=3)
+    async with world.matchmaker(game, lease_ttl=0.2):
+        await world.servers_ready(2)
+        ann = await world.play()
+        await world.server_of(ann).connect(ann)
+        await world.session_becomes(ann.session_id, SessionState.ACTIVE)
+        await world.play()  # and never connects
+        bob = await world.ask()
+        report = await bob.until(ProgressReport)
+        assert isinstance(report, ProgressReport)
+        assert "has not connected yet" in report.text
+        ready = await bob.end(30)
+        assert isinstance(ready, SessionReady)
+        assert ready.deployment_id == ann.deployment_id
+
+
+async def test_those_who_wait_open_a_room_when_they_are_more_than_the_promised_seats(world: World) -> None:
+    game = msgspec.structs.replace(ROOM, min_ready=1, max_deployments=3, fill_rooms=True)
+    async with world.matchmaker(game):
+        await world.servers_ready(1)
+        ann, bob = await world.play(), await world.play()
+        assert ann.deployment_id == bob.deployment_id
+        waiting = [await world.ask() for _ in range(3)]  # for two promised seats
+        answers = [await one.end(30) for one in waiting[:2]]
+        ready = [answer for answer in answers if isinstance(answer, SessionReady)]
+        assert len(ready) == 2
+        assert ready[0].deployment_id == ready[1].deployment_id != ann.deployment_id
+
+
+async def test_who_waits_opens_a_room_as_soon_as_the_promised_seats_are_claimed(world: World) -> None:
+    """Also when another matchmaker sees that."""
+    game = msgspec.structs.replace(ROOM, min_ready=2, max_deployments=3, fill_rooms=True)
+    async with world.matchmaker(game), world.matchmaker(game):
+        await world.servers_ready(2)
+        pair = [await world.play(), await world.play()]
+        carol = await world.ask()
+        await carol.until(ProgressReport)
+        for one in pair:
+            await world.server_of(one).connect(one)
+        ready = await carol.end(30)
+        assert isinstance(ready, SessionReady)
+        assert ready.deployment_id != pair[0].deployment_id

@@ -30,10 +30,13 @@ class Packing:
         self._free[deployment_id] = free
         self._by_free.setdefault(free, {})[deployment_id] = None
 
-    def pick(self, count: int) -> str | None:
-        """The deployment with the fewest free seats that still has `count`; among equals the oldest known."""
+    def pick(self, count: int, *, same_everywhere: bool = False) -> str | None:
+        """The deployment with the fewest free seats that still has `count`; among equals the oldest known, or
+        (`same_everywhere`, which looks at all of those) the one that every process picks."""
         free = min((n for n in self._by_free if n >= count), default=None)
-        return None if free is None else next(iter(self._by_free[free]))
+        if free is None:
+            return None
+        return min(self._by_free[free]) if same_everywhere else next(iter(self._by_free[free]))
 
     @property
     def free(self) -> int:

@@ -4,7 +4,7 @@ A caller stands in the line of its game. As long as the first in line fits somew
 fullest such server; all that is staged on one server at one moment is one write (see deployments/store.py). A seat
 counts as taken from the moment it is staged, so nothing is promised twice; a waiter that a lost race left without a
 seat returns to its place in the line. An address that holds as many unclaimed seats as it may waits until it holds
-fewer (see sessions/claim_limit.py); the others go on.
+fewer (see sessions/claim_limit.py); the others go on. A game may want its rooms filled (see room_filling.py).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from functools import partial
 
 from tipoff_matchmaker.allocators.interface import Progress, Step
 from tipoff_matchmaker.allocators.packing import Packing
+from tipoff_matchmaker.allocators.room_filling import CHECK_INTERVAL, RoomFilling
 from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.errors import NoRecord, NoSeat
 from tipoff_matchmaker.fleet.planner import Planner
@@ -64,6 +65,7 @@ class SeatAllocator:
         lines: WaitingLines,
         planner: Planner,
         claims: ClaimLimit,
+        rooms: RoomFilling,
         games: Iterable[GameKey],
         tasks: Tasks,
         settings: Settings,
@@ -74,15 +76,19 @@ class SeatAllocator:
         self._lines = lines
         self._planner = planner
         self._claims = claims
+        self._rooms = rooms
         self._tasks = tasks
         self._settings = settings
         self._clock = clock
         self._packing: dict[GameKey, Packing] = {key: Packing() for key in games}
         self._staged: Counter[str] = Counter()
         self._tickets = itertools.cycle(range(1000))
+        self._filling: set[GameKey] = set()
+        """Games whose first in line waits for a promised seat, though an empty room is there."""
         deployments.subscribe(self._deployment_changed)
         trust.subscribe(self._trust_changed)
         claims.subscribe(self._room_changed)
+        rooms.subscribe(self._fewer_promised)
 
     def close(self, error: TipoffError) -> None:
         """Answer everybody in line, and everybody who comes later, with `error`."""
@@ -115,7 +121,15 @@ class SeatAllocator:
                 yield Progress(self._explain(line, waiter, start_failed), start_failed)
                 if waiter.seats is None and waiter.error is None:
                     self._planner.want(key)
-                    await waiter.changed(self._settings.progress_interval)
+                    filling = key in self._filling
+                    await waiter.changed(
+                        min(CHECK_INTERVAL, self._settings.progress_interval)
+                        if filling
+                        else self._settings.progress_interval
+                    )
+                    if filling and waiter.seats is None:
+                        await self._rooms.check(key)
+                        self._pump(key)
                     if line.parked_since(waiter) is not None:
                         await self._claims.check(allocation.address, key)
                         self._room_changed(allocation.address, key)
@@ -160,16 +174,36 @@ class SeatAllocator:
     def _pump(self, key: GameKey) -> None:
         """Stage seats for as many of the line as fit, in order; park the queues of addresses without room."""
         line, packing = self._lines[key], self._packing[key]
+        self._filling.discard(key)
+        fills = self._rooms.fills(key)
         while (waiter := line.first) is not None:
             if not self._claims.may_take(waiter.allocation):
                 if line.park(self._clock()):
                     self._claims.limited(waiter.allocation)
                 continue
-            deployment_id = packing.pick(len(waiter.allocation.members))
+            deployment_id = packing.pick(len(waiter.allocation.members), same_everywhere=fills)
             if deployment_id is None:
+                return
+            if (
+                fills
+                and self._is_empty(deployment_id)
+                and not self._rooms.may_open(key, line.players, staged=self._staged_of(key))
+            ):
+                self._filling.add(key)
                 return
             line.pop()
             self._stage(waiter, deployment_id)
+
+    def _staged_of(self, key: GameKey) -> int:
+        """Seats of the game that are being written."""
+        records = (
+            (self._deployments.get(deployment_id), count) for deployment_id, count in self._staged.items()
+        )
+        return sum(count for record, count in records if record and (record.game, record.version) == key)
+
+    def _is_empty(self, deployment_id: str) -> bool:
+        record = self._deployments.get(deployment_id)
+        return (record is None or not record.seats) and not self._staged[deployment_id]
 
     def _stage(self, waiter: Waiter, deployment_id: str) -> None:
         members = waiter.allocation.members
@@ -252,6 +286,11 @@ class SeatAllocator:
         if line is not None and line.unpark(address):
             self._pump(key)
 
+    def _fewer_promised(self, key: GameKey) -> None:
+        """Who waits for a promised seat may open an empty room, if that one is claimed."""
+        if self._lines.get(key):
+            self._pump(key)
+
     def _count(self, record: DeploymentRecord) -> None:
         free = free_seats(record) - self._staged[record.id] if record.id in self._trust else 0
         self._packing[(record.game, record.version)].set(record.id, free)
@@ -259,6 +298,10 @@ class SeatAllocator:
     def _explain(self, line: WaitingLine, waiter: Waiter, start_failed: str) -> str:
         if line.parked_since(waiter) is not None:
             return "Other players at your address have seats; waiting until one of them has connected"
+        if waiter.allocation.key in self._filling:
+            return (
+                "A seat waits for a player who has not connected yet; waiting for that or for an empty room"
+            )
         return self._planner.explain(
             waiter.allocation.key,
             waited=self._clock() - waiter.since,

@@ -93,6 +93,10 @@ class Game(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The same for the version: each has servers of its own."""
     seats: int = 16
     """Players one server takes, 1 to 1000."""
+    fill_rooms: bool = False
+    """For matches of exactly `seats` players: nobody is put into an empty server while seats on others wait for players
+    who have not connected yet, but waits for one of those, at most `claim_time`. So a player who never connects keeps
+    no two others apart."""
     min_ready: int = 0
     """Servers kept ready without a player on them."""
     max_deployments: int = 4
