@@ -184,8 +184,7 @@ class Placement:
                 self._buckets.sessions.watch(record.id) as changes,
             ):
                 while True:
-                    for change, ack in await changes.fetch(timeout=_FOLLOW_LOOK):
-                        await ack()
+                    for change, _ in await changes.fetch(timeout=_FOLLOW_LOOK):
                         if change.value != record:
                             return
         except TimeoutError:
