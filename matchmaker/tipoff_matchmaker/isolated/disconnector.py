@@ -72,7 +72,9 @@ class Disconnector:
         deployments.subscribe_states(self._changed)
 
     def _changed(self, before: DeploymentRecord | None, after: DeploymentRecord) -> None:
-        if after.state is DeploymentState.GONE and len(self._ended) < _MOST_ENDED and self._reconciles():
+        # The record of one that ended before is news to the store whenever it is read, and it is read here.
+        ended_now = before is not None and after.state is DeploymentState.GONE
+        if ended_now and len(self._ended) < _MOST_ENDED and self._reconciles():
             self._ended.add(after.id)
             self._soon.set()
 
