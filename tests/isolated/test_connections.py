@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -18,9 +19,11 @@ from tests.isolated.test_auth_callout import KEY, SERVER, USER, asked, claims
 from tests.polling import eventually
 from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.isolated import auth_callout as auth_callout_module
+from tipoff_matchmaker.isolated import disconnector as disconnector_module
 from tipoff_matchmaker.isolated.auth_callout import AuthCallout
 from tipoff_matchmaker.isolated.credentials import ACCOUNT
 from tipoff_matchmaker.isolated.disconnector import Disconnector
+from tipoff_matchmaker.isolated.open_connections import OpenConnection
 from tipoff_shared.kv.buckets import create_buckets
 from tipoff_shared.nats.connection import Bus
 from tipoff_shared.primitives.tasks import Tasks
@@ -250,15 +253,16 @@ async def test_long_lists_come_in_pages(place: Place, monkeypatch: pytest.Monkey
     for id, node, count in (("one", SERVER, 2005), ("two", other, 1000)):
         await place.deployment(id, GONE, known=False)
         place.servers.open(id, *(next(numbers) for _ in range(count)), node=node)
-    found: list[int] = []
+    found: list[OpenConnection] = []
 
-    async def close(closing: Any) -> None:
-        found.extend(len(connections) for connections in closing.values())
+    def closes_nothing(connections: list[OpenConnection], _: object) -> dict[str, list[OpenConnection]]:
+        found.extend(connections)
+        return {}
 
-    disconnector = place.disconnector()
-    monkeypatch.setattr(Disconnector, "_close", lambda self, closing: close(closing))
-    await disconnector.look_at_all()
-    assert sorted(found) == [1000, 2005]
+    monkeypatch.setattr(disconnector_module, "to_close", closes_nothing)
+    await place.disconnector().look_at_all()
+    assert Counter(one.deployment_id for one in found) == {"one": 2005, "two": 1000}
+    assert len({one.number for one in found}) == 3005
     assert [(question["offset"], question["limit"]) for question in place.servers.questions] == [
         (0, 1000),
         (1000, 1000),
