@@ -7,7 +7,6 @@ import json
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +15,7 @@ import pytest
 from nats.aio.msg import Msg
 
 from tests.isolated.test_auth_callout import KEY, SERVER, USER, asked, claims
+from tests.matchmaker.test_event_writer import Ages
 from tests.polling import eventually
 from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.isolated import auth_callout as auth_callout_module
@@ -32,13 +32,6 @@ from tipoff_shared.secret import Secret
 from tipoff_shared.subjects import AUTH_CALLOUT, connections_of
 
 READY, GONE = DeploymentState.READY, DeploymentState.GONE
-
-
-@dataclass
-class Ages:
-    """Which buckets are lost."""
-
-    lost: dict[str, float] = field(default_factory=dict)
 
 
 class NatsServers:
