@@ -66,7 +66,7 @@ class Table:
             self.told.append(text)
             self.on_told(request)
 
-        request = PendingRequest("s", game, "203.0.113.7", 50, tell, repeated, broadcast)
+        request = PendingRequest("s", game, "203.0.113.7", 50, tell, repeated=repeated, broadcast=broadcast)
         return request
 
     async def play(self, request: PendingRequest | None = None, **how: Any) -> SessionReady:
