@@ -72,9 +72,9 @@ class World:
         self.net.attach(self.address(number), client)
         return client
 
-    def join(self, number: int = 1, token: ConnectToken | None = None) -> Client:
+    def join(self, number: int = 1, token: ConnectToken | None = None, **options: Any) -> Client:
         """A client that is connected, and confirmed at the server."""
-        client = self.dial(token, number)
+        client = self.dial(token, number, **options)
         self.net.advance(0.5)
         assert client.state is ClientState.CONNECTED, client.failure
         return client

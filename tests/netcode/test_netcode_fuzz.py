@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tipoff_shared.netcode import Client, Decision, Denial, DenyReason, Dialect
-from tipoff_shared.netcode.constants import CHALLENGE, DENIED, DISCONNECT, KEEP_ALIVE, PAYLOAD, RESPONSE
+from tipoff_shared.netcode.constants import (
+    CHALLENGE,
+    DENIED,
+    DISCONNECT,
+    FRAME,
+    KEEP_ALIVE,
+    PAYLOAD,
+    RESPONSE,
+)
 from tipoff_shared.netcode.packet import PacketWriter, cipher
 
 if TYPE_CHECKING:
@@ -26,10 +34,10 @@ class Target:
 
     def __init__(self, make_world: type[World], dialect: Dialect) -> None:
         self.world = world = make_world(dialect)
-        world.start(answer_keep_alives=True)
+        world.start(answer_keep_alives=True, framing=True)
         tokens = {number: world.token(number) for number in (1, 2, 3, 4, 5)}
         now = world.net.now
-        connected = world.join(1, tokens[1])
+        connected = world.join(1, tokens[1], framing=True)
         world.raw_request(tokens[2], 2)
         requesting = Client(tokens[3], now=now)
         responding = Client(tokens[4], now=now)
@@ -39,7 +47,7 @@ class Target:
         # Datagrams that would be good: recorded ones, a request, and every kind of packet under every key.
         self.corpus = [datagram.data for datagram in world.net.sent] + [tokens[5].request_packet()]
         writer = PacketWriter(world.protocol_id)
-        bodies = {1: b"", 2: bytes(308), 3: bytes(308), 4: bytes(8), 5: b"payload", 6: b""}
+        bodies = {1: b"", 2: bytes(308), 3: bytes(308), 4: bytes(8), 5: b"payload", 6: b"", 7: b"frame"}
         for token in tokens.values():
             for key in (token.client_to_server_key, token.server_to_client_key):
                 encrypt = cipher(key).encrypt
@@ -119,28 +127,34 @@ def test_any_bytes_meet_silence(make_world: type[World], datagrams: list[bytes],
     assert target.quiet()
 
 
-BODIES = {DENIED: 40, CHALLENGE: 308, RESPONSE: 308, KEEP_ALIVE: 8, PAYLOAD: 60, DISCONNECT: 0}
+BODIES = {DENIED: 40, CHALLENGE: 308, RESPONSE: 308, KEEP_ALIVE: 8, PAYLOAD: 60, DISCONNECT: 0, FRAME: 60}
 authentic = st.lists(
     st.tuples(st.sampled_from(sorted(BODIES)), st.integers(0, 2**64 - 1) | st.integers(0, 5), st.randoms()),
     max_size=30,
 )
 
 
-@given(authentic, st.sampled_from(Dialect), st.booleans())
+@given(authentic, st.sampled_from(Dialect), st.booleans(), st.booleans())
 @settings(max_examples=80)
 def test_authentic_nonsense_harms_nobody_but_its_sender(
-    make_world: type[World], packets: list[tuple[int, int, random.Random]], dialect: Dialect, to_server: bool
+    make_world: type[World],
+    packets: list[tuple[int, int, random.Random]],
+    dialect: Dialect,
+    to_server: bool,
+    framing: bool,
 ) -> None:
     """A peer that holds the keys and sends any packet at any time: no crash, and the neighbour plays on."""
     world = make_world(dialect)
-    world.start(answer_keep_alives=True)
+    world.start(answer_keep_alives=True, framing=True)
     token = world.token(1)
-    client, neighbour = world.join(1, token), world.join(2)
+    client, neighbour = world.join(1, token, framing=framing), world.join(2)
     victim = Client(world.token(3), now=world.net.now)
     writer = PacketWriter(world.protocol_id)
     key = token.client_to_server_key if to_server else token.server_to_client_key
     for kind, sequence, rng in packets:
-        body = rng.randbytes(rng.randrange(BODIES[kind] + 1) if kind in (DENIED, PAYLOAD) else BODIES[kind])
+        body = rng.randbytes(
+            rng.randrange(BODIES[kind] + 1) if kind in (DENIED, PAYLOAD, FRAME) else BODIES[kind]
+        )
         data = writer.write(cipher(key).encrypt, kind, sequence, body)
         if to_server:
             world.server.receive_datagram(data, world.address(1), world.net.now)
