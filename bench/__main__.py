@@ -15,6 +15,7 @@ BENCHES = (
         "turn",
         "gameserver",
         "gameserver_attacks",
+        "messages",
         "profiles",
         "seats",
         "stack",

@@ -476,6 +476,43 @@ async def test_what_was_sent_before_a_kick_is_read_before_its_reason(
         assert player.end_reason == "game over"
 
 
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("end", ["kick", "end"])
+async def test_over_a_bad_path_the_last_words_arrive_before_the_close(
+    server: GameServer, game: Reliable, seed: int, end: str
+) -> None:
+    """A client keeps its slot for a moment, until it has heard them. A server that ends waits as well."""
+    async with over_a_bad_path(server, seed, loss=0.15, delay=0) as (player, _):
+        there = await game.joined.get()
+        for number in range(5):
+            there.send(bytes([number]) * 3000, reliable=True)
+        if end == "kick":
+            there.kick("over")
+        else:
+            server.shutdown("over")
+            await server.__aexit__(None, None, None)
+        assert not there.connected
+        assert await received(player, 5) == [bytes([number]) * 3000 for number in range(5)]
+        ending = await player.ended()
+        assert ending.code == (4000 if end == "kick" else 1001), f"seed {seed}"
+
+
+@pytest.mark.parametrize("again", ["1234567890abcdefghijkl", "another0player56789012"])
+async def test_one_who_lingers_keeps_nobody_out(game: Reliable, again: str) -> None:
+    """Neither the next player nor itself, though it acknowledges nothing."""
+    request = '{"game": "g", "version": "1", "request_id": "1234567890abcdefghijkl"}'
+    async with (
+        GameServer(game, stand_alone=True, listen="127.0.0.1:0", capacity=1) as server,
+        by_udp_framed(token_of(await ready(server, request))),
+    ):
+        deaf = await game.joined.get()
+        deaf.send(b"unheard", reliable=True)
+        deaf.kick("next, please")
+        async with playing(server, "udp", request_id=again):
+            there = await game.joined.get()
+            assert (there.client_id == deaf.client_id) == again.startswith("1")
+
+
 @pytest.mark.parametrize("way", WAYS)
 async def test_the_end_of_a_server_says_so(way: Transport) -> None:
     async with AsyncExitStack() as stack:

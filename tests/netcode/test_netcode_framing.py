@@ -100,7 +100,7 @@ def test_implementations_of_the_standard_drop_frames_and_read_seven_bytes() -> N
         reader = PacketReader(1, kinds)
         frame = writer.write(cipher(key).encrypt, FRAME, 1, b"frame")
         assert reader.read(frame, cipher(key).decrypt, ReplayWindow()) is None
-        wide = writer.write(cipher(key).encrypt, KEEP_ALIVE, 1, bytes(8), FRAMING_WIDTH)
+        wide = writer.write_wide(cipher(key).encrypt, KEEP_ALIVE, 1, bytes(8))
         assert reader.read(wide, cipher(key).decrypt, ReplayWindow()) == (KEEP_ALIVE, 1, bytes(8))
 
 

@@ -149,7 +149,11 @@ class Roster:
 
     def received(self, player: Player, data: bytes) -> None:
         """A message came from the player. It is dropped if `takes` says no."""
-        if not self.takes(player):
+        if (
+            player.messages_this_second >= self._message_limit
+            or self._dispatcher.full
+            or self._queued_bytes >= MAX_QUEUED_BYTES
+        ):
             player.messages_dropped += 1
             return
         size = len(data)

@@ -11,11 +11,13 @@ reason of a close, travel in frames. The plain ones of all clients are netcode's
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import socket
 from collections import Counter, deque
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from tipoff_gameserver.context import Context
 from tipoff_gameserver.players.player import MAX_PLAIN_BYTES, LeaveReason, Player
@@ -50,6 +52,8 @@ MAX_WAITING = 1024
 MAX_GRANTS = 4096
 """Clients whose session was found and who have not answered their challenge yet."""
 _SHORTEST_WAIT = 0.005
+LINGER = 2.0
+"""Seconds that a client who is disconnected keeps its slot for the reliable messages on their way to it."""
 _CLOSE_REPEATS = 10
 """Close frames before netcode's disconnect packets, as many as of those: each may be lost."""
 
@@ -58,6 +62,14 @@ _REASONS = {
     DisconnectReason.TIMED_OUT: LeaveReason.TIMED_OUT,
     DisconnectReason.FLOODED: LeaveReason.MISBEHAVED,
 }
+
+
+class _Farewell(NamedTuple):
+    """How to disconnect a client, at the time `until` at the latest."""
+
+    until: float
+    code: int
+    reason: str
 
 
 class UdpLink:
@@ -118,8 +130,8 @@ class UdpListener:
             dialect=context.dialect,
             used_tokens=token_check.used_tokens,
             admission=self._judge,
-            is_client_connected=roster.is_connected,
-            has_room=roster.has_room,
+            is_client_connected=self._is_connected,
+            has_room=self._has_room,
             check_address=addresses is not None and context.dialect is Dialect.STANDARD,
             answer_keep_alives=True,
             packet_limit=roster.flood_limit,
@@ -133,6 +145,9 @@ class UdpListener:
         self._busy: set[int] = set()
         """Clients whose channel has something to send, or waits for an answer."""
         self._frames_due = math.inf
+        self._lingering: dict[int, _Farewell] = {}
+        """Clients without a player, whose last reliable messages have not arrived."""
+        self._lingered = asyncio.Event()
         self._grants: dict[bytes, Grant] = {}
         self._look_ups = 0
         self._waiting: deque[AdmitRequest] = deque()
@@ -164,9 +179,15 @@ class UdpListener:
                 self._ignored_before = ignored
 
     async def close(self) -> None:
-        """Disconnect all clients and close the sockets. Idempotent."""
+        """Disconnect all clients and close the sockets, when the last messages have arrived or after `LINGER` seconds.
+        Idempotent."""
         if self._closed:
             return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER):
+                while self._lingering:
+                    self._lingered.clear()
+                    await self._lingered.wait()
         self._netcode.stop(self._now())
         self._flush()
         self._closed = True
@@ -192,15 +213,28 @@ class UdpListener:
         self._flush_soon()
 
     def disconnect(self, index: int, code: int, reason: str) -> None:
-        """Disconnect the client in this slot; the roster is not told, since it asked for it."""
+        """Disconnect the client in this slot, when its reliable messages have arrived; the roster is not told, since it
+        asked for it."""
         self._players.pop(index, None)
-        self._busy.discard(index)
-        now = self._now()
-        if (channel := self._channels.pop(index, None)) is not None:
-            for frame in (*channel.frames(now), *[encode_close(code, reason)] * _CLOSE_REPEATS):
-                self._netcode.send_frame(index, frame, now)
-        self._netcode.disconnect(index, now)
+        channel = self._channels.get(index)
+        if channel is None or channel.idle or code == CloseCode.TOO_SLOW:
+            self._hang_up(index, code, reason)
+        elif index not in self._lingering:
+            self._lingering[index] = _Farewell(self._now() + LINGER, code, reason)
         self._flush_soon()
+
+    def _hang_up(self, index: int, code: int, reason: str) -> None:
+        now = self._now()
+        self._forget(index)
+        for _ in range(_CLOSE_REPEATS):
+            self._netcode.send_frame(index, encode_close(code, reason), now)  # to those who know frames
+        self._netcode.disconnect(index, now)
+
+    def _forget(self, index: int) -> None:
+        self._channels.pop(index, None)
+        self._busy.discard(index)
+        if self._lingering.pop(index, None) is not None:
+            self._lingered.set()
 
     def _throw_out(self, index: int, why: LeaveReason, text: str) -> None:
         """Disconnect a client, and tell the roster."""
@@ -220,6 +254,11 @@ class UdpListener:
             for frame in channel.frames(now):
                 self._netcode.send_frame(index, frame, now)
             due = channel.next_timeout()
+            if (farewell := self._lingering.get(index)) is not None:
+                if channel.idle or now >= farewell.until:
+                    self._hang_up(index, farewell.code, farewell.reason)
+                    continue
+                due = min(due, farewell.until)
             if due == math.inf:
                 self._busy.discard(index)
             self._frames_due = min(self._frames_due, due)
@@ -275,8 +314,7 @@ class UdpListener:
             elif isinstance(event, Connected):
                 self._connected(event)
             elif isinstance(event, Disconnected):
-                self._channels.pop(event.index, None)
-                self._busy.discard(event.index)
+                self._forget(event.index)
                 if (player := players.pop(event.index, None)) is not None:
                     roster.left(player, _REASONS.get(event.reason, LeaveReason.KICKED))
             else:
@@ -285,7 +323,11 @@ class UdpListener:
     def _frames_came(self, index: int, channel: MessageChannel, frames: Sequence[bytes], now: float) -> None:
         """Take in frames of a client, and pass on what the game takes; a reliable message waits when it takes none."""
         player = self._players.get(index)
-        if player is None:
+        if player is None:  # lingers: its acks count
+            with contextlib.suppress(Malformed):
+                for frame in frames:
+                    channel.receive(frame, now)
+            self._flush_soon()
             return
         roster = self._roster
         self._busy.add(index)
@@ -322,6 +364,23 @@ class UdpListener:
         self._flush()
 
     # --- the way in -------------------------------------------------------------------------------------------
+
+    def _has_room(self) -> bool:
+        """Whether the game has a seat. A slot in which a client lingers is not one that is taken."""
+        if not self._roster.has_room():
+            return False
+        if self._lingering and self._netcode.connected_count >= self._roster.capacity:
+            index, farewell = next(iter(self._lingering.items()))
+            self._hang_up(index, farewell.code, farewell.reason)
+        return True
+
+    def _is_connected(self, client_id: int) -> bool:
+        """Whether the client plays. One that lingers may come back."""
+        if self._lingering and not self._roster.is_connected(client_id):
+            for index, farewell in list(self._lingering.items()):
+                if self._netcode.client_id_of(index) == client_id:
+                    self._hang_up(index, farewell.code, farewell.reason)
+        return self._roster.is_connected(client_id)
 
     def _judge(self, request: AdmitRequest) -> Decision | Denial:
         """Decide about a client; netcode calls it once for each valid, unused token."""

@@ -320,8 +320,8 @@ class Client:
 
     def _send(self, kind: int, body: bytes, now: float) -> None:
         assert self.server_address is not None
-        width = FRAMING_WIDTH if kind == RESPONSE and self._framing else 0
-        packet = self._writer.write(self._encrypt, kind, self.next_sequence, body, width)
+        write = self._writer.write_wide if kind == RESPONSE and self._framing else self._writer.write
+        packet = write(self._encrypt, kind, self.next_sequence, body)
         self.next_sequence += 1
         self._out.append((packet, self.server_address))
         self._last_send = now

@@ -20,6 +20,7 @@ from .constants import (
     DENIED,
     DISCONNECT,
     FRAME,
+    FRAMING_WIDTH,
     KEEP_ALIVE,
     MAX_DATAGRAM_BYTES,
     MAX_PAYLOAD_BYTES,
@@ -73,16 +74,16 @@ class PacketWriter:
             [_header(protocol_id, kind | width << 4) for width in range(9)] for kind in range(FRAME + 1)
         ]
 
-    def write(self, encrypt: Encrypt, kind: int, sequence: int, body: bytes, width: int = 0) -> bytes:
-        """One datagram. `encrypt` is the bound method of the one cipher object of this direction's key; the sequence
-        number takes at least `width` bytes."""
-        width = (
-            (sequence.bit_length() + 7) >> 3 or 1
-            if width == 0
-            else max(width, (sequence.bit_length() + 7) >> 3)
-        )
+    def write(self, encrypt: Encrypt, kind: int, sequence: int, body: bytes) -> bytes:
+        """One datagram. `encrypt` is the bound method of the one cipher object of this direction's key."""
+        width = (sequence.bit_length() + 7) >> 3 or 1
         prefix, aad = self._headers[kind][width]
         return prefix + sequence.to_bytes(width, "little") + encrypt(nonce(sequence), body, aad)
+
+    def write_wide(self, encrypt: Encrypt, kind: int, sequence: int, body: bytes) -> bytes:
+        """As `write`, with `FRAMING_WIDTH` bytes for the sequence number."""
+        prefix, aad = self._headers[kind][FRAMING_WIDTH]
+        return prefix + sequence.to_bytes(FRAMING_WIDTH, "little") + encrypt(nonce(sequence), body, aad)
 
 
 class PacketReader:

@@ -72,7 +72,8 @@ class Server:
 
     Several transports of one gameserver share `used_tokens`, and share which clients are connected:
     `is_client_connected` answers for the other transports, this server's ``is_connected`` for this one;
-    `has_room` says whether the game as a whole takes one more player. A client id that is connected is not
+    `has_room` says whether the game as a whole takes one more player
+    (both may disconnect a client to make room). A client id that is connected is not
     let in again, or, with `replace_connected`, throws out its former self once it proved its address. With
     `answer_keep_alives` each client can measure its round trip (see `round_trip`). With `framing` a client that knows
     frames may send them and gets them (`send_frame`, `Frame`); all others see the standard only.
@@ -289,6 +290,11 @@ class Server:
         """Whether the client id has a slot here."""
         return client_id in self._by_client_id
 
+    def client_id_of(self, index: int) -> int | None:
+        """The client id in slot `index`; None for an empty slot."""
+        slot = self._slots.get(index)
+        return None if slot is None else slot.client_id
+
     def clients(self) -> list[Connected]:
         """The connected clients, by slot."""
         return [self._slots[index].connected() for index in sorted(self._slots)]
@@ -350,16 +356,16 @@ class Server:
             return Place.CONNECTED
         if client_id in self._by_client_id:
             return Place.FREE if self._replace_connected else Place.CONNECTED
-        if not self._free or (self._has_room is not None and not self._has_room()):
+        if self._has_room is not None and not self._has_room():
             return Place.FULL
-        return Place.FREE
+        return Place.FREE if self._free else Place.FULL  # looked at last: `has_room` may have freed one
 
     # --- a connected client
     # ------------------------------------------------------------------------------------------
 
     def _process(self, slot: Slot, packet: tuple[int, int, bytes], now: float) -> None:
         kind, sequence, body = packet
-        if kind in (PAYLOAD, FRAME):
+        if kind == PAYLOAD or kind == FRAME:  # noqa: SIM109  # payloads are many, and a tuple is slower
             slot.last_receive = now
             slot.confirmed = True
             if slot.batch != self._batch:
@@ -392,7 +398,7 @@ class Server:
         self._events.append(Disconnected(slot.index, slot.client_id, reason))
 
     def _send(self, slot: Slot, kind: int, body: bytes, now: float) -> None:
-        width = FRAMING_WIDTH if kind == KEEP_ALIVE and slot.framed else 0
-        self._out.append((self._writer.write(slot.encrypt, kind, slot.sequence, body, width), slot.address))
+        write = self._writer.write_wide if kind == KEEP_ALIVE and slot.framed else self._writer.write
+        self._out.append((write(slot.encrypt, kind, slot.sequence, body), slot.address))
         slot.sequence += 1
         slot.last_send = now
