@@ -637,6 +637,36 @@ async def test_a_lease_that_cannot_be_described_is_tried_again_on_a_new_connecti
     await presence.close(keep_lease=False)
 
 
+async def test_who_waits_for_a_report_hears_of_it_by_the_next_connection(
+    profile: Profile, connections: Connections, isolated_nats: IsolatedNats, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whether its connection was closed for good, or an error of ours ended it."""
+    failing = False
+
+    def describe() -> GameserverLease:
+        if failing:
+            raise ZeroDivisionError("ours")
+        return lease()
+
+    presence = presence_for(dataclasses.replace(profile.context, lease_ttl=600), BOOT)
+    await presence.start(describe, ignore)
+    assert await presence.announce(20)
+    failing = True
+    waiting = [asyncio.ensure_future(presence.announce(20))]
+    await eventually(lambda: connections.made >= 2, "a new connection")
+    failing = False
+    assert await waiting[0]
+    await isolated_nats.server.kill()
+    waiting = [asyncio.ensure_future(presence.announce(20))]
+    await eventually(lambda: "the game goes on" in caplog.text, "it was tried")
+    waiting.append(asyncio.ensure_future(presence.announce(20)))
+    await asyncio.sleep(0)
+    await connections.buses[-1].nc.close()
+    await isolated_nats.server.start()
+    assert await asyncio.gather(*waiting) == [True, True]
+    await presence.close(keep_lease=False)
+
+
 async def test_the_lease_is_refreshed_every_third_of_its_time(profile: Profile) -> None:
     """With what is true by then."""
     context = dataclasses.replace(profile.context, lease_ttl=1)

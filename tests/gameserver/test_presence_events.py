@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -11,6 +13,7 @@ from tests.polling import eventually
 from tipoff_gameserver import Context, PrivateKey
 from tipoff_gameserver.presence import events, reporter
 from tipoff_gameserver.presence.events import EventPresence, PlayerReports
+from tipoff_gameserver.presence.reporter import REMEMBERED
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.event_stream import create_event_stream
 from tipoff_shared.messages import Transports
@@ -107,16 +110,42 @@ def test_one_event_tells_of_so_many_and_the_next_of_the_rest() -> None:
     assert len(seen) == MAX_CHANGES + 10
 
 
+def test_so_many_who_left_are_told_of_again_and_no_more() -> None:
+    """The latest; who is here counts besides."""
+    reports = PlayerReports()
+    reports.joined("here", 1)
+    for number in range(REMEMBERED + 10):
+        reports.left(f"s{number}")
+    while reports.pending:
+        reports.delivered(reports.next())
+    reports.repeat_all()
+    assert list(reports.pending) == ["here", *(f"s{number}" for number in range(10, REMEMBERED + 10))]
+
+
 async def test_an_event_is_sent_again_until_the_stream_has_it_and_is_there_once(
-    settings: NatsSettings, nats: Bus, monkeypatch: pytest.MonkeyPatch
+    settings: NatsSettings, nats: Bus, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """No stream yet: it waits. An answer that is lost: the second one is the same event, and not kept twice."""
+    """Somebody hears it and answers nothing, or there is no stream yet: it waits. An answer that is lost: the second
+    one is the same event, and not kept twice. Trouble is logged once."""
+    caplog.set_level("INFO")
     monkeypatch.setattr(reporter, "RETRY", 0.01)
+    monkeypatch.setattr(events, "WRITE_TIMEOUT", 0.05)
+    heard = asyncio.Event()
+
+    async def silent(msg: Msg) -> None:
+        heard.set()
+
+    listening = await nats.subscribe(nats.subjects.events("d1"), silent)
+    await nats.flush()
     presence = EventPresence(context(settings), "b1")
     await presence.start(lease, ignore)
-    assert not await presence.announce(0.3)
+    await heard.wait()
+    await listening.unsubscribe()
+    assert not await presence.announce(0.2)
+    monkeypatch.setattr(events, "WRITE_TIMEOUT", 20)
     await create_event_stream(nats)
-    assert await presence.announce(5)
+    assert await presence.announce(20)
+    assert caplog.text.count("an event is not stored") == caplog.text.count("events are stored again") == 1
     lost, real = 0, events.refusal
 
     def refusal(data: bytes) -> str:

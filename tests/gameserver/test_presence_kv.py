@@ -50,7 +50,7 @@ async def test_a_short_visit_leaves_another_servers_key_alone(deployment: Contex
     presence = KvPresence(deployment, "b1")
     presence.joined("s1", 7)
     presence.left("s1")
-    await kv.active_connections.put("s1", "7")
+    theirs = await kv.active_connections.put("s1", "7")
     await presence.start(lease, ignore)
     assert await presence.announce(5)
     presence.joined("s2", 8)
@@ -59,7 +59,16 @@ async def test_a_short_visit_leaves_another_servers_key_alone(deployment: Contex
         return await kv.active_connections.get("s2") is not None
 
     await eventually(settled, "what was in doubt before s2 is settled")
-    assert await kv.active_connections.get("s1") is not None
+    entry = await kv.active_connections.get("s1")
+    assert entry is not None
+    assert entry.revision == theirs
+    presence.joined("s1", 7)
+
+    async def ours() -> bool:
+        entry = await kv.active_connections.get("s1")
+        return entry is not None and entry.revision > theirs
+
+    await eventually(ours, "it came again: the key says that it is here")
     await presence.close(keep_lease=False)
 
 

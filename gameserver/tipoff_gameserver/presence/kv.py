@@ -129,8 +129,10 @@ class KvPresence(Reporter):
             try:
                 async with asyncio.timeout(WRITE_TIMEOUT):
                     await kv.gameservers.put(self._deployment_id, describe(), ttl=self._lease_ttl)
-            except (TimeoutError, Unavailable) as exc:
+            except BaseException as exc:
                 self._lease_waiters += waiters
+                if not isinstance(exc, TimeoutError | Unavailable):
+                    raise  # they wait for the next connection
                 if not failing:
                     log.warning("the lease cannot be written: %s; the game goes on", str(exc) or "time-out")
                 failing = True
