@@ -3,11 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import httpx
 
-IDENTITY = {"accept-encoding": "identity", "user-agent": "tipoff"}
-"""Headers of every client that makes such calls: with a compressed answer a small one can become huge."""
+_HEADERS = {"accept-encoding": "identity", "user-agent": "tipoff"}
+"""With a compressed answer, a small one can become huge."""
+
+
+def make_client(
+    *,
+    timeout: httpx.Timeout | float,
+    limits: httpx.Limits,
+    base_url: str = "",
+    headers: Mapping[str, str] | None = None,
+    transport: httpx.AsyncBaseTransport | None = None,
+) -> httpx.AsyncClient:
+    """A pool of connections for `exchange`. It follows no redirect and keeps no cookie, which would carry what belongs
+    to one call into the next."""
+    return httpx.AsyncClient(
+        base_url=base_url,
+        headers={**_HEADERS, **(headers or {})},
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
+        timeout=timeout,
+        limits=limits,
+        follow_redirects=False,
+        transport=transport,
+    )
 
 
 class UnusableAnswer(Exception):
@@ -23,12 +45,27 @@ async def exchange(
     content: bytes | None = None,
     params: Mapping[str, int | str] | None = None,
     headers: Mapping[str, str] | None = None,
+    repeatable: bool = True,
 ) -> tuple[int, httpx.Headers, bytes]:
     """Status, headers and the body of at most `most` bytes. Raises `UnusableAnswer` and what httpx raises.
 
-    Each read has the client's time-out, so the caller needs a deadline of its own. Cancelling is safe.
+    A `repeatable` call is made a second time when its connection breaks, as one may that was kept alive too long. Each
+    read has the client's time-out, so the caller needs a deadline of its own. Cancelling is safe.
     """
-    async with client.stream(method, url, content=content, params=params, headers=headers) as response:
+    request = client.build_request(method, url, content=content, params=params, headers=headers)
+    try:
+        return await _once(client, request, most)
+    except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+        if not repeatable:
+            raise
+        return await _once(client, request, most)
+
+
+async def _once(
+    client: httpx.AsyncClient, request: httpx.Request, most: int
+) -> tuple[int, httpx.Headers, bytes]:
+    response = await client.send(request, stream=True)
+    try:
         if response.headers.get("content-encoding", "identity").lower() != "identity":
             raise UnusableAnswer("is compressed, against our request")
         parts: list[bytes] = []
@@ -39,3 +76,5 @@ async def exchange(
                 raise UnusableAnswer(f"is over {most} bytes")
             parts.append(part)
         return response.status_code, response.headers, b"".join(parts)
+    finally:
+        await response.aclose()

@@ -28,7 +28,7 @@ from tipoff_matchmaker_httpd.login.interface import Identity, failed, identity_o
 from tipoff_shared.admission.client_address import Address
 from tipoff_shared.admission.limits import ConcurrencyLimit
 from tipoff_shared.errors import LoginReason, Malformed, NotAuthenticated, Unavailable
-from tipoff_shared.http_exchange import IDENTITY, UnusableAnswer, exchange
+from tipoff_shared.http_exchange import UnusableAnswer, exchange, make_client
 from tipoff_shared.primitives.circuit_breaker import Breaker
 from tipoff_shared.primitives.single_flight import SingleFlight
 from tipoff_shared.primitives.text import describe, one_line
@@ -153,14 +153,10 @@ class UrlLogin:
             return said
         if said is not None:
             raise NotAuthenticated(said)
-        if digest in self._calls:
-            return await self._calls.run(digest, lambda: self._ask(text, digest, address, ""))
-        if wait := self._breaker.wait(self._clock()):
-            raise Unavailable("logins cannot be checked at the moment; try again soon", retry_after=wait)
-        place = self._places.enter(address)
-        return await self._calls.run(digest, lambda: self._ask(text, digest, address, place))
+        return await self._calls.run(digest, lambda: self._ask(text, digest, address))
 
-    async def _ask(self, auth: bytes, digest: bytes, address: Address, place: str) -> Identity:
+    async def _ask(self, auth: bytes, digest: bytes, address: Address) -> Identity:
+        place = self._places.enter(address)
         try:
             identity = await self._call(auth, address)
         except NotAuthenticated as exc:
@@ -226,7 +222,7 @@ async def open_url_login(
     `calls_per_address` of them for one address; `ttl`: seconds for which an identity is remembered."""
     limits = httpx.Limits(max_connections=calls, max_keepalive_connections=calls, keepalive_expiry=15.0)
     async with (
-        httpx.AsyncClient(headers=IDENTITY, timeout=timeout, limits=limits, follow_redirects=False) as client,
+        make_client(timeout=timeout, limits=limits) as client,
         SingleFlight[bytes, Identity]("login") as flight,
     ):
         places = ConcurrencyLimit(calls, calls_per_address)

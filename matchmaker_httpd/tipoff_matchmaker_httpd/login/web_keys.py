@@ -27,7 +27,7 @@ from tipoff_matchmaker_httpd.login.key_set import (
     read_key_set,
 )
 from tipoff_shared.errors import LoginReason, Unavailable
-from tipoff_shared.http_exchange import IDENTITY, UnusableAnswer, exchange
+from tipoff_shared.http_exchange import UnusableAnswer, exchange, make_client
 from tipoff_shared.primitives.circuit_breaker import Breaker
 from tipoff_shared.primitives.single_flight import SingleFlight
 from tipoff_shared.primitives.text import describe, one_line
@@ -147,7 +147,7 @@ async def open_web_keys(
 ) -> AsyncIterator[WebKeys]:
     """The keys at `url`, for the time of the block; the first fetch begins at once. `timeout`: seconds for one."""
     async with (
-        httpx.AsyncClient(headers=IDENTITY, timeout=timeout, follow_redirects=False) as client,
+        make_client(timeout=timeout, limits=httpx.Limits(max_connections=2)) as client,
         SingleFlight[str, None]("login keys") as flight,
     ):
         keys = WebKeys(client, url, flight, timeout=timeout, clock=clock)

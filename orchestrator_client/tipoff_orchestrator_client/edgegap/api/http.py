@@ -24,7 +24,7 @@ from tipoff_orchestrator_client.edgegap.api.errors import (
     Unreadable,
 )
 from tipoff_orchestrator_client.edgegap.api.rates import Rate
-from tipoff_shared.http_exchange import IDENTITY, UnusableAnswer, exchange
+from tipoff_shared.http_exchange import UnusableAnswer, exchange, make_client
 from tipoff_shared.primitives.text import describe
 from tipoff_shared.secret import Secret
 
@@ -46,16 +46,14 @@ class Http:
     ) -> None:
         self._token = token
         self._timeout = timeout
-        self._client = httpx.AsyncClient(
+        self._client = make_client(
             base_url=url,
             headers={
                 "authorization": f"token {token.reveal()}",
                 "accept": "application/json",
-                **IDENTITY,
             },
             timeout=httpx.Timeout(timeout, connect=min(_CONNECT, timeout)),
             limits=httpx.Limits(max_connections=128, max_keepalive_connections=20, keepalive_expiry=15.0),
-            follow_redirects=False,
             transport=transport,
         )
 
@@ -93,12 +91,7 @@ class Http:
         timeout = self._timeout if timeout is None else timeout
         try:
             async with asyncio.timeout(timeout):
-                try:
-                    status, headers, answer = await self._exchange(method, path, body, query)
-                except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
-                    if not repeatable:
-                        raise
-                    status, headers, answer = await self._exchange(method, path, body, query)
+                status, headers, answer = await self._exchange(method, path, body, query, repeatable)
         except TimeoutError:
             raise Unreachable(f"Edgegap has not answered within {timeout:g} s", sent=True) from None
         except httpx.HTTPError as exc:
@@ -110,13 +103,25 @@ class Http:
         raise AssertionError("_refuse raises for every other status")
 
     async def _exchange(
-        self, method: str, path: str, body: Json | None, query: Mapping[str, int | str] | None
+        self,
+        method: str,
+        path: str,
+        body: Json | None,
+        query: Mapping[str, int | str] | None,
+        repeatable: bool,
     ) -> tuple[int, httpx.Headers, bytes]:
         content = None if body is None else json.dumps(body, separators=(",", ":")).encode()
         headers = {} if content is None else {"content-type": "application/json"}
         try:
             return await exchange(
-                self._client, method, path, most=MAX_ANSWER, content=content, params=query, headers=headers
+                self._client,
+                method,
+                path,
+                most=MAX_ANSWER,
+                content=content,
+                params=query,
+                headers=headers,
+                repeatable=repeatable,
             )
         except UnusableAnswer as exc:
             raise Unreadable(f"Edgegap's answer {exc}") from exc
