@@ -365,6 +365,31 @@ async def test_status_counts_who_is_connected_now(world: World) -> None:
         assert "0 (last report: 1)" in _shown(status)
 
 
+def test_status_shows_who_plays_where_that_is_known() -> None:
+    """A name is anybody's text: it changes nothing of the table."""
+    empty: dict[str, list[dict[str, Any]]] = {
+        kind: [] for kind in ("deployments", "connections", "orchestrators", "problems", "matchmakers")
+    }
+
+    def session(**player: str) -> dict[str, Any]:
+        return {"id": "s1", "game": "duel", "version": "1", "state": "active", "created_at": 0.0, **player}
+
+    assert "player" not in _shown(empty | {"sessions": [session()]})
+    shown = _shown(
+        empty
+        | {
+            "sessions": [
+                session(),
+                session(user_id="auth0|1", name="[red]Ann[/red]"),
+                session(name="Bob"),
+                session(user_id="cleo"),
+            ]
+        }
+    )
+    for text in ("[red]Ann[/red] (auth0|1)", " Bob ", " cleo "):
+        assert text in shown
+
+
 def _shown(status: dict[str, list[dict[str, Any]]]) -> str:
     console = Console(file=io.StringIO(), width=300)
     print_status(status, console)

@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from tipoff.play.commands import DEFAULT_URL, chosen_game, url_of_running
+from tipoff.app import app
+from tipoff.play.commands import DEFAULT_URL, chosen_game, read_auth, url_of_running
+from tipoff.play.players import PlayOptions
 from tipoff_shared.errors import ConfigError
 
 GAMES = """
@@ -52,3 +55,22 @@ def test_elsewhere_it_is_the_demo(tmp_path: Path) -> None:
 def test_without_a_running_system_it_is_the_usual_port(tmp_path: Path) -> None:
     """A stand-alone server may be there."""
     assert url_of_running(tmp_path) == DEFAULT_URL
+
+
+def test_a_login_comes_from_a_file_and_is_shown_nowhere(tmp_path: Path) -> None:
+    """Everybody on a machine can read its command lines."""
+    (tmp_path / "token").write_text("s3cret\n")
+    secret = read_auth(tmp_path / "token")
+    options = PlayOptions("http://x", "duel", "1", 1.0, ("udp",), 1.0, auth=secret, player_name="Ann")
+    assert options.token == "s3cret"
+    assert "s3cret" not in repr(options)
+    (tmp_path / "empty").write_text(" \n")
+    for name, text in (("empty", "is empty"), ("none", "No such file")):
+        with pytest.raises(ConfigError, match=text):
+            read_auth(tmp_path / name)
+
+
+def test_the_options_of_a_player_are_explained() -> None:
+    shown = CliRunner().invoke(app, ["play", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).output
+    assert "--name" in shown
+    assert "--auth-file" in shown

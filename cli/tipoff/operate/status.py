@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from tipoff_shared.admin import MatchmakerStatus, decode_reply
 from tipoff_shared.errors import TipoffError
@@ -33,7 +34,8 @@ async def read_status(bus: Bus) -> dict[str, list[dict[str, Any]]]:
     with its last heartbeat, a few seconds ago. Each orchestrator has one item for each matchmaker that answers: `state`
     is closed (it works), half-open or open (no calls for a while), `failing` holds the calls that fail, and why. A
     problem is what else keeps a matchmaker from serving players. A matchmaker's `claim_limit` counts how often it has
-    kept an address to its share of unclaimed seats.
+    kept an address to its share of unclaimed seats. A session of a player who has logged in has `user_id`, one of a
+    player with a name `name`.
     """
     kv = buckets(bus)
     deployments, sessions, leases, connections, matchmakers = await asyncio.gather(
@@ -117,11 +119,14 @@ def print_status(status: dict[str, list[dict[str, Any]]], console: Console) -> N
             _players(item),
             address,
         )
-    players = Table("session", "game", "state", "server", "since", title="Sessions")
+    known = any(_who(item) for item in status["sessions"])
+    columns = ("session", *(("player",) if known else ()), "game", "state", "server", "since")
+    players = Table(*columns, title="Sessions")
     now = time.time()
     for item in status["sessions"]:
         players.add_row(
             item["id"],
+            *((Text(_who(item) or "-"),) if known else ()),
             f"{item['game']} {item['version']}",
             item["state"],
             item.get("deployment_id", "-"),
@@ -159,6 +164,12 @@ def _players(server: dict[str, Any]) -> str:
     return (
         str(connected) if connected == said or not server["lease"] else f"{connected} (last report: {said})"
     )
+
+
+def _who(session: dict[str, Any]) -> str:
+    """A player's name and user id, as far as they are known; "" where neither is."""
+    user_id, name = session.get("user_id", ""), session.get("name", "")
+    return f"{name} ({user_id})" if name and user_id else name or user_id
 
 
 def _again(failing: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ class Game:
 
     def on_join(self, player):
         self.dots[player.id] = [WIDTH / 2, HEIGHT / 2, 0, 0]
+        print(player.name or "somebody without a name", "joined")  # `tipoff up` shows it
 
     def on_leave(self, player, reason):
         del self.dots[player.id]
