@@ -374,7 +374,7 @@ def test_status_shows_who_plays_where_that_is_known() -> None:
     def session(**player: str) -> dict[str, Any]:
         return {"id": "s1", "game": "duel", "version": "1", "state": "active", "created_at": 0.0, **player}
 
-    assert "player" not in _shown(empty | {"sessions": [session()]})
+    assert " player " not in _shown(empty | {"sessions": [session()]})
     shown = _shown(
         empty
         | {

@@ -35,6 +35,10 @@ SHORTEST_SECRET = 32
 LEEWAY = 30.0
 """Seconds by which the issuer's clock may differ."""
 
+_OTHER_ISSUER = (
+    "the login token is of another issuer; log in at the one that this server's operator has chosen"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class JwtRules:
@@ -174,10 +178,7 @@ def verify(token: str, header: TokenHeader, key: PublicKey | str, rules: JwtRule
         text = "the login token is of a later time; are the clocks of the issuer and this server right?"
         raise failed(LoginReason.NOT_YET_VALID, text) from exc
     except jwt.InvalidIssuerError as exc:
-        text = (
-            "the login token is of another issuer; log in at the one that this server's operator has chosen"
-        )
-        raise failed(LoginReason.ISSUER, text) from exc
+        raise failed(LoginReason.ISSUER, _OTHER_ISSUER) from exc
     except jwt.InvalidAudienceError as exc:
         text = "the login token is for another audience; ask your login for one for this server"
         raise failed(LoginReason.AUDIENCE, text) from exc
@@ -190,6 +191,8 @@ def verify(token: str, header: TokenHeader, key: PublicKey | str, rules: JwtRule
         raise failed(LoginReason.SIGNATURE, "the login token's signature is wrong; log in again") from exc
     except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError) as exc:
         raise failed(LoginReason.MALFORMED, "the login token cannot be read; log in again") from exc
+    if claims["iss"] != rules.issuer:  # PyJWT 2.10.0 took a part of the issuer for all of it (CVE-2024-53861)
+        raise failed(LoginReason.ISSUER, _OTHER_ISSUER)
     try:
         return identity_of(claims.get(rules.user_claim), claims.get(rules.name_claim))
     except Malformed as exc:
