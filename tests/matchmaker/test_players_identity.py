@@ -9,12 +9,13 @@ import time
 import msgspec
 import pytest
 
+from tests.matchmaker.test_matchmaker_bevygap import BEVY
 from tests.matchmaker.world import ARENA, KEY, World, failed
 from tipoff.operate.admin import ban
 from tipoff_shared.ban_list import new_ban
 from tipoff_shared.messages import PlayRequest, ProgressReport, SessionReady, encode_request
 from tipoff_shared.names import new_request_id
-from tipoff_shared.netcode import open_private
+from tipoff_shared.netcode import Dialect, open_private
 from tipoff_shared.records import SessionState
 from tipoff_shared.user_data import TokenUserData, decode_user_data
 
@@ -72,6 +73,23 @@ async def test_a_request_id_belongs_to_its_player(world: World) -> None:
         await waiting.until(ProgressReport)
         refusal = failed(await (await world.ask(payload=payload(**ANN), request_id=waiting_id)).end())
         assert (refusal.code, "another player" in refusal.message) == (409, True)
+
+
+@pytest.mark.row(93)
+async def test_a_bevygap_games_token_stays_as_bevygap_makes_it(world: World) -> None:
+    """Its user data is zeros, whoever plays; the session's record knows, so a ban of the user ends it."""
+    async with world.matchmaker(BEVY):
+        answers = await world.ask("bevy", payload=payload(game="bevy", **ANN))
+        ready = await answers.end()
+        assert isinstance(ready, SessionReady), ready
+        raw = base64.b64decode(ready.token)
+        private = open_private(raw, KEY, protocol_id=BEVY.netcode_protocol_id, dialect=Dialect.LIGHTYEAR)
+        assert private.user_data == bytes(256)
+        record = await world.session(ready.session_id)
+        assert record is not None
+        assert (record.user_id, record.name) == ("ann-1", "Ann")
+        await ban(world.bus, new_ban("user", "ann-1"))
+        await world.session_becomes(ready.session_id, SessionState.GONE)
 
 
 @pytest.mark.parametrize(
