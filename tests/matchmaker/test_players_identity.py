@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import time
 
@@ -23,8 +24,13 @@ LASTING = msgspec.structs.replace(ARENA, empty_ttl=60)
 ANN = {"user_id": "ann-1", "name": "Ann"}
 
 
+_addresses = itertools.count(1)
+
+
 def payload(**members: object) -> bytes:
-    return json.dumps({"game": "arena", "version": "1", "client_ip": "203.0.113.7"} | members).encode()
+    """A request as httpd passes it on, each from an address of its own: an address has a share of unclaimed seats."""
+    address = f"203.0.113.{next(_addresses) % 250}"
+    return json.dumps({"game": "arena", "version": "1", "client_ip": address} | members).encode()
 
 
 def carried(ready: SessionReady) -> TokenUserData:
@@ -117,7 +123,7 @@ async def test_the_longest_user_id_and_name_are_carried(world: World) -> None:
 
 @pytest.mark.row(68)
 async def test_a_banned_user_loses_what_it_has_and_gets_no_more(world: World) -> None:
-    """From any address: its seat, its place in line; others at its address play on."""
+    """From any address: its seat, its place in line; others play on."""
     one = msgspec.structs.replace(LASTING, seats=2, max_deployments=1)
     async with world.matchmaker(one) as matchmaker, world.matchmaker(one):
         mine, other = await seat(world, **ANN), await seat(world, user_id="bob")
