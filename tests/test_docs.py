@@ -76,13 +76,13 @@ def test_every_folder_has_a_readme(source_tree: Path, folder: str) -> None:
 
 
 def test_the_hello_example_is_what_new_writes(source_tree: Path, tmp_path: Path) -> None:
-    """Run `tipoff new hello --in examples` (after removing the old one) when this fails; README.md is its own."""
+    """Run `tipoff new hello --in examples` (after removing the old one) when this fails."""
     made = write_game("hello", tmp_path)
     kept = source_tree / "examples/hello"
     assert {p.relative_to(made): p.read_text() for p in made.rglob("*") if p.is_file()} == {
         p.relative_to(kept): p.read_text()
         for p in kept.rglob("*")
-        if p.is_file() and p.name != "README.md" and "__pycache__" not in p.parts
+        if p.is_file() and "__pycache__" not in p.parts
     }
 
 

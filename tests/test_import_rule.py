@@ -146,11 +146,11 @@ NETCODE = {"nats", "fastapi", "websockets", "structlog", "pydantic"}
 
 
 def modules(source_tree: Path) -> dict[str, Path]:
-    """Dotted name -> file, of every module of ours; the template of a new game is not one."""
+    """Dotted name -> file, of every module of ours; the templates of new games are none."""
     found: dict[str, Path] = {}
     for package, home in HOMES.items():
         for path in sorted((source_tree / home / package).rglob("*.py")):
-            if "template" in path.parts:
+            if "templates" in path.parts:
                 continue
             parts = path.relative_to(source_tree / home).with_suffix("").parts
             found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path

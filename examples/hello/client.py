@@ -12,11 +12,11 @@ import tipoff
 
 
 async def main(url, seconds):
-    async with tipoff.connect(url, game="hello", version="1", progress=print) as player:
+    async with tipoff.connect(url, game="hello", version="1", name="Python", progress=print) as player:
         print("connected by", player.transport)
         began = time.monotonic()
         wish = None
-        where = {}
+        where = []
         async for message in player:
             where = json.loads(message)
             left = seconds - (time.monotonic() - began)

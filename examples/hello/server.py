@@ -7,16 +7,23 @@ import tipoff
 WIDTH, HEIGHT, SPEED = 640, 400, 200  # SPEED in units per second
 
 
+class Dot:
+    def __init__(self, name):
+        self.name = name
+        self.x, self.y = WIDTH / 2, HEIGHT / 2
+        self.dx = self.dy = 0.0  # where the player wishes to go
+
+
 class Game:
     def __init__(self):
-        self.dots = {}  # player id -> [x, y, wish to go in x, in y]
+        self.dots = {}  # player -> its dot
 
     def on_join(self, player):
-        self.dots[player.id] = [WIDTH / 2, HEIGHT / 2, 0, 0]
+        self.dots[player] = Dot(player.name)
         print(player.name or "somebody without a name", "joined")  # `tipoff up` shows it
 
     def on_leave(self, player, reason):
-        del self.dots[player.id]
+        del self.dots[player]
 
     def on_message(self, player, data):
         """A client says where it would like to go, and nothing it says can do more than that."""
@@ -25,14 +32,15 @@ class Game:
             dx, dy = float(wish["dx"]), float(wish["dy"])
         except (ValueError, TypeError, KeyError, RecursionError):
             return
-        self.dots[player.id][2:] = [max(-1, min(1, dx)), max(-1, min(1, dy))]
+        dot = self.dots[player]
+        dot.dx, dot.dy = max(-1, min(1, dx)), max(-1, min(1, dy))
 
     def tick(self, server, dt):
         for dot in self.dots.values():
-            dot[0] = max(0, min(WIDTH, dot[0] + dot[2] * SPEED * dt))
-            dot[1] = max(0, min(HEIGHT, dot[1] + dot[3] * SPEED * dt))
-        where = {number: [round(x), round(y)] for number, (x, y, _, _) in self.dots.items()}
-        server.broadcast(json.dumps(where).encode())  # at most 1200 bytes
+            dot.x = max(0, min(WIDTH, dot.x + dot.dx * SPEED * dt))
+            dot.y = max(0, min(HEIGHT, dot.y + dot.dy * SPEED * dt))
+        dots = [{"x": round(dot.x), "y": round(dot.y), "name": dot.name} for dot in self.dots.values()]
+        server.broadcast(json.dumps(dots, ensure_ascii=False).encode())  # at most 1200 bytes
 
 
 if __name__ == "__main__":

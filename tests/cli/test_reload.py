@@ -104,7 +104,7 @@ async def width(up: RunningUp) -> int:
     """The x of a new player's dot, which is half of the game's WIDTH."""
     async with tipoff.connect(up.url, game="dots", version="1") as player:
         dots = json.loads(await asyncio.wait_for(player.receive(), 10))
-        return max(int(x) for x, _ in dots.values())
+        return max(int(dot["x"]) for dot in dots)
 
 
 @pytest.mark.slow

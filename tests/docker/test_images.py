@@ -99,7 +99,7 @@ import importlib, os, pkgutil
 for name in {packages!r}:
     modules = [importlib.import_module(name)]
     for found in pkgutil.walk_packages(getattr(modules[0], "__path__", []), name + "."):
-        if "__main__" not in found.name and ".template" not in found.name:
+        if "__main__" not in found.name and ".templates" not in found.name:
             modules.append(importlib.import_module(found.name))
     for module in modules:
         assert os.path.exists(module.__cached__), module

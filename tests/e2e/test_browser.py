@@ -14,7 +14,7 @@ from playwright.async_api import BrowserContext, Page, async_playwright
 from tests.chromium import FLAGS, chromium
 from tests.e2e.reverse_proxies import program, under_a_path
 from tests.polling import eventually
-from tipoff.new.commands import write_game
+from tipoff.new.commands import Template, write_game
 from tipoff.testing import running_up
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(120)]
@@ -110,6 +110,7 @@ async def test_the_page_of_a_new_game_joins_the_server_that_runs_the_new_code(
     async with running_up(tmp_path / "state", games=game / "games.toml", arguments=("--reload",)) as up:
         page = await browser.new_page()
         await page.goto(up.url + "/")
+        await page.click("#go")
         playing = "document.getElementById('say').textContent === 'arrow keys'"
         await page.wait_for_function(playing, timeout=20_000)
         server.write_text(server.read_text() + "# changed\n")
@@ -123,6 +124,7 @@ async def test_the_page_of_a_new_game_plays(tmp_path: Path, browser: BrowserCont
     async with running_up(tmp_path / "state", games=game / "games.toml") as up:
         page = await browser.new_page()
         await page.goto(up.url + "/")
+        await page.click("#go")
         await page.wait_for_function(
             "document.getElementById('say').textContent === 'arrow keys'", timeout=20_000
         )
@@ -134,6 +136,49 @@ async def test_the_page_of_a_new_game_plays(tmp_path: Path, browser: BrowserCont
         await page.keyboard.down("ArrowLeft")
         await asyncio.sleep(0.3)  # a player holds the key for a while; nothing is awaited by this
         await page.keyboard.up("ArrowLeft")
+
+
+async def said(page: Page, text: str) -> None:
+    await page.wait_for_function(
+        f"document.getElementById('say').textContent.includes({text!r})", timeout=20_000
+    )
+
+
+async def test_the_duel_of_a_new_game_is_for_two(tmp_path: Path, browser: BrowserContext) -> None:
+    """They see each other's names and the score; whoever stays waits for another opponent, and gets one."""
+    game = write_game("pong", tmp_path, Template.DUEL)
+    async with running_up(tmp_path / "state", games=game / "games.toml") as up:
+        ann, bob, eve = [await browser.new_page() for _ in range(3)]
+        for page, name in ((ann, "Ann"), (bob, "Bob")):
+            await page.goto(up.url + "/")
+            await page.fill("#name", name)
+            await page.click("#go")
+            if page is ann:
+                await said(ann, "waiting for an opponent")
+        await said(ann, " : ")
+        await said(ann, "Bob")
+        await said(bob, "Ann")
+        await bob.close()
+        await said(ann, "waiting for an opponent")
+        await eve.goto(up.url + "/")
+        await eve.fill("#name", "Eve")
+        await eve.click("#go")
+        await said(ann, "Eve")
+
+
+@pytest.mark.parametrize("template", list(Template))
+@pytest.mark.parametrize(("width", "height"), [(320, 568), (667, 375), (1280, 800)])
+async def test_new_pages_fit_a_phone(
+    tmp_path: Path, browser: BrowserContext, template: Template, width: int, height: int
+) -> None:
+    """Upright and on its side: nothing sticks out sideways, and the button can be seen."""
+    page = await browser.new_page()
+    await page.set_viewport_size({"width": width, "height": height})
+    await page.goto((write_game("game", tmp_path, template) / "web/index.html").as_uri())
+    assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    box = await page.locator("#go").bounding_box()
+    assert box is not None
+    assert box["y"] + box["height"] <= height
 
 
 @pytest.mark.row(70)
@@ -168,6 +213,7 @@ async def test_pages_play_under_a_path_of_a_proxy(tmp_path: Path, browser: Brows
         under_a_path(tmp_path / "nginx2", port, int(up.url.rpartition(":")[2])) as url,
     ):
         await page.goto(url)
+        await page.click("#go")
         await page.wait_for_function(
             "document.getElementById('say').textContent === 'arrow keys'", timeout=20_000
         )

@@ -95,6 +95,26 @@ async def test_a_new_game_plays_and_its_own_test_passes(venv: Path, tmp_path: Pa
     assert code == 0, out
 
 
+async def test_a_new_duel_plays_and_its_own_tests_pass(venv: Path, tmp_path: Path) -> None:
+    """`tipoff new --template duel`: two of its clients play a match with goals."""
+    code, out = await run(venv / "bin/tipoff", "new", "pong", "--template", "duel", cwd=tmp_path)
+    assert code == 0, out
+    game = tmp_path / "pong"
+    process, url = await up_in(venv, game)
+    try:
+        client = (venv / "bin/python", "client.py", url, "3")
+        one, two = await asyncio.gather(run(*client, cwd=game), run(*client, cwd=game))
+        for code, out in (one, two):
+            assert code == 0, out
+            assert "connected by udp" in out
+            assert "playing [0, 0]" in out
+    finally:
+        await stop(process)
+    await run(venv / "bin/python", "-m", "pip", "install", "--quiet", "pytest", cwd=game)
+    code, out = await run(venv / "bin/python", "-m", "pytest", "-q", cwd=game)
+    assert code == 0, out
+
+
 async def test_a_new_game_plays_without_anything_around_it(venv: Path, tmp_path: Path) -> None:
     """`python server.py` stands alone; the same client connects."""
     await run(venv / "bin/tipoff", "new", "mygame", cwd=tmp_path)

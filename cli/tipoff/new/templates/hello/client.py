@@ -12,11 +12,13 @@ import tipoff
 
 
 async def main(url, seconds):
-    async with tipoff.connect(url, game="NAME_OF_THE_GAME", version="1", progress=print) as player:
+    async with tipoff.connect(
+        url, game="NAME_OF_THE_GAME", version="1", name="Python", progress=print
+    ) as player:
         print("connected by", player.transport)
         began = time.monotonic()
         wish = None
-        where = {}
+        where = []
         async for message in player:
             where = json.loads(message)
             left = seconds - (time.monotonic() - began)
