@@ -12,9 +12,8 @@ import tipoff
 
 
 async def main(url, seconds):
-    async with tipoff.connect(
-        url, game="NAME_OF_THE_GAME", version="1", name="Python", progress=print
-    ) as player:
+    wanted = {"game": "NAME_OF_THE_GAME", "version": "1", "name": "Python"}
+    async with tipoff.connect(url, **wanted, progress=print) as player:
         print("connected by", player.transport)
         began = time.monotonic()
         wish = None
