@@ -192,7 +192,7 @@ def compose(
         deployments, resilient, ours, lines, readiness, event_secret, hearing, tasks, settings, clock
     )
     liveness = Liveness(
-        buckets.gameservers, games, deployments, resilient, trust, readiness, starter, stopper, tasks
+        buckets.gameservers, games, deployments, resilient, trust, readiness, starter, stopper, hearing, tasks
     )
     contexts = BevygapContexts(games, deployments, resilient, readiness, stopper, buckets.cert_digests)
     planner = Planner(

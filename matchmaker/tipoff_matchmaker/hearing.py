@@ -62,6 +62,7 @@ class Hearing:
         self._heard_since: float | None = None
         self._disturbed_at: float | None = None
         self._lost_at: float | None = None
+        self._began: tuple[int, float | None] | None = None
         self._listeners: list[Listener] = []
 
     def subscribe(self, listener: Listener) -> None:
@@ -76,6 +77,26 @@ class Hearing:
             since is not None and now - since >= self._settle
             for since in (self._bus.connected_since, *((self._heard_since,) if self._by_stream else ()))
         ) and (self._lost_at is None or now - self._lost_at >= self._settle)
+
+    def began(self, revision: int) -> None:
+        """This process begins to listen; leases up to `revision` were there before."""
+        self._began = (revision, self._bus.connected_since)
+
+    @property
+    def unbroken(self) -> bool:
+        """Whether servers have been heard without a break since this process began to listen."""
+        began = self._began
+        return (
+            began is not None
+            and began[1] is not None
+            and began[1] == self._bus.connected_since
+            and self._lost_at is None
+            and not self.deaf
+        )
+
+    def is_news(self, revision: int) -> bool:
+        """Whether a lease of this revision was written since then, so that its server is connected, too."""
+        return self.unbroken and self._began is not None and revision > self._began[0]
 
     @property
     def deaf(self) -> bool:

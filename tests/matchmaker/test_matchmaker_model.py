@@ -66,6 +66,8 @@ class Server:
         self.world = world
         self.id = spec.deployment_id
         self.alive = True
+        self.silent = False
+        """Whether its connection to NATS is away."""
         self.connected: dict[str, str] = {}
         self.lease = GameserverLease(
             self.id,
@@ -81,7 +83,8 @@ class Server:
 
     async def beat(self) -> None:
         while self.alive:
-            self.world.nats.write("gameservers", self.id, self.lease, None, 10)
+            if not self.silent:
+                self.world.nats.write("gameservers", self.id, self.lease, None, 10)
             await asyncio.sleep(10 / 3)  # virtual time
 
     def connect(self, ready: SessionReady) -> None:

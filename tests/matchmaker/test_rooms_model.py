@@ -9,9 +9,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.matchmaker.simulation import VirtualLoop, run_world
+from tests.matchmaker.simulation import VirtualLoop, crash, run_world
 from tests.matchmaker.test_matchmaker_model import Player, World
 from tipoff_shared.games import Game
+from tipoff_shared.records import SessionRecord, SessionState
 
 pytestmark = pytest.mark.row(91)
 
@@ -47,7 +48,7 @@ async def _match(loop: VirtualLoop, seed: int) -> float:
     world.nats.latency = lambda: dice.uniform(0, 0.05) if dice.random() < 0.1 else dice.uniform(0, 0.003)  # type: ignore[method-assign]
     for _ in range(dice.randint(1, 2)):
         world.start()
-    await asyncio.sleep(30)  # virtual time
+    await asyncio.sleep(dice.choice((0.0, 3.0, 30.0)))  # virtual time
     spread = dice.choice((0.0, 0.01, 0.5, 5.0))
     asked: dict[int, float] = {}
     here: dict[int, float] = {}
@@ -79,3 +80,32 @@ def test_a_seat_that_nobody_claims_keeps_no_two_players_apart(seed: int) -> None
     took = run_world(lambda loop: _match(loop, seed), seed)
     print(f"seed {seed}: Ann and Bob play each other after {took:.1f} s")
     assert took <= CLAIM_TIME + 2, f"seed {seed}"
+
+
+async def _late_report(loop: VirtualLoop) -> SessionRecord:
+    """A matchmaker starts anew when a seat's time is over. Its player connected in time, at a server whose connection
+    to NATS is away since before, and comes back after 12 s."""
+    world = World(loop, 1, Game("duel", "1", seats=2, orchestrator="fake"))
+    world.start()
+    await asyncio.sleep(30)  # virtual time
+    player = world.players[ANN] = Player()
+    await world.play(player, world.living()[0], broadcast=False)
+    ready = player.answers[-1]
+    server = world.servers[ready.deployment_id]
+    await asyncio.sleep(12)  # virtual time
+    server.silent = True
+    crash(world.living()[0])
+    await asyncio.sleep(1)  # virtual time
+    world.start()
+    await asyncio.sleep(12)  # virtual time
+    server.silent = False
+    world.connect(ANN)
+    await asyncio.sleep(20)  # virtual time
+    assert not world.wrong, world.wrong
+    record: SessionRecord = world.nats.values("sessions")[ready.session_id]
+    return record
+
+
+def test_a_seat_is_not_taken_from_a_player_whose_server_could_not_report_it_yet() -> None:
+    """Only the silence of a server that is known to be connected means something so soon after the start."""
+    assert run_world(_late_report, 1).state is SessionState.ACTIVE

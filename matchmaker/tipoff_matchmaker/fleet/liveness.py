@@ -17,6 +17,7 @@ from tipoff_matchmaker.fleet.readiness import Readiness
 from tipoff_matchmaker.fleet.start import Starter
 from tipoff_matchmaker.fleet.stop import Stopper
 from tipoff_matchmaker.fleet.trust import Trust
+from tipoff_matchmaker.hearing import Hearing
 from tipoff_orchestrator_client.base import Deployment, Orchestrator, OrchestratorError, RunState
 from tipoff_shared.errors import TipoffError
 from tipoff_shared.games import Games
@@ -43,6 +44,7 @@ class Liveness:
         readiness: Readiness,
         starter: Starter,
         stopper: Stopper,
+        hearing: Hearing,
         tasks: Tasks,
     ) -> None:
         self._bucket = leases
@@ -53,6 +55,7 @@ class Liveness:
         self._readiness = readiness
         self._starter = starter
         self._stopper = stopper
+        self._hearing = hearing
         self._tasks = tasks
         self._leases: dict[str, Entry[GameserverLease]] = {}
         self._before_start = 0
@@ -78,6 +81,7 @@ class Liveness:
         self._leases = await self._bucket.list()
         if at_start:
             self._before_start = max((entry.revision for entry in self._leases.values()), default=0)
+            self._hearing.began(self._before_start)
         return {deployment_id: entry.value for deployment_id, entry in self._leases.items()}
 
     def forget_all(self) -> None:

@@ -70,8 +70,20 @@ class Deadlines:
                 self.add(key, self._clock() + 1.0)  # NATS is away; once more
 
 
+_LOOK_AFTER = 4.0
+"""Seconds after which a server's lease is looked at: a living one has been refreshed by then, every third of 10 s."""
+_REPORTED = 5.0
+"""Seconds in which a server that is connected has reported everybody who was connected when it came back."""
+_AGAIN = 1.0
+
+
 class SessionDeadlines:
-    """The deadlines of all sessions that this process has written or listed. `run` is its loop."""
+    """The deadlines of all sessions that this process has written or listed. `run` is its loop.
+
+    Nothing is closed for want of a connection before the servers could report theirs. After its start a process waits
+    two TTLs of a lease for that, except at servers that are known to be connected: those that have written their lease
+    since, some seconds ago.
+    """
 
     def __init__(
         self,
@@ -83,9 +95,17 @@ class SessionDeadlines:
         self._hearing = hearing
         self._buckets = buckets
         self._sessions = sessions
+        self._clock = clock
         self._deadlines = Deadlines(clock, self._due)
-        self.run = self._deadlines.run
+        self._looks = Deadlines(clock, self._look)
+        self._spoke: dict[str, float] = {}
+        """Servers whose lease was written since the start, and when that was seen (Unix seconds)."""
+        self._looking: set[str] = set()
         sessions.subscribe(self._written)
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        await asyncio.gather(self._deadlines.run(), self._looks.run())
 
     @property
     def settled(self) -> bool:
@@ -110,11 +130,33 @@ class SessionDeadlines:
             await self._sessions.apply(session_id, DeadlinePassed(connected))
 
     def _written(self, record: SessionRecord) -> None:
-        if record.state in (SessionState.REQUESTED, SessionState.READY):
-            self._deadlines.add(record.id, record.deadline + 0.01)
-        else:
+        if record.state not in (SessionState.REQUESTED, SessionState.READY):
             self._deadlines.drop(record.id)
+            return
+        self._deadlines.add(record.id, record.deadline + 0.01)
+        server = record.deployment_id
+        if server in self._spoke or server in self._looking or self.settled or not self._hearing.unbroken:
+            return
+        if server:
+            self._looking.add(server)
+            self._looks.add(server, self._clock() + _LOOK_AFTER)
+
+    async def _look(self, deployment_id: str) -> None:
+        self._looking.discard(deployment_id)
+        lease = await self._buckets.gameservers.get(deployment_id)
+        if lease is not None and self._hearing.is_news(lease.revision):
+            self._spoke.setdefault(deployment_id, self._clock())
 
     async def _due(self, session_id: str) -> None:
         if self.settled:
+            self._spoke.clear()
             await self.check(session_id)
+            return
+        record = await self._sessions.read(session_id)
+        if record is None or record.state is not SessionState.READY:
+            return  # the reconciler looks after it when everything is settled
+        spoke = self._spoke.get(record.deployment_id)
+        if spoke is not None and self._hearing.unbroken and self._clock() - spoke >= _REPORTED:
+            await self.check(session_id)
+        else:
+            self._deadlines.add(session_id, self._clock() + _AGAIN)
