@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -90,14 +91,19 @@ class BucketAges:
         before, self._ages = self._ages, ages
         if not before:
             return
-        made_anew = {name: age.created for name, age in ages.items() if age.is_made_anew(before[name])}
+        now = self._clock()
+        later = {name: age.created for name, age in ages.items() if age.created > before[name].read_at}
+        made_anew = {
+            name: later.get(name, now) for name, age in ages.items() if age.is_made_anew(before[name])
+        }
+        if made_anew:  # another one that was lost, in a cluster, may have as many writes again
+            made_anew |= later
         for name in made_anew:
             log.warning("bucket %s was lost and made anew; its records are rebuilt from what runs", name)
         back = [name for name, age in ages.items() if age.has_gone_back(before[name])]
         if back:
             # Where little is written, the revision may be beyond the one we know again: what holds for one bucket of
             # a store is taken to hold for all.
-            now = self._clock()
             made_anew = dict.fromkeys(ages, now) | made_anew
             log.error(
                 "NATS has an older state of bucket %s (revision %d after %d): an older backup, or writes were lost. "
@@ -120,11 +126,17 @@ class BucketAges:
     def compare(self, servers_started: Iterable[float]) -> None:
         """Learn when the running game servers started (Unix seconds; 0: unknown)."""
         first = min((at for at in servers_started if at > 0), default=None)
-        created = {name: age.created for name, age in self._ages.items()}
-        made_by_us = [at for name, at in created.items() if name not in BEVYGAP_BUCKETS]
-        for name, at in created.items():
-            if at > min(made_by_us, default=at) + _AT_ONCE or (first is not None and first < at):
-                self._made_anew[name] = max(at, self._made_anew.get(name, at))
+        made_by_us = [age.created for name, age in self._ages.items() if name not in BEVYGAP_BUCKETS]
+        oldest = min(made_by_us, default=math.inf)
+        at_once = max(made_by_us, default=oldest) <= oldest + _AT_ONCE
+        for name, age in self._ages.items():
+            # A node of a cluster that was replaced names the time at which it began, for each bucket that it leads.
+            # Only that all are of one time says that they were made then.
+            lost = not age.replicated and age.created > oldest + _AT_ONCE
+            if first is not None and first < age.created and (at_once or not age.replicated):
+                lost = True
+            if lost:
+                self._made_anew[name] = max(age.created, self._made_anew.get(name, age.created))
 
     @property
     def lost(self) -> Mapping[str, float]:

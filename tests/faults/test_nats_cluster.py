@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
@@ -100,13 +101,14 @@ async def test_with_two_of_three_down_nothing_is_written_until_one_is_back(clust
         assert await written.lost(sessions) == []
 
 
-@pytest.mark.row(17)
+@pytest.mark.row(17, 85)
+@pytest.mark.parametrize("replaced", [False, True], ids=["upgraded", "replaced"])
 async def test_players_are_served_while_one_node_after_the_other_is_lost(
-    cluster: NatsCluster, caplog: pytest.LogCaptureFixture
+    cluster: NatsCluster, tmp_path: Path, caplog: pytest.LogCaptureFixture, replaced: bool
 ) -> None:
-    """Each node in turn is killed and comes back, as in an upgrade of the cluster: who plays plays on, nobody is
-    reaped, and whoever comes is served within 30 s (an election takes 7 to 15). No bucket is taken for lost, although
-    each node names another time of its creation."""
+    """Each node in turn is killed and comes back, as in an upgrade of the cluster, or with an empty disk: who plays
+    plays on, nobody is reaped, and whoever comes is served within 30 s (an election takes 7 to 15). No bucket is taken
+    for lost, although nodes may name another time of its creation, and those that lead in the end began empty."""
     settings = cluster.settings("rolling")
     async with (
         real_world(settings, lease_ttl=2) as (world, servers),
@@ -122,6 +124,8 @@ async def test_players_are_served_while_one_node_after_the_other_is_lost(
                 print(f"without {name}: a seat after {time.monotonic() - began:.1f} s")
                 assert answers.deployment_id == stays.deployment_id
                 assert await echoes(player)
+                if replaced:
+                    shutil.rmtree(tmp_path / name / "jetstream")
                 await node.start()
                 await cluster.caught_up(world.bus)
             await settled_sweeps(matchmaker, 2)

@@ -4,6 +4,7 @@ reading."""
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -211,6 +212,65 @@ async def test_a_new_matchmaker_on_an_empty_store_goes_by_when_the_server_starte
             await fleet.says(started_at=started_at)
         await store.connects("s")
         assert await store.kicks() == (["s"] if kicked else [])
+
+
+# Clusters.
+
+STARTED = 1000.0
+"""When the server started, and when the buckets were made."""
+
+
+@pytest.mark.parametrize(
+    ("others", "sessions", "replicated", "lost"),
+    [
+        (STARTED - 9, STARTED - 9, True, []),
+        (STARTED - 9, STARTED + 50, True, []),  # led by a node that was replaced
+        (STARTED - 9, STARTED + 50, False, ["sessions"]),
+        (STARTED + 50, STARTED + 90, True, []),  # by two that were
+        (STARTED + 50, STARTED + 50, True, ["deployments", "sessions"]),
+        (STARTED + 50, STARTED + 50, False, ["deployments", "sessions"]),
+    ],
+)
+async def test_what_a_new_matchmaker_takes_for_lost(
+    fleet: Fleet,
+    monkeypatch: pytest.MonkeyPatch,
+    others: float,
+    sessions: float,
+    replicated: bool,
+    lost: list[str],
+) -> None:
+    store = Store(fleet, monkeypatch)
+    for field in dataclasses.fields(fleet.world.buckets):
+        age = BucketAge(sessions if field.name == "sessions" else others, 1, 0.0, replicated)
+        store.reads(getattr(fleet.world.buckets, field.name), lambda age=age: age)
+    ages = BucketAges(fleet.parts.bus, fleet.world.buckets, fleet.parts.tasks, lambda: STARTED + 100)
+    await ages.read()
+    ages.compare([STARTED])
+    assert [name for name in ages.lost if name in ("deployments", "sessions")] == sorted(
+        lost, key=["sessions", "deployments"].index
+    )
+
+
+async def test_a_bucket_of_a_cluster_is_lost_where_writes_are_missing(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others that name a later time than ever before are lost with it, however much is written again."""
+    store = Store(fleet, monkeypatch)
+    now = {"sessions": BucketAge(100.0, 50, 200.0, True), "fleets": BucketAge(100.0, 5, 200.0, True)}
+    for field in dataclasses.fields(fleet.world.buckets):
+        name = field.name
+        store.reads(
+            getattr(fleet.world.buckets, name),
+            lambda name=name: now.get(name, BucketAge(100.0, 1, 200.0, True)),
+        )
+    ages = BucketAges(fleet.parts.bus, fleet.world.buckets, fleet.parts.tasks, lambda: 210.0)
+    await ages.read()
+    now |= {"sessions": BucketAge(205.0, 50, 206.0, True), "fleets": BucketAge(205.0, 5, 206.0, True)}
+    await ages.read()
+    assert not ages.lost, "a node that was replaced answers"
+    now |= {"sessions": BucketAge(207.0, 2, 208.0, True), "fleets": BucketAge(207.0, 5, 208.0, True)}
+    await ages.read()
+    assert sorted(ages.lost) == ["fleets", "sessions"]
 
 
 # The other things that may end for want of a record.

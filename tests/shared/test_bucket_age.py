@@ -21,6 +21,8 @@ BEFORE = BucketAge(created=100.0, revision=50, read_at=200.0)
         (BucketAge(201.0, 0), True, False),
         (BucketAge(201.0, 50), True, False),  # written to since
         (BucketAge(201.0, 90), True, False),
+        (BucketAge(201.0, 90, replicated=True), False, False),  # a node that was replaced answers
+        (BucketAge(201.0, 49, replicated=True), True, False),
         (
             BucketAge(100.6, 49),
             True,

@@ -85,6 +85,22 @@ async def test_list_is_complete_under_concurrent_writes(nats: Bus) -> None:
         await asyncio.gather(*writers)
 
 
+async def test_a_listing_counts_when_its_consumer_has_gone_before_its_end(
+    nats: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a cluster whose new leader does not know it."""
+    sessions = (await create_buckets(nats)).sessions
+    await sessions.create("a", record("a"))
+    delete = nats.js.delete_consumer
+
+    async def gone_already(stream: str, consumer: str) -> bool:
+        await delete(stream, consumer)
+        return await delete(stream, consumer)
+
+    monkeypatch.setattr(nats.js, "delete_consumer", gone_already)
+    assert list(await sessions.list()) == ["a"]
+
+
 async def test_list_of_an_empty_store_is_empty(nats: Bus) -> None:
     """Nothing there is an answer, not an error."""
     assert await (await create_buckets(nats)).sessions.list() == {}

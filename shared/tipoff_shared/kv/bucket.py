@@ -47,6 +47,7 @@ _CATCH_UP = 0.5
 _WRONG_LAST_SEQUENCE = 10071
 _STORE_FAILED = 10077
 _NO_MESSAGE = 10037
+_NO_STREAM = 10059
 _LAST_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
 _TTL = "Nats-TTL"
 _OPERATION = "KV-Operation"
@@ -97,10 +98,10 @@ class BucketAge(msgspec.Struct, frozen=True, gc=False):
 
     def is_made_anew(self, before: BucketAge) -> bool:
         """Whether it is not the bucket whose age was `before`. Another time of creation alone proves nothing: each node
-        of a cluster may name that of its own replica, so the time changes with the node that answers."""
-        return self.created != before.created and (
-            self.created > before.read_at or self.revision < before.revision
-        )
+        of a cluster may name that of its own replica, so the time changes with the node that answers, and a node that
+        was replaced names a later one."""
+        later = self.created > before.read_at and not self.replicated
+        return self.created != before.created and (later or self.revision < before.revision)
 
     def has_gone_back(self, before: BucketAge) -> bool:
         """Whether it is the bucket whose age was `before`, in an older state, such as a backup."""
@@ -496,7 +497,7 @@ class Bucket(Changeable[T]):
         """The same error in this bucket's words."""
         if isinstance(exc, PermissionDenied):
             return exc.again()
-        if isinstance(exc, NotFound):
+        if isinstance(exc, NotFound) and exc.err_code == _NO_STREAM:
             return Unavailable(
                 f"there is no store {self.bucket}: is the namespace right, has a matchmaker run here?"
             )

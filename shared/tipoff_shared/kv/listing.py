@@ -7,12 +7,14 @@ listing must reach.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 
 from nats.aio.msg import Msg
 from nats.js import api
 from nats.js.client import JetStreamContext
+from nats.js.errors import NotFoundError
 
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.nats.connection import Bus
@@ -47,7 +49,9 @@ async def listing(bus: Bus, stream: str, subject: str) -> AsyncIterator[Msg]:
                 yield msg
     finally:
         await sub.unsubscribe()
-        await js.delete_consumer(stream, info.name or "")
+        # On a cluster a new leader may not know it any more: what was listed counts all the same.
+        with contextlib.suppress(NotFoundError):
+            await js.delete_consumer(stream, info.name or "")
 
 
 async def _newest(js: JetStreamContext, stream: str) -> int:
