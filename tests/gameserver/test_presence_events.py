@@ -144,7 +144,8 @@ async def test_an_event_is_sent_again_until_the_stream_has_it_and_is_there_once(
     assert not await presence.announce(0.2)
     monkeypatch.setattr(events, "WRITE_TIMEOUT", 20)
     await create_event_stream(nats)
-    assert await presence.announce(20)
+    for _ in range(2):
+        assert await presence.announce(20)
     assert caplog.text.count("an event is not stored") == caplog.text.count("events are stored again") == 1
     lost, real = 0, events.refusal
 

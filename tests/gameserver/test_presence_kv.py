@@ -162,6 +162,9 @@ async def test_a_lease_that_cannot_be_written_is_tried_again_and_logged_once(
         assert writes.tried == 3
         assert caplog.text.count("the lease cannot be written") == number
         assert caplog.text.count("the lease is written again") == number
+    writes.fail("gameservers", 0)
+    assert await presence.announce(5)  # all is well, and nothing is to be said
+    assert caplog.text.count("the lease is written again") == 2
     await presence.close(keep_lease=False)
 
 
