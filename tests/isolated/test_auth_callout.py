@@ -95,6 +95,13 @@ def test_what_nats_server_does_not_ask_is_malformed(changes: dict[str, object]) 
         read_request(asked(**changes))
 
 
+def test_a_request_that_is_meant_for_others_is_malformed() -> None:
+    head, body, signature = asked().split(b".")
+    for_others = json.loads(base64.urlsafe_b64decode(body + b"==")) | {"aud": "nats-authorization-response"}
+    with pytest.raises(Malformed, match="meant for others"):
+        read_request(b".".join((head, part(for_others), signature)))
+
+
 @pytest.mark.row(65)
 @given(st.binary(max_size=300) | st.tuples(st.binary(max_size=99), st.binary(max_size=99)).map(b".".join))
 def test_any_bytes_are_a_request_or_malformed(data: bytes) -> None:

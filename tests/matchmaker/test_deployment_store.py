@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from tests.polling import eventually
+from tipoff_matchmaker.deployments.fleet_limit import FleetLimit, fleet_key
 from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.errors import NoRecord, NoSeat
 from tipoff_matchmaker.seats.rules import leave, take
@@ -425,3 +426,18 @@ async def test_only_what_is_gone_expires(
     await store.create(RECORD)
     await store.change("d1", partial(take, members=("a",), until=9.0))
     assert ttls == [None]
+
+
+async def test_a_reservation_that_is_as_it_should_be_is_not_written_again(buckets: Buckets) -> None:
+    limit, key = FleetLimit(buckets.fleets), fleet_key("arena", "1")
+    await limit.remove("arena", "1", "d1")
+    assert await buckets.fleets.get(key) is None
+    await limit.restore("arena", "1", "d1", 5.0)
+    first = await buckets.fleets.get(key)
+    await limit.restore("arena", "1", "d1", 6.0)
+    await limit.remove("arena", "1", "d2")
+    assert await buckets.fleets.get(key) == first
+    assert first is not None
+    assert first.value.deployments == {"d1": 5.0}
+    await limit.remove("arena", "1", "d1")
+    assert (await limit.read("arena", "1")).deployments == {}

@@ -184,6 +184,40 @@ async def test_what_cannot_start_servers_may_still_stop_them() -> None:
     assert [failing.operation for failing in guarded.describe().failing] == ["deploy"]
 
 
+async def test_each_change_of_a_breaker_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """All are closed at first. Failures that open none are errors, and no change."""
+    fake, errors = FakeOrchestrator(), []
+    states: dict[str, list[str]] = {}
+
+    def changed(name: str, operation: str, state: BreakerState) -> None:
+        assert name == "fake"
+        states.setdefault(operation, []).append(state.value)
+
+    guarded = ResilientOrchestrator(
+        fake,
+        threshold=2,
+        first_pause=20,
+        on_change=changed,
+        on_error=lambda name, operation: errors.append(f"{operation} of {name}"),
+    )
+    assert states == {operation: ["closed"] for operation in ("deploy", "get", "stop", "list")}
+    fake.fail("deploy", BUSY, times=2)
+    for count in (1, 2):
+        with pytest.raises(OrchestratorUnavailable):
+            await guarded.deploy(SPEC)
+        assert states["deploy"] == ["closed", "open"][:count]
+    assert errors == ["deploy of fake"] * 2
+    assert [record.getMessage() for record in caplog.records] == [
+        "deploy of orchestrator fake is left out for 20 s after 2 failures in a row: 503"
+    ]
+    caplog.clear()
+    fake.restarted()
+    await guarded.deploy(SPEC)
+    assert states["deploy"] == ["closed", "open", "closed"]
+    assert states["list"] == ["closed"]
+    assert [record.getMessage() for record in caplog.records] == ["deploy of orchestrator fake works again"]
+
+
 def test_who_is_known_to_be_back_is_tried_at_once() -> None:
     """One call, and pauses grow from the first again when it fails."""
     breaker = tripped()

@@ -54,7 +54,7 @@ class EventWriter:
         if record is None and await self._ages.may_have_lost("deployments"):
             # The seal says that it is this server's. Its lease is what its record is rebuilt from.
             if not isinstance(event.what, Lease):
-                raise Unavailable(f"the record of {deployment_id} is lost", retry_after=5)
+                raise Unavailable(f"the record of {deployment_id} is lost")
         elif record is None or not state_machine.is_live(record):
             return  # it is over, and what it held has been released
         match event.what:
