@@ -12,6 +12,7 @@ from nats.aio.msg import Msg
 
 from tests.matchmaker.fleet import Fleet
 from tipoff_matchmaker.isolated.writer import EventWriter
+from tipoff_shared.errors import Unavailable
 from tipoff_shared.kv.changes import Change
 from tipoff_shared.messages import Transports, UdpAddress
 from tipoff_shared.records import (
@@ -113,6 +114,18 @@ async def test_a_lease_is_written_in_order_and_for_its_time(events: Events, know
     assert lease == msgspec.structs.replace(LEASE, started_at=50.0, seq=3)
     await events.says(Lease(msgspec.structs.replace(LEASE, players=9), 60), seq=2)
     assert await events.lease() == lease, "it was overtaken"
+
+
+async def test_the_record_of_a_known_server_is_not_read_for_each_event(
+    events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(*_: object) -> None:
+        raise Unavailable("NATS is away")
+
+    await events.fleet.server()
+    monkeypatch.setattr(events.fleet.world.buckets.deployments, "get", away)
+    await events.says(Lease(LEASE, 60))
+    assert await events.lease() is not None
 
 
 @pytest.mark.parametrize("state", [None, DeploymentState.GONE])
