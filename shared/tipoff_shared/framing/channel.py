@@ -92,6 +92,8 @@ class MessageChannel:
             None if frames_per_second is None else TokenBucket(frames_per_second, float(_PACED_AT_ONCE))
         )
         self._paced_until = -math.inf
+        self._looked_at = -math.inf
+        """When `frames` was called last."""
         self._next_message_id = 0
         self._probe_at = math.inf
         self._probes = 0
@@ -193,29 +195,37 @@ class MessageChannel:
         """When `frames` must be called next; infinity when nothing is on its way."""
         if self._urgent:
             return -math.inf
-        due = -math.inf if self._queue and self._has_window() else math.inf
+        due = -math.inf if self._room() else math.inf
         for sent in self._in_flight.values():
-            due = min(due, sent.due)
+            # One that was due already waits for the window, so for an ack or another's time; or for the pace.
+            if sent.due > self._looked_at or self._paced_until > self._looked_at:
+                due = min(due, sent.due)
         due = min(max(due, self._paced_until), self._probe_at)
         return min(due, self._ack_due) if self._ack_wanted else due
 
     def _due(self, now: float) -> list[tuple[_Sent, int]]:
         """Fragments whose time is over, and new ones as far as the window allows. `frames` may not get to all."""
-        due: list[tuple[_Sent, int]] = []
+        self._looked_at = now
         if now < self._paced_until:
-            return due
-        for number, sent in self._in_flight.items():
-            if sent.due <= now:
-                due.append((sent, number))
-        if due:
-            self._lost(due[0][1])
-        room = int(self._window) - len(self._in_flight)
-        room = min(room, self._peer_expects + WINDOW - self._next_number, len(self._queue))
-        number = self._next_number
-        for sent in list(self._queue)[:room] if room > 0 else ():
-            due.append((sent, number))
-            number += 1
+            return []
+        lost = [(sent, number) for number, sent in self._in_flight.items() if sent.due <= now]
+        if lost:
+            self._lost(lost[0][1])
+        due = lost[: max(0, int(self._window) - len(self._in_flight) + len(lost))]
+        for number in range(self._next_number, self._next_number + self._room()):
+            due.append((self._queue[number - self._next_number], number))
         return due
+
+    def _room(self) -> int:
+        """How many new fragments may go."""
+        if not self._queue:
+            return 0
+        room = min(
+            int(self._window) - len(self._in_flight),
+            self._peer_expects + WINDOW - self._next_number,
+            len(self._queue),
+        )
+        return max(0, room)
 
     def _mark_sent(self, sent: _Sent, number: int, now: float) -> None:
         if sent.sends == 0:
@@ -226,9 +236,6 @@ class MessageChannel:
         sent.sends += 1
         sent.sent_at = now
         sent.due = now + min(_LONGEST_TIMEOUT, self._timeout() * 2 ** min(sent.sends - 1, 6))
-
-    def _has_window(self) -> bool:
-        return len(self._in_flight) < int(self._window) and self._next_number < self._peer_expects + WINDOW
 
     def _timeout(self) -> float:
         if self._smoothed is None:
@@ -294,17 +301,14 @@ class MessageChannel:
         self._last_ack = now
         bits = 0
         for number in self._held:
-            if number > self._expected:
-                bits |= 1 << (number - self._expected - 1)
+            bits |= 1 << (number - self._expected)
         return encode_ack(self._expected, bits)
 
     def _acknowledged(self, ack: Ack, now: float) -> None:
         if ack.next > self._next_number:
             raise Malformed("an ack for what was never sent")
         arrived = [
-            number
-            for number in self._in_flight
-            if number < ack.next or (number > ack.next and ack.bits >> (number - ack.next - 1) & 1)
+            number for number in self._in_flight if number < ack.next or ack.bits >> (number - ack.next) & 1
         ]
         if ack.next > self._peer_expects:
             self._peer_expects = ack.next
@@ -324,7 +328,7 @@ class MessageChannel:
                 if sent.sends == 1:
                     sent.due = min(sent.due, now)
         # All has arrived, and is not taken: the ack that opens the window again may get lost.
-        closed = self._queue and not self._in_flight and not self._has_window()
+        closed = self._queue and not self._in_flight and not self._room()
         if not closed:
             self._probe_at = math.inf
         elif self._probe_at == math.inf:

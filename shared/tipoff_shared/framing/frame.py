@@ -1,6 +1,6 @@
 """The bytes of a frame: parts one after the other, at most 1200 bytes, integers little-endian.
 
-    ack       1 | u32 next | 16 bytes, bit i: next + 1 + i has arrived
+    ack       1 | u32 next | 16 bytes, bit i: next + i has arrived
     fragment  2 | u32 number | u16 length, with 0x8000 on a message's last | data        reliable
     piece     3 | u16 message | u8 index | u8 last index | u16 length | data             unreliable, for over 1200 bytes
     close     4 | u16 code | u8 length | reason in UTF-8
@@ -36,7 +36,7 @@ PIECE_BYTES = MAX_FRAME_BYTES - _PIECE.size
 
 
 class Ack(NamedTuple):
-    """All fragments before `next` have arrived, and `next + 1 + i` for each bit i."""
+    """All fragments before `next` have arrived and been taken; `next + i` has arrived, for each bit i."""
 
     next: int
     bits: int
