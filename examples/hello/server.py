@@ -40,7 +40,7 @@ class Game:
             dot.x = max(0, min(WIDTH, dot.x + dot.dx * SPEED * dt))
             dot.y = max(0, min(HEIGHT, dot.y + dot.dy * SPEED * dt))
         dots = [{"x": round(dot.x), "y": round(dot.y), "name": dot.name} for dot in self.dots.values()]
-        server.broadcast(json.dumps(dots, ensure_ascii=False).encode())  # at most 1200 bytes
+        server.broadcast(json.dumps(dots, ensure_ascii=False).encode())  # at most 65536 bytes
 
 
 if __name__ == "__main__":

@@ -266,11 +266,12 @@ def test_a_lost_flight_is_not_sent_again_in_one_burst() -> None:
         path.a.send(bytes(FRAGMENT_BYTES))
     flight = len(path.a.frames(path.now))
     assert flight >= 64
-    again = 0
-    while path.now < path.a.next_timeout() < math.inf and not again:
-        path.now = path.a.next_timeout()
-        again += len(path.a.frames(path.now))
-    assert flight // 2 - 1 <= again <= flight // 2 + 1
+    for _ in range(2):
+        again = 0
+        while not again:
+            path.now = path.a.next_timeout()
+            again = len(path.a.frames(path.now))
+        assert flight // 2 - 1 <= again <= flight // 2 + 1
     assert len(path.run()) == 200
 
 
