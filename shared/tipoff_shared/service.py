@@ -11,12 +11,14 @@ structlog and pydantic are imported where they are used: game servers and client
 from __future__ import annotations
 
 import asyncio
+import difflib
 import logging
+import os
 import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_args
@@ -40,6 +42,8 @@ DONE, FAILED, CONFIGURATION, INTERRUPTED = 0, 1, 2, 130
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _SECRET_TYPES = ("Secret", "SecretStr", "SecretBytes")
+_TYPO = 0.8
+"""How like a setting's name another one is that is taken for a typing error, from 0 to 1."""
 _SECRET_NAME = re.compile(r"(token|password|secret|hook_key)$")
 
 
@@ -144,11 +148,14 @@ def load_settings(kind: type[SettingsT], **given: Any) -> SettingsT:
 
     Raises `ConfigError` with one line for each setting that cannot be used: the variable, what is allowed, and its
     value where that is no secret. A class with `hide_input_in_errors` in its `model_config` shows no value at all: its
-    user may have put a secret into the wrong variable.
+    user may have put a secret into the wrong variable. A variable whose name is almost that of a setting, and is none,
+    is warned of.
     """
     from pydantic import ValidationError
     from pydantic_settings import SettingsError
 
+    for variable, meant in _misspelled(kind, os.environ):
+        log.warning("%s is no setting and is ignored; do you mean %s?", variable, meant)
     try:
         return kind(**given)
     except ValidationError as exc:
@@ -195,6 +202,22 @@ def _variables(kind: type[BaseSettings]) -> dict[str, str]:
         variable = alias if isinstance(alias, str) else f"{prefix}{name.upper()}"
         found |= {name: variable, variable: variable, variable.lower(): variable}
     return found
+
+
+def _misspelled(kind: type[BaseSettings], environment: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Variables with the prefix of `kind` that are close to one of its settings, each with that one. Others may be
+    somebody else's."""
+    prefix = kind.model_config.get("env_prefix", "")
+    known = {name.upper() for name in _variables(kind).values()}
+    if not prefix:
+        return
+    settings = [name.removeprefix(prefix) for name in known if name.startswith(prefix)]
+    for variable in sorted(environment):
+        name = variable.upper()
+        if name.startswith(prefix) and name not in known:
+            close = difflib.get_close_matches(name.removeprefix(prefix), settings, n=1, cutoff=_TYPO)
+            if close:
+                yield variable[:100], prefix + close[0]
 
 
 def _is_secret(name: str, annotation: Any) -> bool:

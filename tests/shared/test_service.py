@@ -117,6 +117,32 @@ def test_a_setting_that_there_is_not_is_named() -> None:
         load_settings(Settings, speed=1)
 
 
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("TIPOFF_TEST_LIMITS", "TIPOFF_TEST_LIMIT"),
+        ("TIPOFF_TEST_PROFLIE", "TIPOFF_TEST_PROFILE"),
+        ("TIPOFF_TEST_PASWORD", "TIPOFF_TEST_PASSWORD"),
+        ("tipoff_test_limt", "TIPOFF_TEST_LIMIT"),
+        ("TIPOFF_TEST_LIMIT", ""),
+        ("tipoff_test_limit", ""),
+        ("TIPOFF_TEST_MEMORY", ""),
+        ("TIPOFF_OTHER_LIMITS", ""),
+    ],
+)
+def test_a_variable_that_is_almost_a_setting_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, variable: str, meant: str
+) -> None:
+    """Its value is not shown. What is like no setting may be meant for another program."""
+    monkeypatch.setenv(variable, "7777777")
+    load_settings(Settings)
+    if meant:
+        assert caplog.messages == [f"{variable} is no setting and is ignored; do you mean {meant}?"]
+    else:
+        assert caplog.messages == []
+    assert "7777777" not in caplog.text
+
+
 def test_exit_codes(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
     """0 done, 1 failed, 2 configuration, 130 Ctrl-C; a fault is not hidden."""
 
