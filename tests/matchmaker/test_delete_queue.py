@@ -46,8 +46,8 @@ class Queue:
 
 @pytest.fixture
 async def queue(fleet: Fleet) -> AsyncIterator[Queue]:
-    """Its consumer was made by bevygap's own reader, with other settings."""
-    other = api.ConsumerConfig(durable_name=DURABLE, ack_policy=api.AckPolicy.EXPLICIT, ack_wait=77)
+    """Its consumer was made by bevygap's own reader, with a setting that cannot be changed."""
+    other = api.ConsumerConfig(durable_name=DURABLE, ack_policy=api.AckPolicy.EXPLICIT, max_waiting=77)
     await fleet.world.bus.js.add_consumer(fleet.world.bus.subjects.delete_stream, other)
     await fleet.server(seats=dict.fromkeys("abc", 9e9))
     failures: list[BaseException] = []
