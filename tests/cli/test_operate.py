@@ -372,7 +372,8 @@ def test_status_shows_who_plays_where_that_is_known() -> None:
     }
 
     def session(**player: str) -> dict[str, Any]:
-        return {"id": "s1", "game": "duel", "version": "1", "state": "active", "created_at": 0.0, **player}
+        usual = {"id": "s1", "game": "duel", "version": "1", "state": "active", "created_at": 0.0}
+        return usual | player
 
     assert " player " not in _shown(empty | {"sessions": [session()]})
     shown = _shown(
@@ -388,10 +389,15 @@ def test_status_shows_who_plays_where_that_is_known() -> None:
     )
     for text in ("[red]Ann[/red] (auth0|1)", " Bob ", " cleo "):
         assert text in shown
+    session_id, server = "s" + "a" * 26, "duel-0123456789"
+    long = session(id=session_id, deployment_id=server, user_id="u" * 40, name="n" * 40)
+    narrow = _shown(empty | {"sessions": [long]}, width=80)
+    assert session_id in narrow
+    assert server in narrow
 
 
-def _shown(status: dict[str, list[dict[str, Any]]]) -> str:
-    console = Console(file=io.StringIO(), width=300)
+def _shown(status: dict[str, list[dict[str, Any]]], width: int = 300) -> str:
+    console = Console(file=io.StringIO(), width=width)
     print_status(status, console)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,9 @@ async def knows_who_plays(system: MixedSystem, login: dict[str, str]) -> None:
     for transport in transports:
         async with system.play(auth=token(), name="Mallory", transports=(transport,)) as player:
             assert await who_is(player) == "ann-1/Ann"
-            (session,) = [s for s in (await system.status())["sessions"] if s["id"] == player.session_id]
-            assert (session["user_id"], session["name"]) == ("ann-1", "Ann")
+            await system.eventually(
+                partial(_is_shown, system, player.session_id), "an operator sees who plays"
+            )
     longest = {"sub": "\u00e9" * 32, "name": "\u00e4" * 24}
     async with system.play(auth=token(**longest)) as player:
         assert await who_is(player) == f"{longest['sub']}/{longest['name']}"
@@ -80,6 +82,12 @@ async def knows_who_plays(system: MixedSystem, login: dict[str, str]) -> None:
             return "aimbot" in str(exc)
 
     await system.eventually(refused, "the user is refused")
+
+
+async def _is_shown(system: MixedSystem, session_id: str) -> bool:
+    sessions = {session["id"]: session for session in (await system.status())["sessions"]}
+    shown = sessions.get(session_id, {})
+    return (shown.get("user_id"), shown.get("name")) == ("ann-1", "Ann")
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from tipoff_shared.admin import MatchmakerStatus, decode_reply
@@ -120,7 +120,11 @@ def print_status(status: dict[str, list[dict[str, Any]]], console: Console) -> N
             address,
         )
     known = any(_who(item) for item in status["sessions"])
-    columns = ("session", *(("player",) if known else ()), "game", "state", "server", "since")
+    ids = (
+        Column("session", no_wrap=True),
+        Column("server", no_wrap=True),
+    )  # for `kick` and `logs`: never cut
+    columns = (ids[0], *(("player",) if known else ()), "game", "state", ids[1], "since")
     players = Table(*columns, title="Sessions")
     now = time.time()
     for item in status["sessions"]:
