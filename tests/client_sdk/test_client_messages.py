@@ -236,10 +236,10 @@ async def test_what_never_arrives_is_told_to_the_client(
     server: GameServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Small packets pass, reliable ones do not: nobody waits for them for ever."""
-    monkeypatch.setattr("tipoff_shared.framing.channel.STALLED_AFTER", 0.5)
     async with over_a_bad_path(server, 1, loss=0, delay=0) as (player, relay):
         await player.send(b"x", reliable=True)
         assert await received(player, 1) == [b"x"]
+        monkeypatch.setattr("tipoff_shared.framing.channel.STALLED_AFTER", 0.5)
         relay.loss = 1.0
         await player.send(b"lost", reliable=True)
         with pytest.raises(ServerLost, match="do not arrive"):
@@ -479,9 +479,10 @@ async def test_what_was_sent_before_a_kick_is_read_before_its_reason(
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("end", ["kick", "end"])
 async def test_over_a_bad_path_the_last_words_arrive_before_the_close(
-    server: GameServer, game: Reliable, seed: int, end: str
+    server: GameServer, game: Reliable, monkeypatch: pytest.MonkeyPatch, seed: int, end: str
 ) -> None:
     """A client keeps its slot for a moment, until it has heard them. A server that ends waits as well."""
+    monkeypatch.setattr("tipoff_gameserver.transports.udp.LINGER", 20.0)
     async with over_a_bad_path(server, seed, loss=0.15, delay=0) as (player, _):
         there = await game.joined.get()
         for number in range(5):
