@@ -360,6 +360,22 @@ async def test_a_connected_server_is_lost_when_the_kernel_says_so_for_long_enoug
         await channel.close()
 
 
+async def test_a_server_that_falls_silent_is_lost_after_the_tokens_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And the game is told why."""
+    inbox = Inbox(8)
+    async with netcode_servers([1], timeout=1) as token:
+        channel = await dial_udp(token, token.addresses, inbox, give_up=None, timeout=20)
+        monkeypatch.setattr(channel, "datagram_received", lambda *_: None)  # nothing gets through any more
+        async with asyncio.timeout(20):
+            ending = await inbox.ended()
+        assert ending.reason
+        assert ending.reason == str(ending.error)
+        assert isinstance(ending.error, ServerLost)
+        await channel.close()
+
+
 async def test_a_full_socket_drops_messages_and_holds_up_nobody() -> None:
     """As a network would, until there is room."""
     async with netcode_servers([1]) as token:

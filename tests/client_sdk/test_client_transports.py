@@ -8,12 +8,14 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
 
-from tipoff_client_sdk import ConnectionFailed, Refused, ServerLost
+from tests.certificates import self_signed
+from tipoff_client_sdk import Closed, ConnectionFailed, Refused, ServerLost
 from tipoff_client_sdk.inbox import Inbox
 from tipoff_client_sdk.transports import websocket
 from tipoff_client_sdk.transports.udp import REFUSALS_WHILE_DIALLING, UdpChannel
@@ -72,7 +74,9 @@ async def test_who_stops_dialling_hears_so_at_once() -> None:
 
 @asynccontextmanager
 async def server(
-    after: Callable[[ServerConnection], Awaitable[object]], answer: Admitted | Failed | str | None = None
+    after: Callable[[ServerConnection], Awaitable[object]],
+    answer: Admitted | Failed | str | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[str]:
     """A game server that answers a token and then does `after`; yields its URL."""
 
@@ -82,8 +86,8 @@ async def server(
         await ws.send(said if isinstance(said, str) else encode_admission(said).decode())
         await after(ws)
 
-    async with serve(handler, "127.0.0.1", 0) as listening:
-        yield f"ws://127.0.0.1:{next(iter(listening.sockets)).getsockname()[1]}/"
+    async with serve(handler, "127.0.0.1", 0, ssl=tls) as listening:
+        yield f"{'wss' if tls else 'ws'}://127.0.0.1:{next(iter(listening.sockets)).getsockname()[1]}/"
 
 
 async def dial(url: str, **options: Any) -> tuple[WebSocketChannel, Inbox]:
@@ -111,6 +115,8 @@ async def test_a_close_code_says_whether_the_server_is_lost(
             ending = await inbox.ended()
         assert (ending.reason, isinstance(ending.error, ServerLost)) == (reason, lost)
         assert str(ending.error or reason) == reason
+        with pytest.raises(ServerLost if lost else Closed, match=reason):
+            await channel.send(b"anybody?")
         await channel.close()
 
 
@@ -189,6 +195,18 @@ async def test_trust_for_wss_does_no_harm_to_a_plain_connection_to_a_name() -> N
     async with server(lambda ws: ws.wait_closed()) as url:
         channel, _ = await dial(url.replace("127.0.0.1", "localhost"), ssl=ssl.create_default_context())
         await channel.close()
+
+
+async def test_trust_is_for_wss(tmp_path: Path) -> None:
+    """Without it the server's certificate is not known."""
+    cert, key = self_signed(tmp_path)
+    identity = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    identity.load_cert_chain(cert, key)
+    async with server(lambda ws: ws.wait_closed(), tls=identity) as url:
+        channel, _ = await dial(url, ssl=ssl.create_default_context(cafile=str(cert)))
+        await channel.close()
+        with pytest.raises(ConnectionFailed, match="certificate"):
+            await dial(url)
 
 
 @pytest.mark.parametrize(
