@@ -131,7 +131,7 @@ ORDER = {
         edgegap presence
         lock
         players
-        failures patience stand_alone
+        failures patience blocked stand_alone
         transports
         clock listeners shutdown
         running

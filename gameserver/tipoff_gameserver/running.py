@@ -13,6 +13,7 @@ import os
 import time
 
 from tipoff_gameserver import edgegap
+from tipoff_gameserver.blocked import BlockedWatch
 from tipoff_gameserver.clock import Clock
 from tipoff_gameserver.context import Context, ServerOptions
 from tipoff_gameserver.failures import GameFailed, GameFailures
@@ -108,6 +109,7 @@ class Running:
         )
         self.schedule = self._clock.schedule
         self._failures.on_giving_up(self._give_up)
+        self._blocked = BlockedWatch()
 
     @property
     def failure(self) -> GameFailed | None:
@@ -134,6 +136,7 @@ class Running:
         if self.failure is not None:
             raise self.failure
         self._clock.start()
+        self._blocked.start()
         self._housekeeping()
         if self.shutdown.state is LeaseState.READY:
             self._roster.start_admitting()
@@ -247,6 +250,7 @@ class Running:
         self.shutdown.finish()
         ended = self.shutdown.state is LeaseState.ENDED
         self._clock.stop()
+        self._blocked.stop()
         if self._housekeeping_timer is not None:
             self._housekeeping_timer.cancel()
         self._roster.close_all("the game has failed" if self.failure is not None else "the server ends")

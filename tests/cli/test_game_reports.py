@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tipoff.operate.logs import LogLine
-from tipoff.up.game_reports import REPEAT_AFTER, UNANNOUNCED_AFTER, GameReports
+from tipoff.up.game_reports import AT_ONCE, REPEAT_AFTER, UNANNOUNCED_AFTER, GameReports
 from tipoff_orchestrator_client.base import STOPPED_BY_FORCE, Deployment, RunState
 
 
@@ -28,6 +28,18 @@ def test_a_start_and_a_crash_are_said_and_an_end_that_was_asked_for_is_not() -> 
     assert said.event(crash(1), 2) == "a server of pong 1 ended: exited with code 1: no map (pong-1)"
     for reason in ("stopped", "stopped before it started", "exited with code 0"):
         assert said.event(crash(2, reason), 3) == ""
+
+
+def test_a_server_that_ends_as_soon_as_it_starts_is_asked_about() -> None:
+    """It has no call of `main()`; one that has run for a while, or need not announce itself, may end."""
+    said = reports()
+    said.event(server(1), 0)
+    assert "call `GameServer(...).main()`?" in said.event(crash(1, "exited with code 0"), 1)
+    said.event(server(2), 1)
+    assert said.event(crash(2, "exited with code 0"), 1 + AT_ONCE) == ""
+    said.event(Deployment("bevy-1", "bevy", "1", RunState.RUNNING), 5)
+    bevy = Deployment("bevy-1", "bevy", "1", RunState.STOPPED, reason="exited with code 0")
+    assert said.event(bevy, 6) == ""
 
 
 def test_a_server_that_had_to_be_killed_hangs() -> None:

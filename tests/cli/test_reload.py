@@ -128,7 +128,7 @@ async def test_who_plays_is_in_the_new_code_at_once(tmp_path: Path) -> None:
             await asyncio.wait_for(player.ended(), 10)
         assert await width(up) == 50
         print(f"from the edit to playing: {time.monotonic() - began:.2f} s")
-        await said("server.py changed: dots 1 restarts (1 server(s))")
+        await said("server.py changed: dots 1 restarts (")
         await said("dots 1 is ready again")
 
         server.write_text(code.replace("import json", "import json("))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -72,7 +73,9 @@ async def test_a_game_that_hangs_is_told_in_the_terminal_of_up(tmp_path: Path) -
                         pass
 
         def told(name: str) -> bool:
-            return any(f"a server of {name} 1 was stopped and had to be killed" in line for line in up.output)
+            place = f"the game has not returned for 2.* s, and all wait for it: {name}.py, line"
+            killed = f"a server of {name} 1 was stopped and had to be killed"
+            return all(any(re.search(text, line) for line in up.output) for text in (place, killed))
 
         async def all_told() -> bool:
             return all(map(told, HANGS))

@@ -24,8 +24,11 @@ from tipoff_shared.records import DeploymentState
 
 UNANNOUNCED_AFTER = 5.0
 """Seconds after its start in which a server should have announced itself."""
+AT_ONCE = 3.0
+"""A server that has lived for less and ended without an error has hardly been a game."""
 REPEAT_AFTER = 10.0
 """Seconds before an equal crash of the same game is reported again, with how many there were."""
+_EXITED = "exited with code 0"
 _LOOK_EVERY = 0.5
 _LAST_LINES = 3
 _KEPT = 1000
@@ -67,11 +70,19 @@ class GameReports:
             return f"a server of {server.game} {server.version} starts ({server.deployment_id})"
         if server.state is not RunState.STOPPED:
             return ""
-        self._servers.pop(server.deployment_id, None)
+        known = self._servers.pop(server.deployment_id, None)
         asked_for = server.reason.startswith("stopped") and server.reason != STOPPED_BY_FORCE
-        if asked_for or server.reason == "exited with code 0":
+        if asked_for or (server.reason == _EXITED and not self._at_once(known, now)):
             return ""
         return self._crash(server, now)
+
+    def _at_once(self, server: _Server | None, now: float) -> bool:
+        """Whether a server that should have announced itself ended before it could have served anybody."""
+        return (
+            server is not None
+            and (server.game, server.version) in self._announce
+            and now - server.started_at < AT_ONCE
+        )
 
     def _crash(self, server: Deployment, now: float) -> str:
         key = (server.game, server.version, server.reason)
@@ -87,6 +98,11 @@ class GameReports:
             return (
                 f"a server of {server.game} {server.version} was stopped and had to be killed {which}: does its game "
                 "hang, in a loop or a call that waits?"
+            )
+        if server.reason == _EXITED:
+            return (
+                f"a server of {server.game} {server.version} ended as soon as it had started {which}: does it call "
+                "`GameServer(...).main()`?"
             )
         return f"a server of {server.game} {server.version} ended: {server.reason} {which}"
 
