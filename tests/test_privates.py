@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import pytest
 
-DOCUMENTED = {"_asdict", "_fields", "_getframe", "_make", "_replace"} | {"_exit"}
-"""Public by their documentation: those of named tuples, `sys._getframe`, `os._exit`."""
+DOCUMENTED = {"_asdict", "_fields", "_make", "_replace"} | {"_current_frames", "_exit", "_getframe"}
+"""Public by their documentation: those of named tuples, `sys._current_frames`, `sys._getframe`, `os._exit`."""
 
 FOREIGN = {
     "shared/tipoff_shared/nats/client.py": (
