@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shlex
-import time
 import webbrowser
 from importlib.resources import files
 from pathlib import Path
@@ -55,6 +54,9 @@ def up_command(
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Do not show what game servers print; `tipoff logs` has it.")
     ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object for each event, to standard output.")
+    ] = False,
     open_: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     ports: Annotated[
         str,
@@ -83,8 +85,8 @@ def up_command(
     ] = False,
 ) -> None:
     """Run the whole system on this machine: nats-server, launcher, matchmaker and httpd. Ctrl-C stops everything."""
-    from tipoff.operate.logs import LogLine, LogPrinter, ServerLines
     from tipoff.up.options import UpOptions
+    from tipoff.up.output import JsonLines, Output, Terminal
     from tipoff.up.run import Running, run_up
 
     console = Console(stderr=True)
@@ -111,34 +113,24 @@ def up_command(
         web=web or (beside if (beside / "index.html").exists() else None),
     )
 
-    def say(text: str) -> None:
-        console.print(text, style="dim", soft_wrap=True, markup=False, highlight=False)
-
-    terminal = ServerLines(LogPrinter(console), say)
-
-    def show_line(line: LogLine) -> None:
-        terminal.show(line, time.monotonic())
+    where = f" --state-dir {shlex.quote(str(options.state_dir))}" if elsewhere else ""
+    output: Output = JsonLines(_print_line) if as_json else Terminal(console, where)
 
     def ready(running: Running) -> None:
-        others = "".join(f"  {url}" for url in running.urls[1:])
-        state = "not ready yet" if running.without_server else "ready"
-        print(
-            f"{state}  {running.urls[0]}{others}  nats {running.nats_url}  ({running.took:.1f} s)", flush=True
-        )
-        where = f" --state-dir {shlex.quote(str(options.state_dir))}" if elsewhere else ""
-        say(f"games: {', '.join(running.games)}")
-        if running.without_server:
-            names = ", ".join(running.without_server)
-            say(f"no server of {names} has announced itself yet; `tipoff logs{where}` shows its output")
-        say(f"`tipoff status{where}` and `tipoff watch{where}` show what goes on. Ctrl-C stops everything.")
+        output.ready(running)
         if open_:
             webbrowser.open(running.urls[0])
 
     async def work() -> None:
         stop = asyncio.Event()
         reap_as_process_1()
+        show_line = None if quiet else output.show_line
         with signals(lambda _: stop.set()):
-            await run_up(options, say=say, show_line=None if quiet else show_line, on_ready=ready, stop=stop)
-        console.print("[dim]stopped[/dim]")
+            await run_up(options, say=output.say, show_line=show_line, on_ready=ready, stop=stop)
+        output.stopped()
 
     run(work())
+
+
+def _print_line(line: str) -> None:
+    print(line, flush=True)
