@@ -39,8 +39,9 @@ def test_each_event_is_one_object_a_line() -> None:
     assert stopped == {"event": "stopped"}
 
 
-def test_a_servers_line_is_that_of_tipoff_logs(line: LogLine) -> None:
+def test_a_servers_line_is_that_of_tipoff_logs() -> None:
     lines: list[str] = []
+    line = LogLine("pong-1", "pong", "1", "map loaded", at=5.0, level="info", logger="maps")
     JsonLines(lines.append).show_line(line)
     found = json.loads(lines[0])
     assert (found["event"], found["deployment_id"], found["text"]) == (
