@@ -15,7 +15,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-TIMEOUT = 8.0
+TIMEOUT = 20.0
 """Seconds that a condition gets where the test names no timeout of its own."""
 
 SCALE = float(os.environ.get("TIPOFF_TEST_TIME_SCALE", "1"))

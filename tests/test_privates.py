@@ -178,6 +178,7 @@ def sources(source_tree: Path) -> Sources:
     return Sources(source_tree)
 
 
+@pytest.mark.slow  # it reads every file
 def test_nobody_reaches_into_the_privates_of_another_package(sources: Sources) -> None:
     """Tests, benchmarks and examples as little as the packages."""
     found = []
@@ -193,6 +194,7 @@ def test_nobody_reaches_into_the_privates_of_another_package(sources: Sources) -
 
 
 @pytest.mark.parametrize("file", FOREIGN)
+@pytest.mark.slow  # it reads every file
 def test_each_private_of_a_library_is_used_and_its_file_says_for_which_version(
     sources: Sources, file: str
 ) -> None:

@@ -30,6 +30,7 @@ def unexplained(code: str) -> Iterator[str]:
                 yield text.strip()
 
 
+@pytest.mark.slow  # it reads every file
 def test_each_sleep_of_a_test_says_what_it_is_for(source_tree: Path) -> None:
     """What it waits for cannot be the reason: that is awaited."""
     found = [

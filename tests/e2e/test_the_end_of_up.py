@@ -41,6 +41,7 @@ async def end_by_restart(up: RunningUp, deployment: str) -> None:
         await restart(bus, "arena")
 
 
+@pytest.mark.slow
 @pytest.mark.row(95)
 @pytest.mark.parametrize("end", [end_by_signal, end_by_drain, end_by_restart])
 @pytest.mark.parametrize("transport", ["udp", "websocket"])

@@ -174,7 +174,7 @@ async def test_a_process_that_nobody_remembers_is_ended(
 ) -> None:
     """Started by a call whose caller is gone, in no record."""
     async with run_matchmaker(
-        Settings(sweep_interval=0.2, orphan_grace=0.5),
+        Settings(sweep_interval=0.2, orphan_grace=0.5, lease_ttl=1),  # nothing is ended before two TTLs
         process_games(tmp_path),
         world.nats_settings,
         {"launcher": LauncherOrchestrator(world.bus)},

@@ -28,7 +28,7 @@ from tipoff_shared.netcode.packet import PacketWriter, cipher
 from tipoff_shared.netcode.token import ConnectToken
 from tipoff_shared.user_data import TokenUserData
 
-TIMEOUT = 5.0
+TIMEOUT = 20.0
 _client_ids = itertools.count(1000)
 TURNS = 20
 """Turns of the event loop within which a datagram has come, on loopback: a millisecond, when no timer is waited for."""
