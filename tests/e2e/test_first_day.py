@@ -17,6 +17,7 @@ from tipoff_client_sdk import connect
 from tipoff_shared.errors import TipoffError
 
 
+@pytest.mark.slow
 async def test_a_server_that_crashes_is_told_in_the_terminal_of_up(tmp_path: Path) -> None:
     """With its last words, where its developer looks."""
     game = write_game("broken", tmp_path)

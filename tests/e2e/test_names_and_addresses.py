@@ -15,7 +15,7 @@ from tests.docker.compose_stack import free_range
 from tests.e2e.steps import tipoff_json
 from tipoff.testing import running_up
 
-pytestmark = pytest.mark.row(83)
+pytestmark = [pytest.mark.row(83), pytest.mark.slow]
 
 
 @pytest.fixture
@@ -44,7 +44,6 @@ async def test_players_play_by_ipv6(tmp_path: Path, games: Path, transport: str)
         assert "[::1]" in report["server"]
 
 
-@pytest.mark.slow
 async def test_game_servers_keep_to_the_ports_that_a_firewall_opens(tmp_path: Path, games: Path) -> None:
     """`--ports`; `tipoff doctor` looks at these, and knows the games of the system that runs."""
     first = free_range(8)

@@ -72,6 +72,7 @@ async def refusal(*arguments: str, environ: Mapping[str, str] | None = None) -> 
     return text
 
 
+@pytest.mark.slow
 async def test_a_home_of_every_awkward_character(tmp_path: Path) -> None:
     """Players play, the output shows the path unchanged, and `status` finds the system through HOME."""
     home = tmp_path / AWKWARD
@@ -146,6 +147,7 @@ async def test_a_user_without_a_home_reads_one_sentence(
     assert "STATE_DIR" in text
 
 
+@pytest.mark.slow
 async def test_a_user_without_a_home_names_a_state_directory_and_plays(
     tmp_path: Path, without_home: Mapping[str, str]
 ) -> None:

@@ -22,6 +22,7 @@ from tipoff_shared.errors import UnknownGame
 from tipoff_shared.settings import NatsSettings
 
 
+@pytest.mark.slow
 async def test_with_tls_page_and_game_are_both_encrypted(tmp_path: Path, games_file: Path) -> None:
     """`--tls-cert --tls-key`: https for the page, wss for the game; a browser on https allows nothing else."""
     cert, key = self_signed(tmp_path)
