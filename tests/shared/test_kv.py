@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from nats.js.api import ClusterInfo, StreamInfo
@@ -99,6 +100,27 @@ async def test_a_listing_counts_when_its_consumer_has_gone_before_its_end(
 
     monkeypatch.setattr(nats.js, "delete_consumer", gone_already)
     assert list(await sessions.list()) == ["a"]
+
+
+@pytest.mark.row(96)
+async def test_a_key_that_the_consumer_overlooks_for_a_moment_is_listed(
+    nats: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a key is rewritten, the server counts neither revision of it: its "no messages" comes too early."""
+    sessions = (await create_buckets(nats)).sessions
+    await sessions.create("a", record("a"))
+    publish, overlooked = nats.nc.publish, []
+
+    async def overlook(subject: str, payload: bytes = b"", reply: str = "", **options: Any) -> None:
+        if "CONSUMER.MSG.NEXT" in subject and not overlooked:
+            overlooked.append(subject)
+            await publish(reply, headers={"Status": "404"})
+        else:
+            await publish(subject, payload, reply, **options)
+
+    monkeypatch.setattr(nats.nc, "publish", overlook)
+    assert set(await sessions.list()) == {"a"}
+    assert len(overlooked) == 1
 
 
 async def test_list_of_an_empty_store_is_empty(nats: Bus) -> None:

@@ -21,23 +21,36 @@ from tipoff_shared.nats.connection import Bus
 from tipoff_shared.nats.errors import NotFound, translated
 
 _BATCH = 2000
+_LATER_ROUNDS = 20
+"""So often a listing reads on for what was written after it began. In a bucket without a pause between two writes it
+would never end; by then it has every key."""
 
 
 async def listing(bus: Bus, stream: str, subject: str) -> AsyncIterator[Msg]:
-    """All messages on `subject` in order, until the server says that there are no more. A key that is rewritten
-    meanwhile moves to the end and is found there; a count taken at the start would miss it (seen to happen).
+    """All messages on `subject` in order, until the leader says that no more follow. A key that is rewritten meanwhile
+    moves to the end and is found there; a count taken at the start would miss it (seen to happen), and so would the
+    word of the consumer alone: for a moment during a rewrite it counts neither the old revision nor the new one (seen
+    to happen in 4 of 6,000 listings of one key that was written 1,900 times a second).
 
     Raises nats-py's exceptions, and `Unavailable` for a stream without a leader; `Bucket` translates them.
     """
     nc, js = bus.nc, bus.js
     newest = await _newest(js, stream)
-    seen = 0
+    seen = later = 0
     info = await js.add_consumer(stream, brief_consumer(subject, api.AckPolicy.NONE, idle=10))
     inbox = nc.new_inbox()
     sub = await nc.subscribe(inbox, pending_msgs_limit=-1, pending_bytes_limit=-1)
     try:
         more = (info.num_pending or 0) > 0
-        while more or await _lags(js, stream, subject, seen, newest):
+        while True:
+            if not more:
+                following = await _following(js, stream, subject, seen)
+                if following is None:
+                    break
+                if following <= newest:
+                    await asyncio.sleep(0.02)  # a replica does not say when it has caught up
+                elif (later := later + 1) > _LATER_ROUNDS:
+                    break
             ask = json.dumps({"batch": _BATCH, "no_wait": True}).encode()
             await nc.publish(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{info.name}", ask, reply=inbox)
             for _ in range(_BATCH):
@@ -63,20 +76,13 @@ async def _newest(js: JetStreamContext, stream: str) -> int:
     return info.state.last_seq
 
 
-async def _lags(js: JetStreamContext, stream: str, subject: str, seen: int, newest: int) -> bool:
-    """Whether the leader has more up to revision `newest` than a replica whose listing ended with `seen`; waits a
-    moment before it returns True."""
-    if seen >= newest:
-        return False
+async def _following(js: JetStreamContext, stream: str, subject: str, seen: int) -> int | None:
+    """The revision of the first message after `seen`, according to the leader; None where none follows."""
     try:
         with translated():
-            following = await js.get_msg(stream, seq=seen + 1, subject=subject, next=True)
+            return (await js.get_msg(stream, seq=seen + 1, subject=subject, next=True)).seq or 0
     except NotFound:
-        return False  # all later messages were removed
-    if (following.seq or 0) > newest:
-        return False
-    await asyncio.sleep(0.02)  # a replica does not say when it has caught up
-    return True
+        return None
 
 
 def brief_consumer(subject: str, ack: api.AckPolicy, *, idle: float) -> api.ConsumerConfig:
