@@ -5,17 +5,24 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import aclosing
+from typing import Any
 
 import msgspec
 import pytest
 
-from tests.matchmaker.world import ARENA, World
+from tests.matchmaker.fleet import Fleet
+from tests.matchmaker.world import ARENA, World, games_of
 from tipoff_matchmaker.allocators.interface import Progress
+from tipoff_matchmaker.allocators.room_filling import RoomFilling
 from tipoff_matchmaker.seats.allocation_request import AllocationRequest, Seats
 from tipoff_matchmaker.seats.waiting_line import WaitingLine
 from tipoff_matchmaker.service import Matchmaker
 from tipoff_matchmaker.sessions.deadlines import Deadlines
+from tipoff_matchmaker.settings import Settings
+from tipoff_matchmaker.tokens import Tokens
 from tipoff_shared.errors import UnknownGame
+from tipoff_shared.games import GameKey
+from tipoff_shared.records import SessionState
 
 TWO = msgspec.structs.replace(ARENA, min_ready=2, empty_ttl=60, max_deployments=2)
 
@@ -65,6 +72,98 @@ async def test_an_allocation_closed_early_gives_back_what_it_holds(world: World)
         claim.cancel()
         await asyncio.wait([claim])
         assert (await _allocate(matchmaker, group("d"))).members == ("d",)
+
+
+async def test_who_goes_while_a_seat_is_written_leaves_it_to_the_next(fleet: Fleet) -> None:
+    """The seat is taken back as soon as it is written."""
+    await fleet.server()
+    fleet.parts.trust.add("one")
+    update = fleet.world.buckets.deployments.update
+    writing, gate = asyncio.Event(), asyncio.Event()
+
+    async def slow(*args: Any, **options: Any) -> int:
+        writing.set()
+        await gate.wait()
+        return await update(*args, **options)
+
+    fleet.world.buckets.deployments.update = slow  # type: ignore[method-assign]
+    steps = fleet.parts.router.of(ARENA.key).allocate(group("a"))
+    going = asyncio.ensure_future(anext(steps))
+    await writing.wait()
+    going.cancel()
+    await asyncio.wait((going,))
+    await steps.aclose()
+    gate.set()
+    await fleet.world.eventually(lambda: fleet.record().empty_since, "the seat was written and taken back")
+    assert fleet.record().seats == {}
+
+
+async def test_a_lost_race_leads_to_another_server_without_a_word(fleet: Fleet) -> None:
+    """The player waits for nothing, so it is told nothing and no server is wanted."""
+    for id in ("one", "two"):
+        await fleet.server(id=id)
+        fleet.parts.trust.add(id)
+    entry = await fleet.world.buckets.deployments.get("one")
+    assert entry is not None
+    await fleet.world.buckets.deployments.put("one", msgspec.structs.replace(entry.value, locked=True))
+    async with asyncio.timeout(20), aclosing(fleet.parts.router.of(ARENA.key).allocate(group("a"))) as steps:
+        first = await anext(steps)
+    assert isinstance(first, Seats)
+    assert first.deployment.id == "two"
+
+
+async def test_what_a_player_waits_for_is_told_as_it_is(world: World) -> None:
+    """For a promised seat, as long as there is an empty room that it could open; then for a server."""
+    rooms = msgspec.structs.replace(ARENA, seats=2, fill_rooms=True, max_deployments=2)
+    world.announce = False
+    async with world.parts(rooms, progress_interval=0.05) as parts:
+        fleet = Fleet(world, parts)
+        until = time.time() + 30
+        await fleet.server(capacity=2, seats={"x": until, "y": until})
+        await fleet.server(id="two", capacity=2)
+        for id in ("one", "two"):
+            parts.trust.add(id)
+        async with asyncio.timeout(20), aclosing(parts.router.of(ARENA.key).allocate(group("a"))) as steps:
+            step = await anext(steps)
+            assert isinstance(step, Progress)
+            assert "has not connected yet" in step.text
+            await parts.deployments.change("two", lambda record: msgspec.structs.replace(record, locked=True))
+            step = await anext(steps)
+            assert isinstance(step, Progress)
+            assert "has not connected yet" not in step.text
+
+
+async def test_who_fills_rooms_hears_which_game_has_a_promised_seat_less(world: World) -> None:
+    """Once for each seat."""
+    rooms = msgspec.structs.replace(ARENA, fill_rooms=True)
+    async with world.parts() as parts:
+        fleet = Fleet(world, parts)
+        settings = Settings()
+        filling = RoomFilling(
+            parts.deployments,
+            parts.sessions,
+            parts.trust,
+            Tokens(games_of(rooms), settings.gs_proxy_url),
+            [rooms],
+            parts.tasks,
+            settings,
+            time.time,
+        )
+        heard: list[GameKey] = []
+        filling.subscribe(heard.append)
+        until = time.time() + 30
+        await fleet.server(seats={"x": until, "y": until})
+        parts.trust.add("one")
+        assert not filling.may_open(ARENA.key, 2, staged=0)
+        assert filling.may_open(ARENA.key, 3, staged=0)
+        assert not filling.may_open(ARENA.key, 3, staged=1)
+        await fleet.session("x", SessionState.ACTIVE)
+        await fleet.session("y", SessionState.READY)
+        for _ in range(2):
+            await filling.check(ARENA.key)
+        assert heard == [ARENA.key]
+        assert filling.may_open(ARENA.key, 2, staged=0)
+        assert not filling.may_open(ARENA.key, 1, staged=0)
 
 
 async def test_an_unknown_game_has_no_seats(world: World) -> None:
