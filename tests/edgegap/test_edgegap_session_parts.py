@@ -111,6 +111,17 @@ async def test_each_of_a_group_has_a_session_on_the_server_of_the_first(
     }
 
 
+async def test_a_group_waits_for_the_server_of_the_first_only(parts: Parts, world: SessionWorld) -> None:
+    """The others ask for that server, so where they are need not be known."""
+    task = await waits(parts, world, group("a", "b", "c"))
+    world.account.new = {"ready": False, "request_id": ""}
+    await eventually(lambda: len(world.account.called("create")) == 3, "each has asked")
+    await eventually(lambda: len(world.account.sessions_there) == 3, "each has a session")
+    for session_id in world.account.sessions_there:
+        world.account.becomes(session_id, ready=True, request_id="r1", server=server("r1"))
+    assert set((await task).deployment.seats) == {"a", "b", "c"}
+
+
 async def test_a_match_has_one_session_with_an_address_for_each_player(world: SessionWorld) -> None:
     async with world.parts(MATCH) as parts:
         seats = await allocate(parts, group("a", "b", "c"))
@@ -206,6 +217,29 @@ async def test_after_five_lost_sessions_the_player_hears_of_it(parts: Parts, wor
     assert len(world.account.called("create")) == 5
     assert world.account.called("delete") == ["s1", "s2", "s3", "s4", "s5"]
     assert await world.seats() == {}
+
+
+@pytest.mark.parametrize("name", ["session", "look-up"])
+async def test_pauses_double(world: SessionWorld, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """After each lost session, and after each failed look-up of a server."""
+    sleep, pauses = asyncio.sleep, []
+
+    async def noted(seconds: float, *result: Any) -> Any:
+        pauses.append(seconds)
+        return await sleep(seconds, *result)
+
+    expected = [0.003 * 2**number for number in range(1, 5)]
+    if name == "session":
+        world.account.new = {"ready": False, "failed": "no image"}
+    else:
+        world.account.described = False
+        world.account.errors["status"] = [OrchestratorError("busy") for _ in range(4)]
+    async with world.parts(backoff=0.003) as parts:
+        monkeypatch.setattr(asyncio, "sleep", noted)
+        with suppress(OrchestratorFailed):
+            await allocate(parts, group("a"))
+        monkeypatch.undo()
+    assert [pause for pause in pauses if pause in expected] == expected
 
 
 async def test_a_waiting_player_hears_why_a_session_was_lost(world: SessionWorld) -> None:
@@ -327,6 +361,24 @@ async def test_who_stops_waiting_for_a_server_leaves_nothing(parts: Parts, world
     await settled(parts)
     assert world.account.sessions_there == {}
     assert await world.seats() == {}
+
+
+async def test_who_goes_when_the_seat_has_just_been_found_leaves_nothing(world: SessionWorld) -> None:
+    """Before it was told."""
+    world.account.new = {"ready": False}
+    async with world.parts(progress_interval=0.05) as parts:
+        async with asyncio.timeout(20), aclosing(at_edgegap(parts).allocate(group("a"))) as steps:
+            for _ in range(2):
+                assert isinstance(await anext(steps), Progress)
+            await eventually(lambda: world.account.sessions_there, "its session is there")
+            world.account.becomes("s1", ready=True)
+            await eventually(
+                lambda: (record := parts.deployments.get("r1")) and record.seats, "its seat is written"
+            )
+        await settled(parts)
+        assert record_of(parts).seats == {}
+        assert await world.seats() == {}
+        assert world.account.sessions_there == {}
 
 
 async def test_a_create_that_has_begun_is_written_and_given_back(parts: Parts, world: SessionWorld) -> None:
