@@ -226,7 +226,7 @@ async def test_pauses_double(world: SessionWorld, monkeypatch: pytest.MonkeyPatc
 
     async def noted(seconds: float, *result: Any) -> Any:
         pauses.append(seconds)
-        return await sleep(seconds, *result)
+        return await sleep(seconds, *result)  # the code's own pause, noted
 
     expected = [0.003 * 2**number for number in range(1, 5)]
     if name == "session":
@@ -620,6 +620,16 @@ async def test_a_member_that_sits_elsewhere_meanwhile_keeps_that_seat(world: Ses
     await world.store.release("a")
     assert world.account.called("delete") == ["x"]
     assert await world.seats() == {"b": EdgegapSeat("y", ["b"])}
+
+
+async def test_a_member_whose_record_has_gone_keeps_no_session(world: SessionWorld) -> None:
+    await world.write("x", "abc")
+    await world.buckets.edgegap_sessions.delete("b")
+    await world.store.release("a")
+    assert world.account.called("delete") == []
+    await world.store.release("c")
+    assert world.account.called("delete") == ["x"]
+    assert await world.seats() == {}
 
 
 async def test_a_release_that_edgegap_does_not_answer_is_repeated(world: SessionWorld) -> None:
