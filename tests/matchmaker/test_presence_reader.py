@@ -77,11 +77,36 @@ async def test_who_comes_plays_and_who_leaves_has_left_and_nothing_of_it_stays(v
     await visits.pending_is(0)
 
 
+async def test_a_departure_is_acknowledged_before_its_tombstone_is_removed(
+    visits: Visits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a tombstone that stays was not handled to the end."""
+    forget = visits.bucket.forget
+    pending: list[int] = []
+
+    async def noted(key: str, revision: int) -> None:
+        pending.append(await visits.pending())
+        await forget(key, revision)
+
+    monkeypatch.setattr(visits.bucket, "forget", noted)
+    await visits.fleet.session("s", READY)
+    await visits.bucket.put("s", "7")
+    await visits.becomes("s", ACTIVE)
+    await visits.pending_is(0)
+    await visits.bucket.delete("s")
+    await eventually(lambda: pending, "its tombstone is removed", 20)
+    assert pending == [0]
+
+
 @pytest.mark.parametrize(("message", "current"), [("came", "another"), ("came", "none"), ("left", "another")])
 async def test_a_message_that_is_older_than_its_key_changes_nothing(
-    visits: Visits, monkeypatch: pytest.MonkeyPatch, message: str, current: str
+    visits: Visits,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    message: str,
+    current: str,
 ) -> None:
-    """The key is read, and decides. The message does not come again."""
+    """The key is read, and decides. The message does not come again, and is no mistake."""
     state = READY if message == "came" else ACTIVE
     await visits.fleet.session("s", state)
     if message == "left":
@@ -104,6 +129,7 @@ async def test_a_message_that_is_older_than_its_key_changes_nothing(
     record = await visits.fleet.world.session("s")
     assert record is not None
     assert record.state is state
+    assert "could not be handled" not in caplog.text
 
 
 @pytest.mark.parametrize(
