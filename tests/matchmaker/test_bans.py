@@ -450,12 +450,13 @@ async def test_lost_bans_wait_while_nats_is_away(
 
 
 async def test_open_sessions_of_banned_players_end_when_the_ban_comes(enforced: Enforced) -> None:
-    """By address or user; not those of others, nor one that has ended."""
+    """By address or user; not those of others, nor one that has ended or is about to."""
     await enforced.server(seats=dict.fromkeys(("address", "user", "other"), 9e9))
     await enforced.session("address", SessionState.ACTIVE, client_ip=MALLORY)
     await enforced.session("user", SessionState.READY, client_ip=OTHER, user_id="mallory")
     await enforced.session("other", SessionState.ACTIVE, client_ip=OTHER, user_id="ann")
     await enforced.session("ended", SessionState.GONE, client_ip=MALLORY, reason="left")
+    await enforced.session("closing", SessionState.CLOSING, client_ip=MALLORY, reason="left")
     async with enforced.following(0):
         await enforced.learns(ADDRESS)
         assert await reasons(enforced) == {
@@ -463,13 +464,14 @@ async def test_open_sessions_of_banned_players_end_when_the_ban_comes(enforced: 
             "user": "",
             "other": "",
             "ended": "left",
+            "closing": "left",
         }
         await enforced.learns(USER)
     assert (await reasons(enforced))["user"] == "you are banned: for mallory"
     assert (await reasons(enforced))["other"] == ""
     kicks = {c.session_id: c.reason for _, c in await enforced.told() if isinstance(c, Kick)}
     assert kicks["address"] == f"you are banned: for {NETWORK}"
-    assert not kicks.keys() & {"other", "ended"}
+    assert not kicks.keys() & {"other", "ended", "closing"}
 
 
 async def reasons(enforced: Enforced) -> dict[str, str]:
@@ -560,10 +562,24 @@ async def test_each_change_is_told_and_after_a_listing_all(enforced: Enforced) -
         assert await enforced.told() == [("one", Bans([], first=True))]
 
 
+async def test_servers_hear_the_bans_of_the_first_listing(enforced: Enforced) -> None:
+    await enforced.server(id="one")
+    await enforced.world.buckets.bans.put(ban_key(USER), USER)
+    async with enforced.following(1):
+        assert await enforced.told() == [("one", Bans([USER])), ("one", Bans([USER], first=True))]
+
+
 async def test_a_matchmaker_without_servers_tells_nobody(enforced: Enforced) -> None:
+    """A server that comes after the last ban has nothing to hear."""
     async with enforced.following(0):
         await enforced.learns(USER)
     async with enforced.following(1):
+        assert await enforced.told() == []
+    await enforced.world.buckets.bans.delete(ban_key(USER))
+    async with enforced.following(0):
+        pass
+    await enforced.server(id="one")
+    async with enforced.following(0):
         assert await enforced.told() == []
 
 
