@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -74,11 +75,12 @@ async def test_an_allocation_closed_early_gives_back_what_it_holds(world: World)
         assert (await _allocate(matchmaker, group("d"))).members == ("d",)
 
 
-async def test_who_goes_while_a_seat_is_written_leaves_it_to_the_next(fleet: Fleet) -> None:
-    """The seat is taken back as soon as it is written."""
+async def goes_while_a_seat_is_written(fleet: Fleet, meanwhile: Callable[[], Awaitable[object]]) -> None:
+    """A player who asks and goes; then what is `meanwhile` happens, and then its seat is written."""
     await fleet.server()
     fleet.parts.trust.add("one")
-    update = fleet.world.buckets.deployments.update
+    bucket = fleet.world.buckets.deployments
+    update = bucket.update
     writing, gate = asyncio.Event(), asyncio.Event()
 
     async def slow(*args: Any, **options: Any) -> int:
@@ -86,16 +88,39 @@ async def test_who_goes_while_a_seat_is_written_leaves_it_to_the_next(fleet: Fle
         await gate.wait()
         return await update(*args, **options)
 
-    fleet.world.buckets.deployments.update = slow  # type: ignore[method-assign]
+    bucket.update = slow  # type: ignore[method-assign]
     steps = fleet.parts.router.of(ARENA.key).allocate(group("a"))
     going = asyncio.ensure_future(anext(steps))
     await writing.wait()
     going.cancel()
     await asyncio.wait((going,))
     await steps.aclose()
+    await meanwhile()
     gate.set()
-    await fleet.world.eventually(lambda: fleet.record().empty_since, "the seat was written and taken back")
+
+
+async def test_who_goes_while_a_seat_is_written_leaves_it_to_the_next(fleet: Fleet) -> None:
+    """The seat is taken back as soon as it is written."""
+
+    async def nothing() -> None:
+        pass
+
+    await goes_while_a_seat_is_written(fleet, nothing)
+    await fleet.world.eventually(lambda: fleet.record().empty_since > 0, "it was written and taken back")
     assert fleet.record().seats == {}
+
+
+async def test_who_goes_while_a_seat_is_lost_does_not_stand_in_line_again(fleet: Fleet) -> None:
+    async def lock() -> None:
+        entry = await fleet.world.buckets.deployments.get("one")
+        assert entry is not None
+        await fleet.world.buckets.deployments.put("one", msgspec.structs.replace(entry.value, locked=True))
+
+    await goes_while_a_seat_is_written(fleet, lock)
+    await fleet.settled()
+    assert fleet.record().locked
+    assert fleet.record().seats == {}
+    assert len(fleet.parts.lines[ARENA.key]) == 0
 
 
 async def test_a_lost_race_leads_to_another_server_without_a_word(fleet: Fleet) -> None:
