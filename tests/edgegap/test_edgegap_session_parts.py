@@ -622,6 +622,21 @@ async def test_a_member_that_sits_elsewhere_meanwhile_keeps_that_seat(world: Ses
     assert await world.seats() == {"b": EdgegapSeat("y", ["b"])}
 
 
+async def test_what_marks_a_freed_seat_expires(world: SessionWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bucket does not grow with each player."""
+    purge = world.buckets.edgegap_sessions.purge
+    lives: list[float | None] = []
+
+    async def noted(key: str, *, ttl: float | None = None) -> None:
+        lives.append(ttl)
+        await purge(key, ttl=ttl)
+
+    monkeypatch.setattr(world.buckets.edgegap_sessions, "purge", noted)
+    await world.write("x", "a")
+    await world.store.release("a")
+    assert lives == [60.0]
+
+
 async def test_a_member_whose_record_has_gone_keeps_no_session(world: SessionWorld) -> None:
     await world.write("x", "abc")
     await world.buckets.edgegap_sessions.delete("b")
