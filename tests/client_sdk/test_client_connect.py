@@ -394,7 +394,12 @@ async def test_a_full_socket_drops_messages_and_holds_up_nobody() -> None:
 
 @pytest.mark.parametrize(
     ("skew", "said"),
-    [(16, "s behind the matchmaker's"), (-100, "s ahead of the matchmaker's"), (14, ""), (-14, "")],
+    [
+        (16, "s behind the matchmaker's"),
+        (-100, "s ahead of the matchmaker's"),
+        (14, ""),
+        (-10, ""),  # a slow machine adds to it
+    ],
 )
 async def test_silence_by_udp_makes_the_clock_suspect_where_it_differs(skew: float, said: str) -> None:
     """Over half the token's lifetime of 30 s. The server's clock is this machine's: to it a token of 100 s ago has
