@@ -22,8 +22,8 @@ from tipoff_shared.nats.errors import NotFound, translated
 
 _BATCH = 2000
 _LATER_ROUNDS = 20
-"""So often a listing reads on for what was written after it began. In a bucket without a pause between two writes it
-would never end; by then it has every key."""
+"""So often a listing reads on for what was written after it began: beside writers that never pause it would not end. A
+key is missed only if it was overlooked each time."""
 
 
 async def listing(bus: Bus, stream: str, subject: str) -> AsyncIterator[Msg]:
