@@ -322,6 +322,35 @@ async def test_a_server_that_cannot_be_looked_up_is_no_place(parts: Parts, world
     assert world.account.called("status") == ["r1"] * 5 + ["r2"]
 
 
+@pytest.mark.row(102)
+@pytest.mark.parametrize("known", ["unknown", "ready", "starting"])
+async def test_a_session_that_describes_an_ended_server_leads_to_no_seat_there(
+    world: SessionWorld, known: str
+) -> None:
+    """Also while our record of that server does not know yet, or somebody else still waits for it."""
+    game = with_sessions(sleeper(ready="lease")) if known == "starting" else with_sessions(sleeper())
+    async with world.parts(game) as parts:
+        other = None
+        if known == "starting":
+            other = asyncio.create_task(allocate(parts, group("other")))
+            await eventually(lambda: parts.deployments.get("r1"), "a server starts")
+        elif known == "ready":
+            await allocate(parts, group("other"))
+        world.account.servers["r1"] = server("r1", running=False, ended=True, reason="out of memory")
+        world.account.places = ["r1", "r2"]
+        task = asyncio.create_task(allocate(parts, group("a")))
+        await eventually(lambda: parts.deployments.get("r2"), "the player's next session is elsewhere")
+        await parts.deployments.change("r2", lambda record: msgspec.structs.replace(record, state=READY))
+        assert (await task).deployment.id == "r2"
+        lost = world.account.called("delete")
+        assert lost == (["s1"] if known == "unknown" else ["s2"])
+        record = parts.deployments.get("r1")
+        assert record is None or "a" not in record.seats
+        if other is not None:
+            await let_go(other)
+            await settled(parts)
+
+
 async def test_players_of_one_server_share_the_wait_for_it(parts: Parts, world: SessionWorld) -> None:
     one, other = await asyncio.gather(allocate(parts, group("a")), allocate(parts, group("b")))
     assert one.deployment.id == other.deployment.id == "r1"
@@ -503,6 +532,31 @@ async def test_the_first_matchmaker_that_writes_a_session_wins(
             await settled(match)
             assert world.account.sessions_there == {}
             assert await world.seats() == {}
+
+
+@pytest.mark.row(102)
+@pytest.mark.parametrize("written", ["b", "c", "bc"])
+async def test_a_session_that_was_just_deleted_is_nobodys(world: SessionWorld, written: str) -> None:
+    """Another matchmaker has written seats of later members only: the first member's seat names the deleted one."""
+    note = world.buckets.edgegap_sessions.create
+
+    async def then_beaten(member: str, seat: EdgegapSeat) -> int:
+        revision = await note(member, seat)
+        if member == "a":
+            await world.write("x", written)
+        return revision
+
+    world.account.sessions_there["x"] = Session("x", ready=True, request_id="r1", server=server("r1"))
+    async with world.parts(MATCH) as match:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(world.buckets.edgegap_sessions, "create", then_beaten)
+            with pytest.raises(Unavailable, match="another matchmaker") as raised:
+                await allocate(match, group("a", "b", "c"))
+        assert raised.value.retry_after == 1
+        await settled(match)
+        assert await world.seats() == {}
+        assert world.account.sessions_there == {}
+        assert set((await allocate(match, group("a", "b", "c"))).deployment.seats) == {"a", "b", "c"}
 
 
 # The share of an address.

@@ -83,9 +83,13 @@ def context(**changes: object) -> bytes:
         ([OrchestratorUnavailable("503", retryable=True)], 7, STARTING),
         ([deployment(RunState.STARTING, ports={})], 7, GONE),
         ([deployment(RunState.RUNNING, ports={})], 1, GONE),
+        ([deployment(RunState.STOPPED)], 1, GONE),
         ([None], 1, STARTING),
     ],
-    ids=["known", "late", "early", "silent for a while", "silent", "never known", "without ports", "unknown"],
+    ids=[
+        *("known", "late", "early", "silent for a while", "silent", "never known", "without ports", "ended"),
+        "unknown",
+    ],
 )
 async def test_where_a_ready_server_is_reached_is_asked_until_it_is_known(
     world: World,

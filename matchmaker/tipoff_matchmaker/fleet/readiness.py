@@ -17,7 +17,7 @@ from tipoff_matchmaker.fleet.stop import Stopper
 from tipoff_matchmaker.fleet.trust import Trust
 from tipoff_matchmaker.sessions.server_gone import SessionEnder
 from tipoff_matchmaker.tokens import Tokens
-from tipoff_orchestrator_client.base import Deployment
+from tipoff_orchestrator_client.base import Deployment, RunState
 from tipoff_shared.errors import OrchestratorFailed
 from tipoff_shared.games import Games
 from tipoff_shared.primitives.text import one_line
@@ -95,9 +95,12 @@ class Readiness:
         return None
 
     async def runs(self, deployment: Deployment, cert_digest: str = "") -> None:
-        """Make a server ready because it runs and its orchestrator says where. Raises `Unavailable`."""
+        """Make a server ready because it runs and its orchestrator says where. One that has ended is stopped: what said
+        that it is ready came late. Raises `Unavailable`."""
         record = self._deployments.get(deployment.deployment_id)
-        if record is not None and await self._serves(record, from_orchestrator(deployment, cert_digest)):
+        if record is not None and deployment.state is RunState.STOPPED:
+            self._stopper.stop(record.id, one_line(deployment.reason) or "it has ended")
+        elif record is not None and await self._serves(record, from_orchestrator(deployment, cert_digest)):
             self._trust.add(record.id)
 
     async def _serves(self, before: DeploymentRecord, server: ReadyServer) -> bool:

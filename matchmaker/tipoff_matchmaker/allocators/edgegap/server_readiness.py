@@ -61,6 +61,9 @@ class ServerReadiness:
     async def until_ready(self, place: Place, game: Game) -> DeploymentRecord:
         """The server's record, as soon as the server is ready. Concurrent callers share the wait. Raises `SessionLost`
         when the server ends, or is not ready within the game's `start_timeout`. Cancelling is safe."""
+        if place.server is not None and place.server.ended:
+            # Whatever our record says: it may still be ready, until the reconciler has looked.
+            raise _ended(place.server.reason)
         record = self._deployments.get(place.request_id)
         if record is not None and record.state is DeploymentState.READY:
             return record
@@ -133,5 +136,9 @@ class ServerReadiness:
                 await asyncio.sleep(max(self._backoff * 2**tries, exc.retry_after or 0.0))
                 continue
             if found is None or found.state is RunState.STOPPED:
-                raise SessionLost("its server has ended" + (f": {found.reason}" if found else ""))
+                raise _ended(found.reason if found else "")
             return found
+
+
+def _ended(reason: str) -> SessionLost:
+    return SessionLost("its server has ended" + (f": {reason}" if reason else ""))

@@ -170,9 +170,9 @@ class SessionRequests:
                 # Another matchmaker works on this request, or this one did before: that session stands.
                 await self._seats.delete_session(session_id)
                 known = await self._seats.known(members)
-                if len(known) == len(members):
+                if len(known) == len(members) and session_id not in known.values():
                     return known, True
-                for each in members:
+                for each in members:  # of no use: some have no session, or the one that has just been deleted
                     await self._seats.release(each)
                 raise Unavailable(
                     "another matchmaker works on this request; ask again", retry_after=1
