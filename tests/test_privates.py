@@ -22,7 +22,7 @@ FOREIGN = {
     "shared/tipoff_shared/nats/client.py": (
         "nats-py",  # it has no public name for any of these, and each mends a fault of its client
         """_error_cb _id _init_request_sub _io_writer _over_ssl _pongs _reconnection_task _remove_sub _resp_map
-        _resp_sub_prefix _server_info _stop_processing _subs _transport""",
+        _resp_sub_prefix _server_info _stop_processing _subs""",
     ),
     "shared/tipoff_shared/nats/wire.py": ("nats-py", "_get_metadata_fields"),  # its reader of reply subjects
     "matchmaker_httpd/tipoff_matchmaker_httpd/server/http.py": (

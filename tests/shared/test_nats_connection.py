@@ -320,6 +320,24 @@ async def test_a_socket_that_broke_before_nats_py_noticed_is_unavailable(
             await operation(bus)
 
 
+@pytest.mark.row(97)
+async def test_what_is_written_to_a_lost_connection_harms_no_socket_that_gets_its_number(
+    settings: NatsSettings,
+) -> None:
+    async with connect(settings, name="test") as bus:
+        for _ in range(5):
+            assert await bus.wait_connected(5)
+            bus.nc.abort()
+            await bus.publish("subject", b"")  # nats-py has not noticed, and gives it to the flusher
+            await eventually(lambda: not bus.connected)
+            pairs = [socket.socketpair() for _ in range(10)]
+            for ours, theirs in pairs:
+                _, writer = await asyncio.open_connection(sock=ours)
+                writer.close()
+                await writer.wait_closed()
+                theirs.close()
+
+
 async def test_nobody_who_answers_requests_can_guess_where_jetstream_answers(nats: Bus) -> None:
     """A launcher may publish to all inboxes of the matchmaker, and sees one with each request."""
     seen: list[str] = []

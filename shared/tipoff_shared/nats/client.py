@@ -6,6 +6,7 @@ an unreadable subject or header ends its reader for good       only that message
 so does a stored message's reply subject of the second form    both forms are read
 a dead link is closed only after all bytes were taken          closed at once
 sends the password in clear where the server asks no TLS       never
+writes to a lost connection can break an unrelated socket      dropped
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from nats.aio.client import Client as NatsClient
 from nats.aio.client import Srv
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
+from nats.aio.transport import TcpTransport
 
 from tipoff_shared.errors import Unavailable
 from tipoff_shared.nats.errors import FAILURES, NoAnswer, NoListener, PermissionDenied
@@ -39,6 +41,20 @@ _NOT_OPENING = 0.2
 _CLOSE_TRIES = 5
 _LOOK_FOR_OVERDUE = 0.5
 """Seconds between two looks for questions whose time is up."""
+
+
+class _TcpTransport(TcpTransport):
+    """nats-py's transport for TCP and TLS, which may be written to after its connection was lost.
+
+    asyncio's `writelines` of Python 3.12 to 3.13.7 then waits until the number of the closed socket is writable. The
+    next socket that is given this number fails (https://github.com/python/cpython/issues/136234). `write` drops what it
+    is given, and every version has it right."""
+
+    def writelines(self, payload: list[bytes]) -> None:
+        self.write(b"".join(payload))  # type: ignore[no-untyped-call] # nats-py has no annotation there
+
+    def __bool__(self) -> bool:
+        return True  # its own are false until they connect, and nats-py replaces those
 
 
 # Written against nats-py 2.16: overrides and reads private parts of its client (`_process_msg`, `_process_err`,
@@ -230,6 +246,8 @@ class HardenedClient(NatsClient):
         self.abort()
         self.deaf = None
         self._opened.clear()
+        if self._transport is None and s.uri.scheme not in ("ws", "wss"):
+            self._transport = _TcpTransport()  # type: ignore[no-untyped-call] # nats-py has no annotation there
         try:
             await super()._connect_to_server(s)
         finally:
