@@ -6,7 +6,7 @@ export PYTHONDONTWRITEBYTECODE =
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help up test test-slow test-all interop-bevygap check format bench soak mutants wheel clean
+.PHONY: help up test test-slow test-all interop-bevygap check docs format bench soak mutants wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,9 @@ check: $(VENV)/.ready ## formatting, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pyright
+
+docs: $(VENV)/.ready ## build the documentation into build/site and check its links
+	$(BIN)/python docs/make_site.py
 
 format: $(VENV)/.ready ## format the code and fix lint with ruff
 	$(BIN)/ruff format .

@@ -1,19 +1,22 @@
-"""Writes docs/settings.md from the settings classes: `python docs/make_settings.py`. A test compares them."""
+"""Writes docs/settings.md and docs/games-toml.md: `python docs/make_settings.py`. A test compares them with code."""
 
 from __future__ import annotations
 
 import ast
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 
+GAMES = (
+    ("`[[game]]`", "shared/tipoff_shared/games/model.py", "Game", ""),
+    ("`[game.process]`", "shared/tipoff_shared/games/model.py", "ProcessSpec", ""),
+    ("`[game.docker]`", "shared/tipoff_shared/games/model.py", "DockerSpec", ""),
+    ("`ports` of `[game.docker]`", "shared/tipoff_shared/games/model.py", "DockerPort", ""),
+    ("`[game.edgegap]`", "shared/tipoff_shared/games/model.py", "EdgegapSpec", ""),
+)
 SECTIONS = (
-    ("games.toml: `[[game]]`", "shared/tipoff_shared/games/model.py", "Game", ""),
-    ("games.toml: `[game.process]`", "shared/tipoff_shared/games/model.py", "ProcessSpec", ""),
-    ("games.toml: `[game.docker]`", "shared/tipoff_shared/games/model.py", "DockerSpec", ""),
-    ("games.toml: `ports` of `[game.docker]`", "shared/tipoff_shared/games/model.py", "DockerPort", ""),
-    ("games.toml: `[game.edgegap]`", "shared/tipoff_shared/games/model.py", "EdgegapSpec", ""),
     ("httpd", "matchmaker_httpd/tipoff_matchmaker_httpd/settings.py", "Settings", "TIPOFF_HTTPD_"),
     ("matchmaker", "matchmaker/tipoff_matchmaker/settings.py", "Settings", "TIPOFF_MATCHMAKER_"),
     ("launcher", "orchestrator_client/tipoff_launcher/settings.py", "Settings", "TIPOFF_LAUNCHER_"),
@@ -37,21 +40,66 @@ MODULE_TABLES = (
 
 
 def page() -> str:
-    """Return the whole page. Raises `SystemExit` for a field without a docstring."""
+    """Return docs/settings.md. Raises `SystemExit` for a field without a docstring."""
     parts = [
-        "# Settings\n\nServices read environment variables; games.toml describes the games. `docs/make_settings.py` "
-        "writes this page\nfrom the settings classes. An error in a value names the variable, or the line of "
-        "games.toml.\n",
+        "# Settings\n\nServices read environment variables; [games.toml](games-toml.md) describes the games. "
+        "`docs/make_settings.py` writes this page\nfrom the settings classes. An error in a value names the variable."
+        "\n",
+        *sections(SECTIONS),
     ]
-    for title, file, name, prefix in SECTIONS:
-        parts.append(f"## {title}\n")
-        parts.append("| name | default | meaning |\n|---|---|---|")
-        parts.append("\n".join(rows(ROOT / file, name, prefix)) + "\n")
     for title, file in MODULE_TABLES:
         docstring = ast.get_docstring(ast.parse((ROOT / file).read_text())) or ""
         table = "\n".join(line for line in docstring.splitlines() if line.startswith("|"))
         parts.append(f"## {title}\n\n{table}\n")
     return "\n".join(parts)
+
+
+GAMES_TOML = """\
+# games.toml
+
+The file that says which games there are, how many servers each has, and how a server is started. `tipoff up` takes
+`./games.toml`, or the one that `--games` names; every matchmaker and launcher reads the same file (`TIPOFF_GAMES`).
+`docs/make_settings.py` writes this page from the classes.
+
+```toml
+[[game]]                 # one for each game, and for each version of it
+name = "duel"
+version = "1"
+seats = 2                # players one server takes
+fill_rooms = true        # a match has exactly two
+min_ready = 1            # servers kept ready without a player
+max_deployments = 4      # servers at most
+
+[game.process]           # of the [[game]] above: the launcher starts processes
+command = ["python", "server.py"]
+
+[[game]]
+name = "duel"
+version = "2"            # old and new players side by side, each on servers of their own
+seats = 2
+fill_rooms = true
+
+[game.docker]            # the launcher starts containers
+image = "example/duel:2"
+memory = 256             # MiB
+```
+
+Every field has a default where that makes sense. `version` is a text: `version = "1"`. A file with an error is refused,
+and the error names the line, the field and what is allowed. `tipoff doctor` checks it, too.
+"""
+
+
+def games_page() -> str:
+    """Return docs/games-toml.md. Raises `SystemExit` for a field without a docstring."""
+    return "\n".join([GAMES_TOML, *sections(GAMES)])
+
+
+def sections(wanted: Iterable[tuple[str, str, str, str]]) -> Iterator[str]:
+    """A heading and a table for each settings class."""
+    for title, file, name, prefix in wanted:
+        yield f"## {title}\n"
+        yield "| name | default | meaning |\n|---|---|---|"
+        yield "\n".join(rows(ROOT / file, name, prefix)) + "\n"
 
 
 def rows(file: Path, class_name: str, prefix: str) -> list[str]:
@@ -104,4 +152,5 @@ def _default(value: ast.expr | None) -> str:
 
 if __name__ == "__main__":
     (ROOT / "docs" / "settings.md").write_text(page())
-    print("docs/settings.md written", file=sys.stderr)
+    (ROOT / "docs" / "games-toml.md").write_text(games_page())
+    print("docs/settings.md and docs/games-toml.md written", file=sys.stderr)

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+import tipoff
 from tipoff.new.commands import write_game
+from tipoff_shared.games.toml import parse_games
 
 HEADINGS = [
     "tipoff",
@@ -25,13 +27,42 @@ HEADINGS = [
 ]
 
 
-def test_the_settings_page_is_what_the_classes_say(source_tree: Path) -> None:
-    """Run `python docs/make_settings.py` when this fails."""
-    code = "import make_settings, sys; sys.stdout.write(make_settings.page())"
-    page = subprocess.run(
+@pytest.mark.parametrize(
+    ("page", "maker", "function"),
+    [
+        ("settings.md", "make_settings", "page"),
+        ("games-toml.md", "make_settings", "games_page"),
+        ("cli.md", "make_cli", "page"),
+    ],
+)
+def test_a_generated_page_is_what_the_code_says(
+    source_tree: Path, page: str, maker: str, function: str
+) -> None:
+    """Run `python docs/make_settings.py` or `python docs/make_cli.py` when this fails."""
+    code = f"import {maker}, sys; sys.stdout.write({maker}.{function}())"
+    made = subprocess.run(
         [sys.executable, "-c", code], cwd=source_tree / "docs", capture_output=True, text=True, check=True
     ).stdout
-    assert page == (source_tree / "docs/settings.md").read_text()
+    assert made == (source_tree / "docs" / page).read_text()
+
+
+def test_the_example_of_games_toml_is_one(source_tree: Path) -> None:
+    """The block that docs/games-toml.md begins with."""
+    example = re.findall(r"```toml\n(.*?)```", (source_tree / "docs/games-toml.md").read_text(), re.DOTALL)
+    old, new = parse_games(example[0])
+    assert (old.key, old.seats, old.process is not None) == (("duel", "1"), 2, True)
+    assert (new.key, new.seats, new.docker is not None) == (("duel", "2"), 2, True)
+
+
+def test_the_api_page_has_every_public_name(source_tree: Path) -> None:
+    """`tipoff.connect` stands there by the place of its definition: the package has a module of that name, too."""
+    page = (
+        (source_tree / "docs/api.md")
+        .read_text()
+        .replace("tipoff_client_sdk.connect.connect", "tipoff.connect")
+    )
+    named = re.findall(r"^::: tipoff\.(\w+)$", page, re.MULTILINE)
+    assert sorted(named) == sorted(set(tipoff.__all__) - {"Player"})
 
 
 def test_the_readme_has_its_headings(source_tree: Path) -> None:

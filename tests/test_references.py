@@ -28,7 +28,7 @@ def files_of(tree: Path) -> list[str]:
     found = []
     for folder, folders, files in os.walk(tree):
         folders[:] = [f for f in folders if f in (".ci", ".github") or f[0] != "."]
-        folders[:] = [f for f in folders if f not in ("node_modules", "__pycache__", "dist")]
+        folders[:] = [f for f in folders if f not in ("node_modules", "__pycache__", "build", "dist")]
         found += ["/" + str((Path(folder) / file).relative_to(tree)) for file in files]
     return found
 

@@ -108,7 +108,7 @@ def judge_games(facts: GamesFacts) -> list[Finding]:
     """Findings about games.toml and the games' keys."""
     check = "games"
     if facts.error:
-        return [fail(check, facts.error, "Correct that line; docs/settings.md explains every field.")]
+        return [fail(check, facts.error, "Correct that line; docs/games-toml.md explains every field.")]
     findings = [
         ok(check, f"{facts.path}: {', '.join(f'{game.name} {game.version}' for game in facts.games)}")
     ]
