@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         ConnectionFailed,
         ConnectionOver,
         ConnectOptions,
+        Dropped,
         Ended,
         Ending,
         Event,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
         Progress,
         ProgressCallback,
         Refused,
+        Resumed,
         ServerLost,
         Stage,
         ThreadedPlayer,
@@ -96,6 +98,7 @@ __all__ = [
     "ConnectionOver",
     "Context",
     "Dialect",
+    "Dropped",
     "Ended",
     "Ending",
     "Event",
@@ -122,6 +125,7 @@ __all__ = [
     "Progress",
     "ProgressCallback",
     "Refused",
+    "Resumed",
     "ServerLost",
     "ServerPlayer",
     "SlowDown",
@@ -146,8 +150,9 @@ if not TYPE_CHECKING:  # a type checker sees the imports above, and that nothing
             (
                 "tipoff_client_sdk",
                 "client",
-                "ClientPlayer Closed ConnectOptions ConnectionFailed ConnectionOver Ended Ending Event Joined Message "
-                "PlayerError Progress ProgressCallback Refused ServerLost Stage ThreadedPlayer Transport "
+                "ClientPlayer Closed ConnectOptions ConnectionFailed ConnectionOver Dropped Ended Ending Event Joined "
+                "Message PlayerError Progress ProgressCallback Refused Resumed ServerLost Stage ThreadedPlayer "
+                "Transport "
                 "connect connect_threaded",
             ),
             (

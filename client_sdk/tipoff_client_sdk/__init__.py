@@ -20,7 +20,16 @@ from tipoff_client_sdk.errors import (
 )
 from tipoff_client_sdk.inbox import Ending
 from tipoff_client_sdk.matchmaking import Progress, ProgressCallback, Stage
-from tipoff_client_sdk.threaded import Ended, Event, Joined, Message, ThreadedPlayer, connect_threaded
+from tipoff_client_sdk.threaded import (
+    Dropped,
+    Ended,
+    Event,
+    Joined,
+    Message,
+    Resumed,
+    ThreadedPlayer,
+    connect_threaded,
+)
 
 __all__ = [
     "MAX_MESSAGE",
@@ -28,6 +37,7 @@ __all__ = [
     "ConnectOptions",
     "ConnectionFailed",
     "ConnectionOver",
+    "Dropped",
     "Ended",
     "Ending",
     "Event",
@@ -38,6 +48,7 @@ __all__ = [
     "Progress",
     "ProgressCallback",
     "Refused",
+    "Resumed",
     "ServerLost",
     "Stage",
     "ThreadedPlayer",

@@ -8,19 +8,21 @@ import socket
 import ssl as tls
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Literal, TypeAlias, TypedDict
 
 from tipoff_client_sdk.connection import Channel, Player
 from tipoff_client_sdk.errors import ConnectionFailed
-from tipoff_client_sdk.inbox import Inbox
+from tipoff_client_sdk.inbox import Inbox, Line
 from tipoff_client_sdk.matchmaking import Progress, ProgressCallback, Stage, matchmaker_url, request_seat
+from tipoff_client_sdk.reconnect import NOTICED_LATER, Reconnector
 from tipoff_client_sdk.transports.udp import dial_udp
 from tipoff_client_sdk.transports.websocket import dial_websocket
 from tipoff_shared.errors import Malformed, NoServerInTime
 from tipoff_shared.messages import PlayRequest, SessionReady
 from tipoff_shared.names import check_name, check_request_id, clean_player_name, new_request_id
 from tipoff_shared.netcode import Address, ConnectToken, Dialect, InvalidToken
+from tipoff_shared.primitives.waiting import cancel_all
 
 Transport: TypeAlias = Literal["udp", "websocket"]
 
@@ -35,6 +37,7 @@ class ConnectOptions(TypedDict, total=False):
     receive_queue: int
     auth: str | Mapping[str, Any] | None
     name: str
+    resume: bool
     client_ip: str | None
     request_id: str | None
     dialect: Dialect | Literal["standard", "lightyear"]
@@ -54,6 +57,7 @@ async def connect(
     receive_queue: int = 256,
     auth: str | Mapping[str, Any] | None = None,
     name: str = "",
+    resume: bool = True,
     client_ip: str | None = None,
     request_id: str | None = None,
     dialect: Dialect | Literal["standard", "lightyear"] = Dialect.STANDARD,
@@ -71,6 +75,9 @@ async def connect(
     * `auth`: the player's login, where the operator wants one: the token of it, or what the operator's own URL expects
       (a mapping). A login that fails raises `NotAuthenticated`; its `reason` says why.
     * `name`: what the player wants to be called, cut to 48 bytes on one line. The login's name goes before it.
+    * `resume`: whether a connection that is lost is made anew, to the same seat, for as long as the game's server holds
+      it (`resume_ttl` in games.toml). `Player.reconnecting` is True meanwhile, and `progress` hears `Stage.DROPPED` and
+      `Stage.RESUMED`. False: `ServerLost` at once.
     * `client_ip`: for development, where the operator allows it.
     * `request_id`: 22 to 64 letters and digits that nobody guesses; repeating it returns the same session. A new one
       is made by default, and repeated when the matchmaker's socket breaks before the answer.
@@ -96,9 +103,33 @@ async def connect(
     report(Progress(Stage.ASKING, f"asking {where} for {game} {version}"))
     seat = await request_seat(where, request, progress=report, timeout=timeout, ssl=ssl)
     inbox = Inbox(receive_queue)
-    channel = await _dial(
-        seat, inbox, tuple(transports), Dialect(dialect), deadline - loop.time(), fall_back_after, report, ssl
-    )
+    ways, spoken = tuple(transports), Dialect(dialect)
+
+    async def ask_again(within: float) -> SessionReady:
+        again = PlayRequest(
+            request.game,
+            request.version,
+            client_ip,
+            session=seat.session_id,
+            resume_key=seat.resume_key or None,
+        )
+        return await request_seat(where, again, progress=_ignore, timeout=within, ssl=ssl)
+
+    async def dial_again(fresh: SessionReady, line: Line, within: float) -> Channel:
+        return await _dial(fresh, line, ways, spoken, within, fall_back_after, _ignore, ssl)
+
+    reconnector: Reconnector | None = None
+    if resume and seat.resume_key:
+        reconnector = Reconnector(
+            inbox,
+            ask_again,
+            dial_again,
+            report,
+            session_id=seat.session_id,
+            patience=(seat.resume_ttl or 0.0) + NOTICED_LATER,
+        )
+    line = inbox if reconnector is None else reconnector.line()
+    channel = await _dial(seat, line, ways, spoken, deadline - loop.time(), fall_back_after, report, ssl)
     player = Player(
         channel,
         inbox,
@@ -106,14 +137,18 @@ async def connect(
         client_id=seat.client_id,
         deployment_id=seat.deployment_id,
     )
-    async with player:
+    async with player, AsyncExitStack() as stack:
         report(Progress(Stage.CONNECTED, f"in the game, by {channel.transport}", seat.session_id))
+        if reconnector is not None:
+            reconnector.begin(player)
+            task = asyncio.create_task(reconnector.run(), name="tipoff/reconnect")
+            stack.push_async_callback(cancel_all, [task], timeout=1)
         yield player
 
 
 async def _dial(
     seat: SessionReady,
-    inbox: Inbox,
+    inbox: Inbox | Line,
     wanted: tuple[Transport, ...],
     dialect: Dialect,
     timeout: float,
@@ -131,6 +166,7 @@ async def _dial(
     deadline = loop.time() + timeout
     open_ways = [way for way in wanted if _offered(seat, way)]
     failures: list[str] = []
+    closed = True
     for number, way in enumerate(open_ways):
         remaining = deadline - loop.time()
         if remaining <= 0:
@@ -147,11 +183,12 @@ async def _dial(
             return await dial_websocket(url, token.encode(), inbox, timeout=remaining, ssl=ssl)
         except ConnectionFailed as exc:
             failures.append(f"{exc}{doubt if way == 'udp' else ''}")
+            closed = closed and exc.closed
     if not open_ways:
         raise ConnectionFailed(f"the server offers none of the transports {', '.join(wanted)}")
     if deadline - loop.time() <= 0:
         raise NoServerInTime(f"not connected in time: {'; '.join(failures) or 'no time was left'}")
-    raise ConnectionFailed("; ".join(failures))
+    raise ConnectionFailed("; ".join(failures), closed=closed)
 
 
 def _clock_doubt(token: ConnectToken, unix_now: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-from tipoff_client_sdk.errors import Closed
+from tipoff_client_sdk.errors import Closed, ConnectionOver
 from tipoff_client_sdk.inbox import Ending, Inbox
 from tipoff_shared.errors import Malformed, MessageTooLarge
 from tipoff_shared.framing import MAX_MESSAGE_BYTES
@@ -70,6 +70,10 @@ class Channel(Protocol):
         """Tell the server, then close the socket and end the tasks; idempotent."""
         ...
 
+    async def abandon(self) -> None:
+        """The same without a goodbye, which would give up the seat: the connection is lost."""
+        ...
+
 
 class Player:
     """A connected player.
@@ -78,8 +82,9 @@ class Player:
             await player.send(b"...")
 
     Iteration ends when the player was closed or the server ended the connection in an orderly way (`end_reason` says
-    why) and raises `ServerLost` when the server vanished. Messages over UDP may be lost or reordered unless they were
-    sent reliably; over WebSocket they are not. At most `receive_queue` messages wait: then the server is made to wait,
+    why) and raises `ServerLost` when the server vanished. A connection that is lost is made anew while the server holds
+    the seat (`reconnecting`), and iteration waits. Messages over UDP may be lost or reordered unless they were sent
+    reliably; over WebSocket they are not. At most `receive_queue` messages wait: then the server is made to wait,
     but for the others over UDP, of which the oldest is dropped (`dropped` counts).
     """
 
@@ -88,6 +93,9 @@ class Player:
     ) -> None:
         self._channel = channel
         self._inbox = inbox
+        self._back = asyncio.Event()
+        """Set while there is a connection."""
+        self._back.set()
         self.session_id = session_id
         """Public name of this session, as operators see it; "" if the matchmaker does not say."""
         self.client_id = client_id
@@ -102,12 +110,34 @@ class Player:
         not arrived; another message never waits, and may get lost, the more likely the longer it is (over 1200 bytes
         it travels in pieces). Over WebSocket every message is reliable, and waits while 32 KiB are on their way.
 
+        While the connection is lost (`reconnecting`) a reliable message waits, and any other is dropped. Of what was
+        sent just before the loss, nobody knows what arrived.
+
         Raises `MessageTooLarge` (a `TooLarge`), `Malformed` (empty), `TypeError` (not bytes), `Closed`, `ServerLost`.
         Cancelled, the message may or may not go.
         """
         message = message_bytes(message, self._channel.max_message)
-        self._raise_if_over()
-        await self._channel.send(message, reliable)
+        while True:
+            self._raise_if_over()
+            if self._back.is_set():
+                try:
+                    await self._channel.send(message, reliable)
+                    return
+                except ConnectionOver:
+                    if not self.reconnecting:
+                        raise
+            if not reliable:
+                return
+            await self._back_or_over()
+
+    async def _back_or_over(self) -> None:
+        ended = asyncio.ensure_future(self._inbox.ended())
+        back = asyncio.ensure_future(self._back.wait())
+        try:
+            await asyncio.wait((ended, back), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ended.cancel()
+            back.cancel()
 
     async def receive(self) -> bytes:
         """The next message. Raises `Closed` after an orderly end and `ServerLost` when the server vanished.
@@ -141,6 +171,21 @@ class Player:
         self._inbox.end(Ending("closed by this side"))
         await self._channel.close()
 
+    # --- for `connect` only: it replaces a connection that was lost ---------------------------------------------------
+
+    def lost(self) -> None:
+        """The connection is lost, and another one is looked for."""
+        self._back.clear()
+
+    def resumed(self, channel: Channel) -> None:
+        """`channel` takes the place of the lost connection."""
+        self._channel = channel
+        self._back.set()
+
+    async def abandon(self) -> None:
+        """Close what is left of the lost connection."""
+        await self._channel.abandon()
+
     def _raise_if_over(self) -> None:
         ending = self._inbox.ending
         if ending is None:
@@ -155,7 +200,12 @@ class Player:
     @property
     def connected(self) -> bool:
         """Whether the connection is up."""
-        return self._inbox.ending is None
+        return self._inbox.ending is None and self._back.is_set()
+
+    @property
+    def reconnecting(self) -> bool:
+        """Whether the connection is lost, and this player is on the way back to its seat."""
+        return self._inbox.ending is None and not self._back.is_set()
 
     @property
     def end_reason(self) -> str:

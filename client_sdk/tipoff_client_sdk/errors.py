@@ -6,7 +6,8 @@
         ├── ConnectionFailed    no way to the matchmaker, or to the game server by any transport
         ├── Refused             the game server did not let this player in; `server_code` is its answer
         └── ConnectionOver      the connection was up and has ended; `close_code`, `reason`
-            ├── ServerLost      the game server vanished: crashed, killed, unreachable. Connect again for a new game
+            ├── ServerLost      the game server vanished: crashed, killed, unreachable, and the seat is not to be had
+            │                   again. Connect again for a new game
             └── Closed          used after its end: closed by this side, or the match is over
 
 `ServerLost` and `Closed` say how the connection ended: `close_code` (docs/wire.md, section 2) and `reason`, in the
@@ -28,7 +29,12 @@ class PlayerError(TipoffError):
 
 
 class ConnectionFailed(PlayerError):
-    """Nothing listens there, or nothing gets through. The text names every way that was tried and how it ended."""
+    """Nothing listens there, or nothing gets through. The text names every way that was tried and how it ended.
+    `closed`: all of them are closed ports."""
+
+    def __init__(self, message: str, *, closed: bool = False) -> None:
+        super().__init__(message)
+        self.closed = closed
 
 
 class Refused(PlayerError):

@@ -157,3 +157,52 @@ class Inbox:
         self._room.set()
         if self._on_room is not None:
             self._on_room()
+
+
+class Line:
+    """One connection's way into an `Inbox`, with the same methods for its transport. What comes after its own end is
+    ignored. A lost connection is passed to `on_lost` in place of ending the inbox: another one may take its place."""
+
+    def __init__(self, inbox: Inbox, on_lost: Callable[[Ending], None]) -> None:
+        self._inbox = inbox
+        self._on_lost = on_lost
+        self._ending: Ending | None = None
+
+    @property
+    def ending(self) -> Ending | None:
+        """How this connection ended; None while it has not."""
+        return self._ending or self._inbox.ending
+
+    @property
+    def has_room(self) -> bool:
+        """As `Inbox.has_room`."""
+        return self._inbox.has_room
+
+    def on_room(self, callback: Callable[[], None]) -> None:
+        """As `Inbox.on_room`; the connection that came last is called."""
+        self._inbox.on_room(callback)
+
+    def put(self, message: bytes) -> None:
+        """As `Inbox.put`."""
+        if self._ending is None:
+            self._inbox.put(message)
+
+    def keep(self, message: bytes) -> None:
+        """As `Inbox.keep`."""
+        if self._ending is None:
+            self._inbox.keep(message)
+
+    def end(self, ending: Ending) -> None:
+        """This connection has ended. Only the first call counts."""
+        if self.ending is not None:
+            return
+        self._ending = ending
+        if ending.error is None:
+            self._inbox.end(ending)
+        else:
+            self._on_lost(ending)
+
+    async def room(self) -> None:
+        """As `Inbox.room`."""
+        if self._ending is None:
+            await self._inbox.room()

@@ -73,7 +73,8 @@ log = logging.getLogger(__name__)
 
 
 class Stage(StrEnum):
-    """The stages of one request, in order; `WAITING` and `DIALLING` may come several times."""
+    """The stages of one request, in order; `WAITING` and `DIALLING` may come several times. `DROPPED` and `RESUMED`
+    come afterwards, as often as the connection is lost and found again."""
 
     ASKING = "asking"
     ACKNOWLEDGED = "acknowledged"
@@ -82,6 +83,8 @@ class Stage(StrEnum):
     READY = "ready"
     DIALLING = "dialling"
     CONNECTED = "connected"
+    DROPPED = "dropped"
+    RESUMED = "resumed"
 
 
 @dataclass(frozen=True, slots=True)

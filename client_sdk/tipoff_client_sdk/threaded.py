@@ -27,7 +27,7 @@ from typing import Any, TypeAlias, Unpack
 
 from tipoff_client_sdk.connect import ConnectOptions, connect
 from tipoff_client_sdk.connection import Player, message_bytes
-from tipoff_client_sdk.matchmaking import Progress
+from tipoff_client_sdk.matchmaking import Progress, Stage
 from tipoff_shared.errors import Internal, TipoffError
 from tipoff_shared.framing import MAX_MESSAGE_BYTES
 
@@ -59,6 +59,22 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class Dropped:
+    """The connection is lost, and is being made anew to the same seat; `Resumed` or `Ended` follows. `reason` is for
+    people."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """Back in the game, in the same seat: `transport` is udp or websocket, `server` its address."""
+
+    transport: str
+    server: str
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """The last event. `error` is None after `close` and when the match is over; else why it failed or broke. `code` is
     the server's close code (docs/wire.md): 4000 for a kick, 1001 when it ends, ...; None where it sent none."""
@@ -68,7 +84,7 @@ class Ended:
     code: int | None = None
 
 
-Event: TypeAlias = Progress | Joined | Message | Ended
+Event: TypeAlias = Progress | Joined | Message | Dropped | Resumed | Ended
 
 
 def connect_threaded(
@@ -83,6 +99,8 @@ def connect_threaded(
     | `Progress` | `stage`, `text`, `session_id` | while matchmaking: something to show the player |
     | `Joined` | `session_id`, `deployment_id`, `client_id`, `transport`, `server` | once, when in the game |
     | `Message` | `data` (bytes) | each message of the server |
+    | `Dropped` | `reason` | the connection is lost; `Resumed` or `Ended` follows |
+    | `Resumed` | `transport`, `server` | back in the same seat |
     | `Ended` | `reason`, `error`, `code` | once, at the end; `error` is None after `close` and when the match is over |
 
         with tipoff.connect_threaded("http://localhost:3000", game="arena", version="1") as player:
@@ -260,8 +278,13 @@ class ThreadedPlayer:
         callback = self._arguments.pop("progress", None)
 
         def report(progress: Progress) -> None:
+            event: Event = progress
+            if progress.stage is Stage.DROPPED:
+                event = Dropped(progress.text)
+            elif progress.stage is Stage.RESUMED and self._player is not None:
+                event = Resumed(self._player.transport, self._player.server)
             with self._lock:
-                self._events.append(progress)
+                self._events.append(event)
             if callback is not None:
                 callback(progress)
 

@@ -64,6 +64,13 @@ class Game:
         """1 to 65536 bytes from a player, as soon as they arrive. They are whatever the player chose to send: check
         them before you believe them."""
 
+    def on_drop(self, player: Player) -> Any:
+        """The player's connection is lost, and its seat is held (`resume_ttl` in games.toml, 30 s): `on_resume` or
+        `on_leave` follows. The player stays in `server.players`; what you send to it goes nowhere."""
+
+    def on_resume(self, player: Player) -> Any:
+        """The player is back, the same object as before: send it all that it must know now. Always after `on_drop`."""
+
     def on_leave(self, player: Player, reason: LeaveReason) -> Any:
         """The player has left, for whatever reason; called once for each `on_join`."""
 

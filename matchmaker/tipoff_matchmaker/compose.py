@@ -45,9 +45,11 @@ from tipoff_matchmaker.reconciler.executor import Executor
 from tipoff_matchmaker.reconciler.lease import ReconcilerLease
 from tipoff_matchmaker.reconciler.loop import Reconciler
 from tipoff_matchmaker.reconciler.snapshot import SnapshotReader
+from tipoff_matchmaker.requests.answers import Answers
 from tipoff_matchmaker.requests.gensession import GenSession, default_game
 from tipoff_matchmaker.requests.pending import PendingRequests
 from tipoff_matchmaker.requests.placement import Placement
+from tipoff_matchmaker.requests.resumption import Resumption
 from tipoff_matchmaker.requests.subscription import RequestSubscription
 from tipoff_matchmaker.seats.unclaimed import most_unclaimed
 from tipoff_matchmaker.seats.waiting_line import WaitingLines
@@ -285,25 +287,13 @@ def compose(
     delete_queue = DeleteQueue(bus, sessions, releaser)
 
     expected = ExpectedSeats(bus, clock)
-    placement = Placement(
-        ages,
-        buckets,
-        deployments,
-        router,
-        sessions,
-        claims,
-        expected,
-        bans,
-        tokens,
-        peers,
-        mappings,
-        settings,
-        clock,
-    )
+    answers = Answers(ages, buckets, deployments, claims, expected, tokens, mappings, settings, clock)
+    placement = Placement(buckets, router, sessions, bans, tokens, answers, peers, settings, clock)
+    resumption = Resumption(sessions, bans, tokens, answers)
     pending = PendingRequests(placement.place, sessions, tasks, settings)
     handlers = BoundedHandlers("play request", settings.max_requests)
     metrics.in_flight.set_function(lambda: handlers.in_flight)
-    requests = RequestSubscription(bus, games, pending, handlers, peers, metrics, settings)
+    requests = RequestSubscription(bus, games, pending, resumption, handlers, peers, metrics, settings)
     gensession = GenSession(bus, default_game(games, settings.default_game), pending, handlers)
     admin = Admin(
         bus,

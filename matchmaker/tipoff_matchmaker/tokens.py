@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hmac
 import ipaddress
 import secrets
 import socket
@@ -106,6 +107,15 @@ class Tokens:
         when its token expires; bevygap's may finish one `token_timeout` later, and take no kick."""
         return self.lifetime(game) + self._handshake(game)
 
+    def resume_ttl(self, game: Game) -> int:
+        """Seconds for which a player's seat is held after a lost connection; 0: not at all."""
+        return 0 if game.bevygap else game.resume_ttl
+
+    def proves(self, game: Game, session_id: str, resume_key: str) -> bool:
+        """Whether `resume_key` is the session's, in constant time. It is computed from the game's key, so nothing of it
+        is stored."""
+        return hmac.compare_digest(self._games.private_key(game).resume_key(session_id), resume_key)
+
     def _handshake(self, game: Game) -> int:
         return game.token_timeout if game.bevygap else 0
 
@@ -147,6 +157,7 @@ class Tokens:
                 session.generation,
                 session.user_id,
                 session.name,
+                self.resume_ttl(game),
             ).encode()
         token = issue_token(
             self.key(game, session.deployment_id, own_key=own_key),
@@ -166,9 +177,15 @@ class Tokens:
         )
 
     def ready(
-        self, session: SessionRecord, deployment: DeploymentRecord, endpoint: Endpoint, issued: Issued
+        self,
+        game: Game,
+        session: SessionRecord,
+        deployment: DeploymentRecord,
+        endpoint: Endpoint,
+        issued: Issued,
     ) -> SessionReady:
         """The answer to the player."""
+        resume_ttl = self.resume_ttl(game)
         return SessionReady(
             token=issued.text,
             ip=endpoint.ip,
@@ -178,6 +195,8 @@ class Tokens:
             client_id=session.client_id,
             deployment_id=deployment.id,
             transports=transports_told(self._gs_proxy_url, deployment),
+            resume_key=self._games.private_key(game).resume_key(session.id) if resume_ttl else msgspec.UNSET,
+            resume_ttl=resume_ttl or msgspec.UNSET,
         )
 
     def key(self, game: Game, deployment_id: str, *, own_key: bool) -> PrivateKey:

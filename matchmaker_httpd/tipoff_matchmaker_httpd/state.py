@@ -21,10 +21,10 @@ from tipoff_shared.ban_follower import BanFollower
 from tipoff_shared.errors import NotAllowed, NotAuthenticated, SlowDown, TipoffError, Unavailable
 from tipoff_shared.file_limit import RESERVED, file_limit, within_file_limit
 from tipoff_shared.messages import PlayRequest
-from tipoff_shared.names import clean_player_name, new_request_id
+from tipoff_shared.names import check_resume, clean_player_name, new_request_id
 from tipoff_shared.nats.connection import Bus
 from tipoff_shared.primitives.throttled_log import ThrottledLog
-from tipoff_shared.subjects import REQUEST_ID_HEADER, TRACEPARENT_HEADER
+from tipoff_shared.subjects import REQUEST_ID_HEADER, RESUME, RESUME_KEY_HEADER, TRACEPARENT_HEADER
 
 log = logging.getLogger(__name__)
 
@@ -142,12 +142,19 @@ class HttpdState:
         """A request to the matchmakers for a player at `client`, of which they hear as `address` (resolved), with the
         headers that it sent; not asked yet.
 
-        The request id, a secret of the player's, travels in a header only: payloads are logged and shown. Raises what
-        `log_in` raises, `Unavailable` while draining, `Malformed` when the request cannot be passed on.
+        The request id and the resume key, secrets of the player's, travel in headers only: payloads are logged and
+        shown. Raises what `log_in` raises, `Unavailable` while draining, `Malformed` when the request cannot be passed
+        on.
         """
         if self.draining.is_set():
             raise Unavailable("this server is stopping; ask again", retry_after=1)
-        await self.log_in(play, client, header(headers, b"authorization"))
+        resume = None
+        if play.session is not None or play.resume_key is not None:
+            # The key is the credential: a login may have expired since, and a ban is asked for by the matchmaker.
+            resume = check_resume(play.session, play.resume_key)
+            play.auth, play.user_id, play.name = None, "", ""
+        else:
+            await self.log_in(play, client, header(headers, b"authorization"))
         if self.draining.is_set():
             raise Unavailable("this server is stopping; ask again", retry_after=1)
         passed_on = {
@@ -155,8 +162,10 @@ class HttpdState:
             TRACEPARENT_HEADER: traceparent(headers)
             or f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01",
         }
+        if resume is not None:
+            passed_on |= {REQUEST_ID_HEADER: RESUME, RESUME_KEY_HEADER: resume[1]}
         play.client_ip = address
-        play.request_id = None
+        play.request_id = play.resume_key = None
         return self.client.request(play, passed_on)
 
     def on_drain(self, callback: Callable[[], None]) -> None:

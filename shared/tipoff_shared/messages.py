@@ -22,7 +22,9 @@ class PlayRequest(msgspec.Struct, omit_defaults=True):
 
     httpd uses `client_ip` from a player only where the operator allows it. `auth` is the player's credential, a secret;
     where httpd checks logins it ends there. `name` is what the player calls itself, `user_id` what its login says:
-    httpd replaces both, so a matchmaker reads what httpd vouches for. Unknown members are ignored.
+    httpd replaces both, so a matchmaker reads what httpd vouches for. `session` and `resume_key` ask for the seat that
+    this session still has, in place of a new one; the key, a secret, goes on from httpd in a header only. Unknown
+    members are ignored.
     """
 
     game: str
@@ -32,6 +34,7 @@ class PlayRequest(msgspec.Struct, omit_defaults=True):
     auth: dict[str, Any] | None = None
     ticket: dict[str, Any] | None = None
     session: str | None = None
+    resume_key: str | None = None
     user_id: str = ""
     name: str = ""
 
@@ -87,7 +90,8 @@ class ProgressReport(msgspec.Struct, frozen=True):
 class SessionReady(msgspec.Struct, frozen=True):
     """A seat. `token` is base64 (2732 characters) and secret; `ip` is a literal, of IPv4 unless the server has only
     IPv6; `cert_digest` is "" without WebTransport; `client_id` is decimal text because JavaScript has no 64-bit
-    integers."""
+    integers. With `resume_key`, a secret, the player may ask for the same seat again, which is held `resume_ttl` s
+    after a lost connection; both are missing where no seat is held."""
 
     token: str
     ip: str
@@ -97,6 +101,8 @@ class SessionReady(msgspec.Struct, frozen=True):
     client_id: str = ""
     deployment_id: str = ""
     transports: Transports = Transports()
+    resume_key: str | msgspec.UnsetType = msgspec.UNSET
+    resume_ttl: float | msgspec.UnsetType = msgspec.UNSET
 
     def __repr__(self) -> str:
         return f"SessionReady({self.ip}:{self.port}, session_id={self.session_id!r}, token=...)"

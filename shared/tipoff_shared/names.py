@@ -16,6 +16,8 @@ from tipoff_shared.errors import Malformed
 NAME = re.compile(r"[a-zA-Z0-9 ._-]{1,30}", re.ASCII)
 REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{22,64}", re.ASCII)
 """22 characters of base64url are 132 bits: a request id is a secret of its player."""
+SESSION_ID = re.compile(r"s[0-9a-f]{26}", re.ASCII)
+RESUME_KEY = re.compile(r"[A-Za-z0-9_-]{22,64}", re.ASCII)
 DEPLOYMENT_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}", re.ASCII)
 """Valid as DNS label, container name, directory, KV key and subject token."""
 MAX_USER_ID = 64
@@ -38,6 +40,17 @@ def check_request_id(value: object) -> str:
     if not isinstance(value, str) or not REQUEST_ID.fullmatch(value):
         raise Malformed("request_id: 22 to 64 of the characters a-z A-Z 0-9 _ - are allowed")
     return value
+
+
+def check_resume(session: object, key: object) -> tuple[str, str]:
+    """A session id and its resume key, if both are there and may be some; raises `Malformed` otherwise."""
+    if not isinstance(session, str) or not isinstance(key, str):
+        raise Malformed(
+            "session and resume_key belong together: both are in the SessionReady of the first request"
+        )
+    if not SESSION_ID.fullmatch(session) or not RESUME_KEY.fullmatch(key):
+        raise Malformed("session or resume_key: not as they are in a SessionReady")
+    return session, key
 
 
 def check_user_id(value: object) -> str:

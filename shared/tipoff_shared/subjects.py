@@ -12,6 +12,11 @@ from tipoff_shared.errors import ConfigError
 from tipoff_shared.names import subject_token
 
 REQUEST_ID_HEADER = "Tipoff-Request-Id"
+RESUME = "resume"
+"""In place of a request id: the request is for the seat of a session that exists. A matchmaker of an earlier release
+refuses it as malformed, where it would otherwise give another seat."""
+RESUME_KEY_HEADER = "Tipoff-Resume-Key"
+"""The key of that session, a secret of its player's."""
 RETRY_AFTER_HEADER = "Retry-After"
 TRACEPARENT_HEADER = "traceparent"
 TIMEOUT_HEADER = "Tipoff-Timeout"

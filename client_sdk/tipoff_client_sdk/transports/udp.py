@@ -14,7 +14,7 @@ from typing import cast
 import msgspec
 
 from tipoff_client_sdk.errors import Closed, ConnectionFailed, Refused, ServerLost
-from tipoff_client_sdk.inbox import Ending, Inbox
+from tipoff_client_sdk.inbox import Ending, Inbox, Line
 from tipoff_shared.errors import Malformed
 from tipoff_shared.framing import MAX_MESSAGE_BYTES, CloseCode, MessageChannel
 from tipoff_shared.netcode import (
@@ -43,7 +43,7 @@ LAST_WORDS = 1.0
 async def dial_udp(
     token: ConnectToken,
     addresses: tuple[Address, ...],
-    inbox: Inbox,
+    inbox: Inbox | Line,
     *,
     give_up: float | None,
     timeout: float,
@@ -60,6 +60,7 @@ async def dial_udp(
     sequence = 0
     failures: list[str] = []
     refusals: list[str] = []
+    closed = True
     for number, address in enumerate(addresses):
         last = number == len(addresses) - 1
         patience = give_up if give_up is not None or last else 3.0
@@ -71,6 +72,7 @@ async def dial_udp(
             await channel.open(patience=patience, timeout=remaining)
         except (ConnectionFailed, Refused) as exc:
             (refusals if isinstance(exc, Refused) else failures).append(str(exc))
+            closed = closed and isinstance(exc, ConnectionFailed) and exc.closed
             await channel.close()
             sequence = channel.next_sequence
         except BaseException:
@@ -80,7 +82,7 @@ async def dial_udp(
             return channel
     if refusals:
         raise Refused("; ".join(refusals + failures))
-    raise ConnectionFailed("; ".join(failures) or "no time was left")
+    raise ConnectionFailed("; ".join(failures) or "no time was left", closed=closed and bool(failures))
 
 
 class UdpChannel(asyncio.DatagramProtocol):
@@ -89,7 +91,7 @@ class UdpChannel(asyncio.DatagramProtocol):
     transport = "udp"
 
     def __init__(
-        self, token: ConnectToken, address: Address, inbox: Inbox, *, first_sequence: int = 0
+        self, token: ConnectToken, address: Address, inbox: Inbox | Line, *, first_sequence: int = 0
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._address = address
@@ -209,6 +211,10 @@ class UdpChannel(asyncio.DatagramProtocol):
         await self._last_words()
         self._client.disconnect(self._loop.time())
         self._pump()
+        await self.abandon()
+
+    async def abandon(self) -> None:
+        """Close the socket of a lost connection; idempotent."""
         self._cancel_timer()
         if self._settled.done() and not self._settled.cancelled():
             self._settled.exception()  # marked as seen: `open` may no longer wait for it
@@ -245,7 +251,7 @@ class UdpChannel(asyncio.DatagramProtocol):
         if self._refusals < REFUSALS_WHILE_DIALLING:
             return
         if not self._was_connected:
-            self._fail(ConnectionFailed(f"udp {self._address}: nothing listens there"))
+            self._fail(ConnectionFailed(f"udp {self._address}: nothing listens there", closed=True))
         elif now - self._refused_since >= REFUSED_FOR:
             self._end(
                 Ending(

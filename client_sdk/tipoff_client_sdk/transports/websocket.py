@@ -16,7 +16,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
 
 from tipoff_client_sdk.errors import Closed, ConnectionFailed, Refused, ServerLost
-from tipoff_client_sdk.inbox import Ending, Inbox
+from tipoff_client_sdk.inbox import Ending, Inbox, Line
 from tipoff_shared.errors import Malformed
 from tipoff_shared.framing import MAX_MESSAGE_BYTES
 from tipoff_shared.messages import Admitted, Failed, decode_admission
@@ -42,7 +42,7 @@ def open_websocket(url: str, ssl: tls.SSLContext | None, **options: Any) -> conn
 
 
 async def dial_websocket(
-    url: str, token: bytes, inbox: Inbox, *, timeout: float, ssl: tls.SSLContext | None = None
+    url: str, token: bytes, inbox: Inbox | Line, *, timeout: float, ssl: tls.SSLContext | None = None
 ) -> WebSocketChannel:
     """Connect to `url` and show the 2048 bytes of `token`, within `timeout` seconds.
 
@@ -76,7 +76,8 @@ async def dial_websocket(
     except ConnectionClosed as exc:
         failure = ConnectionFailed(f"websocket {url}: closed before the answer to the token ({exc})")
     except (OSError, InvalidHandshake, InvalidURI) as exc:
-        failure = ConnectionFailed(f"websocket {url}: {describe(exc)}")
+        closed = isinstance(exc, ConnectionRefusedError)
+        failure = ConnectionFailed(f"websocket {url}: {describe(exc)}", closed=closed)
     except BaseException:
         await _drop(socket)
         raise
@@ -96,7 +97,7 @@ class WebSocketChannel:
     reliable = True
 
     def __init__(
-        self, url: str, socket: ClientConnection, inbox: Inbox, admitted: Admitted, first_rtt: float
+        self, url: str, socket: ClientConnection, inbox: Inbox | Line, admitted: Admitted, first_rtt: float
     ) -> None:
         self._url = url
         self._socket = socket
@@ -135,6 +136,11 @@ class WebSocketChannel:
     async def close(self) -> None:
         """Send a close frame, wait at most a second for the answer, then end the reader; idempotent."""
         await self._socket.close()
+        await cancel_all([self._reader], timeout=1)
+
+    async def abandon(self) -> None:
+        """Cut a lost connection, and end the reader; idempotent."""
+        self._socket.transport.abort()  # undocumented, see matchmaking.py
         await cancel_all([self._reader], timeout=1)
 
     async def _read(self) -> None:

@@ -30,6 +30,8 @@ _ARGUMENTS = {
     "on_start": ("server",),
     "on_join": ("player",),
     "on_message": ("player", "data"),
+    "on_drop": ("player",),
+    "on_resume": ("player",),
     "on_leave": ("player", "reason"),
     "tick": ("server", "dt"),
     "on_stop": ("server",),
@@ -59,6 +61,8 @@ class Callbacks:
         self.on_start = _find(game, base, "on_start")
         self.on_join = _find(game, base, "on_join")
         self.on_message = _find(game, base, "on_message")
+        self.on_drop = _find(game, base, "on_drop")
+        self.on_resume = _find(game, base, "on_resume")
         self.on_leave = _find(game, base, "on_leave")
         self.tick = _find(game, base, "tick")
         self.on_stop = _find(game, base, "on_stop")

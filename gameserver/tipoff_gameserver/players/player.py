@@ -33,7 +33,9 @@ class LeaveReason(StrEnum):
     """Why a player has left, as passed to `on_leave`. Each is a `str`."""
 
     LEFT = "left"  # by itself
-    TIMED_OUT = "timed out"  # nothing was heard for too long
+    TIMED_OUT = (
+        "timed out"  # nothing was heard for too long, and it did not come back while its seat was held
+    )
     KICKED = "kicked"  # by the game, by the matchmaker, or because on_join failed
     TOO_SLOW = "too slow"  # stopped reading what we send
     MISBEHAVED = "misbehaved"  # broke the protocol, or sent far too much
@@ -77,20 +79,47 @@ class Link(Protocol):
         ...
 
 
+class LostLink:
+    """Stands in for a connection that was lost, while its player's seat is held: what is sent goes nowhere."""
+
+    __slots__ = ("address", "max_message", "reliable", "transport")
+
+    rtt: float | None = None
+
+    def __init__(self, link: Link) -> None:
+        self.transport = link.transport
+        self.address = link.address
+        self.max_message = link.max_message
+        self.reliable = link.reliable
+
+    def send(self, data: bytes, reliable: bool = False) -> None:
+        """Nothing."""
+
+    def close(self, code: int, reason: str) -> None:
+        """Nothing."""
+
+
 class Player:
-    """One connected player. Compare players by identity; keep whatever you like in `data`."""
+    """One player with a seat. Compare players by identity; keep whatever you like in `data`.
+
+    A player whose connection is lost stays the same object while its seat is held (`dropped`), and when it comes back.
+    """
 
     __slots__ = (
         "_kick",
         "client_id",
         "connected",
         "data",
+        "dropped",
+        "generation",
         "id",
         "link",
         "max_message",
         "messages_dropped",
         "messages_this_second",
         "name",
+        "resume_ttl",
+        "returns",
         "session_id",
         "user_id",
     )
@@ -109,7 +138,16 @@ class Player:
         """What to call it, at most 48 bytes on one line: the login's name, else what the client proposed, which anybody
         may; "" when neither said one. Two players may have the same."""
         self.connected = True
-        """False as soon as the player has left, even before `on_leave` was called."""
+        """False while the connection is lost, and for good as soon as the player has left, even before `on_leave` was
+        called."""
+        self.dropped = False
+        """True while the connection is lost and the seat is held: between `on_drop` and `on_resume` or `on_leave`."""
+        self.returns = 0
+        """How often the player has come back by a new connection."""
+        self.resume_ttl = grant.resume_ttl
+        """Seconds for which the seat is held after a lost connection; 0: not at all."""
+        self.generation = grant.generation
+        """The token's, for the server: of two connections the one of the newer token stays."""
         self.data: Any = None
         """Yours: the square, the score, the whole state of this player."""
         self.messages_dropped = 0
@@ -144,7 +182,9 @@ class Player:
         return self.link.reliable
 
     def send(self, data: bytes, *, reliable: bool = False) -> None:
-        """Send 1 to 65536 bytes (`max_message`). Never waits, and does nothing once the player has left.
+        """Send 1 to 65536 bytes (`max_message`). Never waits, and does nothing while the player's connection is lost
+        and once it has left: nothing is kept for later, reliable or not. Send in `on_resume` what a player who comes
+        back must know; of what was sent just before the loss, nobody knows what arrived.
 
         A reliable message arrives, in order with all reliable ones. A player who has not taken 1 MiB or 1024 of them
         leaves with `LeaveReason.TOO_SLOW`. Another message may be lost or overtaken over UDP, the more likely the
@@ -160,13 +200,13 @@ class Player:
             self.link.send(data, reliable)
 
     def kick(self, reason: str = "") -> None:
-        """Remove the player. `on_leave` follows; `reason` (for people, at most 123 bytes) reaches
+        """Remove the player, connected or dropped. `on_leave` follows; `reason` (for people, at most 123 bytes) reaches
         the player, with close code 4000; by UDP a client that knows tipoff's framing."""
-        if self.connected:
+        if self.connected or self.dropped:
             self._kick(self, reason)
 
     def __repr__(self) -> str:
-        state = "" if self.connected else ", gone"
+        state = "" if self.connected else ", dropped" if self.dropped else ", gone"
         return f"<Player {self.id} {self.transport} {self.address}{state}>"
 
 

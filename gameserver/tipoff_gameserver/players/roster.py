@@ -1,10 +1,17 @@
 """Seats players: takes and frees seats for all transports, and reports joins and leaves to the game and the matchmaker.
 
-    transport ──seat, received, left──> Roster ──now──────────> Presence (active_connections)
-                                            └──in its turn──> Dispatcher ──> the game's callbacks
+    transport ──seat, received, lost, left──> Roster ──now──────────> Presence (active_connections)
+                                                  └──in its turn──> Dispatcher ──> the game's callbacks
 
 A seat is taken when a transport lets a client in, and free when its connection is gone, whatever the game has been
 told by then: the game hears of it in its turn, and in between things may have changed.
+
+    connected ──lost──> dropped ──`resume_ttl` over──> left
+        ^   <──seat──────┘ │                            ^
+        └──seat (newer)    └──kick, ban, end────────────┘
+
+The seat of a player whose connection is lost is held where the token says so. Presence is told nothing of it: for the
+matchmaker the session goes on, so the hold is this process's alone and ends with it at the latest.
 """
 
 from __future__ import annotations
@@ -18,7 +25,8 @@ from typing import Any
 from tipoff_gameserver.context import ServerOptions
 from tipoff_gameserver.players.dispatch import Callbacks, Dispatcher
 from tipoff_gameserver.players.expected import ExpectedPlayer, ExpectedPlayers
-from tipoff_gameserver.players.player import LeaveReason, Link, Player, Players
+from tipoff_gameserver.players.holds import Holds
+from tipoff_gameserver.players.player import LeaveReason, Link, LostLink, Player, Players
 from tipoff_gameserver.players.token_check import Grant, Refusal, TokenCheck
 from tipoff_gameserver.presence.interface import Presence
 from tipoff_shared.ban_list import BanList, ban_key, text_of
@@ -66,6 +74,7 @@ class Roster:
         self._by_client_id: dict[int, Player] = {}
         self._bans = BanList()
         self._expected = ExpectedPlayers()
+        self._holds = Holds[Player]()
         self._next_id = 1
         self._queued_bytes = 0
         self._second = asyncio.Event()
@@ -99,8 +108,26 @@ class Roster:
         """Whether this client has a seat."""
         return client_id in self._by_client_id
 
-    def refusal(self, client_id: int | None) -> Refusal | None:
-        """Why this client (None: any client) cannot have a seat now; None if it can."""
+    def may_come_back(self, client_id: int) -> bool:
+        """Whether this client has a seat to which it may come by a new connection."""
+        player = self._by_client_id.get(client_id)
+        return player is not None and player.resume_ttl > 0
+
+    def comes_back(self, grant: Grant) -> bool:
+        """Whether the bearer of `grant` has a seat, and its new connection replaces the former one."""
+        player = self._by_client_id.get(grant.client_id)
+        return (
+            player is not None
+            and player.resume_ttl > 0
+            and player.session_id == grant.session_id
+            and (player.dropped or grant.generation > player.generation)
+        )
+
+    def refusal(self, client_id: int | None, grant: Grant | None = None) -> Refusal | None:
+        """Why this client (None: any client) cannot have a seat now; None if it can. With `grant` it may come back to
+        the one it has, also on a server that lets in nobody new."""
+        if grant is not None and self.comes_back(grant):
+            return None
         if not self._admitting:
             return _ENDING
         if client_id is not None and client_id in self._by_client_id:
@@ -132,7 +159,10 @@ class Roster:
         return _UNKNOWN if session is None else Grant(client_id, session)
 
     def seat(self, grant: Grant, link: Link) -> Player:
-        """Take a seat; the caller has seen `refusal` return None."""
+        """Take a seat, or come back to it; the caller has seen `refusal` return None."""
+        if (player := self._by_client_id.get(grant.client_id)) is not None:
+            self._resume(player, grant, link)
+            return player
         player = Player(self._next_id, grant, link, self.kick)
         self._next_id += 1
         self._by_client_id[grant.client_id] = player
@@ -142,8 +172,25 @@ class Roster:
             self._presence.joined(grant.session_id, grant.client_id)
         return player
 
+    def _resume(self, player: Player, grant: Grant, link: Link) -> None:
+        former = player.link
+        if player.connected:
+            self._drop(player)
+            former.close(CloseCode.REPLACED, "you have connected anew")
+        self._holds.end(player)
+        player.link = link
+        player.max_message = link.max_message
+        player.generation = grant.generation
+        player.dropped, player.connected = False, True
+        player.returns += 1
+        self._token_check.admitted(grant)
+
     def joined(self, player: Player) -> None:
         """The player knows that it is in: the game may send to it."""
+        if player.returns:
+            log.info("%r is back", player)
+            self._dispatcher.post("on_resume", self._call_on_resume, player)
+            return
         log.info("%r joined, session %s", player, player.session_id or "of another matchmaker")
         self._dispatcher.post("on_join", self._call_on_join, player)
 
@@ -173,12 +220,32 @@ class Roster:
         """Wait until players may send again."""
         await self._second.wait()
 
+    def lost(self, player: Player, link: Link, reason: LeaveReason) -> None:
+        """The connection `link` is lost, without a goodbye: the player's seat is held where its token says so, or the
+        player has left for `reason`. Nothing happens when it has another connection by now."""
+        if player.link is not link or not player.connected:
+            return
+        if player.resume_ttl:
+            self._drop(player)
+        else:
+            self.left(player, reason)
+
+    def _drop(self, player: Player) -> None:
+        player.connected, player.dropped = False, True
+        player.link = LostLink(player.link)
+        self._holds.hold(player, time.monotonic() + player.resume_ttl)
+        log.info("%r: its connection is lost, its seat is held for %d s", player, player.resume_ttl)
+        self._dispatcher.post("on_drop", self._call_on_drop, player)
+
     def left(self, player: Player, reason: LeaveReason) -> None:
-        """The player's connection is gone. Idempotent."""
+        """The player has left, and its seat is free. Idempotent."""
         if self._by_client_id.get(player.client_id) is not player:
             return
         del self._by_client_id[player.client_id]
-        player.connected = False
+        player.connected = player.dropped = False
+        self._holds.end(player)
+        if player.resume_ttl:
+            self._token_check.given_up(player.session_id)
         log.info("%r: %s", player, reason)
         if player.session_id:
             self._presence.left(player.session_id)
@@ -219,13 +286,16 @@ class Roster:
             self._hang_up(player, CloseCode.GOING_AWAY, reason, LeaveReason.CLOSED)
 
     def _hang_up(self, player: Player, code: int, reason: str, why: LeaveReason) -> None:
-        if player.connected:
+        if player.connected or player.dropped:
             player.connected = False
             player.link.close(code, reason)
             self.left(player, why)
 
     def new_second(self) -> None:
-        """Start a new second: every player may send `message_limit` messages again."""
+        """Start a new second: every player may send `message_limit` messages again. Seats that were held long enough
+        are free."""
+        for player in self._holds.take_due(time.monotonic()):
+            self.left(player, LeaveReason.TIMED_OUT)
         for player in self:
             player.messages_this_second = 0
         self._second.set()
@@ -234,7 +304,7 @@ class Roster:
     # --- the game's callbacks, in their turn ------------------------------------------------------------------
 
     def _call_on_join(self, player: Player) -> Any:
-        if not player.connected:
+        if not (player.connected or player.dropped):
             return None
         self._players.enter(player)
         return self._callbacks.on_join(player)
@@ -242,6 +312,12 @@ class Roster:
     def _call_on_message(self, player: Player, data: bytes) -> Any:
         self._queued_bytes -= len(data)
         return self._callbacks.on_message(player, data) if player in self._players else None
+
+    def _call_on_drop(self, player: Player) -> Any:
+        return self._callbacks.on_drop(player) if player in self._players else None
+
+    def _call_on_resume(self, player: Player) -> Any:
+        return self._callbacks.on_resume(player) if player in self._players else None
 
     def _call_on_leave(self, player: Player, reason: LeaveReason) -> Any:
         if player not in self._players:

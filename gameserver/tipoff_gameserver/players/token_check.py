@@ -27,6 +27,8 @@ from tipoff_shared.netcode import (
 from tipoff_shared.user_data import TokenUserData, decode_user_data
 
 _SESSIONS_REMEMBERED = 16384
+_NEVER = 1 << 32
+"""More than any token's generation."""
 
 
 class Foreign(Enum):
@@ -47,13 +49,15 @@ class Foreign(Enum):
 @dataclass(frozen=True, slots=True)
 class Grant:
     """The bearer of a token may come in. `session_id` is "" for a token that belongs to none of our sessions;
-    `user_id` and `name` are the token's, "" where it has none."""
+    `user_id` and `name` are the token's, "" where it has none. `resume_ttl`: seconds for which the seat is held after a
+    lost connection."""
 
     client_id: int
     session_id: str
     generation: int = 0
     user_id: str = ""
     name: str = ""
+    resume_ttl: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +128,7 @@ class TokenCheck:
             return Refusal(403, "the server was restarted since this token was made; ask for a new one")
         if data.generation < self._generations.get(data.session_id, 0):
             return Refusal(403, "this token's seat was given up since; ask for a new one")
-        return Grant(client_id, data.session_id, data.generation, data.user_id, data.name)
+        return Grant(client_id, data.session_id, data.generation, data.user_id, data.name, data.resume_ttl)
 
     def open_stream(
         self, token: bytes, holder: Hashable, unix_now: float
@@ -163,7 +167,15 @@ class TokenCheck:
         """Remember the session's generation, so that tokens of an older seat are refused from now on."""
         if not grant.session_id:
             return
-        known = self._generations.pop(grant.session_id, 0)
-        self._generations[grant.session_id] = max(known, grant.generation)
+        self._remember(grant.session_id, grant.generation)
+
+    def given_up(self, session_id: str) -> None:
+        """The session's seat is free for others: refuse all its tokens from now on. One that was made while the seat
+        was still held may come late."""
+        self._remember(session_id, _NEVER)
+
+    def _remember(self, session_id: str, generation: int) -> None:
+        known = self._generations.pop(session_id, 0)
+        self._generations[session_id] = max(known, generation)
         if len(self._generations) > _SESSIONS_REMEMBERED:
             self._generations.popitem(last=False)

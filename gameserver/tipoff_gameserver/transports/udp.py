@@ -52,6 +52,9 @@ MAX_WAITING = 1024
 MAX_GRANTS = 4096
 """Clients whose session was found and who have not answered their challenge yet."""
 _SHORTEST_WAIT = 0.005
+LOST_AFTER = 3.0
+"""Seconds of silence after which a client that takes no reliable messages is lost: a living one says something each
+second."""
 LINGER = 2.0
 """Seconds that a client who is disconnected keeps its slot for the reliable messages on their way to it."""
 _CLOSE_REPEATS = 10
@@ -61,7 +64,10 @@ _REASONS = {
     DisconnectReason.BY_CLIENT: LeaveReason.LEFT,
     DisconnectReason.TIMED_OUT: LeaveReason.TIMED_OUT,
     DisconnectReason.FLOODED: LeaveReason.MISBEHAVED,
+    DisconnectReason.REPLACED: LeaveReason.TIMED_OUT,
 }
+_LOST = (DisconnectReason.TIMED_OUT, DisconnectReason.REPLACED)
+"""Without a goodbye. A client that is replaced is back at once."""
 
 
 class _Farewell(NamedTuple):
@@ -132,6 +138,8 @@ class UdpListener:
             admission=self._judge,
             is_client_connected=self._is_connected,
             has_room=self._has_room,
+            comes_back=self._may_come_back,
+            replaced=encode_close(CloseCode.REPLACED, "you have connected anew"),
             check_address=addresses is not None and context.dialect is Dialect.STANDARD,
             answer_keep_alives=True,
             packet_limit=roster.flood_limit,
@@ -237,8 +245,15 @@ class UdpListener:
             self._lingered.set()
 
     def _throw_out(self, index: int, why: LeaveReason, text: str) -> None:
-        """Disconnect a client, and tell the roster."""
+        """Disconnect a client, and tell the roster. One that takes nothing and says nothing is lost, not slow."""
         player = self._players.get(index)
+        silent = self._netcode.silent_for(index, self._now())
+        if player is not None and why is LeaveReason.TOO_SLOW and silent >= LOST_AFTER:
+            self._players.pop(index)
+            self._hang_up(index, CloseCode.TOO_SLOW, text)
+            self._roster.lost(player, player.link, why)
+            self._flush_soon()
+            return
         code = CloseCode.TOO_SLOW if why is LeaveReason.TOO_SLOW else CloseCode.POLICY
         self.disconnect(index, code, text)
         if player is not None:
@@ -316,7 +331,11 @@ class UdpListener:
             elif isinstance(event, Disconnected):
                 self._forget(event.index)
                 if (player := players.pop(event.index, None)) is not None:
-                    roster.left(player, _REASONS.get(event.reason, LeaveReason.KICKED))
+                    reason = _REASONS.get(event.reason, LeaveReason.KICKED)
+                    if event.reason in _LOST:
+                        roster.lost(player, player.link, reason)
+                    else:
+                        roster.left(player, reason)
             else:
                 self._look_up_later(event)
 
@@ -369,10 +388,22 @@ class UdpListener:
         """Whether the game has a seat. A slot in which a client lingers is not one that is taken."""
         if not self._roster.has_room():
             return False
+        self._free_lingering()
+        return True
+
+    def _may_come_back(self, client_id: int) -> bool:
+        """Whether the client has a seat and may have it by a new connection; `_judge` knows more when its token was
+        read."""
+        if not self._roster.may_come_back(client_id):
+            return False
+        self._free_lingering()
+        return True
+
+    def _free_lingering(self) -> None:
+        """Where all slots are taken, disconnect a client that lingers."""
         if self._lingering and self._netcode.connected_count >= self._roster.capacity:
             index, farewell = next(iter(self._lingering.items()))
             self._hang_up(index, farewell.code, farewell.reason)
-        return True
 
     def _is_connected(self, client_id: int) -> bool:
         """Whether the client plays. One that lingers may come back."""
@@ -384,9 +415,10 @@ class UdpListener:
 
     def _judge(self, request: AdmitRequest) -> Decision | Denial:
         """Decide about a client; netcode calls it once for each valid, unused token."""
-        if refusal := self._roster.refusal(request.client_id):
-            return Denial(refusal.deny)
         verdict = self._token_check.judge(request.client_id, request.user_data)
+        known = verdict if isinstance(verdict, Grant) else None
+        if refusal := self._roster.refusal(request.client_id, known):
+            return Denial(refusal.deny)
         if isinstance(verdict, LookUp):
             return Decision.PENDING
         if isinstance(verdict, Grant):
@@ -404,7 +436,7 @@ class UdpListener:
         if isinstance(verdict, Grant):
             verdict = (
                 self._roster.banned(verdict, str(event.address))
-                or self._roster.refusal(event.client_id)
+                or self._roster.refusal(event.client_id, verdict)
                 or verdict
             )
         if isinstance(verdict, Refusal):

@@ -65,6 +65,8 @@ WRITE_BUFFER = 1 << 16
 """Bytes that may wait for a client; further messages are dropped, as on UDP."""
 STALLED_AFTER = 15.0
 """Seconds within which a client must read a part of what waits for it."""
+LOST_AFTER = 3.0
+"""Seconds of silence after which a client that stopped reading is lost."""
 FLOOD_GRACE = 0.5
 """Seconds in which a client that sent far too much can read why it is disconnected."""
 
@@ -164,6 +166,8 @@ class CountedConnection(ServerConnection):
         self._frames_left = TokenBucket(limit, limit)
         self._bytes_left = TokenBucket(limit * _FRAME_BYTES, max(limit * _FRAME_BYTES, _LONG_MESSAGES))
         self._frames = 0
+        self.heard_at = self.loop.time()
+        """When the client was heard last, in the event loop's time."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A stranger comes."""
@@ -180,7 +184,7 @@ class CountedConnection(ServerConnection):
         if self._over:
             self.transport.pause_reading()  # the library has resumed it
             return
-        now = self.loop.time()
+        now = self.heard_at = self.loop.time()
         if self._bytes_left.take(now, amount=len(data)) is None:
             self.hang_up(CloseCode.POLICY, _FLOODED)
         for start in range(0, len(data), _PIECE):
@@ -233,7 +237,7 @@ class WebSocketLink:
     reliable = True
 
     def __init__(
-        self, ws: ServerConnection, tasks: Tasks, address: str, max_message: int = MAX_PLAIN_BYTES
+        self, ws: CountedConnection, tasks: Tasks, address: str, max_message: int = MAX_PLAIN_BYTES
     ) -> None:
         self.ws = ws
         self.address = address
@@ -272,6 +276,10 @@ class WebSocketLink:
         """Start the closing handshake, in its own task."""
         self._tasks.start(close_within(self.ws, code, reason, CLOSE_TIMEOUT + 1), "close")
 
+    def is_silent(self) -> bool:
+        """Whether nothing came from the client lately: one that takes nothing and says nothing is lost, not slow."""
+        return self.ws.loop.time() - self.ws.heard_at >= LOST_AFTER
+
     def is_stalled(self, now: float) -> bool:
         """Whether the client has read nothing for `STALLED_AFTER` seconds though messages wait for it."""
         waiting = self.ws.transport.get_write_buffer_size()
@@ -308,7 +316,7 @@ class WebSocketListener:
         self._tick_rate = tick_rate
         self._matchmaker = matchmaker
         self._servers: list[Server] = []
-        self._links: dict[Player, WebSocketLink] = {}
+        self._links: set[WebSocketLink] = set()
         self._log = ThrottledLog()
 
     async def open(self, sockets: Sequence[socket.socket]) -> None:
@@ -338,7 +346,7 @@ class WebSocketListener:
 
     def housekeeping(self, now: float) -> None:
         """Cut off clients that stopped reading."""
-        for link in list(self._links.values()):
+        for link in list(self._links):
             if link.is_stalled(now):
                 link.reason = LeaveReason.TOO_SLOW
                 link.ws.transport.abort()
@@ -371,17 +379,17 @@ class WebSocketListener:
             if self._matchmaker is not None and ws.request.path.startswith("/matchmaker/"):
                 await self._match(ws, self._matchmaker)
                 return
-            player = await self._admit(ws)
+            admitted = await self._admit(ws)
         except ConnectionClosed:
             return
         except Exception:
             log.exception("a WebSocket connection from %s failed", self._address(ws))
             await close_within(ws, CloseCode.INTERNAL, "", CLOSE_TIMEOUT)
             return
-        if player is not None:
-            await self._play(ws, player)
+        if admitted is not None:
+            await self._play(ws, *admitted)
 
-    async def _admit(self, ws: ServerConnection) -> Player | None:
+    async def _admit(self, ws: ServerConnection) -> tuple[Player, WebSocketLink] | None:
         """Check the token and seat the player; None if it was refused."""
         try:
             async with asyncio.timeout(TOKEN_TIMEOUT):
@@ -402,7 +410,9 @@ class WebSocketListener:
             if isinstance(found, Refusal):
                 return await self._refuse(ws, found)
             grant = found
-        if refusal := self._roster.banned(grant, self._address(ws)) or self._roster.refusal(grant.client_id):
+        if refusal := self._roster.banned(grant, self._address(ws)) or self._roster.refusal(
+            grant.client_id, grant
+        ):
             return await self._refuse(ws, refusal)
         if not self._token_check.spend(private.tag, ws):
             return await self._refuse(ws, USED)
@@ -413,11 +423,10 @@ class WebSocketListener:
             ws.protocol.max_message_size = longest  # until here it was that of a token
         link = WebSocketLink(ws, self._tasks, self._address(ws), longest)
         player = self._roster.seat(grant, link)
-        self._links[player] = link
         answer = encode_admission(Admitted(player.id - 1, self._tick_rate, longest)).decode()
         broadcast((ws,), answer)
         self._roster.joined(player)
-        return player
+        return player, link
 
     def _longest(self, ws: ServerConnection) -> int:
         """Bytes of the longest message either way: what the client says that it takes, within 1200 and 65536."""
@@ -427,20 +436,23 @@ class WebSocketListener:
         asked = _MAX_MESSAGE_QUERY.search(ws.request.path)
         return max(MAX_PLAIN_BYTES, min(int(asked[1]), MAX_MESSAGE_BYTES)) if asked else MAX_PLAIN_BYTES
 
-    async def _refuse(self, ws: ServerConnection, refusal: Refusal) -> Player | None:
+    async def _refuse(self, ws: ServerConnection, refusal: Refusal) -> tuple[Player, WebSocketLink] | None:
         """Send the reason and hang up. Returns None, for `return await`."""
         self._log.warning("refused", "refused %s: %s", self._address(ws), refusal.text)
         broadcast((ws,), encode_admission(refusal.message()).decode())
         await close_within(ws, CloseCode.POLICY, refusal.text, CLOSE_TIMEOUT)
         return None
 
-    async def _play(self, ws: ServerConnection, player: Player) -> None:
-        reason = LeaveReason.LEFT
+    async def _play(self, ws: ServerConnection, player: Player, link: WebSocketLink) -> None:
+        reason, lost = LeaveReason.LEFT, False
         received, takes = self._roster.received, self._roster.takes
         longest = player.max_message
         waits = longest > MAX_PLAIN_BYTES
+        self._links.add(link)
         try:
             async for message in ws:
+                if player.link is not link:
+                    break  # the player has connected anew
                 if not isinstance(message, bytes) or not 0 < len(message) <= longest:
                     reason = LeaveReason.MISBEHAVED
                     text = f"messages are binary and have 1 to {longest} bytes"
@@ -450,14 +462,20 @@ class WebSocketListener:
                     await self._roster.next_second()
                 received(player, message)
         except ConnectionClosed as exc:
+            lost = exc.rcvd is None or not _is_goodbye(exc.rcvd.code)
             sent = exc.sent.code if exc.sent is not None and not exc.rcvd_then_sent else 0
             if sent == CloseCode.INTERNAL:  # the library's keepalive gave up
                 reason = LeaveReason.TIMED_OUT
             elif sent in _MISBEHAVED:
-                reason = LeaveReason.MISBEHAVED
+                reason, lost = LeaveReason.MISBEHAVED, False
         finally:
-            link = self._links.pop(player)
-            self._roster.left(player, link.reason or reason)
+            self._links.discard(link)
+            if link.reason is not None:
+                reason, lost = link.reason, link.is_silent()
+            if lost:
+                self._roster.lost(player, link, reason)
+            elif player.link is link:
+                self._roster.left(player, reason)
 
     async def _match(self, ws: ServerConnection, matchmaker: Matchmaker) -> None:
         """Answer one request to play, as httpd and a matchmaker would."""
@@ -486,6 +504,11 @@ class WebSocketListener:
         assert ws.request is not None
         host, port = ws.local_address[:2]
         return Dialled(host, port, ws.request.headers.get("Host", ""), self._tls is not None)
+
+
+def _is_goodbye(code: int) -> bool:
+    """Whether a client that closes with this code leaves. Its library closes with others, when it hears nothing."""
+    return code in (1000, 1001, 1005) or code >= 3000
 
 
 async def close_within(ws: ServerConnection, code: int, reason: str, timeout: float) -> None:

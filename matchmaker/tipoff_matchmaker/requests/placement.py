@@ -21,32 +21,26 @@ import msgspec
 from tipoff_matchmaker import failpoints
 from tipoff_matchmaker.allocators.router import Router
 from tipoff_matchmaker.bans import BanEnforcer
-from tipoff_matchmaker.bucket_ages import BucketAges
-from tipoff_matchmaker.deployments.state_machine import serves
-from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.errors import AnsweredElsewhere, ShuttingDown
-from tipoff_matchmaker.mappings import Mappings
 from tipoff_matchmaker.peers import Peers
+from tipoff_matchmaker.requests.answers import Answers
 from tipoff_matchmaker.requests.pending import PendingRequest
 from tipoff_matchmaker.seats.allocation_request import AllocationRequest, Seats
-from tipoff_matchmaker.sessions.claim_limit import ClaimLimit
-from tipoff_matchmaker.sessions.expected import ExpectedSeats
 from tipoff_matchmaker.sessions.state_machine import AskedAgain, SeatFound, StartFailed, TakenOver
 from tipoff_matchmaker.sessions.store import SessionStore
 from tipoff_matchmaker.settings import Settings
-from tipoff_matchmaker.tokens import Endpoint, Issued, Tokens, new_client_id
+from tipoff_matchmaker.tokens import Issued, Tokens, new_client_id
 from tipoff_shared.errors import (
     Conflict,
     Internal,
     OrchestratorFailed,
     Unavailable,
 )
-from tipoff_shared.games import Game
 from tipoff_shared.kv.bucket import DoesNotWrite, LostRace
 from tipoff_shared.kv.buckets import Buckets
 from tipoff_shared.messages import SessionReady
 from tipoff_shared.primitives.retry import backoff
-from tipoff_shared.records import DeploymentRecord, SessionRecord, SessionState
+from tipoff_shared.records import SessionRecord, SessionState
 
 log = logging.getLogger(__name__)
 
@@ -61,31 +55,23 @@ class Placement:
 
     def __init__(
         self,
-        ages: BucketAges,
         buckets: Buckets,
-        deployments: DeploymentStore,
         router: Router,
         sessions: SessionStore,
-        claims: ClaimLimit,
-        expected: ExpectedSeats,
         bans: BanEnforcer,
         tokens: Tokens,
+        answers: Answers,
         peers: Peers,
-        mappings: Mappings,
         settings: Settings,
         clock: Callable[[], float],
     ) -> None:
-        self._ages = ages
         self._buckets = buckets
-        self._deployments = deployments
         self._router = router
         self._sessions = sessions
-        self._claims = claims
-        self._expected = expected
         self._bans = bans
         self._tokens = tokens
+        self._answers = answers
         self._peers = peers
-        self._mappings = mappings
         self._settings = settings
         self._instance = settings.instance
         self._clock = clock
@@ -193,33 +179,15 @@ class Placement:
     async def _answer_again(self, request: PendingRequest, record: SessionRecord) -> SessionReady | None:
         """A fresh token for the same client id and seat; None when the record has changed meanwhile. Raises `Conflict`
         when its server has ended."""
-        deployment = self._deployments.get(record.deployment_id)
-        if not _has_seat_on(deployment, record):
-            # What we know may be older than the session's record, which another matchmaker wrote: read it.
-            deployment = await self._deployments.fetch(record.deployment_id)
-        if deployment is None and await self._ages.may_have_lost("deployments"):
-            raise Unavailable("the record of this request's server is lost, and is being rebuilt")
-        if deployment is None or not _has_seat_on(deployment, record):
-            raise Conflict("the server of this request has ended; ask with a new request id")
-        endpoint = await self._tokens.endpoint(request.game, deployment)
-        issued = self._issue(request.game, record, deployment, endpoint)
-        self._check_repetition(request.game, record, issued)
+        game, answers = request.game, self._answers
+        deployment, endpoint = await answers.seat_of(game, record)
+        issued = answers.issue(game, record, deployment, endpoint)
+        answers.check_repetition(game, record, issued)
         outcome = await self._sessions.apply(record.id, AskedAgain(issued.claim_deadline))
         if outcome.record is None or outcome.record.state not in (SessionState.READY, SessionState.ACTIVE):
             return None
-        await self._hand_out(request.game, record, issued)
-        if record.state is SessionState.READY:
-            await self._expected.tell(record, deployment, issued.claim_deadline)
-        return self._tokens.ready(record, deployment, endpoint, issued)
-
-    def _check_repetition(self, game: Game, record: SessionRecord, issued: Issued) -> None:
-        """Raises `Conflict` when repeating the request would hold an unclaimed seat for more than twice the usual
-        time: whoever repeats it for ever would keep the seat for ever."""
-        if record.state is not SessionState.READY:
-            return
-        latest = record.created_at + game.request_timeout + 2 * self._tokens.hold(game)
-        if issued.claim_deadline > latest + self._settings.claim_slack:
-            raise Conflict("you have not connected with this request's token; ask with a new request id")
+        await answers.hand_out(game, record, issued)
+        return await answers.ready(game, record, deployment, endpoint, issued)
 
     # A session that has none, or waits.
 
@@ -246,7 +214,7 @@ class Placement:
         self, request: PendingRequest, record: SessionRecord | None, seats: Seats
     ) -> SessionReady:
         """The seat is written; write the record, and the token with it. Raises `LostRace`, with the seat undone."""
-        deployment = seats.deployment
+        deployment, answers = seats.deployment, self._answers
         failpoints.reach("F5")
         try:
             endpoint = await self._tokens.endpoint(request.game, deployment)
@@ -258,7 +226,7 @@ class Placement:
             fresh = msgspec.structs.replace(
                 fresh, deployment_id=deployment.id, boot_id=deployment.boot_id, generation=1
             )
-            issued = self._issue(request.game, fresh, deployment, endpoint)
+            issued = answers.issue(request.game, fresh, deployment, endpoint)
             fresh = msgspec.structs.replace(fresh, deadline=issued.claim_deadline)
             write = self._sessions.create(fresh)
         else:
@@ -268,21 +236,20 @@ class Placement:
                 boot_id=deployment.boot_id,
                 generation=record.generation + 1,
             )
-            issued = self._issue(request.game, fresh, deployment, endpoint)
+            issued = answers.issue(request.game, fresh, deployment, endpoint)
             write = self._become_ready(fresh, issued)
         try:
             if request.game.bevygap:  # its mappings must be the winner's
                 await write
-                await self._hand_out(request.game, fresh, issued)
+                await answers.hand_out(request.game, fresh, issued)
             else:
-                await _both(write, self._hand_out(request.game, fresh, issued))
+                await _both(write, answers.hand_out(request.game, fresh, issued))
         except LostRace:
             await self._router.undo(seats)
             raise
         failpoints.reach("F7")
         request.waits = False
-        await self._expected.tell(fresh, deployment, issued.claim_deadline)
-        return self._tokens.ready(fresh, deployment, endpoint, issued)
+        return await answers.ready(request.game, fresh, deployment, endpoint, issued)
 
     async def _become_ready(self, fresh: SessionRecord, issued: Issued) -> None:
         """requested -> ready. Raises `LostRace` when another matchmaker has taken the record over, or it has ended."""
@@ -305,41 +272,6 @@ class Placement:
             user_id=request.user_id,
             name=request.name,
         )
-
-    def _issue(
-        self, game: Game, record: SessionRecord, deployment: DeploymentRecord, endpoint: Endpoint
-    ) -> Issued:
-        return self._tokens.issue(
-            game,
-            record,
-            endpoint,
-            own_key=deployment.own_key,
-            now=self._clock(),
-            slack=self._settings.claim_slack,
-            hold_factor=self._claims.hold_factor(record.client_ip, self._tokens.lifetime(game)),
-        )
-
-    async def _hand_out(self, game: Game, record: SessionRecord, issued: Issued) -> None:
-        """Write what belongs to the record: the token, and for bevygap's servers the mappings they look up."""
-        ttl = self._tokens.lifetime(game)
-        put_token = self._buckets.connect_tokens.put(record.id, issued.text, ttl=ttl)
-        if not game.bevygap:
-            await put_token
-            return
-        await asyncio.gather(
-            put_token,
-            self._mappings.put(record.id, record.client_id, needed_for=ttl + game.token_timeout),
-            self._buckets.unclaimed_sessions.put(record.id, record.id),
-        )
-
-
-def _has_seat_on(deployment: DeploymentRecord | None, record: SessionRecord) -> bool:
-    """Whether the session's seat is on this deployment, in its current boot."""
-    return (
-        deployment is not None
-        and serves(deployment)
-        and (not record.boot_id or deployment.boot_id == record.boot_id)
-    )
 
 
 def _require_same(request: PendingRequest, record: SessionRecord) -> None:

@@ -23,14 +23,16 @@ from tipoff_matchmaker.errors import AnsweredElsewhere, ShuttingDown
 from tipoff_matchmaker.metrics import Metrics
 from tipoff_matchmaker.peers import Peers
 from tipoff_matchmaker.requests.pending import PendingRequest, PendingRequests, Tell
+from tipoff_matchmaker.requests.resumption import ResumeRequest, Resumption
 from tipoff_matchmaker.settings import Settings
 from tipoff_shared import names
-from tipoff_shared.errors import Internal, Malformed, TipoffError, Unavailable, UnknownGame
+from tipoff_shared.errors import Internal, Malformed, NoServerInTime, TipoffError, Unavailable, UnknownGame
 from tipoff_shared.games import Games
 from tipoff_shared.messages import (
     ACKNOWLEDGED,
     Failed,
     ProgressReport,
+    SessionReady,
     SessionRequestAccepted,
     decode_request,
     encode_feedback,
@@ -39,12 +41,20 @@ from tipoff_shared.nats.connection import Bus, Subscription
 from tipoff_shared.primitives.tasks import BoundedHandlers
 from tipoff_shared.primitives.waiting import gather_then_raise
 from tipoff_shared.records import Kick, decode_command
-from tipoff_shared.subjects import ASK_AGAIN_HEADER, REQUEST_ID_HEADER, RETRY_AFTER_HEADER, TIMEOUT_HEADER
+from tipoff_shared.subjects import (
+    ASK_AGAIN_HEADER,
+    REQUEST_ID_HEADER,
+    RESUME,
+    RESUME_KEY_HEADER,
+    RETRY_AFTER_HEADER,
+    TIMEOUT_HEADER,
+)
 
 log = logging.getLogger(__name__)
 
 QUEUE = "matchmakers"
 OVERLOADED_RETRY = 2.0
+RESUME_TIMEOUT = 10.0
 _DRAIN = 2.0
 _DRAIN_AGAIN = 1.0
 """How long requests sent again may still take when the process stops: other matchmakers have them, too."""
@@ -58,6 +68,7 @@ class RequestSubscription:
         bus: Bus,
         games: Games,
         pending: PendingRequests,
+        resumption: Resumption,
         handlers: BoundedHandlers,
         peers: Peers,
         metrics: Metrics,
@@ -66,6 +77,7 @@ class RequestSubscription:
         self._bus = bus
         self._games = games
         self._pending = pending
+        self._resumption = resumption
         self._handlers = handlers
         self._again = BoundedHandlers("repeated play request", settings.max_requests)
         self._peers = peers
@@ -142,7 +154,10 @@ class RequestSubscription:
             request = self._request(msg, tell, broadcast)
             failpoints.reach("F1")
             await self._send(inbox, encode_feedback(SessionRequestAccepted(request.session_id)))
-            ready = await self._pending.play(request, inbox)
+            if isinstance(request, ResumeRequest):
+                ready = await self._resume(request)
+            else:
+                ready = await self._pending.play(request, inbox)
         except TipoffError as exc:
             if isinstance(exc, AnsweredElsewhere):
                 return
@@ -165,23 +180,39 @@ class RequestSubscription:
         again = isinstance(error, ShuttingDown) and bool(msg.headers and msg.headers.get(TIMEOUT_HEADER))
         await self._end(inbox, error, {ASK_AGAIN_HEADER: "1"} if again else None)
 
-    def _request(self, msg: Msg, tell: Tell, broadcast: bool) -> PendingRequest:
+    async def _resume(self, request: ResumeRequest) -> SessionReady:
+        try:
+            async with asyncio.timeout(request.timeout):
+                return await self._resumption.resume(request)
+        except TimeoutError:
+            raise NoServerInTime(f"the seat was not found within {request.timeout:g} s; try again") from None
+
+    def _request(self, msg: Msg, tell: Tell, broadcast: bool) -> PendingRequest | ResumeRequest:
         """Parse a request. Raises `Malformed` or `UnknownGame`."""
         tokens = msg.subject[self._retry_prefix if broadcast else self._prefix :].split(".")
         subject = names.from_subject_tokens(tokens[:1]), names.from_subject_tokens(tokens[1:])
         request = decode_request(msg.data, subject=subject)
         headers = msg.headers or {}
         given = headers.get(REQUEST_ID_HEADER) or request.request_id
+        key = headers.get(RESUME_KEY_HEADER)
+        resume = None
+        if given == RESUME or key is not None or request.session is not None:
+            resume = names.check_resume(request.session, key)
+            given = None
         request_id = names.check_request_id(given) if given else names.new_request_id()
         game = self._games.get(request.game, request.version)
         if game is None:
             known = f": {self._games.unknown(request.game, request.version)}" if self._tell_reasons else ""
             raise UnknownGame(f"unknown game or version{known}")
+        client_ip = address_or_nothing(request.client_ip)
+        timeout = min(game.request_timeout, _seconds(headers.get(TIMEOUT_HEADER)))
+        if resume is not None:
+            return ResumeRequest(*resume, game, client_ip, min(timeout, RESUME_TIMEOUT))
         return PendingRequest(
             session_id=names.session_id(request_id),
             game=game,
-            client_ip=address_or_nothing(request.client_ip),
-            timeout=min(game.request_timeout, _seconds(headers.get(TIMEOUT_HEADER))),
+            client_ip=client_ip,
+            timeout=timeout,
             tell=tell,
             user_id=names.check_user_id(request.user_id) if request.user_id else "",
             name=names.clean_player_name(request.name),

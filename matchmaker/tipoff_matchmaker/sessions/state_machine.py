@@ -38,6 +38,15 @@ class AskedAgain:
 
 
 @dataclass(frozen=True, slots=True)
+class Resumed:
+    """The player wants its seat back: a token of this `generation` goes out, which may be used until `claim_deadline`.
+    Too late when there is one of that generation already."""
+
+    generation: int
+    claim_deadline: float
+
+
+@dataclass(frozen=True, slots=True)
 class StartFailed:
     """The server this session waited for did not start; it waits for another one."""
 
@@ -103,6 +112,7 @@ class Released:
 Event: TypeAlias = (
     SeatFound
     | AskedAgain
+    | Resumed
     | StartFailed
     | TakenOver
     | GivenUp
@@ -208,6 +218,9 @@ def _ready(record: SessionRecord, event: Event, now: float) -> Step:
             if claim_deadline <= record.deadline:
                 return NOTHING
             return Step(msgspec.structs.replace(record, deadline=claim_deadline))
+        case Resumed(generation, claim_deadline) if generation == record.generation + 1:
+            deadline = max(record.deadline, claim_deadline)
+            return Step(msgspec.structs.replace(record, generation=generation, deadline=deadline))
         case Left():  # connected and left, and the two notices came as one
             return _close(record, "the player left")
         case ServerGone() | Ended():
@@ -224,6 +237,8 @@ def _active(record: SessionRecord, event: Event) -> Step:
             return _lose_server(record, event)
         case Connected() | DeadlinePassed(connected=True):
             return Step(effects=(Effect.CLAIMED,))
+        case Resumed(generation) if generation == record.generation + 1:
+            return Step(msgspec.structs.replace(record, generation=generation))
         case _:
             return NOTHING
 

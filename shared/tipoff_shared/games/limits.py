@@ -21,6 +21,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "request_timeout": (1, 3600),
     "claim_time": (1, 3600),
     "token_timeout": (1, 3600),
+    "resume_ttl": (0, 3600),
     "protocol_id": (0, 2**64 - 1),
 }
 _BEVYGAP_TIMEOUT = 25

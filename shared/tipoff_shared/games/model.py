@@ -124,6 +124,9 @@ class Game(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     their seats wait so much longer. (`token_lifetime`, an earlier name, is still read.)"""
     token_timeout: int = 15
     """A connection on which nothing was heard for so long is over."""
+    resume_ttl: int = 30
+    """How long a player's seat is held after the connection was lost, so that the player can reconnect to it
+    (docs/reconnect.md). 0: not at all. Who leaves or is kicked frees the seat at once. bevygap's servers hold none."""
     bevygap: bool = False
     """Write bevygap's mappings for every session, and give its servers tokens they understand."""
     private_key_file: str = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import os
@@ -62,6 +63,14 @@ class PrivateKey:
             deployment_id.encode(), key=self._secret, digest_size=KEY_BYTES, person=b"tipoff netcode"
         )
         return PrivateKey(digest.digest())
+
+    def resume_key(self, session_id: str) -> str:
+        """What proves that a session is one's own: 22 letters and digits, a secret of the session's player. It leads
+        neither back to this key nor to another session's."""
+        digest = hashlib.blake2b(
+            session_id.encode(), key=self._secret, digest_size=16, person=b"tipoff resume"
+        )
+        return base64.urlsafe_b64encode(digest.digest()).rstrip(b"=").decode()
 
     def reveal(self) -> bytes:
         """The 32 bytes. The caller must not log or show them."""

@@ -74,7 +74,9 @@ class Server:
     `is_client_connected` answers for the other transports, this server's ``is_connected`` for this one;
     `has_room` says whether the game as a whole takes one more player
     (both may disconnect a client to make room). A client id that is connected is not
-    let in again, or, with `replace_connected`, throws out its former self once it proved its address. With
+    let in again, or, with `replace_connected` or where `comes_back` says so, throws out its former self once it proved
+    its address; one that knows frames gets the frame `replaced` before. Where `comes_back` says yes, no room is needed.
+    With
     `answer_keep_alives` each client can measure its round trip (see `round_trip`). With `framing` a client that knows
     frames may send them and gets them (`send_frame`, `Frame`); all others see the standard only.
     `request_budget` bounds the work for strangers'
@@ -101,6 +103,8 @@ class Server:
         is_client_connected: Callable[[int], bool] | None = None,
         has_room: Callable[[], bool] | None = None,
         replace_connected: bool = False,
+        comes_back: Callable[[int], bool] | None = None,
+        replaced: bytes = b"",
         check_address: bool | None = None,
         answer_keep_alives: bool = False,
         framing: bool = False,
@@ -130,6 +134,8 @@ class Server:
         self._is_client_connected = is_client_connected
         self._has_room = has_room
         self._replace_connected = replace_connected
+        self._comes_back = comes_back
+        self._replaced = replaced
         self._answer_keep_alives = answer_keep_alives
         self._packet_limit = packet_limit
         self._writer = PacketWriter(protocol_id)
@@ -295,6 +301,11 @@ class Server:
         slot = self._slots.get(index)
         return None if slot is None else slot.client_id
 
+    def silent_for(self, index: int, now: float) -> float:
+        """Seconds since the client in slot `index` was heard; 0 for an empty slot."""
+        slot = self._slots.get(index)
+        return 0.0 if slot is None else now - slot.last_receive
+
     def clients(self) -> list[Connected]:
         """The connected clients, by slot."""
         return [self._slots[index].connected() for index in sorted(self._slots)]
@@ -335,6 +346,8 @@ class Server:
         elif answer is not None:
             former = self._by_client_id.get(answer.client_id)
             if former is not None:
+                for _ in range(DISCONNECT_REPEATS if self._replaced else 0):
+                    self.send_frame(former.index, self._replaced, now)
                 self._throw_out(former, DisconnectReason.REPLACED, now)
             self._connect(pending, framed, now)
 
@@ -352,6 +365,8 @@ class Server:
         self._events.append(slot.connected())
 
     def _place_for(self, client_id: int) -> Place:
+        if self._comes_back is not None and self._comes_back(client_id):
+            return Place.FREE if self._free or client_id in self._by_client_id else Place.FULL
         if self._is_client_connected is not None and self._is_client_connected(client_id):
             return Place.CONNECTED
         if client_id in self._by_client_id:
