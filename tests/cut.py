@@ -46,8 +46,14 @@ def _sockets(kind: int, port: int) -> Iterator[socket.socket]:
         except OSError:
             continue  # no socket, or closed meanwhile
         with sock:
-            try:
-                if sock.type == kind and sock.getpeername()[1] == port:
-                    yield sock
-            except OSError:
-                continue  # not connected
+            if sock.type == kind and _peer_port(sock) == port:
+                yield sock
+
+
+def _peer_port(sock: socket.socket) -> int | None:
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return None
+    try:
+        return int(sock.getpeername()[1])
+    except OSError:
+        return None  # not connected

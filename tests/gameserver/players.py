@@ -64,6 +64,12 @@ class Recorder(Game):
         self._note("message", player, data)
         player.send(data)
 
+    def on_drop(self, player: Player) -> None:
+        self._note("drop", player)
+
+    def on_resume(self, player: Player) -> None:
+        self._note("resume", player)
+
     def on_leave(self, player: Player, reason: LeaveReason) -> None:
         self._note("leave", player, reason)
 
@@ -95,6 +101,7 @@ def token_for(
     address: Address | None = None,
     user_data: bytes | None = None,
     timeout: int = 5,
+    resume_ttl: int = 0,
 ) -> bytes:
     """A token as the matchmaker would issue it for this server, unless something is to be wrong with it."""
     context = context or server.context
@@ -105,6 +112,7 @@ def token_for(
         deployment_id if deployment_id is not None else context.deployment_id,
         boot_id if boot_id is not None else server.boot_id,
         generation,
+        resume_ttl=resume_ttl,
     ).encode()
     return issue_token(
         context.private_key,

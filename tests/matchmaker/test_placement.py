@@ -154,7 +154,7 @@ async def test_a_free_seat_leads_to_a_record_and_a_token_at_once(table: Table) -
         generation=1,
     )
     assert (ready.session_id, ready.deployment_id, ready.ip, ready.port) == ("s", "one", "127.0.0.1", 7777)
-    assert _of_token(ready) == TokenUserData("s", "one", "boot", 1)
+    assert _of_token(ready) == TokenUserData("s", "one", "boot", 1, resume_ttl=ARENA.resume_ttl)
     assert await table.token() == ready.token
     tokens = table.world.buckets.connect_tokens
     raw = await table.world.bus.js.get_last_msg(tokens.stream, f"$KV.{tokens.bucket}.s")
@@ -188,7 +188,7 @@ async def test_who_has_to_wait_is_written_down_first(table: Table) -> None:
         NOW + HOLD + SLACK,
     )
     assert ready.client_id == first.client_id
-    assert _of_token(ready) == TokenUserData("s", "one", "boot", 1)
+    assert _of_token(ready) == TokenUserData("s", "one", "boot", 1, resume_ttl=ARENA.resume_ttl)
     assert await table.token() == ready.token
     assert not request.waits
 

@@ -18,9 +18,11 @@ from tipoff_matchmaker.sessions.state_machine import (
     GivenUp,
     Left,
     Released,
+    Resumed,
     SeatFound,
     ServerGone,
     StartFailed,
+    Step,
     TakenOver,
     is_open,
     step,
@@ -106,11 +108,36 @@ def test_a_failed_start_counts_an_attempt() -> None:
     assert (record.attempt, record.reason) == (2, "exit 1")
 
 
+@pytest.mark.row(99)
+@pytest.mark.parametrize("record", [READY, ACTIVE])
+def test_a_player_who_comes_back_gets_the_next_generation(record: SessionRecord) -> None:
+    """State, seat and client id stay; of two requests for the same generation one counts."""
+    after = step(record, Resumed(record.generation + 1, 50.0), 5).record
+    assert after == msgspec.structs.replace(record, generation=record.generation + 1)
+    assert step(after, Resumed(record.generation + 1, 60.0), 5).record is None
+    assert step(record, Resumed(record.generation + 2, 60.0), 5).record is None
+
+
+@pytest.mark.row(99)
+def test_a_seat_that_was_never_claimed_waits_for_the_token_of_who_asks_again() -> None:
+    after = step(READY, Resumed(READY.generation + 1, READY.deadline + 9), 5).record
+    assert after is not None
+    assert after.deadline == READY.deadline + 9
+
+
+@pytest.mark.row(99)
+@pytest.mark.parametrize("state", [S.REQUESTED, S.CLOSING, S.GONE])
+def test_without_a_seat_there_is_nothing_to_come_back_to(state: S) -> None:
+    record = msgspec.structs.replace(ACTIVE, state=state)
+    assert step(record, Resumed(record.generation + 1, 50.0), 5) == Step()
+
+
 texts = st.sampled_from(["", "d1", "d2", "b1", "b2"])
 times = st.floats(0, 200)
 events: st.SearchStrategy[Event] = st.one_of(
     st.builds(SeatFound, st.sampled_from(["d1", "d2"]), texts, times),
     st.builds(AskedAgain, times),
+    st.builds(Resumed, st.integers(0, 6), times),
     st.builds(StartFailed, texts),
     st.builds(TakenOver, st.sampled_from(["m1", "m2", ""]), st.sampled_from(["m1", "m2", ""]), times),
     st.builds(GivenUp, texts, st.sampled_from(["m1", "m2", ""])),
@@ -136,7 +163,7 @@ def test_whatever_happens_a_session_only_moves_forward(story: list[tuple[Event, 
         assert ORDER[after.state] >= ORDER[record.state]
         assert (after.id, after.game, after.version, after.client_id) == ("s1", "arena", "1", "7")
         assert after.generation - record.generation == (
-            record.state is S.REQUESTED and after.state is S.READY
+            (record.state is S.REQUESTED and after.state is S.READY) or isinstance(event, Resumed)
         )
         assert after != record
         assert (after.state is S.CLOSING) == (Effect.RELEASE in outcome.effects)

@@ -15,6 +15,7 @@ from tipoff_matchmaker.errors import AnsweredElsewhere, ShuttingDown
 from tipoff_matchmaker.peers import Peers
 from tipoff_matchmaker.requests.gensession import GenSession
 from tipoff_matchmaker.requests.pending import PendingRequest, PendingRequests
+from tipoff_matchmaker.requests.resumption import ResumeRequest
 from tipoff_matchmaker.requests.subscription import RequestSubscription
 from tipoff_matchmaker.settings import Settings
 from tipoff_shared import names
@@ -62,6 +63,7 @@ class Desk:
         self.world = World(bus, settings)
         """Its players."""
         self.placed: list[PendingRequest] = []
+        self.resumed: list[ResumeRequest] = []
         self.place: Place = self._ready
         self.done = asyncio.Event()
         """For `later`."""
@@ -74,6 +76,7 @@ class Desk:
             bus,
             games_of(ARENA, msgspec.structs.replace(ARENA, version="2.0")),
             self.pending,
+            self,  # type: ignore[arg-type] # as much of a Resumption as requests use
             self.handlers,
             self.peers,
             self.metrics,  # type: ignore[arg-type] # as much of it as requests use
@@ -86,6 +89,10 @@ class Desk:
         return await self.place(request)
 
     async def _ready(self, request: PendingRequest) -> SessionReady:
+        return READY
+
+    async def resume(self, request: ResumeRequest) -> SessionReady:
+        self.resumed.append(request)
         return READY
 
     async def later(self, request: PendingRequest) -> SessionReady:

@@ -54,7 +54,7 @@ from tipoff_shared.records import (
     decode_command,
 )
 from tipoff_shared.settings import NatsSettings
-from tipoff_shared.subjects import REQUEST_ID_HEADER, TIMEOUT_HEADER
+from tipoff_shared.subjects import REQUEST_ID_HEADER, RESUME, RESUME_KEY_HEADER, TIMEOUT_HEADER
 
 T = TypeVar("T")
 
@@ -331,9 +331,10 @@ class World:
         subject: str | None = None,
         again: bool = False,
         client_ip: str | None = None,
+        resume: tuple[str, str] | None = None,
     ) -> Answers:
         """Ask to play; the feedback comes into what is returned. `again`: of every matchmaker. `client_ip`: by default
-        each player has its own address."""
+        each player has its own address. `resume`: a session and its key, for the seat that it has."""
         if client_ip is None:
             client_ip = f"203.0.{113 + self._players // 240}.{7 + self._players % 240}"
             self._players += 1
@@ -349,11 +350,17 @@ class World:
         inbox = self.bus.nc.new_inbox()
         sub = await self.bus.nc.subscribe(inbox, cb=heard)
         headers = {REQUEST_ID_HEADER: answers.request_id}
+        session = None
+        if resume is not None:
+            session, headers[RESUME_KEY_HEADER] = resume
+            headers[REQUEST_ID_HEADER] = RESUME
         if timeout is not None:
             headers[TIMEOUT_HEADER] = str(timeout)
         await self.bus.nc.publish(
             subject or (self.bus.subjects.retry if again else self.bus.subjects.request)(game, version),
-            encode_request(PlayRequest(game, version, client_ip=client_ip)) if payload is None else payload,
+            encode_request(PlayRequest(game, version, client_ip=client_ip, session=session))
+            if payload is None
+            else payload,
             reply=inbox,
             headers=headers,
         )
@@ -373,6 +380,11 @@ class World:
         ready = await answers.end()
         assert isinstance(ready, SessionReady), ready
         return ready
+
+    async def resume(self, ready: SessionReady, key: str | None = None, *, again: bool = False) -> Feedback:
+        """Ask for the seat of `ready` again, by its key or another one; the last answer."""
+        given = (ready.session_id, key or str(ready.resume_key))
+        return await (await self.ask(resume=given, again=again)).end()
 
     def server_of(self, ready: SessionReady) -> Gameserver:
         return self.servers[ready.deployment_id]

@@ -13,7 +13,7 @@ import nats.errors
 from tests.soak.bots import Crowd
 from tests.soak.invariants import Look
 from tests.soak.processes import game_servers
-from tests.soak.stack import LIMITS, TOKEN_TIMEOUT, Stack
+from tests.soak.stack import LIMITS, RESUME_TTL, TOKEN_TIMEOUT, Stack
 from tipoff_shared.errors import TipoffError
 from tipoff_shared.kv.buckets import buckets
 from tipoff_shared.records import DeploymentState, SessionState
@@ -66,7 +66,7 @@ async def _look(stack: Stack, crowd: Crowd) -> Look:
         connections=frozenset(reading_connections.result()),
         servers=frozenset(server.deployment_id for server in reading_servers.result()),
         players=dict(crowd.players),
-        vanished=crowd.vanished(TOKEN_TIMEOUT + NOTICED),
+        vanished=crowd.vanished(TOKEN_TIMEOUT + RESUME_TTL + NOTICED),
         limits=LIMITS,
         missing=missing.result(),
     )

@@ -35,6 +35,7 @@ CHURN, LASTING = "churn", "lasting"
 """The two games: players come and go on one, and stay on the other."""
 PROFILES = ("trusted", "isolated")
 TOKEN_TIMEOUT = 10
+RESUME_TTL = 5
 """Seconds after which a connection ends on which nothing is heard."""
 _READY = 60.0
 _GAME = """
@@ -48,6 +49,7 @@ max_deployments = {max_deployments}
 empty_ttl = 5
 claim_time = 15
 token_timeout = {TOKEN_TIMEOUT}
+resume_ttl = {RESUME_TTL}
 
 [game.process]
 command = ["python", "-m", "tipoff_arena.server"]
@@ -245,7 +247,13 @@ def _common(directory: Path) -> dict[str, str]:
     games = directory / "games.toml"
     games.write_text(
         "".join(
-            _GAME.format(TOKEN_TIMEOUT=TOKEN_TIMEOUT, name=name, seats=seats, max_deployments=limit)
+            _GAME.format(
+                TOKEN_TIMEOUT=TOKEN_TIMEOUT,
+                RESUME_TTL=RESUME_TTL,
+                name=name,
+                seats=seats,
+                max_deployments=limit,
+            )
             for name, (seats, limit) in _GAMES.items()
         )
     )
