@@ -179,7 +179,7 @@ async def follow(page: list[Step], directory: Path, shell: list[str], environmen
             for each in follower.terminals.values():
                 await asyncio.to_thread(each.wait_for_prompt)
         except BaseException:
-            print("the page says:", await reader._says(), file=sys.stderr)
+            print("the page said:", await window.evaluate("window.said"), file=sys.stderr)
             for each in follower.terminals.values():
                 print(f"=== {each.name}\n{each.tail()}", file=sys.stderr)
             raise
