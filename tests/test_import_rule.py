@@ -47,7 +47,7 @@ ORDER = {
         udp_sockets framing
         names messages
         games
-        records subjects settings user_data admin hooks server_events
+        records subjects settings user_data admin hooks server_events session_end
         disk_space file_limit health_report http_exchange
         nats
         kv

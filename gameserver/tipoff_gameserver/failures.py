@@ -5,7 +5,7 @@
     ├── ConfigError         (tipoff_shared.errors) settings that cannot be used; exit code 2
     └── TipoffError         (tipoff_shared.errors) what NATS or a peer did wrong: logged, and the game goes on
 
-A callback that raises is logged. A player whose `on_join` raised is kicked. A failing `on_start`, too many failing
+A callback that raises is logged. A player whose `on_join` raised is sent away. A failing `on_start`, too many failing
 ticks in a row, or a callback that does not return (patience.py) end the server; a message that is too large never does.
 """
 
@@ -33,10 +33,15 @@ class GameFailures:
         self._max_tick_failures = max_tick_failures
         self._ticks_failed = 0
         self._on_giving_up: list[Callable[[GameFailed], None]] = []
+        self._on_join_failed: list[Callable[[Player, str, BaseException], None]] = []
 
     def on_giving_up(self, callback: Callable[[GameFailed], None]) -> None:
         """Call `callback` once too many ticks in a row have failed, or a callback hangs."""
         self._on_giving_up.append(callback)
+
+    def on_join_failed(self, callback: Callable[[Player, str, BaseException], None]) -> None:
+        """Call `callback(player, "on_join", exc)` for each player whose `on_join` raised."""
+        self._on_join_failed.append(callback)
 
     def callback_failed(self, label: str, args: tuple[Any, ...], exc: BaseException) -> None:
         """The callback `label`, called with `args`, raised `exc`."""
@@ -48,7 +53,8 @@ class GameFailures:
         about = f" for {player}" if player else ""
         self._log.exception(label, f"the game's {label} failed{about}; the game goes on", exc)
         if label == "on_join" and player is not None:
-            player.kick("the game could not let you in")
+            for callback in self._on_join_failed:
+                callback(player, label, exc)
 
     def hangs(self, why: str) -> None:
         """The game does not go on, and is given up. Idempotent."""

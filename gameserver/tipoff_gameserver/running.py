@@ -32,6 +32,7 @@ from tipoff_gameserver.throttled_log import ThrottledLog
 from tipoff_shared.health import HealthFile
 from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.records import Bans, Command, Drain, Expect, GameserverLease, Kick, LeaseState
+from tipoff_shared.session_end import GAME_FAILED
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +110,7 @@ class Running:
         )
         self.schedule = self._clock.schedule
         self._failures.on_giving_up(self._give_up)
+        self._failures.on_join_failed(self._roster.failed_for)
         self._blocked = BlockedWatch()
 
     @property
@@ -236,7 +238,7 @@ class Running:
 
     def _give_up(self, failure: GameFailed) -> None:
         self._clock.stop()
-        self.shutdown.begin(str(failure), failed=True)
+        self.shutdown.begin(f"{GAME_FAILED}: {failure}", failed=True)
 
     # --- the end ----------------------------------------------------------------------------------------------
 
@@ -253,7 +255,7 @@ class Running:
         self._blocked.stop()
         if self._housekeeping_timer is not None:
             self._housekeeping_timer.cancel()
-        self._roster.close_all("the game has failed" if self.failure is not None else "the server ends")
+        self._roster.close_all(self.shutdown.reason, self.failure)
         self._dispatcher.post("on_stop", self._callbacks.on_stop, self._server)
         try:
             async with asyncio.timeout(_CALLBACK_TIMEOUT):

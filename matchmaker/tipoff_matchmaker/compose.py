@@ -182,6 +182,7 @@ def compose(
     unclaimed = {game.key: most_unclaimed(game, settings.unclaimed_per_address) for game in ours}
     # How many seats the others can have is known at Edgegap only.
     unclaimed = dict.fromkeys(by_key, settings.unclaimed_per_address) | unclaimed
+    sessions.subscribe_ends(metrics.session_ended)
     claims = ClaimLimit(sessions, unclaimed, metrics, tasks, settings, clock)
     ban_follower = BanFollower(buckets.bans, clock)
     bans = BanEnforcer(

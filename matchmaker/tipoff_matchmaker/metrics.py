@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from tipoff_matchmaker import metrics_server
 from tipoff_shared.primitives.circuit_breaker import BreakerState
 from tipoff_shared.records import DeploymentRecord, DeploymentState, SessionRecord, SessionState
+from tipoff_shared.session_end import EndCause
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
@@ -82,6 +83,12 @@ class Metrics:
             ["action"],
             registry=self.registry,
         )
+        self._ended = Counter(
+            "tipoff_matchmaker_sessions_ended",
+            f"Sessions that ended, by cause: {', '.join(EndCause)}",
+            ["cause"],
+            registry=self.registry,
+        )
         self._seats = Gauge("tipoff_seats_taken", "Seats taken", ["game", "version"], registry=self.registry)
 
     def answered(self, seconds: float, *, warm: bool) -> None:
@@ -104,6 +111,10 @@ class Metrics:
     def event_refused(self, code: int) -> None:
         """An event of a game server was refused with this error code."""
         self._events_refused.labels(str(code)).inc()
+
+    def session_ended(self, record: SessionRecord) -> None:
+        """A session's end was written."""
+        self._ended.labels(record.cause).inc()
 
     def sessions_seen(self, records: Iterable[SessionRecord]) -> None:
         """Count all sessions by state."""

@@ -24,6 +24,7 @@ from tipoff_shared.primitives.retry import Backoff, run_forever
 from tipoff_shared.primitives.text import describe
 from tipoff_shared.primitives.waiting import gather_then_raise
 from tipoff_shared.records import GameserverLease
+from tipoff_shared.session_end import parse_end
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ class PresenceReader:
         elif current is not None:
             await ack()
         else:
-            await self._sessions.apply(session_id, Left())
+            await self._sessions.apply(session_id, Left(parse_end(change.why)) if change.why else Left())
             await ack.confirmed()
             await self._buckets.active_connections.forget(session_id, change.revision)
 

@@ -105,8 +105,8 @@ class MemoryBucket(Changeable[T]):
             listener()
         return self._revision
 
-    async def delete(self, key: str, revision: int | None = None) -> None:
-        """Remove the record. Raises `LostRace` when `revision` is not the current one."""
+    async def delete(self, key: str, revision: int | None = None, *, why: str = "") -> None:
+        """Remove the record, which nobody asks about. Raises `LostRace` when `revision` is not the current one."""
         if revision is not None and self.records.get(key, (b"", 0, 0.0))[1] != revision:
             raise LostRace(f"{key} was changed by somebody else")
         self.records.pop(key, None)

@@ -54,6 +54,10 @@ class SessionRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """What the player's login at httpd says; "" without one."""
     name: str = ""
     """The player's, for people."""
+    cause: str = ""
+    """Why it has ended, as an `EndCause` (session_end.py); "" before, and from an earlier release. `reason` is the text
+    for it."""
+    ended_at: float = 0.0
 
 
 class DeploymentState(StrEnum):

@@ -31,6 +31,8 @@ MAX_EVENT = 64 * 1024
 """Bytes of one event's body."""
 MAX_CHANGES = 500
 """Joins and leaves in one event."""
+MAX_END = 200
+"""Characters that say why one player has left."""
 MAX_LEASE_TTL = 3600
 
 _KEY = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -51,10 +53,12 @@ class Lease(msgspec.Struct, frozen=True, tag="lease", tag_field="event"):
 
 
 class Players(msgspec.Struct, frozen=True, tag="players", tag_field="event", omit_defaults=True):
-    """The sessions that joined (session id -> client id, in decimal) and, after that, those that left."""
+    """The sessions that joined (session id -> client id, in decimal) and, after that, those that left. `ends`: session
+    id -> why it left (`SessionEnd.encode`), where that is not by itself."""
 
     joined: dict[str, str] = {}
     left: list[str] = []
+    ends: dict[str, str] = {}
 
 
 class Context(msgspec.Struct, frozen=True, tag="context", tag_field="event"):
@@ -159,11 +163,13 @@ def unseal(key: EventKey, deployment_id: str, body: bytes, headers: Mapping[str,
     match event.what:
         case Lease(lease, ttl):
             _check_lease(lease, ttl, deployment_id, event.boot_id)
-        case Players(joined, left):
+        case Players(joined, left, ends):
             if len(joined) + len(left) > MAX_CHANGES:
                 raise Malformed(f"joined and left: at most {MAX_CHANGES} together")
-            if not all(map(_ID.fullmatch, (*joined, *left))):
-                raise Malformed("joined, left: not a session id")
+            if not all(map(_ID.fullmatch, (*joined, *left, *ends))):
+                raise Malformed("joined, left, ends: not a session id")
+            if len(ends) > MAX_CHANGES or any(len(end) > MAX_END for end in ends.values()):
+                raise Malformed(f"ends: at most {MAX_CHANGES}, of {MAX_END} characters")
             if not all(map(_CLIENT_ID.fullmatch, joined.values())):
                 raise Malformed("joined: not a client id")
         case Context() | Goodbye():

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import sys
+import time
 from typing import Any
 
 import msgspec
@@ -368,7 +369,8 @@ async def test_status_counts_who_is_connected_now(world: World) -> None:
 def test_status_shows_who_plays_where_that_is_known() -> None:
     """A name is anybody's text: it changes nothing of the table."""
     empty: dict[str, list[dict[str, Any]]] = {
-        kind: [] for kind in ("deployments", "connections", "orchestrators", "problems", "matchmakers")
+        kind: []
+        for kind in ("deployments", "sessions", "connections", "orchestrators", "problems", "matchmakers")
     }
 
     def session(**player: str) -> dict[str, Any]:
@@ -388,6 +390,10 @@ def test_status_shows_who_plays_where_that_is_known() -> None:
         }
     )
     for text in ("[red]Ann[/red] (auth0|1)", " Bob ", " cleo "):
+        assert text in shown
+    over = session(deployment_id="duel-1", cause="kicked", reason="the game kicked the player: [b]no[/b]")
+    shown = _shown(empty | {"ended": [over | {"ended_at": time.time() - 5}]})
+    for text in ("Ended lately", "duel-1", "the game kicked the player: [b]no[/b]", "5 s"):
         assert text in shown
     session_id, server = "s" + "a" * 26, "duel-0123456789"
     long = session(id=session_id, deployment_id=server, user_id="u" * 40, name="n" * 40)

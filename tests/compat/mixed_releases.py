@@ -40,6 +40,8 @@ class Echo:
     def on_message(self, player, data):
         if data == b"who":
             data = f"{getattr(player, 'user_id', '')}/{player.name}".encode()
+        if data == b"kick":
+            player.kick("as you wish")
         player.send(data)
 
 tipoff_gameserver.GameServer(Echo(), tick_rate=20).main()

@@ -107,7 +107,9 @@ async def test_a_callback_that_awaits_something_cancelled_does_not_stop_the_game
         await enough.wait()
 
 
-async def test_a_player_whose_on_join_fails_is_kicked() -> None:
+async def test_a_player_whose_on_join_fails_is_sent_away_and_hears_that_the_game_failed() -> None:
+    """And nothing of the exception."""
+
     class Game(Recorder):
         def on_join(self, player: Player) -> None:
             super().on_join(player)
@@ -117,7 +119,8 @@ async def test_a_player_whose_on_join_fails_is_kicked() -> None:
     async with server_for(game) as server:
         async with by_websocket(server, token_of(await ready(server))) as player:
             await player.ws.wait_closed()
-            assert player.ws.close_code == 4000
+            assert player.ws.close_code == 4003
+            assert player.ws.close_reason == "the game failed: it could not let you in"
         (leave,) = await game.saw("leave")
         assert leave[2] == LeaveReason.KICKED
 

@@ -299,7 +299,7 @@ class MemoryStore(Generic[T]):
     async def put(self, key: str, value: T, *, ttl: float | None = None, server: str = "") -> int:
         return await self._write(key, value, None, ttl)
 
-    async def delete(self, key: str, revision: int | None = None) -> None:
+    async def delete(self, key: str, revision: int | None = None, *, why: str = "") -> None:
         await self._write(key, None, revision, None)
 
     async def forget(self, key: str, up_to: int) -> None:

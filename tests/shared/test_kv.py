@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ from nats.js.api import ClusterInfo, StreamInfo
 from tests.polling import eventually
 from tipoff.up.embedded_nats import embedded_nats
 from tipoff_shared.errors import Unavailable
-from tipoff_shared.kv.bucket import Bucket, LostRace
+from tipoff_shared.kv.bucket import Bucket, LostRace, Removal
 from tipoff_shared.kv.buckets import create_buckets
-from tipoff_shared.kv.changes import Change
+from tipoff_shared.kv.changes import Change, Changes
 from tipoff_shared.nats.connection import Bus, connect
 from tipoff_shared.records import SessionRecord, SessionState
 from tipoff_shared.settings import NatsSettings
@@ -134,6 +134,37 @@ async def test_the_current_entry_says_which_server_wrote_it(nats: Bus) -> None:
     await store.put("s2", "43")
     assert await store.latest("s1") == Change("s1", "42", 1, server="arena-1")
     assert await store.latest("s2") == Change("s2", "43", 2)
+
+
+async def test_a_tombstone_says_why(nats: Bus) -> None:
+    """Whatever the text, by each way of reading; a value has no such reason."""
+    connections = (await create_buckets(nats)).active_connections
+    why = "kicked: Zo\u00eb, 100 %: \U0001f600"
+    await connections.put("a", "1")
+    await connections.delete("a", why=why)
+    await connections.put("b", "1")
+    changed = await connections.change("b", lambda _: Removal.DELETE, why=why)
+    assert changed.written
+    async with connections.durable("reader") as reader:
+        read = [change async for change in _all(reader, 2)]
+    latest = await connections.list_latest()
+    for key in ("a", "b"):
+        single = await connections.latest(key)
+        assert single is not None
+        for change in (single, latest[key], *(change for change in read if change.key == key)):
+            assert (change.value, change.why) == (None, why)
+    await connections.put("a", "2")
+    single = await connections.latest("a")
+    assert single is not None
+    assert (single.value, single.why) == ("2", "")
+
+
+async def _all(reader: Changes[str], count: int) -> AsyncIterator[Change[str]]:
+    while count > 0:
+        for change, ack in await reader.fetch():
+            await ack()
+            count -= 1
+            yield change
 
 
 async def test_a_deleted_key_leaves_a_tombstone_until_it_is_forgotten(nats: Bus) -> None:

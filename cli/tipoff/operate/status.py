@@ -18,16 +18,22 @@ from tipoff_shared.admin import MatchmakerStatus, decode_reply
 from tipoff_shared.errors import TipoffError
 from tipoff_shared.kv.buckets import buckets
 from tipoff_shared.nats.connection import Bus
+from tipoff_shared.primitives.text import one_line
 from tipoff_shared.records import DeploymentState, SessionState
 
 MAX_MATCHMAKERS = 100
+MAX_ENDED = 10
+"""Sessions that have ended and are shown."""
 _FIRST_ANSWER = 1.0
 _NEXT_ANSWER = 0.1
 
 
 async def read_status(bus: Bus) -> dict[str, list[dict[str, Any]]]:
-    """`{"deployments": [...], "sessions": [...], "connections": [...], "orchestrators": [...], "problems": [...],
-    "matchmakers": [...]}` as plain JSON values, without what is gone. Raises `Unavailable` while NATS is away.
+    """`{"deployments": [...], "sessions": [...], "ended": [...], "connections": [...], "orchestrators": [...],
+    "problems": [...], "matchmakers": [...]}` as plain JSON values. Raises `Unavailable` while NATS is away.
+
+    What is gone is left out, but for `ended`: the sessions that ended last, the latest first, as long as their records
+    stay; `cause` and `reason` say why.
 
     A deployment is `locked` while its game has closed it to new players. Its `seats` are the sessions that hold one;
     `connected` is how many players of its sessions are connected now; `players` is the number its game server reported
@@ -65,6 +71,14 @@ async def read_status(bus: Bus) -> dict[str, list[dict[str, Any]]]:
             msgspec.to_builtins(entry.value)
             for entry in sorted(sessions.values(), key=lambda e: e.value.created_at)
             if entry.value.state is not SessionState.GONE
+        ],
+        "ended": [
+            msgspec.to_builtins(record)
+            for record in sorted(
+                (entry.value for entry in sessions.values() if entry.value.cause),
+                key=lambda record: record.ended_at,
+                reverse=True,
+            )[:MAX_ENDED]
         ],
         "connections": [
             {"session_id": entry.key, "client_id": entry.value} for entry in connections.values()
@@ -138,6 +152,8 @@ def print_status(status: dict[str, list[dict[str, Any]]], console: Console) -> N
         )
     console.print(servers)
     console.print(players)
+    if ended := status.get("ended"):
+        print_ended(ended, console)
     console.print(f"{len(status['connections'])} connected")
     if status["deployments"]:
         console.print("`tipoff logs SERVER` shows what a server prints.", style="dim", highlight=False)
@@ -145,6 +161,22 @@ def print_status(status: dict[str, list[dict[str, Any]]], console: Console) -> N
     for problem in dict.fromkeys(item["problem"] for item in status["problems"]):
         console.print(problem, style="red", highlight=False, markup=False, soft_wrap=True)
     print_claim_limits(status["matchmakers"], console)
+
+
+def print_ended(ended: list[dict[str, Any]], console: Console) -> None:
+    """The sessions that ended last, and why."""
+    columns = (Column("session", no_wrap=True), "game", Column("server", no_wrap=True), "why", "ago")
+    table = Table(*columns, title="Ended lately")
+    now = time.time()
+    for item in ended:
+        table.add_row(
+            item["id"],
+            f"{item['game']} {item['version']}",
+            item.get("deployment_id", "-"),
+            Text(one_line(item.get("reason", ""), 300)),
+            f"{now - item['ended_at']:.0f} s",
+        )
+    console.print(table)
 
 
 def print_claim_limits(matchmakers: list[dict[str, Any]], console: Console) -> None:

@@ -33,6 +33,7 @@ from tipoff_shared.ban_list import BanList, ban_key, text_of
 from tipoff_shared.framing import CloseCode
 from tipoff_shared.netcode import DenyReason
 from tipoff_shared.records import Bans
+from tipoff_shared.session_end import GAME_FAILED, EndCause, SessionEnd, end_of
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,14 @@ _MESSAGE_UNIT = 1200
 _ENDING = Refusal(503, "the server is about to end", DenyReason.FULL)
 _FULL = Refusal(503, "the server is full", DenyReason.FULL)
 _CONNECTED_ALREADY = Refusal(409, "this client is playing here already", DenyReason.ALREADY_CONNECTED)
+_CAUSES = {
+    LeaveReason.LEFT: EndCause.LEFT,
+    LeaveReason.TIMED_OUT: EndCause.TIMED_OUT,
+    LeaveReason.KICKED: EndCause.KICKED,
+    LeaveReason.TOO_SLOW: EndCause.TOO_SLOW,
+    LeaveReason.MISBEHAVED: EndCause.MISBEHAVED,
+    LeaveReason.CLOSED: EndCause.SERVER_STOPPED,
+}
 _UNKNOWN = Refusal(403, "no session is known for this client id")
 
 
@@ -220,7 +229,7 @@ class Roster:
         """Wait until players may send again."""
         await self._second.wait()
 
-    def lost(self, player: Player, link: Link, reason: LeaveReason) -> None:
+    def lost(self, player: Player, link: Link, reason: LeaveReason, end: SessionEnd | None = None) -> None:
         """The connection `link` is lost, without a goodbye: the player's seat is held where its token says so, or the
         player has left for `reason`. Nothing happens when it has another connection by now."""
         if player.link is not link or not player.connected:
@@ -228,7 +237,7 @@ class Roster:
         if player.resume_ttl:
             self._drop(player)
         else:
-            self.left(player, reason)
+            self.left(player, reason, end)
 
     def _drop(self, player: Player) -> None:
         player.connected, player.dropped = False, True
@@ -237,8 +246,9 @@ class Roster:
         log.info("%r: its connection is lost, its seat is held for %d s", player, player.resume_ttl)
         self._dispatcher.post("on_drop", self._call_on_drop, player)
 
-    def left(self, player: Player, reason: LeaveReason) -> None:
-        """The player has left, and its seat is free. Idempotent."""
+    def left(self, player: Player, reason: LeaveReason, end: SessionEnd | None = None) -> None:
+        """The player has left, and its seat is free. `end`: what the operator reads, where `reason` does not say it
+        all. Idempotent."""
         if self._by_client_id.get(player.client_id) is not player:
             return
         del self._by_client_id[player.client_id]
@@ -246,9 +256,10 @@ class Roster:
         self._holds.end(player)
         if player.resume_ttl:
             self._token_check.given_up(player.session_id)
-        log.info("%r: %s", player, reason)
+        end = end or end_of(_CAUSES[reason])
+        log.info("%r: %s", player, end)
         if player.session_id:
-            self._presence.left(player.session_id)
+            self._presence.left(player.session_id, end)
         self._dispatcher.post("on_leave", self._call_on_leave, player, reason)
         if not self._by_client_id:
             for callback in self._on_empty:
@@ -258,7 +269,18 @@ class Roster:
 
     def kick(self, player: Player, reason: str) -> None:
         """Remove a player, as `Player.kick` does."""
-        self._hang_up(player, CloseCode.KICKED, reason, LeaveReason.KICKED)
+        self._hang_up(player, CloseCode.KICKED, reason, LeaveReason.KICKED, end_of(EndCause.KICKED, reason))
+
+    def failed_for(self, player: Player, label: str, exc: BaseException) -> None:
+        """Remove a player whom the game could not take in, because `label` raised `exc`: the player hears that the game
+        failed, the operator how."""
+        self._hang_up(
+            player,
+            CloseCode.GAME_FAILED,
+            "the game failed: it could not let you in",
+            LeaveReason.KICKED,
+            end_of(EndCause.GAME_FAILED, f"its {label} raised {type(exc).__name__}: {exc}"),
+        )
 
     def kick_session(self, session_id: str, reason: str) -> None:
         """Kick the player of this session. If there is none, report that: the matchmaker believes otherwise."""
@@ -280,22 +302,26 @@ class Roster:
             if (refusal := self.banned(grant, player.address)) is not None:
                 self.kick(player, refusal.text)
 
-    def close_all(self, reason: str) -> None:
-        """Remove every player because the server ends."""
+    def close_all(self, reason: str, failure: BaseException | None = None) -> None:
+        """Remove every player because the server ends, for this reason or for the game's `failure`."""
+        code, text, end = CloseCode.GOING_AWAY, "the server ends", end_of(EndCause.SERVER_STOPPED, reason)
+        if failure is not None:
+            code, text, end = CloseCode.GAME_FAILED, GAME_FAILED, end_of(EndCause.GAME_FAILED, str(failure))
         for player in self:
-            self._hang_up(player, CloseCode.GOING_AWAY, reason, LeaveReason.CLOSED)
+            self._hang_up(player, code, text, LeaveReason.CLOSED, end)
 
-    def _hang_up(self, player: Player, code: int, reason: str, why: LeaveReason) -> None:
+    def _hang_up(self, player: Player, code: int, reason: str, why: LeaveReason, end: SessionEnd) -> None:
         if player.connected or player.dropped:
             player.connected = False
             player.link.close(code, reason)
-            self.left(player, why)
+            self.left(player, why, end)
 
     def new_second(self) -> None:
         """Start a new second: every player may send `message_limit` messages again. Seats that were held long enough
         are free."""
         for player in self._holds.take_due(time.monotonic()):
-            self.left(player, LeaveReason.TIMED_OUT)
+            end = end_of(EndCause.TIMED_OUT, f"it did not come back within {player.resume_ttl} s")
+            self.left(player, LeaveReason.TIMED_OUT, end)
         for player in self:
             player.messages_this_second = 0
         self._second.set()

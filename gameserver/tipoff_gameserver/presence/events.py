@@ -27,9 +27,12 @@ from tipoff_shared.primitives.text import describe
 from tipoff_shared.primitives.waiting import wait_for_event
 from tipoff_shared.server_events import MAX_CHANGES, Goodbye, Lease, Players, ServerEvent, What, seal
 from tipoff_shared.server_events import Context as ContextEvent
+from tipoff_shared.session_end import BY_ITSELF, SessionEnd
 
 log = logging.getLogger(__name__)
 
+_ENDS_BYTES = 16 * 1024
+"""Bytes of one event that say why players left; it holds one reason more at most, and `MAX_CHANGES` sessions beside."""
 _PACE = 0.005
 """Seconds between two events about players: a matchmaker handles a limited number per server and second."""
 
@@ -49,8 +52,9 @@ class PlayerReports:
         self._connected: dict[str, str] = {}
         self._came_since: set[str] = set()
         """Sessions that came after the last event was made: it does not speak of them."""
-        self._left: OrderedDict[str, None] = OrderedDict()
-        """Sessions that left lately; they are reported again to a NATS that lost what it had."""
+        self._left: OrderedDict[str, str] = OrderedDict()
+        """Sessions that left lately, and why, "" for by themselves; they are reported again to a NATS that lost what it
+        had."""
 
     @property
     def connected(self) -> list[str]:
@@ -65,10 +69,11 @@ class PlayerReports:
         self._left.pop(session_id, None)
         self.pending[session_id] = None
 
-    def left(self, session_id: str) -> None:
+    def left(self, session_id: str, end: SessionEnd = BY_ITSELF) -> None:
         """A session is not connected. Idempotent, and allowed for a session that never was."""
-        self._connected.pop(session_id, None)
-        self._left[session_id] = None
+        was = self._connected.pop(session_id, None) is not None
+        if was or session_id not in self._left:
+            self._left[session_id] = "" if end == BY_ITSELF else end.encode()
         self._left.move_to_end(session_id)
         while len(self._left) > REMEMBERED:
             self._left.popitem(last=False)
@@ -84,8 +89,10 @@ class PlayerReports:
         self._came_since.clear()
         joined: dict[str, str] = {}
         left: list[str] = []
+        ends: dict[str, str] = {}
+        room = _ENDS_BYTES
         for session_id in self.pending:
-            if len(joined) + len(left) > MAX_CHANGES - 2:
+            if len(joined) + len(left) > MAX_CHANGES - 2 or room < 0:
                 break
             client_id = self._connected.get(session_id)
             came = client_id or self.unreported.get(session_id)
@@ -93,7 +100,10 @@ class PlayerReports:
                 joined[session_id] = came
             if client_id is None:
                 left.append(session_id)
-        return Players(joined, left)
+                if end := self._left.get(session_id, ""):
+                    ends[session_id] = end
+                    room -= len(msgspec.json.encode(end)) + len(session_id) + 4
+        return Players(joined, left, ends)
 
     def delivered(self, players: Players) -> None:
         """The stream has this event. A session that came or left meanwhile stays pending."""
@@ -128,9 +138,9 @@ class EventPresence(Reporter):
         self._reports.joined(session_id, client_id)
         self._sessions_changed()
 
-    def left(self, session_id: str) -> None:
+    def left(self, session_id: str, end: SessionEnd = BY_ITSELF) -> None:
         """Publish soon that the session has left."""
-        self._reports.left(session_id)
+        self._reports.left(session_id, end)
         self._sessions_changed()
 
     async def look_up(self, client_id: int) -> str | None:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from tipoff_shared.records import Command, GameserverLease
+from tipoff_shared.session_end import BY_ITSELF, SessionEnd
 
 DescribeLease = Callable[[], GameserverLease]
 OnCommand = Callable[[Command], None]
@@ -43,8 +44,8 @@ class Presence(Protocol):
         """A session is connected. Idempotent."""
         ...
 
-    def left(self, session_id: str) -> None:
-        """A session is not connected. Idempotent, and allowed for a session that never was."""
+    def left(self, session_id: str, end: SessionEnd = BY_ITSELF) -> None:
+        """A session is not connected, because of `end`. Idempotent, and allowed for a session that never was."""
         ...
 
     async def announce(self, timeout: float) -> bool:
@@ -80,7 +81,7 @@ class NoPresence(Presence):
     def joined(self, session_id: str, client_id: int) -> None:
         """Do nothing."""
 
-    def left(self, session_id: str) -> None:
+    def left(self, session_id: str, end: SessionEnd = BY_ITSELF) -> None:
         """Do nothing."""
 
     async def announce(self, timeout: float) -> bool:

@@ -22,6 +22,7 @@ from tipoff_shared.kv.buckets import Buckets, buckets
 from tipoff_shared.nats.connection import Bus
 from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.primitives.waiting import wait_for_event
+from tipoff_shared.session_end import BY_ITSELF, SessionEnd
 
 log = logging.getLogger(__name__)
 
@@ -49,16 +50,23 @@ class KvPresence(Reporter):
         self._deleted: OrderedDict[str, int] = OrderedDict()
         """Keys deleted lately, with the revision of our put: a NATS that lost writes may have them again."""
 
+        self._ends: OrderedDict[str, str] = OrderedDict()
+        """Why sessions have left lately, where not by themselves. It stands in the tombstone."""
+
     def joined(self, session_id: str, client_id: int) -> None:
         """Put the session's key into `active_connections` soon."""
         self._connected[session_id] = str(client_id)
+        self._ends.pop(session_id, None)
         if session_id not in self._written:
             self._unreported[session_id] = str(client_id)
         self._doubt(session_id)
 
-    def left(self, session_id: str) -> None:
+    def left(self, session_id: str, end: SessionEnd = BY_ITSELF) -> None:
         """Delete the session's key soon, unless another server has written it."""
-        self._connected.pop(session_id, None)
+        if self._connected.pop(session_id, None) is not None and end != BY_ITSELF:
+            self._ends[session_id] = end.encode()
+            while len(self._ends) > REMEMBERED:
+                self._ends.popitem(last=False)
         self._doubt(session_id)
 
     async def look_up(self, client_id: int) -> str | None:
@@ -208,7 +216,7 @@ class KvPresence(Reporter):
             ours = entry.revision
         if ours:
             with contextlib.suppress(LostRace):  # another server has written it since: it is not ours
-                await bucket.delete(session_id, ours)
+                await bucket.delete(session_id, ours, why=self._ends.get(session_id, ""))
         self._written.pop(session_id, None)
         self._deleted[session_id] = ours
         self._deleted.move_to_end(session_id)

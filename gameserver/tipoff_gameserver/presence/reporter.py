@@ -19,6 +19,7 @@ from tipoff_shared.primitives.retry import Backoff
 from tipoff_shared.primitives.tasks import BoundedHandlers, Tasks
 from tipoff_shared.primitives.waiting import wait_for_event
 from tipoff_shared.records import Report, decode_command
+from tipoff_shared.session_end import BY_ITSELF, SessionEnd
 
 log = logging.getLogger(__name__)
 
@@ -104,8 +105,8 @@ class Reporter(Presence, ABC):
         await self._end()
 
     @abstractmethod
-    def left(self, session_id: str) -> None:
-        """A session is not connected."""
+    def left(self, session_id: str, end: SessionEnd = BY_ITSELF) -> None:
+        """A session is not connected, because of `end`."""
 
     @abstractmethod
     def resync(self) -> None:

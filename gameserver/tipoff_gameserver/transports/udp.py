@@ -41,6 +41,7 @@ from tipoff_shared.netcode import (
     ServerEvent,
 )
 from tipoff_shared.primitives.tasks import Tasks
+from tipoff_shared.session_end import EndCause, end_of
 from tipoff_shared.udp_sockets import Datagrams, UdpSockets
 
 log = logging.getLogger(__name__)
@@ -258,7 +259,8 @@ class UdpListener:
         self.disconnect(index, code, text)
         if player is not None:
             log.info("disconnected %s: %s", player.address, text)
-            self._roster.left(player, why)
+            cause = EndCause.TOO_SLOW if why is LeaveReason.TOO_SLOW else EndCause.MISBEHAVED
+            self._roster.left(player, why, end_of(cause, text))
 
     def _send_frames(self) -> None:
         """Pass what channels have to send on to netcode, and note when they must be asked again."""

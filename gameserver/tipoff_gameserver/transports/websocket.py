@@ -48,6 +48,7 @@ from tipoff_shared.framing.close_code import cut_reason
 from tipoff_shared.messages import MAX_MESSAGE, Admitted, Failed, encode_admission, encode_feedback
 from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.primitives.token_bucket import TokenBucket
+from tipoff_shared.session_end import EndCause, SessionEnd, end_of
 
 log = logging.getLogger(__name__)
 _library = logging.getLogger(f"{__name__}.library")
@@ -445,6 +446,7 @@ class WebSocketListener:
 
     async def _play(self, ws: ServerConnection, player: Player, link: WebSocketLink) -> None:
         reason, lost = LeaveReason.LEFT, False
+        end: SessionEnd | None = None
         received, takes = self._roster.received, self._roster.takes
         longest = player.max_message
         waits = longest > MAX_PLAIN_BYTES
@@ -456,6 +458,7 @@ class WebSocketListener:
                 if not isinstance(message, bytes) or not 0 < len(message) <= longest:
                     reason = LeaveReason.MISBEHAVED
                     text = f"messages are binary and have 1 to {longest} bytes"
+                    end = end_of(EndCause.MISBEHAVED, text)
                     await close_within(ws, CloseCode.POLICY, text, CLOSE_TIMEOUT)
                     break
                 while waits and player.connected and not takes(player):
@@ -468,14 +471,16 @@ class WebSocketListener:
                 reason = LeaveReason.TIMED_OUT
             elif sent in _MISBEHAVED:
                 reason, lost = LeaveReason.MISBEHAVED, False
+            elif lost:
+                end = end_of(EndCause.LOST)
         finally:
             self._links.discard(link)
             if link.reason is not None:
-                reason, lost = link.reason, link.is_silent()
+                reason, lost, end = link.reason, link.is_silent(), None
             if lost:
-                self._roster.lost(player, link, reason)
+                self._roster.lost(player, link, reason, end)
             elif player.link is link:
-                self._roster.left(player, reason)
+                self._roster.left(player, reason, end)
 
     async def _match(self, ws: ServerConnection, matchmaker: Matchmaker) -> None:
         """Answer one request to play, as httpd and a matchmaker would."""

@@ -27,6 +27,7 @@ from tipoff_shared.primitives.retry import Backoff, run_forever
 from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.primitives.text import one_line
 from tipoff_shared.records import DeploymentRecord, DeploymentState, GameserverLease
+from tipoff_shared.session_end import NO_HEARTBEAT
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +128,7 @@ class Liveness:
             return  # it is back already, and its message is on its way
         self._leases.pop(change.key, None)
         if self._deployments.get(change.key) is not None:
-            self.suspect(change.key, "it sends no heartbeat" if change.expired else "it said goodbye")
+            self.suspect(change.key, NO_HEARTBEAT if change.expired else "it said goodbye")
 
     # Suspicion and certainty.
 

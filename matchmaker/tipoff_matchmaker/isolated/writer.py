@@ -23,6 +23,7 @@ from tipoff_shared.nats.connection import Bus
 from tipoff_shared.primitives.waiting import gather_then_raise
 from tipoff_shared.records import DeploymentRecord, GameserverLease, Kick, encode
 from tipoff_shared.server_events import MAX_LEASE_TTL, Context, Goodbye, Lease, Players, ServerEvent
+from tipoff_shared.session_end import parse_end
 
 _SIDE_BY_SIDE = 25
 
@@ -64,11 +65,13 @@ class EventWriter:
                 )
             case Goodbye():
                 await self._goodbye(deployment_id, event)
-            case Players(joined, left):
+            case Players(joined, left, ends):
                 assert record is not None
                 joins = (self._join(record, event.boot_id, *player) for player in joined.items())
                 await gather_then_raise(*joins, at_once=_SIDE_BY_SIDE)
-                leaves = (self._leave(deployment_id, session_id) for session_id in left)
+                leaves = (
+                    self._leave(deployment_id, session_id, ends.get(session_id, "")) for session_id in left
+                )
                 await gather_then_raise(*leaves, at_once=_SIDE_BY_SIDE)
             case Context(context):
                 named: dict[str, Any] = context | {
@@ -116,19 +119,19 @@ class EventWriter:
             return True
         return "deployments" in self._ages.lost and len(server.seats) < server.capacity
 
-    async def _leave(self, deployment_id: str, session_id: str) -> None:
+    async def _leave(self, deployment_id: str, session_id: str, end: str) -> None:
         session = await self._buckets.sessions.get(session_id)
         verdict = rules.leave(None if session is None else session.value, deployment_id)
         if verdict is Leave.IGNORE:
             return
         connections = self._buckets.active_connections
+        why = parse_end(end).encode() if end else ""
         result = await connections.change(
-            session_id, lambda current: None if current is None else Removal.DELETE
+            session_id, lambda current: None if current is None else Removal.DELETE, why=why
         )
         if not result.written and verdict is Leave.TELL:
-            await connections.delete(
-                session_id
-            )  # the presence reader sees it, also where there was no connection
+            # The presence reader sees it, also where there was no connection.
+            await connections.delete(session_id, why=why)
 
     async def _kick(self, deployment_id: str, session_id: str) -> None:
         command = encode(Kick(session_id, "the session is over"))

@@ -52,6 +52,7 @@ from tipoff_shared.records import (
     SessionRecord,
     SessionState,
 )
+from tipoff_shared.session_end import NO_HEARTBEAT
 
 _CLOCKS_DIFFER = 10.0
 """Seconds by which a server may seem younger than a bucket that it is older than."""
@@ -198,7 +199,7 @@ def _deployment(record: DeploymentRecord, snapshot: Snapshot, grace: Grace, memo
         if lease is None:
             lasting = memory.lasting(f"lease/{record.id}", now)
             if snapshot.settled and lasting > grace.lease:
-                return [StopServer(record.id, "it sends no heartbeat")]
+                return [StopServer(record.id, NO_HEARTBEAT)]
             return [Confirm(record.id, "it has no lease")]
         if (
             lease.boot_id != record.boot_id

@@ -16,6 +16,7 @@ from tipoff_shared.errors import TipoffError
 from tipoff_shared.kv.buckets import Buckets
 from tipoff_shared.primitives.waiting import wait_for_event
 from tipoff_shared.records import SessionRecord, SessionState
+from tipoff_shared.session_end import parse_end
 
 
 class Deadlines:
@@ -124,8 +125,9 @@ class SessionDeadlines:
             return
         latest = await self._buckets.active_connections.latest(session_id)
         connected = latest is not None and latest.value is not None
+        why = "" if latest is None else latest.why
         if not connected and (latest is not None or record.state is SessionState.ACTIVE):
-            await self._sessions.apply(session_id, Left())
+            await self._sessions.apply(session_id, Left(parse_end(why)) if why else Left())
         else:
             await self._sessions.apply(session_id, DeadlinePassed(connected))
 

@@ -19,6 +19,7 @@ from typing import TypeAlias
 import msgspec
 
 from tipoff_shared.records import NOT_CLAIMED, SessionRecord, SessionState
+from tipoff_shared.session_end import BY_ITSELF, EndCause, SessionEnd, server_end
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,9 @@ class Connected:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """`active_connections[id]` was deleted."""
+    """`active_connections[id]` was deleted. `end`: why, as the game server says."""
+
+    end: SessionEnd = BY_ITSELF
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +169,7 @@ def step(record: SessionRecord | None, event: Event, now: float) -> Step:
         case SessionState.READY:
             return _ready(record, event, now)
         case SessionState.ACTIVE:
-            return _active(record, event)
+            return _active(record, event, now)
         case SessionState.CLOSING:
             return _closing(record, event)
         case SessionState.GONE:
@@ -193,15 +196,15 @@ def _requested(record: SessionRecord, event: Event, now: float) -> Step:
             after = msgspec.structs.replace(record, owner=owner, deadline=max(deadline, record.deadline))
             return Step(after) if after != record else NOTHING
         case GivenUp(reason, owner) if record.owner == owner:
-            return _close(record, reason)
+            return _close(record, EndCause.NO_SEAT, reason, now)
         case Ended(reason):
-            return _close(record, reason)
+            return _close(record, EndCause.OPERATOR, reason, now)
         case DeadlinePassed(connected):
             if (
                 connected or now < record.deadline
             ):  # who plays has a seat: NATS has an older state of the record
                 return NOTHING
-            return _close(record, "no server became ready in time")
+            return _close(record, EndCause.NO_SEAT, "no server became ready in time", now)
         case _:
             return NOTHING
 
@@ -213,7 +216,9 @@ def _ready(record: SessionRecord, event: Event, now: float) -> Step:
         case DeadlinePassed(connected):
             if connected:
                 return _activate(record)
-            return _close(record, NOT_CLAIMED) if now >= record.deadline else NOTHING
+            return (
+                _close(record, EndCause.NOT_CLAIMED, NOT_CLAIMED, now) if now >= record.deadline else NOTHING
+            )
         case AskedAgain(claim_deadline):
             if claim_deadline <= record.deadline:
                 return NOTHING
@@ -221,20 +226,20 @@ def _ready(record: SessionRecord, event: Event, now: float) -> Step:
         case Resumed(generation, claim_deadline) if generation == record.generation + 1:
             deadline = max(record.deadline, claim_deadline)
             return Step(msgspec.structs.replace(record, generation=generation, deadline=deadline))
-        case Left():  # connected and left, and the two notices came as one
-            return _close(record, "the player left")
+        case Left(end):  # connected and left, and the two notices came as one
+            return _close(record, end.cause, str(end), now)
         case ServerGone() | Ended():
-            return _lose_server(record, event)
+            return _lose_server(record, event, now)
         case _:
             return NOTHING
 
 
-def _active(record: SessionRecord, event: Event) -> Step:
+def _active(record: SessionRecord, event: Event, now: float) -> Step:
     match event:
-        case Left():
-            return _close(record, "the player left")
+        case Left(end):
+            return _close(record, end.cause, str(end), now)
         case ServerGone() | Ended():
-            return _lose_server(record, event)
+            return _lose_server(record, event, now)
         case Connected() | DeadlinePassed(connected=True):
             return Step(effects=(Effect.CLAIMED,))
         case Resumed(generation) if generation == record.generation + 1:
@@ -259,17 +264,22 @@ def _activate(record: SessionRecord) -> Step:
     return Step(msgspec.structs.replace(record, state=SessionState.ACTIVE, deadline=0.0), (Effect.CLAIMED,))
 
 
-def _lose_server(record: SessionRecord, event: ServerGone | Ended) -> Step:
-    if isinstance(event, ServerGone):
-        # A token without a boot id is good for any boot.
-        lives_on = event.living_boot and record.boot_id in ("", event.living_boot)
-        if record.deployment_id != event.deployment_id or lives_on:
-            return NOTHING
-    return _close(record, event.reason)
+def _lose_server(record: SessionRecord, event: ServerGone | Ended, now: float) -> Step:
+    if isinstance(event, Ended):
+        return _close(record, EndCause.OPERATOR, event.reason, now)
+    # A token without a boot id is good for any boot.
+    lives_on = event.living_boot and record.boot_id in ("", event.living_boot)
+    if record.deployment_id != event.deployment_id or lives_on:
+        return NOTHING
+    end = server_end(event.reason)
+    text = event.reason if end.cause is EndCause.SERVER_STOPPED else str(end)
+    return _close(record, end.cause, text, now)
 
 
-def _close(record: SessionRecord, reason: str) -> Step:
+def _close(record: SessionRecord, cause: EndCause, reason: str, now: float) -> Step:
     return Step(
-        msgspec.structs.replace(record, state=SessionState.CLOSING, deadline=0.0, reason=reason),
+        msgspec.structs.replace(
+            record, state=SessionState.CLOSING, deadline=0.0, cause=cause, reason=reason, ended_at=now
+        ),
         (Effect.RELEASE,),
     )

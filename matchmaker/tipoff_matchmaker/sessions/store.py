@@ -46,11 +46,16 @@ class SessionStore:
         self._clock = clock
         self._known: dict[str, Entry[SessionRecord]] = {}
         self._listeners: list[Listener] = []
+        self._on_end: list[Listener] = []
         self._handlers: dict[Effect, EffectHandler] = {}
 
     def subscribe(self, listener: Listener) -> None:
         """Call `listener` for every record that this process writes or lists."""
         self._listeners.append(listener)
+
+    def subscribe_ends(self, listener: Listener) -> None:
+        """Call `listener` for every session whose end this process writes."""
+        self._on_end.append(listener)
 
     def handle(self, handlers: Mapping[Effect, EffectHandler]) -> None:
         """Name the handler of each effect, once. Raises `Internal` when one has none: a seat would be kept."""
@@ -107,6 +112,9 @@ class SessionStore:
         if result.written and decided.record is not None:
             record: SessionRecord | None = decided.record
             self._written(decided.record)
+            if decided.record.state is SessionState.CLOSING:
+                for listener in self._on_end:
+                    listener(decided.record)
         else:
             record = None if result.entry is None else result.entry.value
         for effect in decided.effects:

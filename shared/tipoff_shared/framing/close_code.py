@@ -20,6 +20,7 @@ class CloseCode(IntEnum):
     KICKED = 4000  # by the game or by an operator
     TOO_SLOW = 4001  # did not take what was sent to it
     REPLACED = 4002  # the same player has connected anew
+    GAME_FAILED = 4003  # the game raised an exception, or does not return
 
 
 ORDERLY = frozenset({1000, 1001, 1008, 1012, 1013, *range(4000, 5000)})

@@ -15,6 +15,7 @@ import contextlib
 import enum
 import re
 import time
+import urllib.parse
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -55,6 +56,10 @@ _MARKER = "Nats-Marker-Reason"
 _ROLLUP = "Nats-Rollup"
 _PADDING = "Tipoff-Padding"
 _SERVER = "Tipoff-Server"
+_LONGEST_WHY = 4000
+_WHY = "Tipoff-Why"
+"""Percent-encoded: a header is ASCII."""
+_WHY_HEADER = re.compile(rb"^Tipoff-Why:[ \t]*([!-~]+)", re.MULTILINE)
 _SERVER_HEADER = re.compile(rb"^Tipoff-Server:[ \t]*([!-~]+)", re.MULTILINE)
 _MARKER_HEADER = re.compile(rb"^(?:KV-Operation|Nats-Marker-Reason):", re.MULTILINE)
 
@@ -175,8 +180,8 @@ class Changeable(ABC, Generic[T]):
         """Compare-and-set; returns the new revision. Raises `LostRace`."""
 
     @abstractmethod
-    async def delete(self, key: str, revision: int | None = None) -> None:
-        """Delete the key."""
+    async def delete(self, key: str, revision: int | None = None, *, why: str = "") -> None:
+        """Delete the key; the tombstone says `why`."""
 
     @abstractmethod
     async def forget(self, key: str, up_to: int) -> None:
@@ -199,6 +204,7 @@ class Changeable(ABC, Generic[T]):
         before_write: Callable[[], Awaitable[None]] | None = None,
         tries: int = 50,
         what: str = "",
+        why: str = "",
     ) -> ChangeResult[T]:
         """Read, apply `function`, compare-and-set; again from a fresh reading as long as somebody else is first.
 
@@ -217,6 +223,7 @@ class Changeable(ABC, Generic[T]):
         * `confirm_by_newer`: read only what is `newer` than the known entry, which costs less for large values. A key
           that expired without a tombstone then looks unchanged, until a write finds out.
         * `before_write`: called before each write; what it raises, the caller gets, and nothing is written.
+        * `why`: what the tombstone of a `Removal.DELETE` says.
         * After `tries` attempts raises `Unavailable`, naming `what` ("the fleet of arena 1"; by default the key).
 
         A write whose caller is cancelled may still be carried out.
@@ -259,13 +266,13 @@ class Changeable(ABC, Generic[T]):
             must_read, latest = True, None  # for all that fails from here
             try:
                 try:
-                    written = await _replace(self, key, after, revision, ttl)
+                    written = await _replace(self, key, after, revision, ttl, why)
                 except Full:
                     shorter = None if when_full is None or isinstance(after, Removal) else when_full(after)
                     if shorter is None:
                         raise
                     after = shorter
-                    written = await _replace(self, key, after, revision, ttl)
+                    written = await _replace(self, key, after, revision, ttl, why)
             except LostRace:
                 continue
             except Full:
@@ -333,7 +340,8 @@ class Bucket(Changeable[T]):
 
     def _change_of(self, key: str, stored: StoredMessage) -> Change[T]:
         if _is_stored_marker(stored):
-            return Change(key, None, stored.seq)
+            said = _WHY_HEADER.search(stored.hdrs)
+            return Change(key, None, stored.seq, why="" if said is None else _unquoted(said[1].decode()))
         named = _SERVER_HEADER.search(stored.hdrs)
         server = "" if named is None else named[1].decode()
         return Change(key, self._codec.decode(stored.data), stored.seq, server=server)
@@ -400,9 +408,11 @@ class Bucket(Changeable[T]):
             replicated=answer.cluster is not None and bool(answer.cluster.replicas),
         )
 
-    async def delete(self, key: str, revision: int | None = None) -> None:
-        """Delete a key; a missing key is no error. Raises `LostRace` as `update` does."""
-        await self._publish(key, b"", revision=revision, headers={_OPERATION: "DEL"})
+    async def delete(self, key: str, revision: int | None = None, *, why: str = "") -> None:
+        """Delete a key; a missing key is no error. `why`, a short text, stands in the tombstone (`Change.why`). Raises
+        `LostRace` as `update` does."""
+        headers = {_OPERATION: "DEL"} | ({_WHY: urllib.parse.quote(why)} if why else {})
+        await self._publish(key, b"", revision=revision, headers=headers)
 
     async def purge(self, key: str, *, ttl: float | None = None) -> None:
         """Delete a key with its history; the marker expires after `ttl` seconds, where the bucket allows that."""
@@ -554,7 +564,8 @@ class Bucket(Changeable[T]):
         revision = msg.metadata.sequence.stream
         if _is_marker(msg.headers, msg.data):
             expired = bool(msg.headers and msg.headers.get(_MARKER) == "MaxAge")
-            return Change(key, None, revision, expired=expired)
+            why = _unquoted(msg.headers.get(_WHY, "")) if msg.headers else ""
+            return Change(key, None, revision, expired=expired, why=why)
         try:
             server = msg.headers.get(_SERVER, "") if msg.headers else ""
             return Change(key, self._codec.decode(msg.data), revision, server=server)
@@ -608,23 +619,29 @@ def _replace(
     after: T | Removal,
     revision: int,
     ttl: float | Callable[[T], float | None] | None,
+    why: str,
 ) -> Coroutine[Any, Any, int]:
     """One compare-and-set of `change`; the new revision, 0 after a removal. Raises `LostRace`, `Full`,
     `Unavailable`."""
     if isinstance(after, Removal):
-        return _remove(bucket, key, after, revision)
+        return _remove(bucket, key, after, revision, why)
     return bucket.update(key, after, revision, ttl=ttl(after) if callable(ttl) else ttl)
 
 
-async def _remove(bucket: Changeable[T], key: str, how: Removal, revision: int) -> int:
+async def _remove(bucket: Changeable[T], key: str, how: Removal, revision: int, why: str) -> int:
     if how is Removal.DELETE:
-        await bucket.delete(key, revision)
+        await bucket.delete(key, revision, why=why)
         return 0
     await bucket.forget(key, revision)
     latest = await bucket.latest(key)
     if latest is not None and latest.value is not None:
         raise LostRace(f"{bucket.bucket}/{key} was changed by somebody else")
     return 0
+
+
+def _unquoted(text: str) -> str:
+    """A header's text; longer ones than we write are cut."""
+    return urllib.parse.unquote(text[:_LONGEST_WHY])
 
 
 def _is_marker(headers: dict[str, str] | None, data: bytes) -> bool:

@@ -20,13 +20,14 @@ _Unavailable: TypeAlias = Callable[[Unavailable], Unavailable]
 
 class Change(msgspec.Struct, Generic[T], frozen=True, gc=False):
     """One change of a key. `value` is None for a tombstone: the key was deleted, or its TTL ended (`expired`).
-    `server`: the deployment that it is about, "" where its writer did not say."""
+    `server`: the deployment that it is about, `why`: the reason for a deletion; "" where its writer did not say."""
 
     key: str
     value: T | None
     revision: int
     expired: bool = False
     server: str = ""
+    why: str = ""
 
 
 class Ack(Protocol):
