@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.docker_engine import docker, labels
 from tests.tutorial.follow import Reader
 from tests.tutorial.page import Browser, Change, Commands, File, steps
+from tests.tutorial.terminal import PROMPT
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +112,43 @@ def test_the_tutorial_is_followed_word_by_word(page: Path, wheel: Path, tmp_path
         page, work, "--environment", json.dumps(environment),
         inside=[*alone, "sh", "-c", 'ip link set lo up && exec "$@"', "sh"],
     )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.docker
+@pytest.mark.browser
+@pytest.mark.timeout(900)
+def test_the_tutorial_is_followed_in_a_container_that_has_only_python(
+    page: Path, wheel: Path, tmp_path: Path
+) -> None:
+    """Everything that it makes and starts is in the container. Chromium shares only the container's network."""
+    nsenter = shutil.which("nsenter")
+    if os.geteuid() != 0 or not nsenter:
+        pytest.skip("only root may enter a container's network")
+    work, packages = tmp_path / "work", tmp_path / "packages"
+    for directory in (work, packages):
+        directory.mkdir()
+    shutil.copy(wheel, work)
+    image = "python:3.13-slim"
+    docker(
+        *("run", "--rm", "--network", "host", *labels(), "--volume", f"{tmp_path}:{tmp_path}"),
+        *("--volume", f"{wheel}:/{wheel.name}:ro", image, "python3", *fetch(Path("/", wheel.name), packages)),
+        timeout=300,
+    )
+    container = docker(
+        *("run", "--detach", "--init", "--network", "none", *labels(), "--workdir", "/work"),
+        *("--volume", f"{work}:/work", "--volume", f"{packages}:/packages:ro", image, "sleep", "900"),
+    )
+    try:
+        variables = {"PS1": PROMPT, "TERM": "dumb", "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/packages"}
+        shell = ["docker", "exec", "--interactive", "--tty"]
+        shell += [part for name, value in variables.items() for part in ("--env", f"{name}={value}")]
+        shell += [container, "bash", "--noprofile", "--norc", "--noediting"]
+        pid = docker("inspect", "--format", "{{.State.Pid}}", container)
+        followed(
+            *(page, work, "--shell", shlex.join(shell)),
+            *("--environment", json.dumps({"PATH": os.environ["PATH"], "HOME": str(tmp_path)})),
+            inside=[nsenter, f"--net=/proc/{pid}/ns/net"],
+        )
+    finally:
+        docker("rm", "--force", "--volumes", container)
