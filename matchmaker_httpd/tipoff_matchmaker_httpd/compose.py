@@ -1,17 +1,18 @@
 """Builds the parts of one httpd, in this order, each from those before it.
 
-settings -> limits, metrics -> login -> NATS -> matchmaker client, upstreams, turn relay -> state -> demo feed -> routes
--> app
+settings -> limits, metrics -> login -> NATS -> matchmaker client, upstreams, turn relay -> state -> extension, demo
+feed -> routes -> app
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import TypeAlias
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tipoff_matchmaker_httpd.admission.origin import never_matches
@@ -48,6 +49,10 @@ _BANS_AT_ONCE = 500
 """In one message: well below NATS's largest."""
 
 
+Extension: TypeAlias = Callable[[HttpdState], AbstractAsyncContextManager[Sequence[APIRouter]]]
+"""Further routes, which go before the page's, for as long as the block: `tipoff up` adds its dashboard."""
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """A running httpd without its sockets."""
@@ -61,7 +66,9 @@ class Parts:
 
 
 @asynccontextmanager
-async def compose(settings: Settings, nats_settings: NatsSettings) -> AsyncIterator[Parts]:
+async def compose(
+    settings: Settings, nats_settings: NatsSettings, extension: Extension | None = None
+) -> AsyncIterator[Parts]:
     """An httpd that is connected to NATS, for the time of the block.
 
     Raises `ConfigError` for a hook key, a login key or a page that cannot be used, `Unavailable` when NATS cannot be
@@ -114,6 +121,8 @@ async def compose(settings: Settings, nats_settings: NatsSettings) -> AsyncItera
             state.on_drain(turn.drain)
             endpoints[TURN_PATH] = turn.text
             routers.append(turn.router)
+        if extension is not None:
+            routers += await stack.enter_async_context(extension(state))
         feed = DemoFeed(settings.demo_listeners, settings.demo_listeners_per_address)
         if web is not None:
             state.on_drain(feed.stop)

@@ -139,7 +139,7 @@ async def test_httpd_may_die_while_players_play(front: Door, proxied: RunningUp)
     async with playing(front) as player:
         messages = aiter(player)
         await anext(messages)
-        [httpd] = pids_of(proxied.state_dir, "tipoff_matchmaker_httpd")
+        [httpd] = pids_of(proxied.state_dir, "tipoff.up.httpd")
         os.kill(httpd, signal.SIGKILL)
         async with asyncio.timeout(10):
             for _ in range(30):

@@ -36,16 +36,14 @@ command = [%r, "-c", "import sys; sys.exit('no map called dust2')"]
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.row(77)
-@pytest.mark.parametrize(
-    "part", ["tipoff_launcher", "tipoff_matchmaker", "tipoff_matchmaker_httpd", "nats-server"]
-)
+@pytest.mark.parametrize("part", ["tipoff_launcher", "tipoff_matchmaker", "tipoff.up.httpd", "nats-server"])
 async def test_a_part_in_a_restart_loop_is_not_ready(tmp_path: Path, part: str) -> None:
     """Killed each time it has come back: readiness says so, or does not answer; the terminal names the part; when it
     stays up, all is ready again."""
     games = tmp_path / "games.toml"
     games.write_text(GAMES)
     async with running_up(tmp_path / "state", games=games) as up:
-        name = part.removeprefix("tipoff_").removeprefix("matchmaker_")
+        name = part.removeprefix("tipoff_").removeprefix("tipoff.up.")
         killed = 0
         while killed < 4:
             for pid in _pids(up, part):

@@ -76,6 +76,17 @@ def up_command(
             help="With --reload: further files, like '*.json'.", metavar="PATTERN", show_default=False
         ),
     ] = None,
+    dashboard: Annotated[
+        bool, typer.Option(help="Serve the developer's dashboard at /_tipoff, to this machine.")
+    ] = True,
+    dashboard_from: Annotated[
+        str,
+        typer.Option(
+            metavar="NETWORKS",
+            help="Also serve it to these networks, like 192.168.1.0/24: whoever is there can end your games.",
+            show_default=False,
+        ),
+    ] = "",
     edgegap_emulator: Annotated[
         bool,
         typer.Option(
@@ -110,6 +121,7 @@ def up_command(
         ports=ports,
         reload=reload,
         reload_include=tuple(reload_include or ()),
+        dashboard_from=dashboard_from if dashboard else None,
         web=web or (beside if (beside / "index.html").exists() else None),
     )
 

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
+from tipoff.dashboard.options import DashboardOptions
 from tipoff.up.addresses import Reach
 from tipoff.up.child_process import ProcessSpec
 from tipoff.up.embedded_nats import EmbeddedNats
@@ -75,6 +76,8 @@ def compose(
         launcher |= {f"TIPOFF_LAUNCHER_TLS_{name}": path for name, path in files.items()}
     if options.web:
         httpd["TIPOFF_HTTPD_WEB_DIR"] = str(options.web.resolve())
+    if options.dashboard_from is not None:
+        httpd |= _dashboard(options, games, nats, reach).to_environment()
     specs: list[ProcessSpec] = []
     if any(game.orchestrator == "launcher" for game in games):
         specs.append(
@@ -108,7 +111,7 @@ def compose(
         ProcessSpec(
             name,
             "httpd",
-            "tipoff_matchmaker_httpd",
+            "tipoff.up.httpd",
             common | httpd,
             logs / f"{name}.log",
             tuple(sock.fileno() for sock in door),
@@ -116,6 +119,19 @@ def compose(
         for name in _numbered("httpd", options.httpds)
     ]
     return specs
+
+
+def _dashboard(options: UpOptions, games: list[Game], nats: EmbeddedNats, reach: Reach) -> DashboardOptions:
+    """Its page is at `/`, too, where neither the games bring one nor httpd's own page can play one of them."""
+    return DashboardOptions(
+        token=secrets.token_urlsafe(24),
+        hosts=tuple(dict.fromkeys((*reach.hosts, *reach.pages))),
+        networks=options.dashboard_from or "",
+        project=str(options.games.resolve().parent),
+        nats=nats.settings().servers[0],
+        at_root=options.web is None and not any(game.name == "arena" for game in games),
+        has_launcher=any(game.orchestrator == "launcher" for game in games),
+    )
 
 
 def _edgegap(

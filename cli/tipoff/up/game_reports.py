@@ -148,8 +148,11 @@ async def report_games(
     games: Collection[Game],
     say: Callable[[str], None],
     show_line: Callable[[LogLine], None] | None,
+    *,
+    tail: int = 0,
 ) -> None:
-    """Report what happens from now on, until cancelled. `show_line` hears of every line that a server writes."""
+    """Report what happens from now on, until cancelled. `show_line` hears of every line that a server writes, and of
+    the last `tail` ones of each server that runs already or ended lately."""
     reports = GameReports({game.key for game in games if game.ready != "running"})
 
     def line(line: LogLine) -> None:
@@ -158,15 +161,9 @@ async def report_games(
             show_line(line)
 
     async with asyncio.TaskGroup() as group:
-        group.create_task(_follow_lines(launcher, line, time.time()))
+        group.create_task(follow_logs(launcher, line, whole_since=time.time(), tail=tail))
         group.create_task(_follow_events(launcher, reports, say))
         group.create_task(_look_for_silent_ones(bus, reports, say))
-
-
-async def _follow_lines(
-    launcher: LauncherOrchestrator, line: Callable[[LogLine], None], since: float
-) -> None:
-    await follow_logs(launcher, line, whole_since=since)
 
 
 async def _follow_events(

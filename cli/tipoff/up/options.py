@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from tipoff.dashboard.access import parse_networks
 from tipoff.port_range import parse_ports
 from tipoff.up.addresses import Reach
 from tipoff.up.state_dir import check_path
@@ -26,7 +27,8 @@ class UpOptions:
     free one. `web` is the directory of the page at `/`, None for the built-in one. With `edgegap_emulator`, games with
     `orchestrator = "edgegap"` run on an emulated Edgegap on this machine. Game servers listen on `ports` (FIRST-LAST),
     by default on any free ones. With `reload`, a game's servers are restarted when its files change; `reload_include`
-    has patterns of file names beside `*.py`.
+    has patterns of file names beside `*.py`. The dashboard is for this machine and the networks `dashboard_from`; None
+    is no dashboard.
     """
 
     games: Path
@@ -43,6 +45,7 @@ class UpOptions:
     ports: str = ""
     reload: bool = False
     reload_include: tuple[str, ...] = ()
+    dashboard_from: str | None = ""
 
 
 def check(options: UpOptions) -> None:
@@ -61,6 +64,7 @@ def check(options: UpOptions) -> None:
         raise ConfigError("--tls-cert and --tls-key belong together")
     if options.ports:
         parse_ports(options.ports, least=1024)
+    parse_networks(options.dashboard_from or "")
     Subjects(options.namespace)
     for name, path in (("--tls-cert", options.tls_cert), ("--tls-key", options.tls_key)):
         if path is not None and not path.is_file():

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -82,11 +82,29 @@ def web_directory(settings: Settings) -> Path:
     return web
 
 
-class DemoFeed:
-    """The public view of all records, and the pages that follow it."""
+def public_view(record: Any) -> dict[str, Any]:
+    """All fields of a record, without what concerns a player or the host."""
+    view = {name: getattr(record, name) for name in record.__struct_fields__ if name not in _PRIVATE}
+    if reason := view.get("reason"):
+        view["reason"] = public_reason(reason)
+    return view
 
-    def __init__(self, most: int = 64, most_per_address: int = 16) -> None:
-        """`most`: pages at one time; `most_per_address`: of one address."""
+
+class DemoFeed:
+    """A view of all records, and the pages that follow it."""
+
+    def __init__(
+        self,
+        most: int = 64,
+        most_per_address: int = 16,
+        *,
+        view: Callable[[Any], dict[str, Any]] = public_view,
+        more: Callable[[], dict[str, Any]] = dict,
+    ) -> None:
+        """`most`: pages at one time; `most_per_address`: of one address. `view`: what pages see of a record; `more`:
+        further members of a snapshot."""
+        self._view = view
+        self._more = more
         self._shares = ConnectionShares[asyncio.Queue[bytes | None]](most, most_per_address)
         self._records: dict[str, dict[str, tuple[int, dict[str, Any]]]] = {kind: {} for kind in _KINDS}
         self._listeners: set[asyncio.Queue[bytes | None]] = set()
@@ -166,17 +184,18 @@ class DemoFeed:
             if before is None:
                 return
             del known[key]
-            self._tell(kind, before[1] | {"state": "gone"})
+            self.tell(kind, before[1] | {"state": "gone"})
             return
-        view = public_view(record)
+        view = self._view(record)
         if view.get("state") == "gone":
             if known.pop(key, None) is not None:
-                self._tell(kind, view)
+                self.tell(kind, view)
             return
         known[key] = (revision, view)
-        self._tell(kind, view)
+        self.tell(kind, view)
 
-    def _tell(self, kind: str, view: dict[str, Any]) -> None:
+    def tell(self, kind: str, view: dict[str, Any]) -> None:
+        """Send one event to all pages. One that is too far behind gets a snapshot instead of what it has not read."""
         if not self._listeners:
             return
         event = server_sent(kind, view)
@@ -194,7 +213,7 @@ class DemoFeed:
 
     def snapshot(self) -> bytes:
         """The event that shows everything."""
-        return server_sent("snapshot", {f"{kind}s": self.view(kind) for kind in _KINDS})
+        return server_sent("snapshot", {f"{kind}s": self.view(kind) for kind in _KINDS} | self._more())
 
     def stop(self) -> None:
         """End all streams, because the process is stopping."""
@@ -255,7 +274,7 @@ def demo_routes(state: HttpdState, feed: DemoFeed, web: Path) -> APIRouter:
 
     @router.get("/demo/events", summary="Servers and sessions, live", description="Server-sent events.")
     async def events(http: Request) -> Response:
-        return _Stream(feed, feed.claim(scope_address(http.scope, state.addresses)))
+        return FeedStream(feed, feed.claim(scope_address(http.scope, state.addresses)))
 
     @router.post("/demo/kill/{deployment_id}", summary="Kill a server, as a crash would")
     async def kill(http: Request, deployment_id: str) -> Response:
@@ -285,7 +304,7 @@ async def _kill(bus: Bus, http: Request, deployment_id: str) -> None:
         raise OrchestratorFailed(f"the launcher: {message}")
 
 
-class _Stream(StreamingResponse):
+class FeedStream(StreamingResponse):
     """The stream of one page. Gives its place back also when the client has gone before the first event."""
 
     def __init__(self, feed: DemoFeed, queue: asyncio.Queue[bytes | None]) -> None:
@@ -313,14 +332,6 @@ class _NoCache(StaticFiles):
         response = super().file_response(*args, **kwargs)
         response.headers["Cache-Control"] = "no-cache"
         return response
-
-
-def public_view(record: Any) -> dict[str, Any]:
-    """All fields of a record, without what concerns a player or the host."""
-    view = {name: getattr(record, name) for name in record.__struct_fields__ if name not in _PRIVATE}
-    if reason := view.get("reason"):
-        view["reason"] = public_reason(reason)
-    return view
 
 
 def public_reason(reason: str) -> str:

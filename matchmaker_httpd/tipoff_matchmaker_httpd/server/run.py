@@ -22,7 +22,7 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from tipoff_matchmaker_httpd.admission.places import Place, Places
-from tipoff_matchmaker_httpd.compose import Parts, compose
+from tipoff_matchmaker_httpd.compose import Extension, Parts, compose
 from tipoff_matchmaker_httpd.server.gate import Gate
 from tipoff_matchmaker_httpd.server.http import GuardedHttp
 from tipoff_matchmaker_httpd.server.sockets import BACKLOG, bind, bind_port, certificate_of, url_of
@@ -79,7 +79,9 @@ class RunningHttpd:
 
 
 @asynccontextmanager
-async def run_httpd(settings: Settings, nats_settings: NatsSettings) -> AsyncIterator[RunningHttpd]:
+async def run_httpd(
+    settings: Settings, nats_settings: NatsSettings, extension: Extension | None = None
+) -> AsyncIterator[RunningHttpd]:
     """Serve for the time of the block; yields when bound and connected to NATS.
 
     Raises `ConfigError` (a port in use, files that cannot be read) and `Unavailable` (NATS). Leaving takes at most the
@@ -102,7 +104,7 @@ async def run_httpd(settings: Settings, nats_settings: NatsSettings) -> AsyncIte
         if settings.metrics_port:
             variables = "TIPOFF_HTTPD_METRICS_PORT (0: none), TIPOFF_HTTPD_METRICS_HOST"
             metrics_sockets = opened(bind_port(settings.metrics_host, settings.metrics_port, variables))
-        parts = await stack.enter_async_context(compose(settings, nats_settings))
+        parts = await stack.enter_async_context(compose(settings, nats_settings, extension))
         state = parts.state
         if certificate is not None:
             tasks = await stack.enter_async_context(Tasks("certificate"))
@@ -245,18 +247,18 @@ class _Listener:
         await asyncio.sleep(0)  # connection_lost comes with the loop's next turn
 
 
-async def serve(stop: asyncio.Event) -> None:
+async def serve(stop: asyncio.Event, extension: Extension | None = None) -> None:
     """Serve until `stop` is set. Raises `Unavailable` when NATS closes the connection for good."""
     settings = Settings.load()
     nats_settings = NatsSettings.from_environment()
-    async with run_httpd(settings, nats_settings) as httpd:
+    async with run_httpd(settings, nats_settings, extension) as httpd:
         await wait_for_any(stop, httpd.failed)
         if not stop.is_set():
             raise Unavailable("NATS has closed the connection for good; are the credentials still valid?")
         log.info("stopping; requests in flight have %.0f s", settings.drain_seconds)
 
 
-def main() -> NoReturn:
+def main(extension: Extension | None = None) -> NoReturn:
     """Run the service from the environment: `TIPOFF_HTTPD_*`, `NATS_*`. Exit code 1: NATS; 2: configuration."""
     raise_file_limit()
-    run_service("httpd", serve)
+    run_service("httpd", partial(serve, extension=extension))

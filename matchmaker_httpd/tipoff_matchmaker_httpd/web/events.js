@@ -4,15 +4,17 @@ const FIRST_PAUSE = 500, LONGEST_PAUSE = 10_000, SILENCE = 45_000;
 
 /**
  * Follows `url` for ever, with back-off between connections. `on.event(name, data)` gets each event, its data parsed;
- * `on.live(boolean)` whether the stream is up; `on.absent()` is called, once, when there is no such stream here.
+ * `on.live(boolean)` whether the stream is up; `on.absent()` is called, once, when there is no such stream here, and
+ * `on.refused()`, if there is one, when it may not be read. `headers` go with each request.
  */
-export async function followEvents(url, on) {
+export async function followEvents(url, on, headers = {}) {
   let wait = FIRST_PAUSE;
   for (;;) {
     const abort = new AbortController();
     try {
-      const response = await fetch(url, { headers: { Accept: "text/event-stream" }, cache: "no-store", signal: abort.signal });
+      const response = await fetch(url, { headers: { Accept: "text/event-stream", ...headers }, cache: "no-store", signal: abort.signal });
       if (response.status === 404) return on.absent();
+      if (response.status === 403 && on.refused) return on.refused();
       if (!response.ok || !response.body) throw new Error(`HTTP ${response.status}`);
       on.live(true);
       wait = FIRST_PAUSE;
