@@ -117,11 +117,6 @@ class Roster:
         """Whether this client has a seat."""
         return client_id in self._by_client_id
 
-    def may_come_back(self, client_id: int) -> bool:
-        """Whether this client has a seat to which it may come by a new connection."""
-        player = self._by_client_id.get(client_id)
-        return player is not None and player.resume_ttl > 0
-
     def comes_back(self, grant: Grant) -> bool:
         """Whether the bearer of `grant` has a seat, and its new connection replaces the former one."""
         player = self._by_client_id.get(grant.client_id)

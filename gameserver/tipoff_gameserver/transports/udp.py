@@ -139,7 +139,7 @@ class UdpListener:
             admission=self._judge,
             is_client_connected=self._is_connected,
             has_room=self._has_room,
-            comes_back=self._may_come_back,
+            comes_back=self._comes_back,
             replaced=encode_close(CloseCode.REPLACED, "you have connected anew"),
             check_address=addresses is not None and context.dialect is Dialect.STANDARD,
             answer_keep_alives=True,
@@ -393,10 +393,12 @@ class UdpListener:
         self._free_lingering()
         return True
 
-    def _may_come_back(self, client_id: int) -> bool:
-        """Whether the client has a seat and may have it by a new connection; `_judge` knows more when its token was
-        read."""
-        if not self._roster.may_come_back(client_id):
+    def _comes_back(self, client_id: int, user_data: bytes) -> bool:
+        """Whether the bearer of this token has a seat, to which it comes by a new connection."""
+        if not self._roster.is_connected(client_id):
+            return False
+        verdict = self._token_check.judge(client_id, user_data)
+        if not isinstance(verdict, Grant) or not self._roster.comes_back(verdict):
             return False
         self._free_lingering()
         return True

@@ -45,7 +45,7 @@ class Handshakes:
     """Pending handshakes by source address, at most `max_pending` of them.
 
     `addresses` are compared with the token's, unless None. `admission` is asked about each new request,
-    `place_for` about a client id. Methods return the datagram that answers the address in question.
+    `place_for` about its token. Methods return the datagram that answers the address in question.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Handshakes:
         writer: PacketWriter,
         wall_clock: Callable[[], float],
         admission: Admission,
-        place_for: Callable[[int], Place],
+        place_for: Callable[[PrivateToken], Place],
         max_pending: int,
         budget: RequestBudget,
     ) -> None:
@@ -115,7 +115,7 @@ class Handshakes:
             self._budget.take(address[0], now)
             return self._ignore(type(exc).__name__)
         self._budget.take(address[0], now)
-        place = self._place_for(private.client_id)
+        place = self._place_for(private)
         if place is Place.CONNECTED:
             return self._ignore("client_id_connected")
         claim = self._used.claim(private.tag, address, private.expire_timestamp, unix_now)
@@ -197,7 +197,7 @@ class Handshakes:
         # It must be a challenge that this very client got; the reference takes any challenge for any client.
         if self._challenges.open(body) != (private.client_id, private.user_data):
             return self._ignore("wrong_challenge")
-        place = self._place_for(private.client_id)
+        place = self._place_for(private)
         if place is Place.CONNECTED:
             return self._ignore("client_id_connected")
         if place is Place.FULL:

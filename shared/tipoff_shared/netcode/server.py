@@ -56,6 +56,7 @@ from .keys import PrivateKey
 from .packet import FRAMED, TO_SERVER, PacketReader, PacketWriter
 from .request_budget import RequestBudget
 from .round_trip import is_nonce
+from .token import PrivateToken
 from .used_tokens import UsedTokens
 
 _INDEX_AND_MAX = struct.Struct("<II")
@@ -75,8 +76,8 @@ class Server:
     `has_room` says whether the game as a whole takes one more player
     (both may disconnect a client to make room). A client id that is connected is not
     let in again, or, with `replace_connected` or where `comes_back` says so, throws out its former self once it proved
-    its address; one that knows frames gets the frame `replaced` before. Where `comes_back` says yes, no room is needed.
-    With
+    its address; one that knows frames gets the frame `replaced` before. `comes_back` is asked with the client id and
+    the token's user data, and where it says yes, no room is needed. With
     `answer_keep_alives` each client can measure its round trip (see `round_trip`). With `framing` a client that knows
     frames may send them and gets them (`send_frame`, `Frame`); all others see the standard only.
     `request_budget` bounds the work for strangers'
@@ -103,7 +104,7 @@ class Server:
         is_client_connected: Callable[[int], bool] | None = None,
         has_room: Callable[[], bool] | None = None,
         replace_connected: bool = False,
-        comes_back: Callable[[int], bool] | None = None,
+        comes_back: Callable[[int, bytes], bool] | None = None,
         replaced: bytes = b"",
         check_address: bool | None = None,
         answer_keep_alives: bool = False,
@@ -364,8 +365,9 @@ class Server:
         self._send(slot, KEEP_ALIVE, keep_alive, now)
         self._events.append(slot.connected())
 
-    def _place_for(self, client_id: int) -> Place:
-        if self._comes_back is not None and self._comes_back(client_id):
+    def _place_for(self, private: PrivateToken) -> Place:
+        client_id = private.client_id
+        if self._comes_back is not None and self._comes_back(client_id, private.user_data):
             return Place.FREE if self._free or client_id in self._by_client_id else Place.FULL
         if self._is_client_connected is not None and self._is_client_connected(client_id):
             return Place.CONNECTED
