@@ -79,11 +79,16 @@ async def test_the_key_is_the_credential_where_others_need_a_login(
 async def test_one_address_may_not_guess_without_end(start: Any, matchmaker: Any, ask: Any) -> None:
     """Guesses count like all requests of an address: 429 and when to come again."""
     matchmaker.script = (b'{"Error": [403, "this key is not the session\'s"]}', b"")
-    httpd = await start(requests_per_second=1, request_burst=5)
-    answers = [await ask(httpd, message(session=SESSION, resume_key=KEY)) for _ in range(100)]
-    errors = [got.error for got in answers]
+    httpd = await start(requests_per_second=1, request_burst=5, trusted_proxies="127.0.0.1")
+    told = message(session=SESSION, resume_key=KEY)
+
+    async def asks(address: str) -> Any:
+        return (await ask(httpd, told, additional_headers={"X-Forwarded-For": address})).error
+
+    errors = [await asks("203.0.113.9") for _ in range(100)]
+    assert await asks("203.0.113.10") == 403, "others have a share of their own"
     assert set(errors) == {403, 429}
-    assert len(matchmaker.requests) == errors.count(403)
+    assert len(matchmaker.requests) == errors.count(403) + 1
     assert errors.count(429) > errors.count(403)
 
 
