@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any
@@ -11,7 +12,8 @@ import pytest
 
 from tests.gameserver.players import Recorder, UdpPlayer, WebSocketPlayer, by_udp, by_websocket, token_for
 from tests.polling import eventually
-from tipoff_gameserver import Context, GameServer, LeaveReason
+from tipoff_gameserver import Context, GameServer, LeaveReason, Player
+from tipoff_gameserver.transports import websocket
 from tipoff_shared.errors import MessageTooLarge
 from tipoff_shared.kv.buckets import Buckets
 from tipoff_shared.messages import Admitted, Failed
@@ -26,8 +28,6 @@ TTL = 60
 @pytest.fixture
 async def server(deployment: Context, game: Recorder) -> AsyncIterator[GameServer]:
     """Room for two."""
-    import dataclasses
-
     context = dataclasses.replace(deployment, capacity=2)
     async with GameServer(game, context=context, tick_rate=100) as server:
         yield server
@@ -272,3 +272,44 @@ async def test_who_is_dropped_when_the_server_ends_has_left(deployment: Context,
             await game.saw("drop")
         ((_, _, reason),) = await game.saw("leave")
         assert reason is LeaveReason.CLOSED
+
+
+async def test_a_client_that_takes_nothing_is_lost_when_it_is_silent_and_slow_when_it_is_not(
+    crowd: Crowd, game: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network takes nothing either: who may only have lost the connection keeps its seat."""
+    monkeypatch.setattr(websocket, "STALLED_AFTER", 0.5)
+    monkeypatch.setattr(websocket, "LOST_AFTER", 0.0)
+    silent = await crowd.come("websocket", "s1")
+    silent.ws.transport.pause_reading()
+    ((_, lost),) = await game.saw("join")
+    await _until_it_takes_no_more(lost)
+    await game.saw("drop")
+    monkeypatch.setattr(websocket, "LOST_AFTER", 1000.0)
+    slow = await crowd.come("websocket", "s2")
+    slow.ws.transport.pause_reading()
+    (*_, (_, other)) = await game.saw("join", 2)
+    await _until_it_takes_no_more(other)
+    ((_, left, reason),) = await game.saw("leave")
+    assert (left, reason) == (other, LeaveReason.TOO_SLOW)
+    assert lost.dropped
+
+
+async def _until_it_takes_no_more(player: Player) -> None:
+    def sent_in_vain() -> bool:
+        for _ in range(100):
+            player.send(bytes(1200), reliable=True)
+        return not player.connected
+
+    await eventually(sent_in_vain, "its connection takes no more", 30)
+
+
+async def test_a_close_that_is_no_goodbye_is_a_lost_connection(crowd: Crowd, game: Recorder) -> None:
+    """A client's library closes with 1011 when it hears nothing; who leaves closes with another code."""
+    first = await crowd.come("websocket", "s1")
+    await first.ws.close(1011, "keepalive ping timeout")
+    await game.saw("drop")
+    second = await crowd.come("websocket", "s2")
+    await second.ws.close(4321, "bye")
+    ((_, left, reason),) = await game.saw("leave")
+    assert (left.session_id, reason) == ("s2", LeaveReason.LEFT)

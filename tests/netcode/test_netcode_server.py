@@ -14,6 +14,7 @@ from tipoff_shared.netcode import (
     Connected,
     Disconnected,
     DisconnectReason,
+    Frame,
     InvalidPayload,
     NetcodeError,
     Payload,
@@ -435,6 +436,44 @@ def test_returning_client_may_take_its_slot_over(world: World) -> None:
     assert isinstance(events[0], Disconnected)
     assert events[0].reason is DisconnectReason.REPLACED
     assert crashed.state is S.CONNECTED
+
+
+def test_a_client_that_comes_back_takes_its_slot_over_and_hears_why(world: World) -> None:
+    """By a token that may, also on a full server; by another one it is ignored as long as it plays."""
+    newer = b"newer".ljust(256, b"\0")
+    farewell = b"\x04\xa2\x0f\x00"
+    world.start(
+        max_clients=1,
+        comes_back=lambda client_id, data: (client_id, data) == (7, newer),
+        replaced=farewell,
+        framing=True,
+    )
+    former = world.join(1, world.token(7), framing=True)
+    world.server.events()
+    assert not world.raw_request(world.token(7), 2)
+    assert world.server.ignored == {"client_id_connected": 1}
+    returned = world.join(3, world.token(7, user_data=newer))
+    assert returned.client_index == 0
+    events = [event for event in world.server.events() if not isinstance(event, Payload)]
+    assert [type(event) for event in events] == [Disconnected, Connected]
+    assert isinstance(events[0], Disconnected)
+    assert events[0].reason is DisconnectReason.REPLACED
+    assert farewell in [event.data for event in former.events() if isinstance(event, Frame)]
+    assert former.state is S.DISCONNECTED
+
+
+def test_an_older_token_answers_its_challenge_too_late(world: World) -> None:
+    """It might come back when it asked; meanwhile a newer one did. That one plays on."""
+    stays = False
+    world.start(comes_back=lambda client_id, data: not stays)
+    older = world.token(7)
+    body = challenge_body(world, older, 2)
+    newer = world.join(1, world.token(7))
+    world.server.events()
+    stays = True
+    world.server.receive_datagram(seal(world, older, RESPONSE, 1, body), world.address(2), world.net.now)
+    assert not [event for event in world.server.events() if isinstance(event, Disconnected)]
+    assert newer.state is S.CONNECTED
 
 
 def test_challenge_of_another_client_is_no_proof(world: World) -> None:
