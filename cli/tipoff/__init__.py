@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from tipoff_shared.errors import (
         ConfigError,
         Conflict,
+        EmptyMessage,
         Internal,
         LoginReason,
         Malformed,
@@ -99,6 +100,7 @@ __all__ = [
     "Context",
     "Dialect",
     "Dropped",
+    "EmptyMessage",
     "Ended",
     "Ending",
     "Event",
@@ -164,8 +166,8 @@ if not TYPE_CHECKING:  # a type checker sees the imports above, and that nothing
             (
                 "tipoff_shared.errors",
                 "",
-                "ConfigError Conflict Internal LoginReason Malformed MessageTooLarge NoServerInTime NotAllowed "
-                "NotAuthenticated "
+                "ConfigError Conflict EmptyMessage Internal LoginReason Malformed MessageTooLarge "
+                "NoServerInTime NotAllowed NotAuthenticated "
                 "OrchestratorFailed SlowDown TipoffError TooLarge Unavailable UnknownGame",
             ),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -12,6 +13,7 @@ import typer
 
 from tipoff.up.state_dir import DEFAULT_STATE_DIR, default_state_dir, read_up_info
 from tipoff_shared.errors import ConfigError
+from tipoff_shared.nats.connection import Bus, connect
 from tipoff_shared.settings import NatsSettings
 
 StateDir = Annotated[
@@ -55,3 +57,11 @@ def nats_settings(state_dir: Path | None, nats_url: str | None, namespace: str |
     if namespace is not None:
         settings = dataclasses.replace(settings, namespace=namespace)
     return settings
+
+
+def open_bus(
+    command: str, state_dir: Path | None, nats_url: str | None, namespace: str | None
+) -> AbstractAsyncContextManager[Bus]:
+    """The connection of `tipoff COMMAND` to the system that the options name. Raises `ConfigError`; entering it raises
+    `Unavailable`."""
+    return connect(nats_settings(state_dir, nats_url, namespace), name=f"tipoff {command}")

@@ -7,26 +7,11 @@ from typing import Protocol
 
 from tipoff_client_sdk.errors import Closed, ConnectionOver
 from tipoff_client_sdk.inbox import Ending, Inbox
-from tipoff_shared.errors import Malformed, MessageTooLarge
-from tipoff_shared.framing import MAX_MESSAGE_BYTES
+from tipoff_shared.framing import MAX_MESSAGE_BYTES, message_bytes
 
 MAX_MESSAGE = MAX_MESSAGE_BYTES
 """Bytes of the longest message, either way. `Player.max_message` says what a connection takes: a server that knows no
 framing takes 1200."""
-
-
-def message_bytes(message: object, limit: int) -> bytes:
-    """`message` as bytes. Raises `TypeError`, `Malformed` (empty) or `MessageTooLarge`."""
-    if isinstance(message, bytearray | memoryview):
-        message = bytes(message)
-    if not isinstance(message, bytes):
-        hint = ": send text.encode()" if isinstance(message, str) else ""
-        raise TypeError(f"a message is bytes, not {type(message).__name__}{hint}")
-    if len(message) > limit:
-        raise MessageTooLarge(len(message), limit)
-    if not message:
-        raise Malformed("a message has at least one byte")
-    return message
 
 
 class Channel(Protocol):
@@ -113,7 +98,7 @@ class Player:
         While the connection is lost (`reconnecting`) a reliable message waits, and any other is dropped. Of what was
         sent just before the loss, nobody knows what arrived.
 
-        Raises `MessageTooLarge` (a `TooLarge`), `Malformed` (empty), `TypeError` (not bytes), `Closed`, `ServerLost`.
+        Raises `MessageTooLarge`, `EmptyMessage` (both a `ValueError`), `TypeError` (not bytes), `Closed`, `ServerLost`.
         Cancelled, the message may or may not go.
         """
         message = message_bytes(message, self._channel.max_message)

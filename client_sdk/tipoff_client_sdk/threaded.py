@@ -26,10 +26,10 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias, Unpack
 
 from tipoff_client_sdk.connect import ConnectOptions, connect
-from tipoff_client_sdk.connection import Player, message_bytes
+from tipoff_client_sdk.connection import Player
 from tipoff_client_sdk.matchmaking import Progress, Stage
 from tipoff_shared.errors import Internal, TipoffError
-from tipoff_shared.framing import MAX_MESSAGE_BYTES
+from tipoff_shared.framing import MAX_MESSAGE_BYTES, message_bytes
 
 OUTGOING = 256
 """Messages that may wait to be sent; beyond that `send` returns False."""
@@ -162,7 +162,7 @@ class ThreadedPlayer:
         """Send 1 to 65536 bytes soon, as `Player.send` does. False, and nothing is sent, when not connected or when 256
         messages wait.
 
-        Raises `MessageTooLarge` or `Malformed` for a message of another size, `TypeError` for anything but bytes.
+        Raises `MessageTooLarge` or `EmptyMessage` for a message of another size, `TypeError` for anything but bytes.
         """
         player = self._player
         message = message_bytes(message, MAX_MESSAGE_BYTES if player is None else player.max_message)

@@ -10,9 +10,6 @@ from tipoff_shared.primitives.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
-ANNOUNCE_TIMEOUT = 2.0
-"""Seconds for telling the matchmaker; if that fails, the lease's next refresh tells it."""
-
 
 class Lock:
     """Whether the server is closed to new players. Whoever has a seat, claimed or not, keeps it: the matchmaker, which
@@ -34,5 +31,5 @@ class Lock:
         return self._announcing
 
     async def _announce(self) -> None:
-        if not await self._presence.announce(ANNOUNCE_TIMEOUT):
+        if not await self._presence.announce():
             log.warning("the matchmaker does not know yet who may come in; it is told when NATS is back")

@@ -28,9 +28,10 @@ from tipoff_gameserver.context import Context, ServerOptions, ca_contents_argume
 from tipoff_gameserver.failures import GameFailed
 from tipoff_gameserver.players.dispatch import Callbacks
 from tipoff_gameserver.players.expected import ExpectedPlayer
-from tipoff_gameserver.players.player import MAX_PLAIN_BYTES, LeaveReason, Player, Players, message_bytes
+from tipoff_gameserver.players.player import MAX_PLAIN_BYTES, LeaveReason, Player, Players
 from tipoff_gameserver.running import Running
 from tipoff_shared.errors import MessageTooLarge
+from tipoff_shared.framing import message_bytes
 from tipoff_shared.messages import Transports
 from tipoff_shared.names import new_boot_id
 from tipoff_shared.netcode import Dialect, PrivateKey

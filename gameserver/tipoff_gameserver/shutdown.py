@@ -20,8 +20,6 @@ from tipoff_shared.records import LeaseState
 
 log = logging.getLogger(__name__)
 
-ANNOUNCE_TIMEOUT = 2.0
-"""Seconds for telling the matchmaker before the server goes on."""
 HEARD_TIMEOUT = 2.0
 """Seconds in which the matchmaker ends the sessions of a failed server, and stops it, before its players are sent away:
 so their sessions end with the reason."""
@@ -55,7 +53,7 @@ class Shutdown:
         return self._announcing
 
     async def _announce_end(self, failed: bool) -> None:
-        if not await self._presence.announce(ANNOUNCE_TIMEOUT):
+        if not await self._presence.announce():
             log.warning("the matchmaker could not be told that this server ends; its lease will expire")
         elif failed and self._presence.reports and len(self._roster):
             await wait_for_event(self.due, HEARD_TIMEOUT)
@@ -78,7 +76,7 @@ class Shutdown:
             self._grace = asyncio.get_running_loop().call_later(grace, self.due.set)
 
     async def _announce_draining(self) -> None:
-        await self._presence.announce(ANNOUNCE_TIMEOUT)  # if that fails, the lease's next refresh reports it
+        await self._presence.announce()  # if that fails, the lease's next refresh reports it
 
     def _last_player_left(self) -> None:
         if self.state is LeaseState.DRAINING:

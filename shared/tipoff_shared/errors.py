@@ -2,6 +2,7 @@
 
     TipoffError                 code, message, retry_after
     ├── Malformed               400  the request cannot be understood
+    │   └── EmptyMessage             a game's message of no bytes, where it is sent
     ├── NotAuthenticated        401  no login, or one that is not valid; `reason` says why
     ├── NotAllowed              403  origin, ban, or a token that is not for you
     ├── UnknownGame             404  no such game or version here
@@ -46,6 +47,14 @@ class Malformed(TipoffError):
     """The request cannot be understood."""
 
     code = 400
+
+
+class EmptyMessage(Malformed, ValueError):
+    """A game's message has no bytes; nothing was sent. `limit` is in bytes."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"a message has 1 to {limit} bytes, not 0")
+        self.limit = limit
 
 
 class LoginReason(StrEnum):

@@ -63,6 +63,32 @@ async def test_silence_instead_of_a_request_to_play_is_closed(
         assert ws.close_code == 1008
 
 
+HANDSHAKE = (
+    b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize("said", [b"", HANDSHAKE[:20], HANDSHAKE], ids=["nothing", "a part", "a handshake"])
+async def test_who_has_shown_no_token_holds_up_no_end(
+    game: Recorder, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    """A server that ends waits for the goodbye of its players only."""
+    monkeypatch.setattr(websocket, "CLOSE_TIMEOUT", 600)
+    async with asyncio.timeout(60):
+        async with GameServer(game, stand_alone=True, listen="127.0.0.1:0") as server:
+            port = int(url_of(server).rsplit(":", 1)[1].strip("/"))
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(said)
+            if said == HANDSHAKE:
+                await reader.readuntil(b"\r\n\r\n")
+            async with connect(url_of(server)):
+                pass  # it has been accepted, so the one before has, too
+        goodbye = await reader.read()
+        assert goodbye == (b"\x88\x11\x03\xe9the server ends" if said == HANDSHAKE else b"")
+    writer.close()
+
+
 @pytest.mark.parametrize("first", ["text", b"", b"short", bytes(2048), bytes(2049)])
 async def test_something_else_instead_of_a_token_is_refused(alone: GameServer, first: str | bytes) -> None:
     async with connect(url_of(alone)) as ws:

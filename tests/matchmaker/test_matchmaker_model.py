@@ -197,11 +197,11 @@ class World:
             pass
 
         request = PendingRequest(
-            names.session_id(player.request_id),
-            self.game,
-            "",
-            self.game.request_timeout,
-            tell,
+            session_id=names.session_id(player.request_id),
+            game=self.game,
+            client_ip="",
+            timeout=self.game.request_timeout,
+            tell=tell,
             broadcast=broadcast,
         )
         try:

@@ -54,7 +54,14 @@ class Hand:
         async def tell(text: str) -> None:
             told.append(text)
 
-        return PendingRequest("s", game, "203.0.113.7", timeout, tell, broadcast=broadcast)
+        return PendingRequest(
+            session_id="s",
+            game=game,
+            client_ip="203.0.113.7",
+            timeout=timeout,
+            tell=tell,
+            broadcast=broadcast,
+        )
 
     async def plays(self, request: PendingRequest, *, placed: int | None = None, inbox: str = "") -> Any:
         """The request is in hand; with `placed`, as the one that is placed then."""

@@ -66,7 +66,15 @@ class Table:
             self.told.append(text)
             self.on_told(request)
 
-        request = PendingRequest("s", game, "203.0.113.7", 50, tell, repeated=repeated, broadcast=broadcast)
+        request = PendingRequest(
+            session_id="s",
+            game=game,
+            client_ip="203.0.113.7",
+            timeout=50,
+            tell=tell,
+            repeated=repeated,
+            broadcast=broadcast,
+        )
         return request
 
     async def play(self, request: PendingRequest | None = None, **how: Any) -> SessionReady:

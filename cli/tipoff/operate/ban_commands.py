@@ -14,11 +14,10 @@ from rich.table import Table
 
 from tipoff.operate.admin import ban, list_bans
 from tipoff.operate.commands import AsJson, parse_duration
-from tipoff.running_system import Namespace, NatsUrl, StateDir, nats_settings
+from tipoff.running_system import Namespace, NatsUrl, StateDir, open_bus
 from tipoff_shared.admin import Banned
 from tipoff_shared.ban_list import new_ban
 from tipoff_shared.errors import Malformed
-from tipoff_shared.nats.connection import connect
 from tipoff_shared.records import Ban
 from tipoff_shared.service import run
 
@@ -71,7 +70,7 @@ def add_command(
     new = _chosen(address, user, client, seconds=parse_duration(duration) if duration else 0.0, reason=reason)
 
     async def work() -> None:
-        async with connect(nats_settings(state_dir, nats, namespace), name="tipoff ban") as bus:
+        async with open_bus("ban", state_dir, nats, namespace) as bus:
             done = await ban(bus, new)
         if as_json:
             print(json.dumps(msgspec.to_builtins(done)))
@@ -96,7 +95,7 @@ def remove_command(
     old = _chosen(address, user, client)
 
     async def work() -> None:
-        async with connect(nats_settings(state_dir, nats, namespace), name="tipoff ban") as bus:
+        async with open_bus("ban", state_dir, nats, namespace) as bus:
             done = await ban(bus, old, lift=True)
         if as_json:
             print(json.dumps(msgspec.to_builtins(done)))
@@ -124,7 +123,7 @@ def list_command(
     """Show the bans in force."""
 
     async def work() -> None:
-        async with connect(nats_settings(state_dir, nats, namespace), name="tipoff ban") as bus:
+        async with open_bus("ban", state_dir, nats, namespace) as bus:
             bans = await list_bans(bus, time.time())
         if as_json:
             print(json.dumps([shown(one) for one in bans]))

@@ -16,9 +16,8 @@ import typer
 from rich.console import Console
 
 from tipoff.operate.admin import drain, kick, restart, until_gone
-from tipoff.running_system import Namespace, NatsUrl, StateDir, nats_settings
+from tipoff.running_system import Namespace, NatsUrl, StateDir, open_bus
 from tipoff_shared.admin import Drained
-from tipoff_shared.nats.connection import connect
 from tipoff_shared.records import DeploymentRecord, DeploymentState
 from tipoff_shared.service import run
 
@@ -50,7 +49,7 @@ def status_command(
     from tipoff.operate.status import print_status, read_status
 
     async def work() -> None:
-        async with connect(nats_settings(state_dir, nats, namespace), name="tipoff status") as bus:
+        async with open_bus("status", state_dir, nats, namespace) as bus:
             found = await read_status(bus)
         if as_json:
             print(json.dumps(found))
@@ -74,7 +73,7 @@ def watch_command(
 
     async def work() -> None:
         async with (
-            connect(nats_settings(state_dir, nats, namespace), name="tipoff watch") as bus,
+            open_bus("watch", state_dir, nats, namespace) as bus,
             asyncio.TaskGroup() as group,
         ):
             group.create_task(_until_output_is_closed())
@@ -141,7 +140,7 @@ def logs_command(
         failed = ""
         servers = 0
         async with (
-            connect(nats_settings(state_dir, nats, namespace), name="tipoff logs") as bus,
+            open_bus("logs", state_dir, nats, namespace) as bus,
             asyncio.TaskGroup() as group,
         ):
             reader = group.create_task(_until_output_is_closed())
@@ -187,7 +186,7 @@ def kick_command(
     """End one player's session: the connection ends, the seat becomes free."""
 
     async def work() -> None:
-        async with connect(nats_settings(state_dir, nats, namespace), name="tipoff kick") as bus:
+        async with open_bus("kick", state_dir, nats, namespace) as bus:
             done = await kick(bus, session, reason)
         if as_json:
             print(json.dumps(msgspec.to_builtins(done)))
@@ -220,7 +219,7 @@ def drain_command(
 
     async def work() -> None:
         began = time.monotonic()
-        async with connect(nats_settings(state_dir, nats, namespace), name="tipoff drain") as bus:
+        async with open_bus("drain", state_dir, nats, namespace) as bus:
             done = await drain(bus, deployment, reason, now=now)
             if as_json:
                 if wait:
@@ -248,7 +247,7 @@ def restart_command(
     """End all servers of a game at once, with their players, and start new ones. Failed starts are forgotten."""
 
     async def work() -> None:
-        async with connect(nats_settings(state_dir, nats, namespace), name="tipoff restart") as bus:
+        async with open_bus("restart", state_dir, nats, namespace) as bus:
             done = await restart(bus, game, version, reason)
         if as_json:
             print(json.dumps(msgspec.to_builtins(done)))

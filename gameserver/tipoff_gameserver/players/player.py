@@ -7,26 +7,11 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from tipoff_gameserver.players.token_check import Grant
-from tipoff_shared.errors import MessageTooLarge
-from tipoff_shared.framing import MAX_MESSAGE_BYTES
+from tipoff_shared.framing import message_bytes
 from tipoff_shared.netcode import MAX_PAYLOAD_BYTES
 
 MAX_PLAIN_BYTES = MAX_PAYLOAD_BYTES
 """Longest message of a client that has not said that it takes longer ones: what fits into one netcode packet."""
-
-
-def message_bytes(data: object, limit: int = MAX_MESSAGE_BYTES) -> bytes:
-    """`data` as a message of 1 to `limit` bytes. Raises `TypeError` or `ValueError`, `MessageTooLarge` among them."""
-    if isinstance(data, bytearray | memoryview):
-        data = bytes(data)
-    if not isinstance(data, bytes):
-        hint = ": send text.encode()" if isinstance(data, str) else ""
-        raise TypeError(f"a message is bytes, not {type(data).__name__}{hint}")
-    if len(data) > limit:
-        raise MessageTooLarge(len(data), limit)
-    if not data:
-        raise ValueError(f"a message has 1 to {limit} bytes, not 0")
-    return data
 
 
 class LeaveReason(StrEnum):
@@ -191,8 +176,8 @@ class Player:
         longer it is (over 1200 bytes it travels in pieces); over WebSocket it arrives in order, unless the player reads
         so slowly that messages have to be dropped.
 
-        Raises `MessageTooLarge` (a `ValueError`), `ValueError` for an empty message, `TypeError` for anything but
-        bytes; nothing is sent then.
+        Raises `MessageTooLarge`, `EmptyMessage` (both a `ValueError`), `TypeError` for anything but bytes;
+        nothing is sent then.
         """
         if type(data) is not bytes or not 0 < len(data) <= self.max_message:
             data = message_bytes(data, self.max_message)

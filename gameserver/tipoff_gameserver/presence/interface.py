@@ -21,6 +21,9 @@ from tipoff_shared.session_end import BY_ITSELF, SessionEnd
 DescribeLease = Callable[[], GameserverLease]
 OnCommand = Callable[[Command], None]
 
+ANNOUNCE_TIMEOUT = 2.0
+"""Seconds for telling the matchmaker before the server goes on."""
+
 
 class Presence(Protocol):
     """Reports one server; `start` and `close` enclose the time in which it runs."""
@@ -48,8 +51,9 @@ class Presence(Protocol):
         """A session is not connected, because of `end`. Idempotent, and allowed for a session that never was."""
         ...
 
-    async def announce(self, timeout: float) -> bool:
-        """Report the lease now; returns whether that succeeded within `timeout` seconds."""
+    async def announce(self, timeout: float = ANNOUNCE_TIMEOUT) -> bool:
+        """Report the lease now; returns whether that succeeded within `timeout` seconds. If not, its next refresh
+        reports it."""
         ...
 
     async def look_up(self, client_id: int) -> str | None:
@@ -84,7 +88,7 @@ class NoPresence(Presence):
     def left(self, session_id: str, end: SessionEnd = BY_ITSELF) -> None:
         """Do nothing."""
 
-    async def announce(self, timeout: float) -> bool:
+    async def announce(self, timeout: float = ANNOUNCE_TIMEOUT) -> bool:
         """Return True at once."""
         return True
 

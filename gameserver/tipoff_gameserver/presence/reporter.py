@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from nats.aio.msg import Msg
 
 from tipoff_gameserver.context import Context
-from tipoff_gameserver.presence.interface import DescribeLease, OnCommand, Presence
+from tipoff_gameserver.presence.interface import ANNOUNCE_TIMEOUT, DescribeLease, OnCommand, Presence
 from tipoff_shared.errors import ConfigError, Malformed, TipoffError, Unavailable
 from tipoff_shared.nats.connection import Bus, connect
 from tipoff_shared.primitives.retry import Backoff
@@ -72,7 +72,7 @@ class Reporter(Presence, ABC):
         """Whether there is a connection to NATS and it works now."""
         return self._bus is not None and self._bus.connected
 
-    async def announce(self, timeout: float) -> bool:
+    async def announce(self, timeout: float = ANNOUNCE_TIMEOUT) -> bool:
         """Report the lease now; returns whether that succeeded within `timeout` seconds."""
         waiter = asyncio.get_running_loop().create_future()
         self._lease_waiters.append(waiter)

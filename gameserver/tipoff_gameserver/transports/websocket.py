@@ -134,6 +134,12 @@ class Strangers:
         if address != parse_address(_host(connection)):
             self._evict(self._shares.assign(connection, address))
 
+    def hang_up(self) -> None:
+        """End all of them, without a wait for their goodbye."""
+        for connection in self._shares:
+            connection.hang_up(CloseCode.GOING_AWAY, "the server ends")
+            connection.transport.close()
+
     def leave(self, connection: CountedConnection) -> None:
         """It has ended, or its token was good. Idempotent."""
         self._shares.leave(connection)
@@ -353,7 +359,9 @@ class WebSocketListener:
                 link.ws.transport.abort()
 
     async def close(self) -> None:
-        """Close all connections and sockets, within a few seconds. Idempotent."""
+        """Close all connections and sockets: those that have shown no token at once, players within a few seconds.
+        Idempotent."""
+        self._strangers.hang_up()
         for server in self._servers:
             server.close(code=CloseCode.GOING_AWAY, reason="the server ends")
         try:

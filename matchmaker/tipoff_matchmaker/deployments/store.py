@@ -47,7 +47,6 @@ class DeploymentStore:
         self._waiting: dict[str, list[tuple[Change, asyncio.Future[DeploymentRecord]]]] = {}
         self._listeners: list[Listener] = []
         self._state_listeners: list[Listener] = []
-        self._doubtful: set[str] = set()
         self.entries: dict[str, Entry[DeploymentRecord]] = {}
 
     def subscribe(self, listener: Listener) -> None:
@@ -177,7 +176,7 @@ class DeploymentStore:
             del self._waiting[key]
 
     async def _write(self, key: str, batch: list[tuple[Change, asyncio.Future[DeploymentRecord]]]) -> None:
-        entry = None if key in self._doubtful else self.entries.get(key)
+        entry = self.entries.get(key)
         fresh = entry is None
         for _ in range(_TRIES):
             if entry is None:
@@ -205,9 +204,6 @@ class DeploymentStore:
                 except LostRace:
                     entry, fresh = None, True
                     continue
-                except Unavailable:
-                    self._doubtful.add(key)  # unknown whether it was written: the next change reads first
-                    raise
                 self.observe(Entry(key, record, revision))
             for future in accepted:
                 if not future.done():
@@ -232,7 +228,6 @@ class DeploymentStore:
 
     async def _read(self, key: str) -> Entry[DeploymentRecord]:
         entry = await self._store.get(key)
-        self._doubtful.discard(key)
         if entry is None:
             self.vanished(key)
             raise NoRecord(f"deployment {key} has no record")

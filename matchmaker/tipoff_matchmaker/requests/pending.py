@@ -28,7 +28,7 @@ Tell: TypeAlias = Callable[[str], Awaitable[None]]
 """Takes one progress text for people; returns soon."""
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, kw_only=True)
 class PendingRequest:
     """One request in hand. Repetitions of its id listen to it and share its outcome.
 

@@ -15,6 +15,7 @@ Pure: no socket, no clock. Every call takes constant time, for it is the listene
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv6Address, IPv6Network
@@ -69,6 +70,10 @@ class ConnectionShares(Generic[C]):
 
     def __len__(self) -> int:
         return len(self._party_of)
+
+    def __iter__(self) -> Iterator[C]:
+        """Those that are here now; what ends meanwhile does no harm."""
+        return iter(tuple(self._party_of))
 
     def __contains__(self, connection: C) -> bool:
         return connection in self._party_of

@@ -1,12 +1,13 @@
 """Messages on a connection without I/O: reliable ones, long ones, and a close that says why (docs/wire.md, section 3).
 
-`frame.py` holds the bytes, `channel.py` the state machine of one side, `close_code.py` why a connection ends. WebSocket
-needs only the last of them: it is reliable by itself.
+`message.py` says what a message is, `frame.py` holds the bytes, `channel.py` the state machine of one side,
+`close_code.py` why a connection ends. WebSocket needs neither frames nor a channel: it is reliable by itself.
 """
 
-from .channel import MAX_MESSAGE_BYTES, MessageChannel
+from .channel import MessageChannel
 from .close_code import CloseCode
 from .frame import MAX_FRAME_BYTES, Ack, Close, Fragment, Piece, Probe, encode_close, parse_frame
+from .message import MAX_MESSAGE_BYTES, message_bytes
 
 __all__ = [
     "MAX_FRAME_BYTES",
@@ -19,5 +20,6 @@ __all__ = [
     "Piece",
     "Probe",
     "encode_close",
+    "message_bytes",
     "parse_frame",
 ]

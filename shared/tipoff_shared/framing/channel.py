@@ -34,9 +34,9 @@ from tipoff_shared.framing.frame import (
     encode_piece,
     parse_frame,
 )
+from tipoff_shared.framing.message import MAX_MESSAGE_BYTES
 from tipoff_shared.primitives.token_bucket import TokenBucket
 
-MAX_MESSAGE_BYTES = 1 << 16
 MAX_WAITING_BYTES = 1 << 20
 """Bytes of reliable messages that one side may have sent and not heard to have arrived."""
 MAX_WAITING_MESSAGES = 1024
