@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pty
 import signal
 import sys
 from collections.abc import Mapping
@@ -20,18 +21,34 @@ from tipoff_orchestrator_client.edgegap.setup.live.leftovers import MARK
 
 
 class Command:
-    """`tipoff edgegap check --live ...` as a process without a terminal."""
+    """`tipoff edgegap check --live ...` as a process; `keyboard` is the terminal that it reads, where it has one."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, keyboard: int | None = None) -> None:
         self.process = process
+        self._keyboard = keyboard
+
+    def type(self, text: bytes) -> None:
+        """Type at its terminal."""
+        assert self._keyboard is not None
+        os.write(self._keyboard, text)
+
+    async def asks(self, question: str) -> str:
+        """All that it has written to standard error up to its question."""
+        assert self.process.stderr is not None
+        async with asyncio.timeout(60):
+            return (await self.process.stderr.readuntil(question.encode())).decode()
 
     async def end(self) -> tuple[int, str, str]:
         """Exit code, standard output, standard error."""
         out, err = await self.process.communicate()
+        if self._keyboard is not None:
+            os.close(self._keyboard)
         return self.process.returncode or 0, out.decode(), err.decode()
 
 
-async def check_live(it: Account, *arguments: str, environ: Mapping[str, str] | None = None) -> Command:
+async def check_live(
+    it: Account, *arguments: str, environ: Mapping[str, str] | None = None, at_terminal: bool = False
+) -> Command:
     directory = it.games.base
     (directory / "arena.1.key").write_text("ab" * 32)
     variables = {
@@ -42,15 +59,17 @@ async def check_live(it: Account, *arguments: str, environ: Mapping[str, str] | 
         "TIPOFF_EDGEGAP_URL": it.emulator.url,
         "TIPOFF_EDGEGAP_TOKEN": it.emulator.token,
     }
-    return Command(
-        await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tipoff", "edgegap", "check", "--live", *arguments),
-            env=variables | dict(environ or {}),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
+    keyboard, terminal = pty.openpty() if at_terminal else (None, asyncio.subprocess.DEVNULL)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tipoff", "edgegap", "check", "--live", *arguments),
+        env=variables | dict(environ or {}),
+        stdin=terminal,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
     )
+    if at_terminal:
+        os.close(terminal)
+    return Command(process, keyboard)
 
 
 async def test_without_confirmation_nothing_is_made(account: Accounts) -> None:
@@ -60,6 +79,55 @@ async def test_without_confirmation_nothing_is_made(account: Accounts) -> None:
         assert "--yes confirms it" in err
         assert {one.method for one in it.emulator.requests} == {"GET"}
         assert "everything is right" in out
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (b"n\n", "nothing was made at Edgegap"),
+        (b"\x04", "Aborted"),
+        (b"perhaps\nn\n", "invalid input"),
+        (b"\n", "nothing was made"),
+    ],
+    ids=["no", "the end of input", "neither", "nothing"],
+)
+async def test_at_a_terminal_it_says_what_it_costs_and_asks(
+    account: Accounts, typed: bytes, said: str
+) -> None:
+    """Whatever is no yes is a no."""
+    async with account(quick()) as it:
+        command = await check_live(it, at_terminal=True)
+        question = await command.asks("Go on? [y/N]:")
+        assert "one deployment of arena-app version v1 and one session at" in question
+        assert it.emulator.url in question
+        assert "Edgegap bills the deployment's time" in question
+        command.type(typed)
+        code, out, err = await command.end()
+        assert code == 1
+        assert said in err
+        assert "everything is right" in out
+        assert {one.method for one in it.emulator.requests} == {"GET"}
+
+
+@pytest.mark.slow
+async def test_at_a_terminal_a_yes_makes_the_deployment_and_removes_it(account: Accounts) -> None:
+    async with account(quick(rates={"status": 20, "list": 10})) as it:
+        command = await check_live(it, at_terminal=True)
+        await command.asks("Go on? [y/N]:")
+        command.type(b"y\n")
+        code, _, err = await command.end()
+        assert code == 0, err
+        assert it.emulator.count("deploy", 202) == 1
+        await nothing_is_left(it)
+
+
+@pytest.mark.slow
+async def test_at_a_terminal_yes_as_an_option_asks_nothing(account: Accounts) -> None:
+    async with account(quick(rates={"status": 20, "list": 10})) as it:
+        code, _, err = await (await check_live(it, "--yes", at_terminal=True)).end()
+        assert code == 0, err
+        assert "Go on?" not in err
+        await nothing_is_left(it)
 
 
 @pytest.mark.slow
