@@ -12,7 +12,7 @@ from tipoff_shared.games import Game
 from tipoff_shared.messages import Transports, UdpAddress, WebSocketAddress, WebTransportAddress
 from tipoff_shared.netcode import Address, ConnectToken, Dialect, open_private
 from tipoff_shared.records import DeploymentRecord, DeploymentState, SessionRecord, SessionState
-from tipoff_shared.user_data import TokenUserData, decode_user_data
+from tipoff_shared.user_data import decode_user_data
 
 UDP = UdpAddress("203.0.113.5", 7777)
 WEBSOCKET = WebSocketAddress("ws://203.0.113.5:7778/")
@@ -157,7 +157,10 @@ def test_a_token_says_whose_seat_it_is() -> None:
     session = msgspec.structs.replace(SESSION, boot_id="b1", generation=7, user_id="ann@example", name="Ann")
     issued = Tokens(games_of(ARENA)).issue(ARENA, session, ENDPOINT, now=1000.0, slack=0.5)
     private = open_private(ConnectToken.from_base64(issued.text), KEY, protocol_id=ARENA.netcode_protocol_id)
-    assert decode_user_data(private.user_data) == TokenUserData("s1", "d1", "b1", 7, "ann@example", "Ann")
+    said = decode_user_data(private.user_data)
+    assert said is not None
+    named = (said.session_id, said.deployment_id, said.boot_id, said.generation, said.user_id, said.name)
+    assert named == ("s1", "d1", "b1", 7, "ann@example", "Ann")
     assert private.client_id == 7
 
 

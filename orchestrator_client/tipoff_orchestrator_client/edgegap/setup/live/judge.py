@@ -1,7 +1,7 @@
 """Decides from what a live check has seen which assumptions about Edgegap hold. Pure.
 
-Each place in code and docs that rests on an assumption carries its mark, like `(A: page-size)`. To add one: a line in
-`ASSUMPTIONS`, a judge of the same name, and what it needs in `evidence.py` and `check.py`.
+Each place in code and docs that rests on an assumption carries its mark, like `(A: page-size)`. To add one: its
+judge here, and what that needs in `evidence.py` and `check.py`.
 """
 
 from __future__ import annotations
@@ -39,24 +39,23 @@ class Conclusion:
     seen: str
 
 
-ASSUMPTIONS = {
-    "unknown-id": "the status of an unknown id is refused with 400, 404 or 410",
-    "rate-limits": "the rate limits count over any one second",
-    "page-size": f"a page of a list holds at most {PAGE} items",
-    "version-members": "a version may have `arguments` and `session_config`",
-    "inactive-version": "an order of an inactive version is refused with 400, like one of an unknown version",
-    "tag-length": f"a tag of a v2 deployment has at most {MAX_TAG} characters",
-    "new-known": f"v1's status knows a new deployment within {KNOWN_WITHIN:g} s",
-    "sessions-v1": "v1 sessions work as bevygap uses them",
-    "session-webhooks": "a session's webhook is sent when it is linked, and again when it is ready",
-    "context-tls": "a server's context says `tls_upgrade` of its ports as the status does",
-    "stopped-known": "a stopped deployment is known by its id for a while",
-    "stopped-forgotten": "a stopped deployment is unknown later",
-}
+ASSUMPTIONS: dict[str, str] = {}
 """Step -> what is assumed, in the order of the report."""
 
 _Verdict = tuple[Outcome, str]
+_Judge = Callable[[Evidence], _Verdict | None]
 _HELD, _NOT_HELD, _NOT_SEEN = Outcome.HELD, Outcome.NOT_HELD, Outcome.NOT_SEEN
+_JUDGES: dict[str, _Judge] = {}
+
+
+def _assumed(step: str, assumed: str) -> Callable[[_Judge], _Judge]:
+    """Enter what is assumed under `step`, and the function that judges it: None where the check did not come so far."""
+
+    def enter(judge: _Judge) -> _Judge:
+        ASSUMPTIONS[step], _JUDGES[step] = assumed, judge
+        return judge
+
+    return enter
 
 
 def judge(seen: Evidence) -> list[Conclusion]:
@@ -70,6 +69,7 @@ def judge(seen: Evidence) -> list[Conclusion]:
     return found
 
 
+@_assumed("unknown-id", "the status of an unknown id is refused with 400, 404 or 410")
 def _unknown_id(seen: Evidence) -> _Verdict | None:
     call = seen.unknown_id
     if call is None:
@@ -81,6 +81,7 @@ def _unknown_id(seen: Evidence) -> _Verdict | None:
     return (_HELD if call.status in (None, 400) else _NOT_HELD), str(call)
 
 
+@_assumed("rate-limits", "the rate limits count over any one second")
 def _rate_limits(seen: Evidence) -> _Verdict | None:
     verdicts = [_of_burst(burst) for burst in seen.bursts]
     if not verdicts:
@@ -125,6 +126,7 @@ def _of_burst(burst: Burst) -> _Verdict:
     )
 
 
+@_assumed("page-size", f"a page of a list holds at most {PAGE} items")
 def _page_size(seen: Evidence) -> _Verdict | None:
     page, large = seen.page, seen.large_page
     if page is None:
@@ -150,6 +152,7 @@ def _page_size(seen: Evidence) -> _Verdict | None:
     )
 
 
+@_assumed("version-members", "a version may have `arguments` and `session_config`")
 def _version_members(seen: Evidence) -> _Verdict | None:
     scratch = seen.scratch
     if scratch is None:
@@ -163,6 +166,9 @@ def _version_members(seen: Evidence) -> _Verdict | None:
     return _NOT_SEEN, f"no version could be created: {scratch.plain or scratch.full}"
 
 
+@_assumed(
+    "inactive-version", "an order of an inactive version is refused with 400, like one of an unknown version"
+)
 def _inactive_version(seen: Evidence) -> _Verdict | None:
     inactive, unknown = seen.order_of_inactive, seen.order_of_unknown
     if inactive is None or unknown is None:
@@ -178,6 +184,7 @@ def _inactive_version(seen: Evidence) -> _Verdict | None:
     return _HELD, f"inactive: {inactive}; unknown: {unknown}"
 
 
+@_assumed("tag-length", f"a tag of a v2 deployment has at most {MAX_TAG} characters")
 def _tag_length(seen: Evidence) -> _Verdict | None:
     beyond, longest, ours = (seen.orders.get(size) for size in (MAX_TAG + 1, MAX_TAG, OUR_LONGEST_TAG))
     if beyond is None:
@@ -191,6 +198,7 @@ def _tag_length(seen: Evidence) -> _Verdict | None:
     return _NOT_SEEN, f"no order with such a tag was decided on: {ours or longest or beyond}"
 
 
+@_assumed("new-known", f"v1's status knows a new deployment within {KNOWN_WITHIN:g} s")
 def _new_known(seen: Evidence) -> _Verdict | None:
     if seen.known_after is not None:
         late = seen.known_after > KNOWN_WITHIN
@@ -200,6 +208,7 @@ def _new_known(seen: Evidence) -> _Verdict | None:
     return None
 
 
+@_assumed("sessions-v1", "v1 sessions work as bevygap uses them")
 def _sessions_v1(seen: Evidence) -> _Verdict | None:
     session = seen.session
     if session is None:
@@ -224,6 +233,7 @@ def _sessions_v1(seen: Evidence) -> _Verdict | None:
     return _HELD, "created, ready with address and ports, deleted; the deployment went on"
 
 
+@_assumed("session-webhooks", "a session's webhook is sent when it is linked, and again when it is ready")
 def _session_webhooks(seen: Evidence) -> _Verdict | None:
     session, states = seen.session, seen.hooks.states
     if session is None or not seen.hooks.proved or not (session.usable and session.deleted):
@@ -238,6 +248,7 @@ def _session_webhooks(seen: Evidence) -> _Verdict | None:
     return _NOT_SEEN, "a webhook came when the session was ready, which it was at once"
 
 
+@_assumed("context-tls", "a server's context says `tls_upgrade` of its ports as the status does")
 def _context_tls(seen: Evidence) -> _Verdict | None:
     if seen.announced_url is None:
         return None
@@ -249,6 +260,7 @@ def _context_tls(seen: Evidence) -> _Verdict | None:
     )
 
 
+@_assumed("stopped-known", "a stopped deployment is known by its id for a while")
 def _stopped_known(seen: Evidence) -> _Verdict | None:
     if not seen.stopped:
         return None
@@ -259,6 +271,7 @@ def _stopped_known(seen: Evidence) -> _Verdict | None:
     return _HELD, f"known up to {max(known):.1f} s after its stop"
 
 
+@_assumed("stopped-forgotten", "a stopped deployment is unknown later")
 def _stopped_forgotten(seen: Evidence) -> _Verdict | None:
     if not seen.stopped:
         return None
@@ -266,22 +279,6 @@ def _stopped_forgotten(seen: Evidence) -> _Verdict | None:
     if gone:
         return _HELD, f"unknown {gone[0]:.1f} s after its stop"
     return _NOT_SEEN, f"still known {seen.stopped[-1].after:.1f} s after its stop; the check waits no longer"
-
-
-_JUDGES: dict[str, Callable[[Evidence], _Verdict | None]] = {
-    "unknown-id": _unknown_id,
-    "rate-limits": _rate_limits,
-    "page-size": _page_size,
-    "version-members": _version_members,
-    "inactive-version": _inactive_version,
-    "tag-length": _tag_length,
-    "new-known": _new_known,
-    "sessions-v1": _sessions_v1,
-    "session-webhooks": _session_webhooks,
-    "context-tls": _context_tls,
-    "stopped-known": _stopped_known,
-    "stopped-forgotten": _stopped_forgotten,
-}
 
 
 def refuted(conclusions: Iterable[Conclusion]) -> int:
