@@ -54,7 +54,7 @@ ORDER = {
         event_stream
         admission
         ban_list
-        ban_follower
+        ban_follower games_follower
         log_writer
         health log telemetry
         service
@@ -74,7 +74,7 @@ ORDER = {
         isolated
         reconciler presence_reader
         requests
-        service_health
+        service_health playable
         admin
         compose
         service

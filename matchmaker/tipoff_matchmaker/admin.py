@@ -7,7 +7,7 @@ compare-and-sets that players and the reconciler use, so repeating one changes n
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 from nats.aio.msg import Msg
@@ -29,7 +29,8 @@ from tipoff_matchmaker.sessions.store import SessionStore
 from tipoff_shared import admin
 from tipoff_shared.ban_list import new_ban
 from tipoff_shared.errors import Internal, TipoffError, Unavailable
-from tipoff_shared.games import GameKey
+from tipoff_shared.games import SomeGames
+from tipoff_shared.games_follower import GamesFollower
 from tipoff_shared.nats.connection import Bus, Subscription
 from tipoff_shared.primitives.tasks import BoundedHandlers
 from tipoff_shared.records import DeploymentRecord, DeploymentState
@@ -54,11 +55,12 @@ class Admin:
         planner: Planner,
         kicker: Kicker,
         orchestrators: Mapping[str, ResilientOrchestrator],
-        games: Collection[GameKey],
+        games: SomeGames,
         requests: BoundedHandlers,
         health: ServiceHealth,
         claims: ClaimLimit,
         bans: BanEnforcer,
+        published: GamesFollower,
         clock: Callable[[], float],
     ) -> None:
         self._bus = bus
@@ -75,6 +77,7 @@ class Admin:
         self._health = health
         self._claims = claims
         self._bans = bans
+        self._published = published
         self._clock = clock
         self._handlers = BoundedHandlers("operator's request", _AT_ONCE)
         self._subscriptions: list[Subscription] = []
@@ -162,9 +165,10 @@ class Admin:
         """Stop every server of the game that there is now. New ones are planned at once, whatever failed before."""
         asked = admin.decode_restart(data)
         reason = asked.reason or "restarted by an operator"
-        keys = [key for key in self._games if asked.game == key[0] and asked.version in ("", key[1])]
+        games = self._games.by_key()
+        keys = [key for key in games if asked.game == key[0] and asked.version in ("", key[1])]
         if not keys:
-            known = ", ".join(f"{name} {version}" for name, version in self._games)
+            known = ", ".join(f"{name} {version}" for name, version in games)
             raise NotFound(
                 f"there is no game {asked.game} {asked.version}".rstrip() + f"; there are: {known}"
             )
@@ -204,4 +208,6 @@ class Admin:
             admin.ClaimLimitStatus(
                 self._claims.acted[LIMITED], self._claims.acted[REFUSED], self._claims.acted[SHORTENED]
             ),
+            self._published.revision,
+            self._published.problems,
         )

@@ -7,7 +7,8 @@ being called before or after another.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,7 @@ from tipoff_matchmaker.mappings import Mappings
 from tipoff_matchmaker.metrics import Metrics
 from tipoff_matchmaker.orchestrators.resilient import ResilientOrchestrator
 from tipoff_matchmaker.peers import Peers
+from tipoff_matchmaker.playable import Playable
 from tipoff_matchmaker.presence_reader import PresenceReader
 from tipoff_matchmaker.reconciler.bucket_loss import BucketLoss
 from tipoff_matchmaker.reconciler.executor import Executor
@@ -51,7 +53,7 @@ from tipoff_matchmaker.requests.pending import PendingRequests
 from tipoff_matchmaker.requests.placement import Placement
 from tipoff_matchmaker.requests.resumption import Resumption
 from tipoff_matchmaker.requests.subscription import RequestSubscription
-from tipoff_matchmaker.seats.unclaimed import most_unclaimed
+from tipoff_matchmaker.seats.unclaimed import most_of
 from tipoff_matchmaker.seats.waiting_line import WaitingLines
 from tipoff_matchmaker.service_health import ServiceHealth
 from tipoff_matchmaker.sessions.claim_limit import ClaimLimit
@@ -68,7 +70,8 @@ from tipoff_orchestrator_client.base import ServerDirectory
 from tipoff_orchestrator_client.edgegap import SESSIONS
 from tipoff_shared.ban_follower import BanFollower
 from tipoff_shared.errors import ConfigError
-from tipoff_shared.games import Game, GameKey, Games
+from tipoff_shared.games import Games, SomeGames
+from tipoff_shared.games_follower import GamesFollower
 from tipoff_shared.kv.buckets import Buckets
 from tipoff_shared.kv.write_probe import WriteProbe
 from tipoff_shared.nats.connection import Bus
@@ -86,6 +89,7 @@ class Parts:
     settings: Settings
     bus: Bus
     buckets: Buckets
+    published: GamesFollower
     write_probe: WriteProbe
     tasks: Tasks
     metrics: Metrics
@@ -140,11 +144,8 @@ def compose(
     """All parts of one matchmaker; none of them does anything yet. `clock`: Unix seconds; `account_key`: what signs the
     answers to nats-server about game servers (isolated profile). Raises `ConfigError` for a
     default game that games.toml does not have."""
-    by_key = {game.key: game for game in games.all()}
-    ours = [
-        game for game in games.all() if game.orchestrator != SESSIONS
-    ]  # Edgegap starts the servers of the others
-    our_keys = [game.key for game in ours]
+    ours = games.only(lambda game: game.orchestrator != SESSIONS)  # Edgegap starts the servers of the others
+    published = GamesFollower(buckets.games, games, Playable(settings, orchestrators).complaint)
 
     write_probe = WriteProbe(bus, buckets)
     metrics = Metrics()
@@ -173,17 +174,21 @@ def compose(
     sessions = SessionStore(buckets.sessions, settings, clock)
 
     trust = Trust(deployments)
-    lines = WaitingLines(our_keys)
+    lines = WaitingLines(ours)
     kicker = Kicker(bus, ages, buckets, deployments, tasks)
     ender = SessionEnder(buckets, sessions)
     metrics.unheard.set_function(lambda: float(hearing.deaf))
     deadlines = SessionDeadlines(hearing, buckets, sessions, clock)
 
-    unclaimed = {game.key: most_unclaimed(game, settings.unclaimed_per_address) for game in ours}
-    # How many seats the others can have is known at Edgegap only.
-    unclaimed = dict.fromkeys(by_key, settings.unclaimed_per_address) | unclaimed
     sessions.subscribe_ends(metrics.session_ended)
-    claims = ClaimLimit(sessions, unclaimed, metrics, tasks, settings, clock)
+    claims = ClaimLimit(
+        sessions,
+        functools.partial(most_of, games, settings.unclaimed_per_address),
+        metrics,
+        tasks,
+        settings,
+        clock,
+    )
     ban_follower = BanFollower(buckets.bans, clock)
     bans = BanEnforcer(
         bus, ages, buckets, ban_follower, deployments, sessions, kicker, tasks, settings, clock
@@ -212,19 +217,19 @@ def compose(
         settings,
         clock,
     )
-    health = ServiceHealth(write_probe, resilient, planner, ours, len(by_key), peers, ban_follower)
+    health = ServiceHealth(write_probe, resilient, planner, ours, games, peers, ban_follower, published)
 
     rooms = RoomFilling(deployments, sessions, trust, tokens, ours, tasks, settings, clock)
-    usual = SeatAllocator(deployments, trust, lines, planner, claims, rooms, our_keys, tasks, settings, clock)
-    others: dict[GameKey, Allocator] = {}
+    usual = SeatAllocator(deployments, trust, lines, planner, claims, rooms, tasks, settings, clock)
+    others: dict[str, Allocator] = {}
     edgegap: EdgegapSessions | None = None
     if (servers := orchestrators.get(SESSIONS)) is not None:
-        theirs = [game for game in games.all() if game.orchestrator == SESSIONS]
+        theirs = games.only(lambda game: game.orchestrator == SESSIONS)
         edgegap = _edgegap_sessions(
             servers, theirs, bus, buckets, deployments, readiness, contexts, claims, tasks, settings, clock
         )
-        others |= dict.fromkeys((game.key for game in theirs), edgegap)
-    router = Router(usual, others)
+        others[SESSIONS] = edgegap
+    router = Router(usual, games, others)
     releaser = Releaser(bus, buckets, games, sessions, router, tasks)
     sessions.handle(
         {Effect.RELEASE: releaser.start, Effect.KICK: kicker.start, Effect.CLAIMED: releaser.claimed}
@@ -253,7 +258,7 @@ def compose(
     reader = SnapshotReader(
         ages,
         buckets,
-        by_key,
+        games,
         deployments,
         resilient,
         trust,
@@ -295,7 +300,9 @@ def compose(
     handlers = BoundedHandlers("play request", settings.max_requests)
     metrics.in_flight.set_function(lambda: handlers.in_flight)
     requests = RequestSubscription(bus, games, pending, resumption, handlers, peers, metrics, settings)
-    gensession = GenSession(bus, default_game(games, settings.default_game), pending, handlers)
+    default = functools.partial(default_game, games, settings.default_game)
+    default()
+    gensession = GenSession(bus, default, pending, handlers)
     admin = Admin(
         bus,
         settings.instance,
@@ -306,17 +313,19 @@ def compose(
         planner,
         kicker,
         resilient,
-        by_key,
+        games,
         handlers,
         health,
         claims,
         bans,
+        published,
         clock,
     )
     return Parts(
         settings=settings,
         bus=bus,
         buckets=buckets,
+        published=published,
         write_probe=write_probe,
         tasks=tasks,
         metrics=metrics,
@@ -361,7 +370,7 @@ def compose(
 
 def _edgegap_sessions(
     servers: ServerDirectory,
-    games: Sequence[Game],
+    games: SomeGames,
     bus: Bus,
     buckets: Buckets,
     deployments: DeploymentStore,

@@ -7,6 +7,7 @@ compare-and-set.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -20,14 +21,16 @@ from tipoff_matchmaker.isolated.rules import check_games
 from tipoff_matchmaker.requests.subscription import QUEUE
 from tipoff_matchmaker.settings import Settings
 from tipoff_orchestrator_client.base import ServerDirectory
-from tipoff_orchestrator_client.registry import open_orchestrators, orchestrator_names
+from tipoff_orchestrator_client.registry import known_orchestrators, open_orchestrators, orchestrator_names
 from tipoff_shared.errors import ConfigError, Malformed, Unavailable
 from tipoff_shared.games import Games
+from tipoff_shared.games.revision import published
 from tipoff_shared.games.toml import load_games
+from tipoff_shared.games_follower import CURRENT
 from tipoff_shared.health import HealthFile
 from tipoff_shared.health_report import NOTHING, header_text
 from tipoff_shared.kv.bucket import LostRace
-from tipoff_shared.kv.buckets import create_buckets
+from tipoff_shared.kv.buckets import Buckets, create_buckets
 from tipoff_shared.nats.connection import connect
 from tipoff_shared.nats.nkeys import AccountKey
 from tipoff_shared.primitives.retry import backoff
@@ -65,6 +68,10 @@ class Matchmaker:
     async def follow(self) -> None:
         """Start everything that runs without requests."""
         parts, start = self.parts, self._loops.start
+        try:
+            await parts.published.refresh()
+        except Unavailable as exc:
+            log.warning("the games are those of the file until NATS tells the published ones: %s", exc)
         if parts.event_secret is not None:
             await parts.event_secret.ensure()
         if parts.auth_callout is not None:
@@ -81,6 +88,7 @@ class Matchmaker:
         start(parts.deadlines.run(), "deadlines")
         await parts.bans.open()
         start(parts.ban_follower.run(), "bans")
+        start(parts.published.run(), "published games")
         start(parts.mappings.run(), "mappings")
         start(parts.presence_reader.connections(), "connections")
         start(parts.presence_reader.leases(), "leases")
@@ -174,7 +182,7 @@ async def run_matchmaker(
         buckets = await create_buckets(bus)
         if orchestrators is None:
             orchestrators = await stack.enter_async_context(
-                open_orchestrators(orchestrator_names(games), bus, games)
+                open_orchestrators(await _orchestrators(games, buckets), bus, games)
             )
         tasks = await stack.enter_async_context(Tasks(name))
         loops = await stack.enter_async_context(Tasks(name, lambda exc: failed.set()))
@@ -189,6 +197,17 @@ async def run_matchmaker(
         await matchmaker.start()
         log.info("matchmaker %s serves %d game(s)", settings.instance, len(games.all()))
         yield matchmaker
+
+
+async def _orchestrators(games: Games, buckets: Buckets) -> list[str]:
+    """The orchestrators of the games in the file, and those of the published games that are installed here."""
+    names = orchestrator_names(games.all())
+    with contextlib.suppress(Unavailable, Malformed):  # said when the games are followed
+        if (entry := await buckets.games.get(CURRENT)) is not None:
+            known = known_orchestrators()
+            more = orchestrator_names(published(entry.value)[0].values())
+            names += [name for name in more if name in known and name not in names]
+    return names
 
 
 def read_account_key(settings: Settings) -> AccountKey | None:

@@ -6,13 +6,14 @@ and each knows only the servers that it has started itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from tipoff_matchmaker.fleet.planner import Planner
 from tipoff_matchmaker.orchestrators.resilient import ResilientOrchestrator
 from tipoff_matchmaker.peers import Peers
 from tipoff_shared.ban_follower import BanFollower
-from tipoff_shared.games import Game
+from tipoff_shared.games import SomeGames
+from tipoff_shared.games_follower import GamesFollower
 from tipoff_shared.health_report import NOTHING, Report, decode_report, encode_report
 from tipoff_shared.kv.write_probe import WriteProbe
 
@@ -25,10 +26,11 @@ class ServiceHealth:
         write_probe: WriteProbe,
         orchestrators: Mapping[str, ResilientOrchestrator],
         planner: Planner,
-        games: Sequence[Game],
-        all_games: int,
+        games: SomeGames,
+        all_games: SomeGames,
         peers: Peers,
         bans: BanFollower,
+        published: GamesFollower,
     ) -> None:
         self._write_probe = write_probe
         self._orchestrators = orchestrators
@@ -37,6 +39,7 @@ class ServiceHealth:
         self._all_games = all_games
         self._peers = peers
         self._bans = bans
+        self._published = published
 
     def own(self) -> Report:
         """What this matchmaker knows itself."""
@@ -47,16 +50,19 @@ class ServiceHealth:
             for name, one in self._orchestrators.items()
             if (said := "; ".join(one.problems) or one.starts_nothing())
         }
-        crashing = {game.key: said for game in self._games if (said := self._planner.crashing(game.key))}
+        crashing = {
+            game.key: said for game in self._games.all() if (said := self._planner.crashing(game.key))
+        }
         orchestrators = [f"orchestrator {name}: {said}" for name, said in down.items()]
         games = [f"game {name} {version}: {said}" for (name, version), said in crashing.items()]
         blocking = [writes] if writes else []
         degraded: list[str] = []
-        for found, of_how_many in ((orchestrators, len(self._orchestrators)), (games, self._all_games)):
+        for found, of_how_many in ((orchestrators, len(self._orchestrators)), (games, len(self._all_games))):
             (blocking if found and len(found) == of_how_many else degraded).extend(found)
         degraded += [f"orchestrator {name} starts no servers: {said}" for name, said in full.items()]
         if lost := self._bans.problem:
             degraded.append(lost)
+        degraded += self._published.problems
         return Report(tuple(blocking), tuple(degraded)).shortened()
 
     def beat(self) -> bytes:

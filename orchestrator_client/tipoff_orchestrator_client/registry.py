@@ -21,7 +21,7 @@ from tipoff_orchestrator_client.base import Orchestrator, ServerDirectory
 from tipoff_orchestrator_client.fake import FakeOrchestrator
 from tipoff_orchestrator_client.launcher import LauncherOrchestrator
 from tipoff_shared.errors import ConfigError
-from tipoff_shared.games import Games
+from tipoff_shared.games import Game, Games
 from tipoff_shared.nats.connection import Bus
 
 if TYPE_CHECKING:
@@ -32,9 +32,9 @@ ENTRY_POINTS = "tipoff.orchestrators"
 Factory: TypeAlias = Callable[[Bus], Orchestrator | Awaitable[Orchestrator]]
 
 
-def orchestrator_names(games: Games) -> list[str]:
+def orchestrator_names(games: Iterable[Game]) -> list[str]:
     """The orchestrators that the games use, each once, in the order of games.toml."""
-    return list(dict.fromkeys(game.orchestrator for game in games.all()))
+    return list(dict.fromkeys(game.orchestrator for game in games))
 
 
 def known_orchestrators(*, allow_fake: bool = False) -> list[str]:

@@ -138,6 +138,10 @@ class MatchmakerStatus(msgspec.Struct, frozen=True):
     orchestrators: list[OrchestratorStatus]
     problems: list[str] = []
     claim_limit: ClaimLimitStatus = ClaimLimitStatus()
+    games_revision: int = -1
+    """The published revision of games.toml that it follows; 0: none is published; -1: its release knows of none."""
+    games_problems: list[str] = []
+    """What keeps it from serving the published games."""
 
 
 class _Error(msgspec.Struct, frozen=True):

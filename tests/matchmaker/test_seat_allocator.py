@@ -169,7 +169,7 @@ async def test_who_fills_rooms_hears_which_game_has_a_promised_seat_less(world: 
             parts.sessions,
             parts.trust,
             Tokens(games_of(rooms), settings.gs_proxy_url),
-            [rooms],
+            games_of(rooms),
             parts.tasks,
             settings,
             time.time,

@@ -82,7 +82,7 @@ class Desk:
             self.metrics,  # type: ignore[arg-type] # as much of it as requests use
             ours,
         )
-        self.gensession = GenSession(bus, BEVY, self.pending, self.handlers)
+        self.gensession = GenSession(bus, lambda: BEVY, self.pending, self.handlers)
 
     async def _place(self, request: PendingRequest) -> SessionReady:
         self.placed.append(request)

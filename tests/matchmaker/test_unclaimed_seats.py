@@ -22,7 +22,7 @@ NOW = 1_000_000.0
 
 
 def account(most: int = 3, free_misses: int = 2, least_hold: float = 10.0) -> UnclaimedSeats:
-    return UnclaimedSeats({GAME: most}, free_misses=free_misses, least_hold=least_hold)
+    return UnclaimedSeats({GAME: most}.get, free_misses=free_misses, least_hold=least_hold)
 
 
 def record(session_id: str, state: SessionState, address: str = A, **more: object) -> SessionRecord:

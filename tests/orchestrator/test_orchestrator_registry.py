@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-from pathlib import Path
 
 import pytest
 
@@ -13,7 +12,7 @@ from tipoff_orchestrator_client.fake import FakeOrchestrator
 from tipoff_orchestrator_client.launcher import LauncherOrchestrator
 from tipoff_orchestrator_client.registry import open_orchestrators, orchestrator_names
 from tipoff_shared.errors import ConfigError
-from tipoff_shared.games import Game, Games
+from tipoff_shared.games import Game
 from tipoff_shared.nats.connection import Bus
 
 MADE: list[FakeOrchestrator] = []
@@ -59,7 +58,7 @@ def test_the_names_are_those_of_the_games_each_once() -> None:
         (name, "1"): Game(name, "1", orchestrator=orchestrator)
         for name, orchestrator in (("a", "launcher"), ("b", "cloud"), ("c", "launcher"))
     }
-    assert orchestrator_names(Games(games, {}, Path())) == ["launcher", "cloud"]
+    assert orchestrator_names(games.values()) == ["launcher", "cloud"]
 
 
 async def test_the_launcher_is_built_in(nats: Bus) -> None:

@@ -11,7 +11,7 @@ sessions are read while somebody waits.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TypeAlias
 
 from tipoff_matchmaker.deployments.store import DeploymentStore
@@ -22,7 +22,7 @@ from tipoff_matchmaker.sessions.store import SessionStore
 from tipoff_matchmaker.settings import Settings
 from tipoff_matchmaker.tokens import Tokens
 from tipoff_shared.errors import Unavailable
-from tipoff_shared.games import Game, GameKey
+from tipoff_shared.games import GameKey, GamesChange, SomeGames
 from tipoff_shared.primitives.single_flight import SingleFlight
 from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.records import DeploymentRecord, SessionRecord, SessionState
@@ -47,7 +47,7 @@ class RoomFilling:
         sessions: SessionStore,
         trust: Trust,
         tokens: Tokens,
-        games: Iterable[Game],
+        games: SomeGames,
         tasks: Tasks,
         settings: Settings,
         clock: Callable[[], float],
@@ -56,17 +56,16 @@ class RoomFilling:
         self._sessions = sessions
         self._trust = trust
         self._clock = clock
-        self._seats = {
-            game.key: PromisedSeats(
-                hold=tokens.hold(game) + settings.claim_slack + _LATE, written_ahead=settings.seat_hold
-            )
-            for game in games
-            if game.fill_rooms
-        }
+        self._tokens = tokens
+        self._claim_slack = settings.claim_slack
+        self._written_ahead = settings.seat_hold
+        self._seats: dict[GameKey, PromisedSeats] = {}
         self._checks = SingleFlight[GameKey, None]("promised seats", begin=tasks.start)
         self._listeners: list[Listener] = []
         deployments.subscribe(self._deployment_changed)
         sessions.subscribe(self._session_changed)
+        self._games_changed(GamesChange(added=tuple(games.all())))
+        games.subscribe(self._games_changed)
 
     def subscribe(self, listener: Listener) -> None:
         """Call `listener` when a promised seat of a game has been claimed."""
@@ -94,6 +93,17 @@ class RoomFilling:
                     self._session_changed(record)
         except Unavailable as exc:
             log.info("whether the players of promised seats have connected is unknown: %s", exc)
+
+    def _games_changed(self, change: GamesChange) -> None:
+        for game in (*change.removed, *change.changed):
+            self._seats.pop(game.key, None)
+        for game in change.present:
+            if not game.fill_rooms:
+                continue
+            hold = self._tokens.hold(game) + self._claim_slack + _LATE
+            self._seats[game.key] = PromisedSeats(hold=hold, written_ahead=self._written_ahead)
+            for record in self._deployments.of(*game.key):  # those whose players are there show in `check`
+                self._deployment_changed(None, record)
 
     def _takes_others(self, deployment_id: str) -> bool:
         record = self._deployments.get(deployment_id)

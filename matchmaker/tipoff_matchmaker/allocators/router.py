@@ -6,26 +6,37 @@ Where we count the seats ourselves, that is the `SeatAllocator`. `edgegap-sessio
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 
 from tipoff_matchmaker.allocators.interface import Allocator, Step
 from tipoff_matchmaker.seats.allocation_request import AllocationRequest, Seats
 from tipoff_shared.errors import TipoffError
-from tipoff_shared.games import GameKey
+from tipoff_shared.games import Game, GameKey, SomeGames
 from tipoff_shared.records import SessionRecord
 
 
 class Router:
-    """`others`: the allocators of those games that have one of their own; `usual` is that of all other games."""
+    """`others`: orchestrator -> the allocator of its games; `usual` is that of all other games."""
 
-    def __init__(self, usual: Allocator, others: Mapping[GameKey, Allocator]) -> None:
+    def __init__(self, usual: Allocator, games: SomeGames, others: Mapping[str, Allocator]) -> None:
         self._usual = usual
         self._others = dict(others)
-        self._all = [usual, *{id(one): one for one in self._others.values()}.values()]
+        self._all = [usual, *self._others.values()]
+        self._special: dict[GameKey, Allocator] = {}
+        """Also of removed games: their sessions end later."""
+        self._learn(games.all())
+        games.subscribe(lambda change: self._learn(change.present))
+
+    def _learn(self, games: Iterable[Game]) -> None:
+        for game in games:
+            if (allocator := self._others.get(game.orchestrator)) is not None:
+                self._special[game.key] = allocator
+            else:
+                self._special.pop(game.key, None)
 
     def of(self, key: GameKey) -> Allocator:
         """The game's allocator."""
-        return self._others.get(key, self._usual)
+        return self._special.get(key, self._usual)
 
     def allocate(self, allocation: AllocationRequest) -> AsyncGenerator[Step, None]:
         """See `Allocator.allocate`."""

@@ -12,8 +12,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections import Counter, defaultdict
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from functools import partial
 
@@ -66,7 +66,6 @@ class SeatAllocator:
         planner: Planner,
         claims: ClaimLimit,
         rooms: RoomFilling,
-        games: Iterable[GameKey],
         tasks: Tasks,
         settings: Settings,
         clock: Callable[[], float],
@@ -80,7 +79,8 @@ class SeatAllocator:
         self._tasks = tasks
         self._settings = settings
         self._clock = clock
-        self._packing: dict[GameKey, Packing] = {key: Packing() for key in games}
+        self._packing: defaultdict[GameKey, Packing] = defaultdict(Packing)
+        """Also of games that nobody can play here: their servers count when the games come."""
         self._staged: Counter[str] = Counter()
         self._tickets = itertools.cycle(range(1000))
         self._filling: set[GameKey] = set()
@@ -238,8 +238,8 @@ class SeatAllocator:
         self._claims.drop(members)
         if waiter.abandoned:
             return
-        if self._lines.closed is not None:
-            waiter.error = self._lines.closed
+        if (refusal := self._lines.refusal(waiter.allocation.key)) is not None:
+            waiter.error = refusal
         elif isinstance(error, NoSeat | NoRecord):
             self._lines[waiter.allocation.key].put_back(waiter)
             self._pump(waiter.allocation.key)
@@ -268,11 +268,8 @@ class SeatAllocator:
 
     def _deployment_changed(self, before: DeploymentRecord | None, after: DeploymentRecord) -> None:
         key = (after.game, after.version)
-        line = self._lines.get(key)
-        if line is None:
-            return  # a game of another matchmaker's games.toml
         self._count(after)
-        if line:
+        if self._lines.get(key):
             self._pump(key)
 
     def _trust_changed(self, deployment_id: str) -> None:

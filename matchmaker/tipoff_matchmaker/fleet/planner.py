@@ -13,7 +13,8 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from tipoff_matchmaker.deployments import state_machine
@@ -31,7 +32,7 @@ from tipoff_matchmaker.sessions.claim_limit import ClaimLimit
 from tipoff_matchmaker.settings import Settings
 from tipoff_orchestrator_client.base import NoCapacity, NotConfigured, OrchestratorError
 from tipoff_shared.errors import OrchestratorFailed, TipoffError
-from tipoff_shared.games import Game, GameKey
+from tipoff_shared.games import Game, GameKey, GamesChange, SomeGames
 from tipoff_shared.names import new_deployment_id
 from tipoff_shared.primitives.retry import backoff
 from tipoff_shared.primitives.tasks import Tasks
@@ -52,7 +53,7 @@ class Planner:
         deployments: DeploymentStore,
         fleet_limit: FleetLimit,
         orchestrators: Mapping[str, ResilientOrchestrator],
-        games: Iterable[Game],
+        games: SomeGames,
         lines: WaitingLines,
         claims: ClaimLimit,
         starter: Starter,
@@ -65,7 +66,7 @@ class Planner:
         self._deployments = deployments
         self._fleet_limit = fleet_limit
         self._orchestrators = orchestrators
-        self._games: dict[GameKey, Game] = {game.key: game for game in games}
+        self._games = games
         self._lines = lines
         self._claims = claims
         self._starter = starter
@@ -73,8 +74,10 @@ class Planner:
         self._peers = peers
         self._settings = settings
         self._clock = clock
-        self._backoffs = {key: StartBackoff() for key in self._games}
-        self._wanted = {key: asyncio.Event() for key in self._games}
+        self._backoffs: defaultdict[GameKey, StartBackoff] = defaultdict(StartBackoff)
+        self._wanted: dict[GameKey, asyncio.Event] = {}
+        """The games that are planned -> that there may be something to do."""
+        self._loops: Tasks | None = None
         self._later: dict[GameKey, asyncio.TimerHandle] = {}
         self._ready_at: dict[str, float] = {}
         """Server -> monotonic seconds when it became ready, while it is."""
@@ -85,11 +88,26 @@ class Planner:
         stopper.subscribe(self.want)
         for name, orchestrator in orchestrators.items():
             orchestrator.subscribe_back(functools.partial(self._is_back, name))
+        games.subscribe(self._games_changed)
 
     def run(self, loops: Tasks) -> None:
-        """Begin to plan."""
-        for game in self._games.values():
-            loops.start(self._plan_for_ever(game), f"fleet/{game.name}/{game.version}")
+        """Begin to plan, the games that there are and those that come."""
+        self._loops = loops
+        for game in self._games.all():
+            self._begin(loops, game)
+
+    def _begin(self, loops: Tasks, game: Game) -> None:
+        if game.key not in self._wanted:
+            self._wanted[game.key] = asyncio.Event()
+            loops.start(self._plan_while_there(game.key), f"fleet/{game.name}/{game.version}")
+
+    def _games_changed(self, change: GamesChange) -> None:
+        for game in change.present:
+            if self._loops is not None:
+                self._begin(self._loops, game)
+            self.forget_failures(game.key)
+        for game in change.removed:
+            self.want(game.key)
 
     def want(self, key: GameKey) -> None:
         """Something changed: plan anew whether servers are to be started."""
@@ -109,24 +127,27 @@ class Planner:
 
     def explain(self, key: GameKey, *, waited: float, position: int, start_failed: str) -> str:
         """Why a player waits, for people; see `progress.explain`."""
+        game = self._games.get(*key)
+        if game is None:
+            return ""
         fleet = self._deployments.of(*key)
         return explain(
-            self._games[key],
+            game,
             fleet,
             self._backoffs[key],
             waited=waited,
             position=position,
             start_failed=start_failed,
             progress=self._starter.doing(fleet),
-            blocked=self._blocked(self._games[key]),
+            blocked=self._blocked(game),
         )
 
     def _is_back(self, orchestrator: str) -> None:
         """An orchestrator answers again: what waits for it is tried now."""
-        for key, game in self._games.items():
+        for game in self._games.all():
             if game.orchestrator == orchestrator:
-                self._backoffs[key].orchestrator_is_back()
-                self.want(key)
+                self._backoffs[game.key].orchestrator_is_back()
+                self.want(game.key)
 
     def _state_changed(self, before: DeploymentRecord | None, after: DeploymentRecord) -> None:
         """Any matchmaker may have moved it on."""
@@ -172,17 +193,22 @@ class Planner:
         )
         return f"its servers {what}: {starts.reason}"
 
-    async def _plan_for_ever(self, game: Game) -> None:
-        wanted = self._wanted[game.key]
+    async def _plan_while_there(self, key: GameKey) -> None:
+        wanted = self._wanted[key]
         tries = 0
         while True:
             await wanted.wait()
-            while (early := self._backoffs[game.key].not_before - time.monotonic()) > 0:
+            while (early := self._backoffs[key].not_before - time.monotonic()) > 0 and key in self._games:
                 wanted.clear()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(early):
                         await wanted.wait()  # the orchestrator may be back before
             wanted.clear()
+            game = self._games.get(*key)
+            if game is None:
+                del self._wanted[key]
+                self._backoffs.pop(key, None)
+                return
             if self._held_back(game):
                 continue
             try:

@@ -30,7 +30,7 @@ from tipoff_orchestrator_client.base import (
     RunState,
 )
 from tipoff_shared.errors import TipoffError, Unavailable
-from tipoff_shared.games import Game, GameKey
+from tipoff_shared.games import Game, SomeGames
 from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.primitives.text import one_line
 from tipoff_shared.records import DeploymentRecord, DeploymentState
@@ -52,7 +52,7 @@ class Starter:
         self,
         deployments: DeploymentStore,
         orchestrators: Mapping[str, Orchestrator],
-        games: Iterable[Game],
+        games: SomeGames,
         lines: WaitingLines,
         readiness: Readiness,
         event_secret: EventSecret | None,
@@ -63,7 +63,7 @@ class Starter:
     ) -> None:
         self._deployments = deployments
         self._orchestrators = orchestrators
-        self._games: dict[GameKey, Game] = {game.key: game for game in games}
+        self._games = games
         self._lines = lines
         self._readiness = readiness
         self._event_secret = event_secret
@@ -108,7 +108,7 @@ class Starter:
         """Note what a start that takes long is doing (an image is fetched), as its orchestrator tells: players are
         told, and every change renews `start_timeout`. "": that is over."""
         record = self._deployments.get(deployment_id)
-        game = None if record is None else self._games.get((record.game, record.version))
+        game = None if record is None else self._games.get(record.game, record.version)
         text = one_line("".join(c if c.isprintable() else " " for c in text))
         if record is None or game is None or not state_machine.is_coming(record):
             return

@@ -22,14 +22,19 @@ _SEATED = (SessionState.READY, SessionState.ACTIVE)
 
 
 def check_games(games: Iterable[Game]) -> None:
-    """Raises `ConfigError` for a game whose servers send no events, or whose orchestrator passes them no key."""
+    """Raises `ConfigError` for a game that cannot be in the isolated profile."""
     for game in games:
-        if game.bevygap or game.orchestrator == SESSIONS:
-            why = "is bevygap's" if game.bevygap else f"has the orchestrator {SESSIONS!r}"
-            raise ConfigError(
-                f"game {game.name!r} version {game.version!r} {why}: its servers cannot be in the isolated profile; "
-                "TIPOFF_MATCHMAKER_PROFILE=trusted"
-            )
+        if wrong := complaint_about(game):
+            raise ConfigError(f"game {game.name!r} version {game.version!r} {wrong}")
+
+
+def complaint_about(game: Game) -> str:
+    """Why the game cannot be in the isolated profile: its servers send no events, or their orchestrator passes them no
+    key; "" when it can."""
+    if not game.bevygap and game.orchestrator != SESSIONS:
+        return ""
+    why = "is bevygap's" if game.bevygap else f"has the orchestrator {SESSIONS!r}"
+    return f"{why}: its servers cannot be in the isolated profile; TIPOFF_MATCHMAKER_PROFILE=trusted"
 
 
 class Join(Enum):

@@ -23,7 +23,7 @@ from tipoff_matchmaker.sessions.deadlines import SessionDeadlines
 from tipoff_matchmaker.sessions.store import SessionStore
 from tipoff_matchmaker.settings import Settings
 from tipoff_orchestrator_client.base import Deployment, Orchestrator, OrchestratorError
-from tipoff_shared.games import Game, GameKey
+from tipoff_shared.games import SomeGames
 from tipoff_shared.kv.bucket import Entry
 from tipoff_shared.kv.buckets import Buckets
 from tipoff_shared.primitives.text import describe
@@ -47,7 +47,7 @@ class SnapshotReader:
         self,
         ages: BucketAges,
         buckets: Buckets,
-        games: Mapping[GameKey, Game],
+        games: SomeGames,
         deployments: DeploymentStore,
         orchestrators: Mapping[str, Orchestrator],
         trust: Trust,
@@ -135,7 +135,7 @@ class SnapshotReader:
             now=self._clock(),
             settled=self._hearing.settled,
             deaf=self._hearing.deaf,
-            games=self._games,
+            games=self._games.by_key(),
             before=before,
             after=after,
             leases=leases,

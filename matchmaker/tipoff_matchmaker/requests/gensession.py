@@ -7,6 +7,7 @@ at a time. Requests in hand are finished before the service is stopped, because 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import msgspec
 from nats.micro import add_service
@@ -16,8 +17,8 @@ from nats.micro.service import EndpointConfig, Service
 from tipoff_matchmaker.requests.pending import PendingRequest, PendingRequests
 from tipoff_matchmaker.requests.subscription import address_or_nothing
 from tipoff_shared import names
-from tipoff_shared.errors import ConfigError, Internal, Malformed, TipoffError, Unavailable
-from tipoff_shared.games import Game, Games
+from tipoff_shared.errors import ConfigError, Internal, Malformed, TipoffError, Unavailable, UnknownGame
+from tipoff_shared.games import Game, SomeGames
 from tipoff_shared.messages import MAX_MESSAGE
 from tipoff_shared.nats.connection import Bus
 from tipoff_shared.nats.errors import translated
@@ -45,7 +46,7 @@ class GenSessionAnswer(msgspec.Struct):
     cert_digest: str
 
 
-def default_game(games: Games, name: str) -> Game:
+def default_game(games: SomeGames, name: str) -> Game:
     """The game of a request that names none. `name` is `NAME/VERSION`, or "" for the only bevygap game, else the first
     game. Raises `ConfigError`."""
     known = games.all()
@@ -55,14 +56,19 @@ def default_game(games: Games, name: str) -> Game:
                 return game
         allowed = ", ".join(f"{game.name}/{game.version}" for game in known)
         raise ConfigError(f"TIPOFF_MATCHMAKER_DEFAULT_GAME={name!r}: {allowed} are allowed")
+    if not known:
+        raise ConfigError("there is no game")
     bevygap = [game for game in known if game.bevygap]
     return bevygap[0] if len(bevygap) == 1 else known[0]
 
 
 class GenSession:
-    """The micro service. Its requests count in `handlers`, as all play requests do."""
+    """The micro service. `game`: the one that there is to play now; it raises `ConfigError` without one. Requests count
+    in `handlers`, as all play requests do."""
 
-    def __init__(self, bus: Bus, game: Game, pending: PendingRequests, handlers: BoundedHandlers) -> None:
+    def __init__(
+        self, bus: Bus, game: Callable[[], Game], pending: PendingRequests, handlers: BoundedHandlers
+    ) -> None:
         self._bus = bus
         self._game = game
         self._pending = pending
@@ -119,11 +125,15 @@ class GenSession:
             asked = msgspec.json.decode(request.data or b"{}", type=GenSessionRequest)
         except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
             raise Malformed(f'not a request like {{"client_ip": "203.0.113.7"}}: {exc}') from exc
+        try:
+            game = self._game()
+        except ConfigError as exc:
+            raise UnknownGame("the game that players without a choice get is not there") from exc
         return PendingRequest(
             session_id=names.session_id(names.new_request_id()),
-            game=self._game,
+            game=game,
             client_ip=address_or_nothing(asked.client_ip),
-            timeout=self._game.request_timeout,
+            timeout=game.request_timeout,
             tell=_no_progress,
         )
 

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable
 from functools import lru_cache
 from typing import TypeAlias
 
+from tipoff_orchestrator_client.edgegap import SESSIONS
 from tipoff_shared.admission.client_address import parse_address
 from tipoff_shared.admission.limits import address_key
-from tipoff_shared.games import Game, GameKey
+from tipoff_shared.games import Game, GameKey, SomeGames
 from tipoff_shared.records import NOT_CLAIMED, SessionRecord, SessionState
 
 Share: TypeAlias = tuple[str, GameKey]
@@ -44,16 +45,22 @@ def most_unclaimed(game: Game, most: int) -> int:
     return min(most, max(1, game.seats * game.max_deployments // 2)) if most else 0
 
 
+def most_of(games: SomeGames, most: int, key: GameKey) -> int:
+    """`most_unclaimed` of the game as it is now; `most` where only Edgegap knows how many seats there can be."""
+    game = games.get(*key)
+    return most if game is None or game.orchestrator == SESSIONS else most_unclaimed(game, most)
+
+
 class UnclaimedSeats:
     """The unclaimed seats that this process knows of, and how reliably each address claims. Every operation takes
     logarithmic time at most.
 
-    `most`: unclaimed seats of each game that one address may hold (0: no limit). The first `free_misses` seats that an
-    address lets expire cost it nothing; each further one halves its holds, down to `least_hold` seconds.
+    `most(game)`: unclaimed seats of the game that one address may hold (0 or None: no limit). The first `free_misses`
+    seats that an address lets expire cost it nothing; each further one halves its holds, down to `least_hold` seconds.
     """
 
-    def __init__(self, most: Mapping[GameKey, int], *, free_misses: int, least_hold: float) -> None:
-        self._most = dict(most)
+    def __init__(self, most: Callable[[GameKey], int | None], *, free_misses: int, least_hold: float) -> None:
+        self._most = most
         self._free_misses = free_misses
         self._least_hold = least_hold
         self._held: dict[str, tuple[Share, float]] = {}
@@ -66,7 +73,7 @@ class UnclaimedSeats:
 
     def hold(self, session_id: str, address: str, game: GameKey, until: float) -> None:
         """The session has a seat that it holds until `until` at the longest; replaces what was known of it."""
-        if not address or not self._most.get(game):
+        if not address or not self._most(game):
             return
         share = (address, game)
         known = self._held.get(session_id)
@@ -120,7 +127,7 @@ class UnclaimedSeats:
 
     def room(self, address: str, game: GameKey, now: float) -> int:
         """How many further seats the address may get; a very large number where it has no limit."""
-        most = self._most.get(game)
+        most = self._most(game)
         if not address or not most:
             return _UNLIMITED
         self._expire(now)

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 from tipoff_matchmaker.seats.allocation_request import AllocationRequest, Seats
-from tipoff_shared.errors import TipoffError
-from tipoff_shared.games import GameKey
+from tipoff_shared.errors import TipoffError, UnknownGame
+from tipoff_shared.games import GameKey, GamesChange, SomeGames
 
 _QueueKey: TypeAlias = str | int
 """An address, or the number of the only waiter, who has none."""
@@ -280,20 +281,36 @@ def _index(waiters: list[Waiter], waiter: Waiter) -> int:
     return at if at < len(waiters) and waiters[at] is waiter else -1
 
 
-class WaitingLines:
-    """The waiting line of each game whose seats we count. The allocator fills them; starts and failures wake them."""
+_REMOVED = "this game or version was removed"
 
-    def __init__(self, games: Iterable[GameKey]) -> None:
-        self._lines = {key: WaitingLine() for key in games}
+
+class WaitingLines:
+    """The waiting line of each of `games`, those whose seats we count. The allocator fills them; starts and failures
+    wake them. Players who wait for a game that is removed get `UnknownGame`."""
+
+    def __init__(self, games: SomeGames) -> None:
+        self._games = games
+        self._lines: defaultdict[GameKey, WaitingLine] = defaultdict(WaitingLine)
         self.closed: TipoffError | None = None
         """The error for every waiter, once the lines are closed."""
+        games.subscribe(self._games_changed)
 
     def __getitem__(self, key: GameKey) -> WaitingLine:
+        """The game's line, also of a removed game: seats that were being written return there."""
         return self._lines[key]
 
     def get(self, key: GameKey) -> WaitingLine | None:
         """None for a game that has no line here (it is not ours, or its seats are counted elsewhere)."""
-        return self._lines.get(key)
+        return self[key] if key in self._games else None
+
+    def refusal(self, key: GameKey) -> TipoffError | None:
+        """The error for everybody who waits for this game; None while they may wait."""
+        return self.closed or (None if key in self._games else UnknownGame(_REMOVED))
+
+    def _games_changed(self, change: GamesChange) -> None:
+        for game in change.removed:
+            if (line := self._lines.get(game.key)) is not None:
+                line.fail(UnknownGame(_REMOVED))
 
     def close(self, error: TipoffError) -> None:
         """Answer everybody in line, and everybody who comes later, with `error`."""

@@ -15,7 +15,7 @@ import asyncio
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
 from tipoff_matchmaker.metrics import Metrics
@@ -42,12 +42,12 @@ _LONGEST_RETRY = 10.0
 
 
 class ClaimLimit:
-    """The limit on unclaimed seats of one matchmaker. `most`: unclaimed seats of each game for one address."""
+    """The limit on unclaimed seats of one matchmaker. `most(game)`: unclaimed seats of a game for one address."""
 
     def __init__(
         self,
         sessions: SessionStore,
-        most: Mapping[GameKey, int],
+        most: Callable[[GameKey], int],
         metrics: Metrics,
         tasks: Tasks,
         settings: Settings,

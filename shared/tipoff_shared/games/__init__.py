@@ -19,8 +19,20 @@
     version = "1.0.3"
 
 Everything else has a default; see `Game` (model.py). toml.py reads the file, limits.py says what is allowed.
+current.py holds the games that there are now, which change when an operator publishes a revision (revision.py).
 """
 
-from tipoff_shared.games.model import DockerPort, DockerSpec, EdgegapSpec, Game, GameKey, Games, ProcessSpec
+from tipoff_shared.games.current import Games, GamesChange, SomeGames
+from tipoff_shared.games.model import DockerPort, DockerSpec, EdgegapSpec, Game, GameKey, ProcessSpec
 
-__all__ = ["DockerPort", "DockerSpec", "EdgegapSpec", "Game", "GameKey", "Games", "ProcessSpec"]
+__all__ = [
+    "DockerPort",
+    "DockerSpec",
+    "EdgegapSpec",
+    "Game",
+    "GameKey",
+    "Games",
+    "GamesChange",
+    "ProcessSpec",
+    "SomeGames",
+]

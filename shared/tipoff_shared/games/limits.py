@@ -30,6 +30,11 @@ _BEVYGAP_TIMEOUT = 25
 
 def complaint_about(game: Game) -> Complaint | None:
     """The first setting of `game` that is not allowed; None when all are."""
+    return complaint_about_limits(game) or _about_its_start(game)
+
+
+def complaint_about_limits(game: Game) -> Complaint | None:
+    """As `complaint_about`, without how its servers are started."""
     try:
         check_name(game.name, "name")
         check_name(game.version, "version")
@@ -50,7 +55,7 @@ def complaint_about(game: Game) -> Complaint | None:
             f"token_timeout = {game.token_timeout}: at most {_BEVYGAP_TIMEOUT} is allowed with bevygap = true, or a "
             "player might connect later than a mapping lives, which ends a bevygap server",
         )
-    return _about_its_start(game)
+    return None
 
 
 def _about_its_start(game: Game) -> Complaint | None:

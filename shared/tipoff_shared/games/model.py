@@ -1,15 +1,11 @@
-"""The games of a games.toml, and what their settings mean."""
+"""A game of a games.toml, and what its settings mean."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Literal, TypeAlias
 
 import msgspec
-
-from tipoff_shared.netcode.keys import PrivateKey
 
 GameKey: TypeAlias = tuple[str, str]
 """(name, version)."""
@@ -155,35 +151,3 @@ class Game(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             f"{self.name}\0{self.version}".encode(), digest_size=8, person=b"tipoff protocol"
         )
         return int.from_bytes(digest.digest(), "little")
-
-
-_NAMED = 10
-"""Games that a text about an unknown one names."""
-
-
-class Games:
-    """All games of one games.toml, with their private keys."""
-
-    def __init__(self, games: Mapping[GameKey, Game], keys: Mapping[GameKey, PrivateKey], base: Path) -> None:
-        self._games = dict(games)
-        self._keys = dict(keys)
-        self.base = base
-        """Directory that relative paths start from."""
-
-    def all(self) -> list[Game]:
-        """Every game."""
-        return list(self._games.values())
-
-    def get(self, name: str, version: str) -> Game | None:
-        """The game of this name and version, or None."""
-        return self._games.get((name, version))
-
-    def unknown(self, name: str, version: str) -> str:
-        """What to say of a game that is not here: which there are."""
-        known = [f"{game} {of}" for game, of in self._games]
-        more = f" and {len(known) - _NAMED} more" if len(known) > _NAMED else ""
-        return f"{name} {version} is not here, but {', '.join(known[:_NAMED])}{more}"
-
-    def private_key(self, game: Game) -> PrivateKey:
-        """The private key of `game`."""
-        return self._keys[game.key]

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
 from tipoff_shared.errors import ConfigError
+from tipoff_shared.games.current import Games, OwnGames
 from tipoff_shared.games.limits import complaint_about
-from tipoff_shared.games.model import DockerPort, DockerSpec, EdgegapSpec, Game, GameKey, Games, ProcessSpec
+from tipoff_shared.games.model import DockerPort, DockerSpec, EdgegapSpec, Game, GameKey, ProcessSpec
 from tipoff_shared.names import key_token
 from tipoff_shared.netcode.errors import NetcodeError
 from tipoff_shared.netcode.keys import PrivateKey
@@ -43,11 +45,19 @@ def load_games(
 
     `missing_keys="random"` makes a random private key where none is configured, for the demo.
     """
+    read = functools.partial(_read, path, os.environ if environ is None else environ, missing_keys)
+    own = read(())
+    return Games(own.games, own.keys, path.resolve().parent, read_again=read)
+
+
+def _read(
+    path: Path, environ: Mapping[str, str], missing_keys: Literal["refuse", "random"], also: Iterable[Game]
+) -> OwnGames:
     text = read_games(path)
     games = parse_games(text, str(path))
     keys: dict[GameKey, PrivateKey] = {}
     for index, game in enumerate(games):
-        key = _private_key(game, path, os.environ if environ is None else environ)
+        key = _private_key(game, path, environ)
         if key is None and missing_keys == "random":
             key = PrivateKey.generate()
         if key is None:
@@ -56,7 +66,10 @@ def load_games(
                 "set private_key_file or private_key_env (64 hex digits), or TIPOFF_KEYS_DIR"
             )
         keys[game.key] = key
-    return Games({game.key: game for game in games}, keys, path.resolve().parent)
+    for game in also:
+        if game.key not in keys and (key := _private_key(game, path, environ)) is not None:
+            keys[game.key] = key
+    return OwnGames({game.key: game for game in games}, keys)
 
 
 def read_games(path: Path) -> str:

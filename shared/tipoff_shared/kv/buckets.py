@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from nats.js import api
 
+from tipoff_shared.games.revision import GamesRevision
 from tipoff_shared.kv.bucket import Bucket
 from tipoff_shared.nats.connection import Bus
 from tipoff_shared.nats.jetstream import create_stream
@@ -53,6 +54,8 @@ class Buckets:
     edgegap_orders: Bucket[EdgegapOrder]
     edgegap_sessions: Bucket[EdgegapSeat]
     bans: Bucket[Ban]
+    games: Bucket[GamesRevision]
+    """`games_follower.CURRENT` -> the published revision of games.toml."""
     active_connections: Bucket[str]
     unclaimed_sessions: Bucket[str]
     cert_digests: Bucket[str]
@@ -72,6 +75,7 @@ def buckets(bus: Bus) -> Buckets:
         edgegap_orders=Bucket(bus, "edgegap_orders", EdgegapOrder),
         edgegap_sessions=Bucket(bus, "edgegap_sessions", EdgegapSeat),
         bans=Bucket(bus, "bans", Ban),
+        games=Bucket(bus, "games", GamesRevision),
         active_connections=Bucket(bus, "active_connections", str),
         unclaimed_sessions=Bucket(bus, "unclaimed_sessions", str),
         cert_digests=Bucket(bus, "cert_digests", str),
@@ -186,6 +190,7 @@ def declarations(bus: Bus) -> list[api.StreamConfig]:
         own_bucket(name("connect_tokens"), "Session id -> its connect token: secret", replicas),
         own_bucket(name("matchmakers"), "Which matchmaker reconciles: a lease", replicas),
         own_bucket(name("bans"), "Who is banned, until when and why", replicas),
+        own_bucket(name("games"), "The published revision of games.toml", replicas),
         own_bucket(name("edgegap_orders"), "Deployment id -> what was ordered from Edgegap", replicas),
         own_bucket(name("edgegap_sessions"), "Session id -> its part in a session of Edgegap's", replicas),
     ]

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from typing import NoReturn
 
@@ -31,7 +31,7 @@ from tipoff_matchmaker.seats.rules import leave, take
 from tipoff_matchmaker.sessions.claim_limit import ClaimLimit
 from tipoff_matchmaker.settings import Settings
 from tipoff_shared.errors import OrchestratorFailed, TipoffError, UnknownGame
-from tipoff_shared.games import EdgegapSpec, Game, GameKey
+from tipoff_shared.games import EdgegapSpec, Game, SomeGames
 from tipoff_shared.primitives.tasks import Tasks
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class EdgegapSessions:
         servers: ServerReadiness,
         claims: ClaimLimit,
         deployments: DeploymentStore,
-        games: Iterable[Game],
+        games: SomeGames,
         tasks: Tasks,
         settings: Settings,
         *,
@@ -62,7 +62,7 @@ class EdgegapSessions:
         self._servers = servers
         self._claims = claims
         self._deployments = deployments
-        self._games: dict[GameKey, Game] = {game.key: game for game in games}
+        self._games = games
         self._tasks = tasks
         self._clock = clock
         self._seat_hold = settings.seat_hold
@@ -76,7 +76,7 @@ class EdgegapSessions:
     async def allocate(self, allocation: AllocationRequest) -> AsyncGenerator[Step, None]:
         """See `Allocator.allocate`. Raises `SlowDown` when the address holds as many unclaimed seats as it may: each
         further one would be a session to pay for."""
-        game = self._games.get(allocation.key)
+        game = self._games.get(*allocation.key)
         if game is None or game.edgegap is None:
             raise UnknownGame("unknown game or version")
         closed = self._requests.closed
