@@ -55,6 +55,10 @@ class Matchmaker:
     async def start(self) -> None:
         """Learn what is written down, compare it with what runs, begin to follow it, then take requests."""
         parts = self.parts
+        try:
+            await parts.published.refresh()
+        except Unavailable as exc:
+            log.warning("the games are those of the file until NATS tells the published ones: %s", exc)
         await self.follow()
         self._loops.start(parts.delete_queue.run(), "delete queue")
         subjects, subscribe = parts.bus.subjects, parts.bus.subscribe
@@ -68,10 +72,6 @@ class Matchmaker:
     async def follow(self) -> None:
         """Start everything that runs without requests."""
         parts, start = self.parts, self._loops.start
-        try:
-            await parts.published.refresh()
-        except Unavailable as exc:
-            log.warning("the games are those of the file until NATS tells the published ones: %s", exc)
         if parts.event_secret is not None:
             await parts.event_secret.ensure()
         if parts.auth_callout is not None:
