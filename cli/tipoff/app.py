@@ -25,6 +25,7 @@ from tipoff.operate.commands import (
     drain_command,
     kick_command,
     logs_command,
+    reload_command,
     restart_command,
     status_command,
     watch_command,
@@ -90,6 +91,7 @@ app.command("logs")(logs_command)
 app.command("kick")(kick_command)
 app.command("drain")(drain_command)
 app.command("restart")(restart_command)
+app.command("reload")(reload_command)
 app.add_typer(ban_app, name="ban")
 app.command("doctor")(doctor_command)
 app.command("relay")(relay_command)

@@ -65,3 +65,12 @@ def open_bus(
     """The connection of `tipoff COMMAND` to the system that the options name. Raises `ConfigError`; entering it raises
     `Unavailable`."""
     return connect(nats_settings(state_dir, nats_url, namespace), name=f"tipoff {command}")
+
+
+def games_file(state_dir: Path | None, nats_url: str | None) -> Path:
+    """The games.toml of the system that the options name: that of a running `tipoff up`, else ./games.toml. Raises
+    `ConfigError`."""
+    of_up = nats_url is None and (state_dir is not None or not os.environ.get("NATS_HOST"))
+    if of_up and (found := read_up_info(state_dir or default_state_dir()).games):
+        return Path(found)
+    return Path("games.toml")

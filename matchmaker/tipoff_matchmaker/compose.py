@@ -197,7 +197,17 @@ def compose(
     stopper = Stopper(deployments, fleet_limit, resilient, ender, tasks, settings, clock)
     readiness = Readiness(games, deployments, tokens, trust, ender, stopper, clock)
     starter = Starter(
-        deployments, resilient, ours, lines, readiness, event_secret, hearing, tasks, settings, clock
+        deployments,
+        resilient,
+        ours,
+        lines,
+        readiness,
+        event_secret,
+        hearing,
+        published,
+        tasks,
+        settings,
+        clock,
     )
     liveness = Liveness(
         buckets.gameservers, games, deployments, resilient, trust, readiness, starter, stopper, hearing, tasks

@@ -6,6 +6,7 @@ For a separate process (`python -m tipoff_launcher`), for `tipoff up` and for te
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
@@ -27,7 +28,9 @@ from tipoff_launcher.state_identity import StateIdentity, claim
 from tipoff_launcher.supervisor import Supervisor
 from tipoff_orchestrator_client.base import OrchestratorError
 from tipoff_shared.errors import Unavailable
-from tipoff_shared.games import Games
+from tipoff_shared.games import Game, Games
+from tipoff_shared.games_follower import GamesFollower
+from tipoff_shared.kv.buckets import buckets
 from tipoff_shared.log_writer.client import LogWriter
 from tipoff_shared.nats.connection import Bus, connect
 from tipoff_shared.primitives.tasks import Tasks
@@ -69,11 +72,16 @@ async def run_launcher(
             _open_backend(settings, games, nats_settings, identity, failed, own_process) as backend,
             Tasks("launcher", on_failure=lambda exc: failed.set()) as tasks,
         ):
+            published = GamesFollower(
+                buckets(bus).games, games, functools.partial(_complaint, backend, settings)
+            )
             starter = Starter(
-                settings, games, servers_nats, backend, records, registry, arbitrium, identity.id
+                settings, games, servers_nats, backend, records, registry, arbitrium, published, identity.id
             )
             publish = event_publisher(bus, settings.host)
-            supervisor = Supervisor(settings, games, records, registry, starter, arbitrium, tasks, publish)
+            supervisor = Supervisor(
+                settings, games, records, registry, starter, arbitrium, published, tasks, publish
+            )
             recovery = Recovery(
                 records,
                 identity,
@@ -86,9 +94,13 @@ async def run_launcher(
                 grace=settings.adopt_grace,
             )
             endpoint = ContextEndpoint(tokens, context=supervisor.context, stop=supervisor.stop_soon)
-            launcher = Launcher(settings, bus, supervisor, failed)
+            launcher = Launcher(settings, bus, supervisor, published, failed)
             _warn_about_namespace(games, nats_settings.namespace)
             await launcher.refuse_to_be_second()
+            try:
+                await published.refresh()
+            except Unavailable as exc:
+                log.info("the games are those of the file until NATS tells the published ones: %s", exc)
             await supervisor.look_at_disk()
             try:
                 await recovery.recover()
@@ -96,6 +108,7 @@ async def run_launcher(
                 raise Unavailable(f"the servers that run here cannot be determined: {exc}") from exc
             tasks.start(_rotate_logs(supervisor), "logs")
             tasks.start(_look_at_disk(supervisor), "disk")
+            tasks.start(published.run(), "published games")
             tasks.start(_fail_with_nats(bus, failed), "NATS")
             async with serve_contexts(endpoint, sock):
                 await launcher.serve()
@@ -146,6 +159,21 @@ async def _open_backend(
         )
         async with processes.looking(own_process=own_process):
             yield processes
+
+
+def _complaint(backend: Backend, settings: Settings, game: Game) -> str:
+    """Why servers of the game cannot be started here; "" when they can, or another orchestrator starts them."""
+    if game.orchestrator != "launcher":
+        return ""
+    if settings.backend == "process" and game.process is None:
+        return "the games.toml of this launcher has no [game.process] with its command: add it there"
+    if settings.backend == "docker" and game.docker is None:
+        return "the games.toml of this launcher has no [game.docker] with its image: add it there"
+    try:
+        backend.check(game)
+    except OrchestratorError as exc:
+        return str(exc)
+    return ""
 
 
 def _warn_about_namespace(games: Games, namespace: str) -> None:

@@ -14,6 +14,7 @@ from tipoff_launcher.supervisor import Supervisor
 from tipoff_orchestrator_client import wire
 from tipoff_orchestrator_client.base import Deployment, OrchestratorError, OrchestratorUnavailable
 from tipoff_shared.errors import ConfigError, Malformed, Unavailable
+from tipoff_shared.games_follower import GamesFollower
 from tipoff_shared.nats.connection import Bus, Subscription
 from tipoff_shared.nats.errors import NoListener
 from tipoff_shared.primitives.tasks import BoundedHandlers
@@ -40,10 +41,18 @@ class Launcher:
     end, and the next launcher takes over.
     """
 
-    def __init__(self, settings: Settings, bus: Bus, supervisor: Supervisor, failed: asyncio.Event) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        bus: Bus,
+        supervisor: Supervisor,
+        published: GamesFollower,
+        failed: asyncio.Event,
+    ) -> None:
         self.settings = settings
         self.bus = bus
         self.supervisor = supervisor
+        self.published = published
         self.failed = failed
         self._handlers = BoundedHandlers("launcher request", settings.max_requests)
         self._subscriptions: list[Subscription] = []
@@ -53,6 +62,7 @@ class Launcher:
             "stop": self._stop,
             "list": self._list,
             "logs": self._logs,
+            "games": self._games,
         }
         self._log_readers = BoundedHandlers("log reader", _LOG_READERS)
         if settings.demo:
@@ -144,6 +154,9 @@ class Launcher:
             if news or (left := deadline - loop.time()) <= 0:
                 return wire.encode_logs(found)
             await asyncio.sleep(min(left, _LOOK_FOR_LINES_EVERY))
+
+    async def _games(self, data: bytes) -> bytes:
+        return wire.encode_games(self.published.revision, self.published.problems)
 
     async def _kill(self, data: bytes) -> bytes:
         await self.supervisor.kill(wire.decode_one(data))

@@ -28,6 +28,7 @@ from tipoff_orchestrator_client.base import (
     RunState,
 )
 from tipoff_shared.games import Game, Games
+from tipoff_shared.games_follower import GamesFollower
 from tipoff_shared.netcode import PrivateKey
 from tipoff_shared.settings import NatsSettings
 
@@ -52,6 +53,7 @@ class Starter:
         records: Records,
         registry: ServerRegistry,
         arbitrium: Arbitrium,
+        published: GamesFollower,
         owner: str = "",
     ) -> None:
         self._settings = settings
@@ -61,12 +63,15 @@ class Starter:
         self._records = records
         self._registry = registry
         self._arbitrium = arbitrium
+        self._published = published
         self._owner = owner
         self._ports = PortPicker(settings.ports, backend.port_is_free)
 
     def game(self, spec: DeploySpec) -> Game:
         """The game of a spec. Raises `NotConfigured` when it is unknown or cannot be started here."""
         game = self._games.get(spec.game, spec.version)
+        if game is None and (why := self._published.why_not(spec.game, spec.version)):
+            raise NotConfigured(f"game {spec.game!r} version {spec.version!r} is published, but {why}")
         if game is None:
             known = ", ".join(f"{game.name!r} version {game.version!r}" for game in self._games.all())
             raise NotConfigured(

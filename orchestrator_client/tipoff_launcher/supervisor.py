@@ -34,8 +34,10 @@ from tipoff_orchestrator_client.base import (
 )
 from tipoff_orchestrator_client.wire import LogRequest, ServerLog
 from tipoff_shared.disk_space import disk_space
+from tipoff_shared.errors import Unavailable
 from tipoff_shared.file_limit import within_file_limit
 from tipoff_shared.games import Game, Games
+from tipoff_shared.games_follower import GamesFollower
 from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.primitives.waiting import wait_for_event
 
@@ -68,6 +70,7 @@ class Supervisor:
         registry: ServerRegistry,
         starter: Starter,
         arbitrium: Arbitrium,
+        published: GamesFollower,
         tasks: Tasks,
         publish: Callable[[Deployment], Awaitable[None]],
     ) -> None:
@@ -77,6 +80,7 @@ class Supervisor:
         self._registry = registry
         self._starter = starter
         self._arbitrium = arbitrium
+        self._published = published
         self._tasks = tasks
         self._publish = publish
         self._stopping_itself: set[str] = set()
@@ -95,6 +99,10 @@ class Supervisor:
         A slow start (an image is fetched) returns `STARTING`, with what it is doing in `reason`. A server that was
         stopped is never started again. Cancelling does not stop the start.
         """
+        try:
+            await self._published.catch_up(spec.games_revision)
+        except Unavailable as exc:
+            log.info("the games of revision %d are not known yet: %s", spec.games_revision, exc)
         server = self._registry.get(spec.deployment_id)
         if server is None:
             game = self._starter.game(spec)

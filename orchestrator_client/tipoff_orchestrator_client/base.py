@@ -39,6 +39,7 @@ class DeploySpec:
     derives from the game's, not the game's key itself; what it got is said by `Deployment.own_key`. `nats_password`, a
     secret too: with it the server of the isolated profile connects to NATS as itself; it gets the variables of
     `tipoff_shared.settings.server_credentials`. "" where all servers share one NATS user.
+    `games_revision`: the published revision of games.toml that is meant; 0 without one.
     """
 
     deployment_id: str
@@ -51,6 +52,7 @@ class DeploySpec:
     event_key: str = field(default="", repr=False)
     own_key: bool = False
     nats_password: str = field(default="", repr=False)
+    games_revision: int = 0
 
 
 def environment_of(event_key: str) -> dict[str, str]:

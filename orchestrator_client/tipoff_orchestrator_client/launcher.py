@@ -90,6 +90,11 @@ class LauncherOrchestrator:
         payload = wire.encode_log_request(request)
         return wire.decode_logs(await self._request("logs", payload, request.wait + self._deadline))
 
+    async def games(self) -> tuple[int, Sequence[str]]:
+        """The published revision of games.toml that it follows (0: none), and what keeps it from starting servers of
+        those games. Raises `OrchestratorError`."""
+        return wire.decode_games(await self._request("games", b"{}", self._deadline))
+
     async def list(self) -> list[Deployment]:
         """See `ServerDirectory`."""
         deployments, self.problems = wire.decode_deployments(

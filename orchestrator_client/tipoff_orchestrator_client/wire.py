@@ -1,10 +1,11 @@
 """Encodes and decodes the messages between a launcher and its clients over NATS: one JSON request, one JSON reply.
 
     deploy   {"deployment_id", "game", "version", "capacity", "near": [], "environment": {},
-              "websocket_url", "event_key", "own_key", "nats_password"}       -> {"deployment": {...}}
+              "websocket_url", "event_key", "own_key", "nats_password", "games_revision"} -> {"deployment": {...}}
     get      {"deployment_id"}                                                -> {"deployment": {...} or null}
     stop     {"deployment_id"}                                                -> {}
     list     (anything)                                      -> {"deployments": [...], "problems": ["..."]}
+    games    (anything)                                      -> {"games_revision", "problems": ["..."]}
     logs     {"select", "cursors": {}, "tail", "whole_since", "wait"}         -> {"logs": [{...}]}
     kill     {"deployment_id"}, in demo mode only                             -> {}
     events   published by the launcher          {"deployment": {...}}, or {"started": true} when it can be asked again
@@ -71,6 +72,7 @@ class _Deploy(msgspec.Struct, omit_defaults=True):
     event_key: str = ""
     own_key: bool = False
     nats_password: str = ""
+    games_revision: int = 0
 
 
 class _One(msgspec.Struct):
@@ -120,6 +122,7 @@ class _Reply(msgspec.Struct, omit_defaults=True):
     problems: list[str] = []
     started: bool = False
     logs: list[ServerLog] = []
+    games_revision: int = 0
     error: _Error | None = None
 
 
@@ -181,6 +184,7 @@ def encode_deploy(spec: DeploySpec) -> bytes:
             spec.event_key,
             spec.own_key,
             spec.nats_password,
+            spec.games_revision,
         )
     )
 
@@ -212,6 +216,7 @@ def decode_deploy(data: bytes) -> DeploySpec:
         asked.event_key,
         asked.own_key,
         asked.nats_password,
+        asked.games_revision,
     )
 
 
@@ -262,6 +267,18 @@ def encode_deployment(deployment: Deployment | None) -> bytes:
 def encode_deployments(deployments: list[Deployment], problems: Sequence[str] = ()) -> bytes:
     """A reply to list. `problems`: what keeps the launcher from starting servers, for people."""
     return msgspec.json.encode({"deployments": deployments, "problems": problems})
+
+
+def encode_games(revision: int, problems: Sequence[str]) -> bytes:
+    """A reply to games. `problems`: what keeps the launcher from starting servers of the published games."""
+    return msgspec.json.encode({"games_revision": revision, "problems": problems})
+
+
+def decode_games(data: bytes) -> tuple[int, list[str]]:
+    """The published revision that the launcher follows (0: none), and what keeps it from starting servers of its
+    games. Raises the `OrchestratorError` that it reports."""
+    reply = _reply(data)
+    return reply.games_revision, [one_line(problem, MAX_REASON) for problem in reply.problems[:_PROBLEMS]]
 
 
 def encode_logs(logs: Sequence[ServerLog]) -> bytes:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from tipoff_shared.errors import ConfigError, Malformed, Unavailable
-from tipoff_shared.games import Game, Games
+from tipoff_shared.games import Game, GameKey, Games
 from tipoff_shared.games.revision import GamesRevision, differences, merge, published
 from tipoff_shared.kv.bucket import Bucket, Entry
 from tipoff_shared.nats.errors import PermissionDenied
@@ -44,6 +44,7 @@ class GamesFollower:
         self._complaint = complaint
         self._lock = asyncio.Lock()
         self._problems: tuple[str, ...] = ()
+        self._unusable: Mapping[GameKey, str] = {}
         self._lost = ""
         self._unread = ""
 
@@ -51,6 +52,10 @@ class GamesFollower:
     def problems(self) -> list[str]:
         """What keeps this process from serving the published games, for operators."""
         return [*self._problems, *(text for text in (self._lost, self._unread) if text)]
+
+    def why_not(self, name: str, version: str) -> str:
+        """Why this process cannot serve a published game, for the operator; "" when it can, or none is published."""
+        return self._unusable.get((name, version), "")
 
     async def refresh(self) -> None:
         """Read the published revision and the own file, and bring the games up to date. Raises `Unavailable` when NATS
@@ -122,7 +127,7 @@ class GamesFollower:
         for problem in problems:
             if problem not in self._problems:
                 log.error("published games, revision %d: %s", entry.revision, problem)
-        self._problems = problems
+        self._problems, self._unusable = problems, merged.unusable
         change = self._games.replace(merged.games, merged.keys)
         if new:
             log.info(

@@ -37,6 +37,9 @@ TURN_BUCKETS = turn_store.BUCKETS
 SECRET_BUCKET = "connect_tokens"  # noqa: S105 # a bucket's name
 """Tokens as issued: only for the role `matchmaker`."""
 
+GAMES_BUCKET = "games"
+"""The published games.toml: `admin` writes it, and the parts follow it."""
+
 DURABLES = (
     ("KV_", "active_connections", presence_reader.CONNECTIONS),
     ("KV_", "gameservers", presence_reader.LEASES),
@@ -50,6 +53,8 @@ KILL = "kill"
 """For the demo: a launcher answers it only in demo mode."""
 LOGS = "logs"
 """The output of game servers, for operators."""
+GAMES = "games"
+"""Whether it has followed the published games, for operators."""
 
 
 class Access(enum.Flag):
@@ -79,13 +84,16 @@ class Permissions:
 _READABLE = tuple(bucket for bucket in (*BUCKETS, *TURN_BUCKETS) if bucket != SECRET_BUCKET)
 
 BUCKET_ACCESS: dict[str, dict[str, Access]] = {
-    "matchmaker": dict.fromkeys(BUCKETS, Access.OWN),
+    "matchmaker": {**dict.fromkeys(BUCKETS, Access.OWN), GAMES_BUCKET: Access.MAKE | Access.FOLLOW},
     "httpd": {
         # For the page's live strip, for the proxy of game servers, and to refuse banned players.
         **dict.fromkeys(("deployments", "sessions", "gameservers", "bans"), Access.FOLLOW),
         **dict.fromkeys(TURN_BUCKETS, Access.MAKE | Access.GET | Access.WRITE | Access.SUBSCRIBE),
     },
-    "launcher": {"gameservers": Access.GET},  # whether a running server has its lease
+    "launcher": {
+        "gameservers": Access.GET,  # whether a running server has its lease
+        GAMES_BUCKET: Access.FOLLOW,
+    },
     "gameserver": {
         # bevygap's programs create all five at their start, and end when they may not.
         **dict.fromkeys(BEVYGAP_BUCKETS, Access.MAKE),
@@ -95,7 +103,10 @@ BUCKET_ACCESS: dict[str, dict[str, Access]] = {
         "gameservers": Access.GET | Access.WRITE,
     },
     "operator": dict.fromkeys(_READABLE, Access.FOLLOW),
-    "admin": dict.fromkeys(_READABLE, Access.FOLLOW),
+    "admin": {
+        **dict.fromkeys(_READABLE, Access.FOLLOW),
+        GAMES_BUCKET: Access.FOLLOW | Access.WRITE,
+    },
 }
 
 
@@ -212,7 +223,7 @@ def _core(role: str, subjects: Subjects) -> tuple[list[str], list[str]]:
                 *(inboxes(asker) for asker in ("matchmaker", "httpd", "launcher", "operator", "admin")),
             ]
             subscribe = [
-                subjects.launcher("*", operation) for operation in (*LAUNCHER_OPERATIONS, KILL, LOGS)
+                subjects.launcher("*", operation) for operation in (*LAUNCHER_OPERATIONS, KILL, LOGS, GAMES)
             ]
         case "gameserver":
             publish = [
@@ -228,6 +239,7 @@ def _core(role: str, subjects: Subjects) -> tuple[list[str], list[str]]:
                 *(subjects.admin(operation) for operation in operations),
                 subjects.ping_matchmaker,
                 subjects.launcher("*", LOGS),
+                subjects.launcher("*", GAMES),
                 "$SRV.PING",
                 "$SRV.INFO",
                 "$SRV.STATS",

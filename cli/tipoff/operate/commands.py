@@ -9,6 +9,7 @@ import re
 import select
 import sys
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -16,7 +17,7 @@ import typer
 from rich.console import Console
 
 from tipoff.operate.admin import drain, kick, restart, until_gone
-from tipoff.running_system import Namespace, NatsUrl, StateDir, open_bus
+from tipoff.running_system import Namespace, NatsUrl, StateDir, games_file, open_bus
 from tipoff_shared.admin import Drained
 from tipoff_shared.records import DeploymentRecord, DeploymentState
 from tipoff_shared.service import run
@@ -258,6 +259,47 @@ def restart_command(
         print(f"{len(done.servers)} server(s) of {game} {', '.join(done.versions)}: {again}")
 
     run(work())
+
+
+def reload_command(
+    games: Annotated[
+        Path | None,
+        typer.Option(
+            help="The games file.", show_default="that of the running `tipoff up`, else ./games.toml"
+        ),
+    ] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait until all parts follow.", min=0)] = 10.0,
+    state_dir: StateDir = None,
+    nats: NatsUrl = None,
+    namespace: Namespace = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check games.toml and publish it: new games and versions can be played, removed ones take no new players, changed
+    limits apply. Nothing restarts. Commands and keys are not published: each part reads its own file again."""
+    from tipoff.operate.reload import publish, unfollowed
+    from tipoff_shared.games.toml import parse_games, read_games
+
+    path = games or games_file(state_dir, nats)
+    found = parse_games(read_games(path), str(path))
+
+    async def work() -> list[str]:
+        async with open_bus("reload", state_dir, nats, namespace) as bus:
+            done = await publish(bus, found, str(path))
+            if not as_json:
+                print(done.text, flush=True)
+            left = await unfollowed(bus, done.revision, found, timeout)
+        if as_json:
+            print(json.dumps({**msgspec.to_builtins(done), "problems": left}))
+        return left
+
+    left = run(work())
+    if not as_json:
+        for problem in left:
+            typer.echo(problem, err=True)
+        if not left:
+            print("every part follows it")
+    if left:
+        raise typer.Exit(1)
 
 
 def _say(record: DeploymentRecord) -> None:

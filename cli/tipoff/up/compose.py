@@ -19,13 +19,16 @@ from tipoff_shared.games.toml import key_file
 from tipoff_shared.netcode.keys import PrivateKey
 
 
-def write_missing_keys(games: list[Game], directory: Path) -> None:
-    """Write a new random key for every game that configures none. Only the owner can read the files."""
+def write_missing_keys(games: list[Game], directory: Path, *, keep: bool = False) -> None:
+    """Write a new random key for every game that configures none. Only the owner can read the files. `keep`: not for
+    games that have one, whose servers run."""
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    for old in directory.glob("*.key"):
+    for old in directory.glob("*.key") if not keep else ():
         old.unlink()
     for game in games:
         if game.private_key_file or (game.private_key_env and os.environ.get(game.private_key_env)):
+            continue
+        if keep and key_file(directory, game).exists():
             continue
         descriptor = os.open(key_file(directory, game), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:

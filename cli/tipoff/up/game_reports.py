@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 
 from tipoff.operate.logs import LogLine, follow_logs
 from tipoff_orchestrator_client.base import STOPPED_BY_FORCE, Deployment, OrchestratorError, RunState
 from tipoff_orchestrator_client.launcher import LauncherOrchestrator
 from tipoff_shared.errors import Unavailable
-from tipoff_shared.games import Game, GameKey
+from tipoff_shared.games import GameKey, SomeGames
 from tipoff_shared.kv.buckets import buckets
 from tipoff_shared.nats.connection import Bus
 from tipoff_shared.primitives.text import one_line
@@ -55,7 +55,7 @@ class GameReports:
     """Decides what is said. Pure; `now` is in monotonic seconds. `announce`: the games whose servers announce
     themselves, which those with `ready = "running"` do not."""
 
-    def __init__(self, announce: Collection[GameKey]) -> None:
+    def __init__(self, announce: Container[GameKey]) -> None:
         self._announce = announce
         self._servers: dict[str, _Server] = {}
         self._crashes: dict[tuple[str, str, str], _Crash] = {}
@@ -145,7 +145,7 @@ def _forget_oldest(known: dict[str, _Server] | dict[tuple[str, str, str], _Crash
 async def report_games(
     bus: Bus,
     launcher: LauncherOrchestrator,
-    games: Collection[Game],
+    games: SomeGames,
     say: Callable[[str], None],
     show_line: Callable[[LogLine], None] | None,
     *,
@@ -153,7 +153,7 @@ async def report_games(
 ) -> None:
     """Report what happens from now on, until cancelled. `show_line` hears of every line that a server writes, and of
     the last `tail` ones of each server that runs already or ended lately."""
-    reports = GameReports({game.key for game in games if game.ready != "running"})
+    reports = GameReports(games.only(lambda game: game.ready != "running"))
 
     def line(line: LogLine) -> None:
         reports.line(line)

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tipoff.operate.admin import restart
+from tipoff.up.options import UpOptions
 from tipoff.up.readiness import wait_until_playable
 from tipoff_shared.errors import ConfigError, TipoffError
-from tipoff_shared.games import Game
+from tipoff_shared.games import Game, SomeGames
 from tipoff_shared.nats.connection import Bus
 from tipoff_shared.primitives.tasks import Tasks
 
@@ -100,6 +101,31 @@ def syntax_error(paths: Iterable[Path]) -> str:
         except (SyntaxError, ValueError) as exc:
             return "".join(traceback.format_exception_only(exc)).rstrip()
     return ""
+
+
+async def keep_reloading(
+    bus: Bus,
+    sources: SourceFiles,
+    games: SomeGames,
+    options: UpOptions,
+    say: Callable[[str], None],
+    stop: asyncio.Event,
+) -> None:
+    """As `reload_games`, with the files of the games that there are at each moment."""
+    changed = asyncio.Event()
+    games.subscribe(lambda _: changed.set())
+    async with Tasks("files") as tasks:
+        while True:
+            watching = tasks.start(reload_games(bus, sources, say, stop), "watch")
+            await changed.wait()
+            changed.clear()
+            try:
+                sources = SourceFiles(options.games, games.all(), options.reload_include)
+            except ConfigError as exc:
+                say(f"{exc}; what was watched before still is")
+                continue
+            finally:
+                watching.cancel()
 
 
 async def reload_games(

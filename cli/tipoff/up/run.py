@@ -24,15 +24,17 @@ from tipoff.up.child_process import ChildProcess
 from tipoff.up.compose import compose, write_missing_keys
 from tipoff.up.embedded_nats import EmbeddedNats, embedded_nats
 from tipoff.up.game_reports import report_games
+from tipoff.up.games_file import GamesFile
 from tipoff.up.nats_keeper import NatsKeeper
 from tipoff.up.options import UpOptions, check, check_games, check_open_files, few_open_files
 from tipoff.up.readiness import Door, tell_playable, tell_readiness, wait_until_playable, wait_until_ready
-from tipoff.up.reload import SourceFiles, reload_games
+from tipoff.up.reload import SourceFiles, keep_reloading
 from tipoff.up.state_dir import UpInfo, locked, remove_up_info, usable, write_up_info
 from tipoff_orchestrator_client.launcher import LauncherOrchestrator
 from tipoff_shared.file_limit import hard_file_limit
-from tipoff_shared.games import Game
+from tipoff_shared.games import Game, Games
 from tipoff_shared.games.toml import parse_games, read_games
+from tipoff_shared.kv.buckets import create_buckets
 from tipoff_shared.log_writer.client import LogWriter
 from tipoff_shared.nats.connection import connect
 
@@ -67,6 +69,7 @@ async def run_up(
     check(options)
     check_open_files(hard_file_limit())
     games = parse_games(read_games(options.games), str(options.games))
+    current = Games({game.key: game for game in games}, {}, options.games.resolve().parent)
     secure = bool(options.tls_cert and options.tls_key)
     reach = await asyncio.to_thread(find_reach, options.host, secure=secure)
     check_games(options, games, reach)
@@ -90,7 +93,11 @@ async def run_up(
         async with (
             LogWriter(logs) as writer,
             embedded_nats(options.state_dir / "nats", log_file=logs / "nats.log", logs=writer) as nats,
+            connect(nats.settings(options.namespace), name="tipoff up") as bus,
         ):
+            await create_buckets(bus)
+            games_file = GamesFile(options, current, reach, bus, say)
+            await games_file.publish_first()
             specs = compose(options, games, nats, reach, door, api)
             scheme = "https" if secure else "http"
             urls = tuple(f"{scheme}://{url_host(host)}:{port}/" for host in reach.pages)
@@ -99,21 +106,19 @@ async def run_up(
                 say(f"starting {', '.join(spec.name for spec in specs)}")
                 for spec in specs:
                     children.append(await ChildProcess.start(spec, writer))  # noqa: PERF401 # stopped below, also when one fails
-                async with (
-                    connect(nats.settings(options.namespace), name="tipoff up") as bus,
-                    asyncio.TaskGroup() as group,
-                ):
+                async with asyncio.TaskGroup() as group:
                     launcher, httpd = LauncherOrchestrator(bus), Door(reach.bind[0], port, secure)
                     has_launcher = any(spec.name == "launcher" for spec in specs)
                     nats_keeper = NatsKeeper(nats, options.state_dir, say)
                     keepers = [group.create_task(child.keep(say)) for child in children]
                     keepers.append(group.create_task(nats_keeper.keep()))
                     if has_launcher:
-                        reports = report_games(bus, launcher, games, say, show_line)
+                        reports = report_games(bus, launcher, current, say, show_line)
                         keepers.append(group.create_task(reports))
                     if await wait_until_ready(httpd, launcher if has_launcher else None, children, stop):
                         keepers.append(group.create_task(nats_keeper.watch_writes(bus)))
                         keepers.append(group.create_task(tell_readiness(httpd, children, say)))
+                        keepers.append(group.create_task(games_file.follow(stop)))
                         write_up_info(options.state_dir, _up_info(options, nats, urls[0], reach))
                         missing = await wait_until_playable(bus, games, stop)
                         nats_url = nats.settings().servers[0]
@@ -122,7 +127,8 @@ async def run_up(
                         if missing:
                             keepers.append(group.create_task(tell_playable(bus, missing, say)))
                         if sources is not None:
-                            keepers.append(group.create_task(reload_games(bus, sources, say, stop)))
+                            reloading = keep_reloading(bus, sources, current, options, say, stop)
+                            keepers.append(group.create_task(reloading))
                         await stop.wait()
                         say("stopping")
                     for keeper in keepers:

@@ -31,6 +31,7 @@ from tipoff_orchestrator_client.base import (
 )
 from tipoff_shared.errors import TipoffError, Unavailable
 from tipoff_shared.games import Game, SomeGames
+from tipoff_shared.games_follower import GamesFollower
 from tipoff_shared.primitives.tasks import Tasks
 from tipoff_shared.primitives.text import one_line
 from tipoff_shared.records import DeploymentRecord, DeploymentState
@@ -57,6 +58,7 @@ class Starter:
         readiness: Readiness,
         event_secret: EventSecret | None,
         hearing: Hearing,
+        published: GamesFollower,
         tasks: Tasks,
         settings: Settings,
         clock: Callable[[], float],
@@ -67,6 +69,7 @@ class Starter:
         self._lines = lines
         self._readiness = readiness
         self._event_secret = event_secret
+        self._published = published
         self._tasks = tasks
         self._settings = settings
         self._clock = clock
@@ -212,6 +215,7 @@ class Starter:
             nats_password=""
             if secret is None or self._settings.server_auth_seed_file is None
             else secret.password_of(deployment_id).reveal(),
+            games_revision=self._published.revision,
         )
         return await retried(
             lambda: orchestrator.deploy(spec),

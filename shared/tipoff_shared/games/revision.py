@@ -9,7 +9,7 @@ on every host. Those each part takes from its own file (`OWN_SETTINGS`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -58,11 +58,13 @@ class GamesRevision(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """What one part makes of a revision. `problems`: the games it cannot serve, and why, for the operator."""
+    """What one part makes of a revision. `unusable`: the games it cannot serve, and why; `problems`: the same for the
+    operator, with what cannot be read at all."""
 
     games: Mapping[GameKey, Game]
     keys: Mapping[GameKey, PrivateKey]
     problems: tuple[str, ...] = ()
+    unusable: Mapping[GameKey, str] = field(default_factory=dict)
 
 
 def new_revision(games: Iterable[Game], now: float) -> GamesRevision:
@@ -104,6 +106,7 @@ def merge(revision: GamesRevision, own: OwnGames, complaint: Callable[[Game], st
     this part cannot serve the game, "" when it can."""
     games, problems = published(revision)
     usable: dict[GameKey, Game] = {}
+    unusable: dict[GameKey, str] = {}
     for key, game in games.items():
         mine = own.games.get(key)
         if mine is not None:
@@ -113,10 +116,11 @@ def merge(revision: GamesRevision, own: OwnGames, complaint: Callable[[Game], st
         else:
             why = complaint(game)
         if why:
+            unusable[key] = why
             problems.append(f"game {game.name} {game.version}: {why}")
         else:
             usable[key] = game
-    return Merged(usable, own.keys, tuple(problems))
+    return Merged(usable, own.keys, tuple(problems), unusable)
 
 
 def differences(revision: GamesRevision, own: Mapping[GameKey, Game]) -> list[str]:

@@ -26,12 +26,20 @@ _SHORT = 512
 """The same for buckets of bevygap's, whose values have at most 1024 bytes."""
 
 
+_ONLY_READ = ("games",)
+"""Buckets that operators write, and a matchmaker may not."""
+
+
 class WriteProbe:
     """The probes of all buckets of a matchmaker, and what they found."""
 
     def __init__(self, bus: Bus, buckets: Buckets) -> None:
         self._bus = bus
-        self._buckets = {field.name: getattr(buckets, field.name) for field in dataclasses.fields(buckets)}
+        self._buckets = {
+            field.name: getattr(buckets, field.name)
+            for field in dataclasses.fields(buckets)
+            if field.name not in _ONLY_READ
+        }
 
     @property
     def problem(self) -> str:
