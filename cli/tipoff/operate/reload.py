@@ -15,7 +15,7 @@ import msgspec
 from tipoff.operate.status import ask_matchmakers
 from tipoff_orchestrator_client.base import OrchestratorError
 from tipoff_orchestrator_client.launcher import LauncherOrchestrator
-from tipoff_shared.errors import ConfigError, Unavailable
+from tipoff_shared.errors import ConfigError, Malformed, Unavailable
 from tipoff_shared.games import Game, GameKey
 from tipoff_shared.games.current import difference
 from tipoff_shared.games.revision import changes, fixed_changes, new_revision, public_settings, published
@@ -57,14 +57,21 @@ async def publish(
     kv = buckets(bus)
     new = {game.key: msgspec.convert(public_settings(game), Game) for game in games}
     revision = new_revision(new.values(), time.time() if clock is None else clock)
-    latest = await kv.games.latest(CURRENT)
     before: Mapping[GameKey, Game] = {}
+    unreadable = False
+    try:
+        latest = await kv.games.latest(CURRENT)
+    except Malformed:
+        latest, unreadable = None, True
     if latest is not None and latest.value is not None:
         before, _ = published(latest.value)
     if check_running:
         await _refuse_fixed(bus, before, new, where)
     try:
-        number = await kv.games.update(CURRENT, revision, 0 if latest is None else latest.revision)
+        if unreadable:  # so no part follows it, and nothing of it is worth keeping
+            number = await kv.games.put(CURRENT, revision)
+        else:
+            number = await kv.games.update(CURRENT, revision, 0 if latest is None else latest.revision)
     except LostRace as exc:
         raise Unavailable("somebody else has just published games; look at them, and try again") from exc
     change = difference(before, new)
