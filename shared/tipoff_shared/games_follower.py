@@ -32,16 +32,22 @@ _TOLD = 5
 
 class GamesFollower:
     """Keeps `games` up to date. `run` must run. `complaint(game)`: why this process cannot serve a game, "" when it
-    can."""
+    can. `needs_keys`: it cannot without the game's private key."""
 
     def __init__(
-        self, bucket: Bucket[GamesRevision], games: Games, complaint: Callable[[Game], str] = lambda _: ""
+        self,
+        bucket: Bucket[GamesRevision],
+        games: Games,
+        complaint: Callable[[Game], str] = lambda _: "",
+        *,
+        needs_keys: bool = True,
     ) -> None:
         self.revision = 0
         """The revision that the games are of; 0: none was published, so they are those of the file."""
         self._bucket = bucket
         self._games = games
         self._complaint = complaint
+        self._needs_keys = needs_keys
         self._lock = asyncio.Lock()
         self._problems: tuple[str, ...] = ()
         self._unusable: Mapping[GameKey, str] = {}
@@ -121,7 +127,7 @@ class GamesFollower:
             # A game that is there keeps its own part; what is published of it counts in any case.
             own = self._games.as_own()
             broken = (f"its own games.toml cannot be read, so what it knew before stays in effect: {exc}",)
-        merged = merge(entry.value, own, self._complaint)
+        merged = merge(entry.value, own, self._complaint, needs_keys=self._needs_keys)
         problems = (*broken, *merged.problems)
         self.revision, self._lost = entry.revision, ""
         for problem in problems:

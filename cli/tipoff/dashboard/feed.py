@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -28,7 +29,9 @@ from tipoff_matchmaker_httpd.routes.demo import DemoFeed
 from tipoff_orchestrator_client.launcher import LauncherOrchestrator
 from tipoff_shared.admission.client_address import Address
 from tipoff_shared.errors import TipoffError
-from tipoff_shared.games import Game
+from tipoff_shared.games import Game, Games
+from tipoff_shared.games_follower import GamesFollower
+from tipoff_shared.kv.buckets import buckets
 from tipoff_shared.nats.connection import Bus
 from tipoff_shared.primitives.retry import Backoff, run_forever
 from tipoff_shared.primitives.tasks import Tasks
@@ -77,7 +80,8 @@ class DashboardFeed:
     def __init__(self, bus: Bus, options: DashboardOptions, games: Sequence[Game]) -> None:
         self._bus = bus
         self._options = options
-        self._games = games
+        self._games = Games({game.key: game for game in games}, {}, Path())
+        self._published = GamesFollower(buckets(bus).games, self._games, needs_keys=False)
         self._history = History()
         self._status: dict[str, Any] = {}
         self._opened = asyncio.Event()
@@ -89,6 +93,7 @@ class DashboardFeed:
         """Follow the system during the block."""
         async with self.records.running(self._bus), Tasks("dashboard") as tasks:
             tasks.start(self._ask_forever(), "status")
+            tasks.start(self._published.run(), "published games")
             if self._options.has_launcher:
                 tasks.start(self._read_logs(), "logs")
             try:
@@ -112,7 +117,7 @@ class DashboardFeed:
                 "page": not self._options.at_root,
                 "now": time.time(),
             },
-            "games": [shown_game(game) for game in self._games],
+            "games": [shown_game(game) for game in self._games.all()],
             "status": self._status,
         } | self._history.snapshot()
 

@@ -39,6 +39,7 @@ PUBLIC_SETTINGS = (
     "protocol_id",
     "claim_time",
     "token_timeout",
+    "resume_ttl",
     "bevygap",
 )
 """Settings of a game that a revision holds."""
@@ -101,9 +102,11 @@ def published(revision: GamesRevision) -> tuple[dict[GameKey, Game], list[str]]:
     return games, problems
 
 
-def merge(revision: GamesRevision, own: OwnGames, complaint: Callable[[Game], str]) -> Merged:
+def merge(
+    revision: GamesRevision, own: OwnGames, complaint: Callable[[Game], str], *, needs_keys: bool = True
+) -> Merged:
     """The games of `revision`, each with what the part's own file says of its start and its key. `complaint(game)`: why
-    this part cannot serve the game, "" when it can."""
+    this part cannot serve the game, "" when it can. `needs_keys`: not without its private key."""
     games, problems = published(revision)
     usable: dict[GameKey, Game] = {}
     unusable: dict[GameKey, str] = {}
@@ -111,7 +114,7 @@ def merge(revision: GamesRevision, own: OwnGames, complaint: Callable[[Game], st
         mine = own.games.get(key)
         if mine is not None:
             game = msgspec.structs.replace(game, **{name: getattr(mine, name) for name in OWN_SETTINGS})
-        if key not in own.keys:
+        if needs_keys and key not in own.keys:
             why = "its private key is not here: add the game to the games.toml of this part, with its key"
         else:
             why = complaint(game)
