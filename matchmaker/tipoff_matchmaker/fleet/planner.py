@@ -121,7 +121,7 @@ class Planner:
 
     def forget_failures(self, key: GameKey) -> None:
         """Start servers of the game at once, although starts failed before: what made them fail has changed."""
-        if key in self._backoffs:
+        if key in self._games:
             self._backoffs[key] = StartBackoff()
             self.want(key)
 
@@ -156,7 +156,7 @@ class Planner:
             self._ready_at.pop(after.id, None)
         if after.state is DeploymentState.READY and before is not None and state_machine.is_coming(before):
             self._ready_at[after.id] = time.monotonic()
-            if key in self._backoffs:
+            if key in self._games:
                 self._backoffs[key].ready()
             self.want(key)
         elif after.state is DeploymentState.GONE and (before is None or state_machine.is_live(before)):
@@ -169,10 +169,10 @@ class Planner:
 
     def _ended(self, record: DeploymentRecord, reason: str) -> None:
         """A ready server has ended by itself."""
-        starts, now = self._backoffs.get((record.game, record.version)), time.monotonic()
-        if starts is not None:
+        key, now = (record.game, record.version), time.monotonic()
+        if key in self._games:
             lived = now - self._ready_at.get(record.id, float("-inf"))
-            starts.ended(lived, one_line(reason), now, self._settings.backoff)
+            self._backoffs[key].ended(lived, one_line(reason), now, self._settings.backoff)
 
     def crashing(self, key: GameKey) -> str:
         """Why no server of the game stays up, for people; "" while one has been ready for a while, and until enough of
