@@ -8,7 +8,7 @@ of those plugins runs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nats.js import api
 
@@ -116,28 +116,18 @@ def own_bucket(
     max_entries: int = -1,
     max_age: float | None = None,
 ) -> api.StreamConfig:
-    """The configuration of a bucket of tipoff's own: not direct, so that a caller reads its own writes; per-key TTL.
+    """A bucket of tipoff's own. Unlike bevygap's it is not direct, so that a caller reads its own writes, and has a
+    TTL for each key.
 
     `markers`: expiry shows to consumers. `max_value` is in bytes, `max_age` in seconds.
     """
-    return api.StreamConfig(
-        name=f"KV_{bucket}",
-        description=description,
-        subjects=[f"$KV.{bucket}.>"],
+    return replace(
+        _bevygap_bucket(bucket, description, replicas=replicas, max_value=max_value),
         allow_direct=False,
-        allow_rollup_hdrs=True,
-        deny_delete=True,
-        discard=api.DiscardPolicy.NEW,
         max_age=max_age,
-        max_msg_size=max_value,
-        max_msgs_per_subject=1,
-        num_replicas=replicas,
-        storage=api.StorageType.FILE,
         allow_msg_ttl=True,
         subject_delete_marker_ttl=60 if markers else None,
-        max_bytes=-1,
         max_msgs=max_entries,
-        max_consumers=-1,
     )
 
 
