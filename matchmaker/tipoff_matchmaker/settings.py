@@ -109,7 +109,7 @@ class Settings(BaseSettings):
 
     tell_reasons: bool = False
     """Tell players in the orchestrator's words why no server could be started, and which games there are: good while
-    you develop a game, but those words may quote a server's log."""
+    you develop a game. What their servers wrote is never told."""
 
     backoff: float = Field(default=0.2, gt=0)
     """First pause after a failed call; doubled (to at most 5 s) and jittered each time."""

@@ -24,6 +24,7 @@ from tipoff_launcher.registry import Server, ServerRegistry
 from tipoff_launcher.settings import Settings
 from tipoff_launcher.start import Starter, start_failure
 from tipoff_orchestrator_client.base import (
+    LAST_WORDS,
     STOPPED_BY_FORCE,
     Deployment,
     DeploySpec,
@@ -404,4 +405,4 @@ def exit_reason(status: ExitStatus, *, stopped: bool, last_lines: str) -> str:
             text = f"killed by signal {-status.code}"
     else:
         text = f"exited with code {status.code}"
-    return f"{text}; its last words: {last_lines}" if last_lines and status.code != 0 else text
+    return f"{text}{LAST_WORDS}{last_lines}" if last_lines and status.code != 0 else text

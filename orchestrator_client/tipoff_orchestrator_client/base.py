@@ -60,6 +60,8 @@ def environment_of(event_key: str) -> dict[str, str]:
     return {"TIPOFF_PROFILE": "isolated", "TIPOFF_EVENT_KEY": event_key} if event_key else {}
 
 
+LAST_WORDS = "; its last words: "
+"""In a reason, what follows is a server's output: operators read it, players do not."""
 STOPPED_BY_FORCE = "stopped, by force"
 """The reason of a server that did not end when it was asked to."""
 

@@ -148,7 +148,7 @@ async def test_a_server_that_answers_no_pings_is_lost(monkeypatch: pytest.Monkey
         async with asyncio.timeout(20):
             ending = await inbox.ended()
         over.set()
-        assert ending.reason.startswith("the server stopped responding (keepalive")
+        assert ending.reason.startswith("the server does not respond (keepalive")
         assert isinstance(ending.error, ServerLost)
         await channel.close()
 

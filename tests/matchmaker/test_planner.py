@@ -216,6 +216,17 @@ async def test_who_waits_hears_that_no_server_can_be_started(world: World, tells
         assert waiter.error.retry_after == 5
 
 
+async def test_who_waits_hears_nothing_of_what_the_server_wrote(world: World) -> None:
+    """Its last words are a traceback, perhaps, or a secret."""
+    async with planning(world, tell_reasons=True) as fleet:
+        world.fake.fail(
+            "deploy", NotConfigured("exited with code 1; its last words: File server.py | hunter2")
+        )
+        waiter = waits(fleet, "a")
+        await eventually(lambda: waiter.error, "an answer", timeout=20)
+        assert str(waiter.error) == "no server could be started: exited with code 1"
+
+
 async def test_who_waits_beside_a_ready_server_goes_on_waiting(world: World) -> None:
     """A seat there may become free."""
     async with planning(world) as fleet:

@@ -356,7 +356,7 @@ class UdpChannel(asyncio.DatagramProtocol):
         elif state is ClientState.CONNECTION_DENIED:
             self._fail(Refused(client.failure or f"the server {self._address} refused the connection"))
         elif state is ClientState.CONNECTION_TIMED_OUT:
-            reason = client.failure or "the server stopped responding"
+            reason = f"the server does not respond: {client.failure or 'nothing came for too long'}"
             self._end(Ending(reason, ServerLost(reason)))
         elif state is ClientState.DISCONNECTED and self._was_connected:
             self._end(Ending(client.failure or "closed by this side"))

@@ -161,7 +161,7 @@ def _ending(exc: ConnectionClosed) -> Ending:
         return Ending.closed(exc.rcvd.code, exc.rcvd.reason)
     reason = "the connection to the server broke"
     if exc.sent is not None and exc.sent.reason:
-        reason = f"the server stopped responding ({exc.sent.reason})"
+        reason = f"the server does not respond ({exc.sent.reason})"
     return Ending(reason, ServerLost(reason))
 
 

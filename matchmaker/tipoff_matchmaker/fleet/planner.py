@@ -30,7 +30,7 @@ from tipoff_matchmaker.peers import Peers
 from tipoff_matchmaker.seats.waiting_line import WaitingLines
 from tipoff_matchmaker.sessions.claim_limit import ClaimLimit
 from tipoff_matchmaker.settings import Settings
-from tipoff_orchestrator_client.base import NoCapacity, NotConfigured, OrchestratorError
+from tipoff_orchestrator_client.base import LAST_WORDS, NoCapacity, NotConfigured, OrchestratorError
 from tipoff_shared.errors import OrchestratorFailed, TipoffError
 from tipoff_shared.games import Game, GameKey, GamesChange, SomeGames
 from tipoff_shared.names import new_deployment_id
@@ -303,7 +303,7 @@ class Planner:
         """Tell waiting players that no server can be started; not while a ready server may get free seats."""
         if any(r.state is DeploymentState.READY for r in self._deployments.of(game.name, game.version)):
             return False
-        why = f": {reason}" if self._settings.tell_reasons else ""
+        why = f": {reason.partition(LAST_WORDS)[0]}" if self._settings.tell_reasons else ""
         error = OrchestratorFailed(
             f"no server could be started{why}", retry_after=math.ceil(max(_RETRY_AFTER, retry_after))
         )
