@@ -6,15 +6,17 @@ import dataclasses
 import os
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
 
 import typer
 
 from tipoff.up.state_dir import DEFAULT_STATE_DIR, default_state_dir, read_up_info
 from tipoff_shared.errors import ConfigError
-from tipoff_shared.nats.connection import Bus, connect
 from tipoff_shared.settings import NatsSettings
+
+if TYPE_CHECKING:
+    from tipoff_shared.nats.connection import Bus
 
 StateDir = Annotated[
     Path | None,
@@ -64,6 +66,8 @@ def open_bus(
 ) -> AbstractAsyncContextManager[Bus]:
     """The connection of `tipoff COMMAND` to the system that the options name. Raises `ConfigError`; entering it raises
     `Unavailable`."""
+    from tipoff_shared.nats.connection import connect
+
     return connect(nats_settings(state_dir, nats_url, namespace), name=f"tipoff {command}")
 
 

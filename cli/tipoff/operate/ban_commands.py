@@ -12,7 +12,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from tipoff.operate.admin import ban, list_bans
 from tipoff.operate.commands import AsJson, parse_duration
 from tipoff.running_system import Namespace, NatsUrl, StateDir, open_bus
 from tipoff_shared.admin import Banned
@@ -69,6 +68,8 @@ def add_command(
     """Ban a player: it gets no seat, no game server lets it in, and its present games end."""
     new = _chosen(address, user, client, seconds=parse_duration(duration) if duration else 0.0, reason=reason)
 
+    from tipoff.operate.admin import ban
+
     async def work() -> None:
         async with open_bus("ban", state_dir, nats, namespace) as bus:
             done = await ban(bus, new)
@@ -93,6 +94,8 @@ def remove_command(
 ) -> None:
     """Let a player in again. The address or network must be the one that was banned."""
     old = _chosen(address, user, client)
+
+    from tipoff.operate.admin import ban
 
     async def work() -> None:
         async with open_bus("ban", state_dir, nats, namespace) as bus:
@@ -121,6 +124,8 @@ def list_command(
     as_json: AsJson = False,
 ) -> None:
     """Show the bans in force."""
+
+    from tipoff.operate.admin import list_bans
 
     async def work() -> None:
         async with open_bus("ban", state_dir, nats, namespace) as bus:

@@ -16,7 +16,6 @@ import msgspec
 import typer
 from rich.console import Console
 
-from tipoff.operate.admin import drain, kick, restart, until_gone
 from tipoff.running_system import Namespace, NatsUrl, StateDir, games_file, open_bus
 from tipoff_shared.admin import Drained
 from tipoff_shared.records import DeploymentRecord, DeploymentState
@@ -186,6 +185,8 @@ def kick_command(
 ) -> None:
     """End one player's session: the connection ends, the seat becomes free."""
 
+    from tipoff.operate.admin import kick
+
     async def work() -> None:
         async with open_bus("kick", state_dir, nats, namespace) as bus:
             done = await kick(bus, session, reason)
@@ -218,6 +219,8 @@ def drain_command(
 ) -> None:
     """Let no new players onto a game server, and end it when its last player has left."""
 
+    from tipoff.operate.admin import drain, until_gone
+
     async def work() -> None:
         began = time.monotonic()
         async with open_bus("drain", state_dir, nats, namespace) as bus:
@@ -246,6 +249,8 @@ def restart_command(
     as_json: AsJson = False,
 ) -> None:
     """End all servers of a game at once, with their players, and start new ones. Failed starts are forgotten."""
+
+    from tipoff.operate.admin import restart
 
     async def work() -> None:
         async with open_bus("restart", state_dir, nats, namespace) as bus:
