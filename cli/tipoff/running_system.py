@@ -1,4 +1,4 @@
-"""Finds the running system that a command addresses: by NATS URL, by `NATS_HOST`, else by a state directory."""
+"""Finds the running system that a command addresses: by NATS URL, by `NATS_HOST`, else a `tipoff up` (projects.py)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from tipoff.up.state_dir import DEFAULT_STATE_DIR, default_state_dir, read_up_info
+from tipoff.projects import find_up
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.settings import NatsSettings
 
@@ -23,7 +23,7 @@ StateDir = Annotated[
     typer.Option(
         help="State directory of the `tipoff up` to look at.",
         envvar="TIPOFF_STATE_DIR",
-        show_default=DEFAULT_STATE_DIR,
+        show_default="that of the project, else of the one that runs",
     ),
 ]
 NatsUrl = Annotated[
@@ -55,7 +55,7 @@ def nats_settings(state_dir: Path | None, nats_url: str | None, namespace: str |
     elif state_dir is None and os.environ.get("NATS_HOST"):
         settings = NatsSettings.from_environment()
     else:
-        settings = read_up_info(state_dir or default_state_dir()).nats_settings()
+        settings = find_up(state_dir).info.nats_settings()
     if namespace is not None:
         settings = dataclasses.replace(settings, namespace=namespace)
     return settings

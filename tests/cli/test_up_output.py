@@ -34,6 +34,7 @@ def test_each_event_is_one_object_a_line() -> None:
         "nats": "nats://b",
         "games": ["pong 1"],
         "without_server": ["pong 1"],
+        "dashboard": "",
         "seconds": 1.235,
     }
     assert stopped == {"event": "stopped"}

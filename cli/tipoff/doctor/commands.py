@@ -20,8 +20,8 @@ from tipoff.doctor.findings import Finding, Status, run_checks
 from tipoff.doctor.rules.udp import judge_probe, spans
 from tipoff.doctor.target import Target, monitor_of, of_env_file, of_environment, of_up
 from tipoff.port_range import DEFAULT_PORTS, parse_ports
+from tipoff.projects import find_up
 from tipoff.running_system import Namespace, NatsUrl, StateDir, nats_settings
-from tipoff.up.state_dir import default_state_dir, read_up_info
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.settings import NatsSettings
 
@@ -101,12 +101,12 @@ def find_target(
     if env_file is not None:
         return of_env_file(env_file)
     settings: NatsSettings | None = None
-    problem, up, where = "", None, state_dir or default_state_dir()
+    problem, up = "", None
     if nats_url is not None or not os.environ.get("NATS_HOST"):
         try:
             settings = nats_settings(state_dir, nats_url, namespace)
             if nats_url is None:
-                up = read_up_info(where)
+                up = find_up(state_dir)
         except ConfigError as exc:
             if nats_url is not None:
                 raise
@@ -117,7 +117,7 @@ def find_target(
             settings = dataclasses.replace(settings, namespace=namespace)
     target = of_environment(os.environ, nats=settings, problem=problem)
     target = dataclasses.replace(target, named=state_dir is not None)
-    return target if up is None else of_up(target, up, where)
+    return target if up is None else of_up(target, up.info, up.state_dir)
 
 
 def show(findings: Sequence[Finding], as_json: bool) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from tipoff.projects import GAMES_FILE, NoUp, find_project, find_up
 from tipoff.running_system import StateDir
-from tipoff.up.state_dir import default_state_dir, read_up_info
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.secret import Secret
 from tipoff_shared.service import run
@@ -26,11 +27,11 @@ def play_command(
     ] = None,
     game: Annotated[
         str | None,
-        typer.Option(help="Name of the game.", show_default="the first game in ./games.toml, else arena"),
+        typer.Option(help="Name of the game.", show_default="the project's first game, else arena"),
     ] = None,
     version: Annotated[
         str | None,
-        typer.Option(help="Version of the game.", show_default="that of the game in ./games.toml, else 1"),
+        typer.Option(help="Version of the game.", show_default="that of the project's game, else 1"),
     ] = None,
     player_name: Annotated[
         str,
@@ -59,8 +60,9 @@ def play_command(
     for name, value in (("--timeout", timeout), ("--seconds", seconds)):
         if not 0 < value < 1e6:
             raise typer.BadParameter(f"{name} {value}: a number of seconds above 0 is expected")
-    name, of = chosen_game(Path("games.toml"), game, version)
-    where = url or url_of_running(state_dir or default_state_dir())
+    project = find_project(Path.cwd())
+    name, of = chosen_game((project or Path.cwd()) / GAMES_FILE, game, version)
+    where = url or url_of_running(state_dir)
     auth = None if auth_file is None else read_auth(auth_file)
     options = PlayOptions(
         where, name, of, seconds, parse_transports(transport), timeout, auth=auth, player_name=player_name
@@ -79,11 +81,16 @@ def read_auth(path: Path) -> Secret:
     return Secret(token)
 
 
-def url_of_running(state_dir: Path) -> str:
-    """Where the `tipoff up` of this directory is; `DEFAULT_URL` where none runs: another program may be there."""
+def url_of_running(state_dir: Path | None) -> str:
+    """Where the `tipoff up` is that is meant; `DEFAULT_URL` where none runs: another program may be there. Raises
+    `ConfigError` where only others run."""
     try:
-        return read_up_info(state_dir).url
+        return find_up(state_dir).info.url
+    except NoUp:
+        return DEFAULT_URL
     except ConfigError:
+        if state_dir is None and not os.environ.get("TIPOFF_STATE_DIR"):
+            raise
         return DEFAULT_URL
 
 

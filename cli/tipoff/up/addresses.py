@@ -7,7 +7,7 @@ import errno
 import ipaddress
 import re
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from tipoff_shared.errors import ConfigError
@@ -142,6 +142,30 @@ def url_host(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
+class PortInUse(ConfigError):
+    """Another program has the port."""
+
+
+def listen_on_first(hosts: Sequence[str], ports: Iterable[int]) -> list[socket.socket]:
+    """As `listen`, on the first of `ports` that is free; on any free one where none of them is. Raises `ConfigError`
+    for another reason than a port in use."""
+    for port in ports:
+        try:
+            return listen(hosts, port)
+        except PortInUse:
+            continue
+    return listen(hosts, 0)
+
+
+def is_free(port: int) -> bool:
+    """Whether a program can listen on the port, on loopback."""
+    try:
+        _listen_one("127.0.0.1", port).close()
+    except (OSError, OverflowError):
+        return False
+    return True
+
+
 def listen(hosts: Sequence[str], port: int) -> list[socket.socket]:
     """A listening socket for each of `hosts`, all on `port` (0: any that is free on all). Raises `ConfigError`, which
     says what to do.
@@ -188,9 +212,7 @@ def _listen_one(host: str, port: int) -> socket.socket:
 
 def _refusal(host: str, port: int, exc: OSError) -> ConfigError:
     if exc.errno == errno.EADDRINUSE:
-        return ConfigError(
-            f"port {port} is in use by another program (on {host}); choose another with --port"
-        )
+        return PortInUse(f"port {port} is in use by another program (on {host}); choose another with --port")
     if exc.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
         return ConfigError(
             f"{host} is not an address of this machine; `--host auto` finds one, and behind an address translation "

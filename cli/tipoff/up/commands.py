@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tipoff.up.state_dir import DEFAULT_STATE_DIR, default_state_dir
+from tipoff.projects import GAMES_FILE, find_project, state_dir_of
 from tipoff_shared.primitives.orphans import reap_as_process_1
 from tipoff_shared.service import run, signals
 
@@ -22,12 +22,18 @@ def up_command(
     games: Annotated[
         Path | None,
         typer.Option(
-            help="The games file. Default: ./games.toml where it exists, else that of the arena demo."
+            help="The games file. Default: games.toml here or in a directory above, else that of the arena demo."
         ),
     ] = None,
     port: Annotated[
-        int, typer.Option(help="Port of the page and the API; 0 is any free one.", min=0, max=65535)
-    ] = 3000,
+        int | None,
+        typer.Option(
+            help="Port of the page and the API; 0 is any free one.",
+            min=0,
+            max=65535,
+            show_default="that of the last time, else 3000, else the next free one",
+        ),
+    ] = None,
     host: Annotated[
         str,
         typer.Option(
@@ -37,7 +43,9 @@ def up_command(
     state_dir: Annotated[
         Path | None,
         typer.Option(
-            help="Directory for data and logs.", envvar="TIPOFF_STATE_DIR", show_default=DEFAULT_STATE_DIR
+            help="Directory for data and logs.",
+            envvar="TIPOFF_STATE_DIR",
+            show_default="one for each project, below ~/.local/state/tipoff",
         ),
     ] = None,
     namespace: Annotated[str, typer.Option(help="Prefix of every NATS subject, bucket and stream.")] = "",
@@ -101,15 +109,19 @@ def up_command(
     from tipoff.up.run import Running, run_up
 
     console = Console(stderr=True)
-    if games is None:
-        local = Path("games.toml")
-        demo = "games.edgegap.toml" if edgegap_emulator else "games.toml"
-        games = local if local.exists() else Path(str(files("tipoff_arena") / demo))
+    if games is not None:
+        project: Path | None = games.absolute().parent
+    elif (project := find_project(Path.cwd())) is not None:
+        here = Path(GAMES_FILE)
+        games = here if here.exists() else project / GAMES_FILE
+    else:
+        demo = "games.edgegap.toml" if edgegap_emulator else GAMES_FILE
+        games = Path(str(files("tipoff_arena") / demo))
     beside = games.absolute().parent / "web"
     elsewhere = state_dir is not None and str(state_dir) != os.environ.get("TIPOFF_STATE_DIR")
     options = UpOptions(
         games=games,
-        state_dir=state_dir or default_state_dir(),
+        state_dir=state_dir or state_dir_of(project),
         port=port,
         host=host,
         namespace=namespace,

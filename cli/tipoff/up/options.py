@@ -24,16 +24,16 @@ class UpOptions:
     """What `tipoff up` is to run.
 
     `host` is an address of this machine, a DNS name, or "auto" (this machine and its LAN address). `port` 0 is any
-    free one. `web` is the directory of the page at `/`, None for the built-in one. With `edgegap_emulator`, games with
-    `orchestrator = "edgegap"` run on an emulated Edgegap on this machine. Game servers listen on `ports` (FIRST-LAST),
-    by default on any free ones. With `reload`, a game's servers are restarted when its files change; `reload_include`
-    has patterns of file names beside `*.py`. The dashboard is for this machine and the networks `dashboard_from`; None
-    is no dashboard.
+    free one, None the one of the last time, else 3000, else the next free one. `web` is the directory of the page at
+    `/`, None for the built-in one. With `edgegap_emulator`, games with `orchestrator = "edgegap"` run on an emulated
+    Edgegap on this machine. Game servers listen on `ports` (FIRST-LAST), by default on any free ones. With `reload`,
+    a game's servers are restarted when its files change; `reload_include` has patterns of file names beside `*.py`.
+    The dashboard is for this machine and the networks `dashboard_from`; None is no dashboard.
     """
 
     games: Path
     state_dir: Path
-    port: int = 3000
+    port: int | None = 3000
     host: str = "127.0.0.1"
     namespace: str = ""
     tls_cert: Path | None = None

@@ -61,6 +61,8 @@ class Terminal:
             f"{state}  {running.urls[0]}{others}  nats {running.nats_url}  ({running.took:.1f} s)", flush=True
         )
         self.say(f"games: {', '.join(running.games)}")
+        if running.dashboard:
+            self.say(f"dashboard: {running.dashboard}")
         if running.without_server:
             names = ", ".join(running.without_server)
             self.say(
@@ -101,6 +103,7 @@ class JsonLines:
             nats=running.nats_url,
             games=running.games,
             without_server=running.without_server,
+            dashboard=running.dashboard,
             seconds=round(running.took, 3),
         )
 

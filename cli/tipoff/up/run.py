@@ -12,13 +12,14 @@ from __future__ import annotations
 import asyncio
 import datetime
 import os
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 from tipoff.operate.logs import LogLine
-from tipoff.up.addresses import AUTO, Reach, find_reach, listen, url_host
+from tipoff.up.addresses import AUTO, Reach, find_reach, is_free, listen, listen_on_first, url_host
 from tipoff.up.certificate import check_certificate
 from tipoff.up.child_process import ChildProcess
 from tipoff.up.compose import compose, write_missing_keys
@@ -29,7 +30,16 @@ from tipoff.up.nats_keeper import NatsKeeper
 from tipoff.up.options import UpOptions, check, check_games, check_open_files, few_open_files
 from tipoff.up.readiness import Door, tell_playable, tell_readiness, wait_until_playable, wait_until_ready
 from tipoff.up.reload import SourceFiles, keep_reloading
-from tipoff.up.state_dir import UpInfo, locked, remove_up_info, usable, write_up_info
+from tipoff.up.state_dir import (
+    Ports,
+    UpInfo,
+    locked,
+    read_ports,
+    remove_up_info,
+    usable,
+    write_ports,
+    write_up_info,
+)
 from tipoff_orchestrator_client.launcher import LauncherOrchestrator
 from tipoff_shared.file_limit import hard_file_limit
 from tipoff_shared.games import Game, Games
@@ -42,6 +52,11 @@ STOP_TIMEOUTS = {"httpd": 2.0, "matchmaker": 2.0, "launcher": 5.0}
 """Role -> seconds its processes have to stop, in the order in which they stop. nats-server takes 0.1 s, so that all
 are gone within 10 s."""
 
+USUAL_PORT = 3000
+_NATS_BESIDE = 1222
+_NEIGHBOURS = 100
+"""So many ports from the usual one are tried before any free one is taken."""
+
 
 @dataclass(frozen=True, slots=True)
 class Running:
@@ -53,6 +68,8 @@ class Running:
     took: float
     games: tuple[str, ...]
     without_server: tuple[str, ...]
+    dashboard: str = ""
+    """Its URL; "" where there is none."""
 
 
 async def run_up(
@@ -81,20 +98,31 @@ async def run_up(
         locked(options.state_dir),
         ExitStack() as sockets,
     ):
-        door = [sockets.enter_context(sock) for sock in listen(reach.bind, options.port)]
+        before = read_ports(options.state_dir) if options.port is None else Ports()
+        door = [sockets.enter_context(sock) for sock in _listen(reach, options.port, before)]
         api = None
         if options.edgegap_emulator:
             api = sockets.enter_context(listen(reach.bind[:1], 0)[0])
         port: int = door[0].getsockname()[1]
+        if options.port is None and port not in (before.page, USUAL_PORT):
+            taken = before.page or USUAL_PORT
+            say(f"port {taken} is in use by another program; the page is at port {port}, also the next time")
         logs = options.state_dir / "logs"
         logs.mkdir(exist_ok=True, mode=0o700)
         write_missing_keys(games, options.state_dir / "keys")
         say("starting nats-server")
         async with (
             LogWriter(logs) as writer,
-            embedded_nats(options.state_dir / "nats", log_file=logs / "nats.log", logs=writer) as nats,
+            embedded_nats(
+                options.state_dir / "nats",
+                port=-1 if options.port is not None else _nats_port(port, before),
+                log_file=logs / "nats.log",
+                logs=writer,
+            ) as nats,
             connect(nats.settings(options.namespace), name="tipoff up") as bus,
         ):
+            if options.port is None:
+                write_ports(options.state_dir, Ports(port, nats.port))
             await create_buckets(bus)
             games_file = GamesFile(options, current, reach, bus, say)
             await games_file.publish_first()
@@ -123,7 +151,16 @@ async def run_up(
                         missing = await wait_until_playable(bus, games, stop)
                         nats_url = nats.settings().servers[0]
                         took = time.monotonic() - began
-                        on_ready(Running(urls, nats_url, took, _names(games), _names(missing)))
+                        on_ready(
+                            Running(
+                                urls,
+                                nats_url,
+                                took,
+                                _names(games),
+                                _names(missing),
+                                "" if options.dashboard_from is None else urls[-1] + "_tipoff",
+                            )
+                        )
                         if missing:
                             keepers.append(group.create_task(tell_playable(bus, missing, say)))
                         if sources is not None:
@@ -138,6 +175,20 @@ async def run_up(
                 for role, timeout in STOP_TIMEOUTS.items():
                     alike = [child for child in children if child.spec.role == role]
                     await asyncio.gather(*(child.stop(timeout) for child in alike))
+
+
+def _listen(reach: Reach, port: int | None, before: Ports) -> list[socket.socket]:
+    """The sockets of the page and the API. Raises `ConfigError`."""
+    if port is not None:
+        return listen(reach.bind, port)
+    usual = range(USUAL_PORT, USUAL_PORT + _NEIGHBOURS)
+    return listen_on_first(reach.bind, ((before.page, *usual) if before.page else usual))
+
+
+def _nats_port(page: int, before: Ports) -> int:
+    """That of the last time, else one that goes with the page's, which nobody else has: 4222 with 3000."""
+    wanted = (before.nats, page + _NATS_BESIDE)
+    return next((port for port in wanted if 0 < port < 65536 and is_free(port)), -1)
 
 
 def _names(games: Iterable[Game]) -> tuple[str, ...]:

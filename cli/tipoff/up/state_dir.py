@@ -2,6 +2,7 @@
 
 lock        held while `up` runs; holds its pid
 up.json     URLs and NATS credentials, readable only by the owner; exists while `up` runs
+ports.json  the ports of the last time, where no option named them
 nats/       the embedded nats-server's data
 keys/       private keys of games that configure none, new at each start
 logs/       one file for each process, of at most 10 MiB, and its previous part
@@ -13,7 +14,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -128,7 +129,7 @@ def locked(state_dir: Path) -> Iterator[None]:
         except BlockingIOError:
             holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
             raise ConfigError(
-                f"the state directory {state_dir} is in use by another `tipoff up` (pid {holder}); "
+                f"the state directory {state_dir} is in use by another `tipoff up` (pid {holder}{_at(state_dir)}); "
                 "stop that one, or choose another with --state-dir"
             ) from None
         except OSError as exc:
@@ -141,6 +142,36 @@ def locked(state_dir: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _at(state_dir: Path) -> str:
+    """Where the `tipoff up` of this directory is, for a sentence; "" while it starts or stops."""
+    try:
+        return f", {read_up_info(state_dir).url}"
+    except ConfigError:
+        return ""
+
+
+class Ports(msgspec.Struct, frozen=True):
+    """The content of `ports.json`: the ports of the page and of NATS, 0 for none."""
+
+    page: int = 0
+    nats: int = 0
+
+
+def read_ports(state_dir: Path) -> Ports:
+    """What `write_ports` wrote; none where that cannot be read, for any free port will do."""
+    try:
+        found = msgspec.json.decode((state_dir / "ports.json").read_bytes(), type=Ports)
+    except (OSError, msgspec.DecodeError, UnicodeError):
+        return Ports()
+    return found if all(0 <= port < 65536 for port in (found.page, found.nats)) else Ports()
+
+
+def write_ports(state_dir: Path, ports: Ports) -> None:
+    """Remember the ports for the next time, as far as the disk has room."""
+    with suppress(OSError):
+        (state_dir / "ports.json").write_bytes(msgspec.json.encode(ports))
 
 
 def write_up_info(state_dir: Path, info: UpInfo) -> None:
@@ -187,7 +218,7 @@ def read_up_info(state_dir: Path) -> UpInfo:
 def _lives(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except OSError:  # another user's process
         return True
