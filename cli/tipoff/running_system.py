@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from tipoff.projects import find_up
+from tipoff.projects import GAMES_FILE, find_project, find_up
 from tipoff_shared.errors import ConfigError
 from tipoff_shared.settings import NatsSettings
 
@@ -75,6 +75,6 @@ def games_file(state_dir: Path | None, nats_url: str | None) -> Path:
     """The games.toml of the system that the options name: that of a running `tipoff up`, else ./games.toml. Raises
     `ConfigError`."""
     of_up = nats_url is None and (state_dir is not None or not os.environ.get("NATS_HOST"))
-    if of_up and (found := read_up_info(state_dir or default_state_dir()).games):
+    if of_up and (found := find_up(state_dir).info.games):
         return Path(found)
-    return Path("games.toml")
+    return (find_project(Path.cwd()) or Path()) / GAMES_FILE
