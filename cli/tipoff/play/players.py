@@ -147,6 +147,7 @@ async def _play_any(options: PlayOptions, on_event: Callable[[object], None]) ->
                 async with asyncio.timeout(options.seconds):
                     async for _ in player:
                         result["messages"] += 1
+                result |= {"ended": player.end_reason, "close_code": player.end_code}
             except TimeoutError:
                 pass  # time is up
             result["rtt_ms"] = round(player.rtt * 1000, 3) if player.rtt is not None else None
@@ -158,7 +159,7 @@ async def _play_any(options: PlayOptions, on_event: Callable[[object], None]) ->
 def _summary(reports: list[dict[str, Any]], took: float) -> dict[str, Any]:
     errors: dict[str, int] = {}
     for report in reports:
-        if error := report.get("error"):
+        if error := report.get("error") or report.get("ended"):
             errors[error] = errors.get(error, 0) + 1
     waited = sorted(report["waited"] for report in reports if report.get("waited") is not None)
     return {
@@ -186,6 +187,8 @@ def _print_one(result: dict[str, Any]) -> None:
     print(f"played by {result['transport']} on {result['server']}: {result['messages']} messages{span}{rtt}")
     if result.get("error"):
         print(f"it ended with: {result['error']}", file=sys.stderr)
+    elif result.get("ended"):
+        print(f"the server ended it: {result['ended']}", file=sys.stderr)
 
 
 def _teller(console: Console) -> Callable[[object], None]:
