@@ -27,6 +27,7 @@ from tipoff.operate.commands import (
     logs_command,
     reload_command,
     restart_command,
+    rollout_command,
     status_command,
     watch_command,
 )
@@ -91,6 +92,7 @@ app.command("logs")(logs_command)
 app.command("kick")(kick_command)
 app.command("drain")(drain_command)
 app.command("restart")(restart_command)
+app.command("rollout")(rollout_command)
 app.command("reload")(reload_command)
 app.add_typer(ban_app, name="ban")
 app.command("doctor")(doctor_command)

@@ -1,7 +1,8 @@
-"""Answers operators: end a session, retire a server, restart a game, tell the status.
+"""Answers operators: end a session, retire a server, restart a game or replace its servers, tell the status.
 
-`kick`, `drain` and `restart` are answered by one matchmaker of all (queue group), `status` by every one. Both use the
-compare-and-sets that players and the reconciler use, so repeating one changes nothing more.
+`kick`, `drain`, `restart`, `rollout`, `start` and `ban` are answered by one matchmaker of all (queue group), `status`
+by every one. They use the compare-and-sets that players and the reconciler use, so repeating one changes nothing more
+(a repeated `start` leaves an empty server, which is stopped as any other).
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ from tipoff_matchmaker.sessions.claim_limit import LIMITED, REFUSED, SHORTENED, 
 from tipoff_matchmaker.sessions.kicker import Kicker
 from tipoff_matchmaker.sessions.state_machine import is_open
 from tipoff_matchmaker.sessions.store import SessionStore
+from tipoff_orchestrator_client.edgegap import SESSIONS
 from tipoff_shared import admin
 from tipoff_shared.ban_list import new_ban
 from tipoff_shared.errors import Internal, TipoffError, Unavailable
-from tipoff_shared.games import SomeGames
+from tipoff_shared.games import Game, SomeGames
 from tipoff_shared.games_follower import GamesFollower
 from tipoff_shared.nats.connection import Bus, Subscription
 from tipoff_shared.primitives.tasks import BoundedHandlers
@@ -88,6 +90,8 @@ class Admin:
             ("kick", self._kick, QUEUE),
             ("drain", self._drain, QUEUE),
             ("restart", self._restart, QUEUE),
+            ("rollout", self._rollout, QUEUE),
+            ("start", self._start, QUEUE),
             ("ban", self._ban, QUEUE),
             ("status", self._status, ""),
         ):
@@ -184,6 +188,28 @@ class Admin:
         for record in servers:
             await self._after(record, record.id)
         return admin.Restarted([version for _, version in keys], [record.id for record in servers])
+
+    async def _rollout(self, data: bytes) -> admin.RollingOut:
+        """Write down since when servers count as new. What is replaced next, the operator's program decides."""
+        asked = admin.decode_rollout(data)
+        game = self._game(asked.game, asked.version)
+        since = await self._planner.begin_rollout(game, again=asked.again)
+        log.warning("servers of %s %s from before %.3f are replaced", *game.key, since)
+        return admin.RollingOut(*game.key, since)
+
+    async def _start(self, data: bytes) -> admin.ServerStarted:
+        """Start one server more, which the reconciler stops again when it stays empty and is not needed."""
+        asked = admin.decode_start(data)
+        return admin.ServerStarted(await self._planner.start_one(self._game(asked.game, asked.version)))
+
+    def _game(self, name: str, version: str) -> Game:
+        """A game whose servers are started here. Raises `NotFound`."""
+        game = self._games.get(name, version)
+        if game is None:
+            raise NotFound(f"there is no game {name} {version}; {self._games.unknown(name, version)}")
+        if game.orchestrator == SESSIONS:
+            raise NotFound(f"the servers of {name} {version} are Edgegap's: it starts and stops them itself")
+        return game
 
     async def _ban(self, data: bytes) -> admin.Banned:
         """Write the ban, or lift it. All that follow the bucket act on it, this matchmaker included."""

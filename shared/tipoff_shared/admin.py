@@ -3,6 +3,8 @@
     matchmaker.admin.kick    {"session_id", "reason"}               -> {"session_id", "state", "deployment_id", ...}
     matchmaker.admin.drain   {"deployment_id", "reason", "now"}     -> {"deployment_id", "state", "seats", ...}
     matchmaker.admin.restart {"game", "version", "reason"}          -> {"versions", "servers"}
+    matchmaker.admin.rollout {"game", "version", "again"}           -> {"game", "version", "since"}
+    matchmaker.admin.start   {"game", "version"}                    -> {"deployment_id"}
     matchmaker.admin.ban     {"kind", "subject", "until", ...}      -> {"kind", "subject", "until", "reason", "existed"}
     matchmaker.admin.status  (anything)                             -> {"instance", "in_flight", "orchestrators", ...}
 
@@ -20,7 +22,7 @@ import msgspec
 
 from tipoff_shared.errors import Internal, Malformed, TipoffError, from_code
 
-OPERATIONS = ("kick", "drain", "restart", "ban", "status")
+OPERATIONS = ("kick", "drain", "restart", "rollout", "start", "ban", "status")
 MAX_REQUEST = 4096
 MAX_REASON = 200
 _MAX_NAME = 30
@@ -51,6 +53,22 @@ class RestartGame(msgspec.Struct, frozen=True):
     game: str
     version: str = ""
     reason: str = ""
+
+
+class RolloutGame(msgspec.Struct, frozen=True):
+    """Begin to replace the servers of one version of a game, or go on with a rollout of which old servers are left;
+    with `again`, begin another one in any case."""
+
+    game: str
+    version: str
+    again: bool = False
+
+
+class StartServer(msgspec.Struct, frozen=True):
+    """Start one server of a game more, within `max_deployments`."""
+
+    game: str
+    version: str
 
 
 class BanPlayer(msgspec.Struct, frozen=True):
@@ -97,6 +115,20 @@ class Restarted(msgspec.Struct, frozen=True):
 
     versions: list[str]
     servers: list[str]
+
+
+class RollingOut(msgspec.Struct, frozen=True):
+    """The answer to `rollout`: servers made before `since` (Unix seconds) are to be replaced."""
+
+    game: str
+    version: str
+    since: float
+
+
+class ServerStarted(msgspec.Struct, frozen=True):
+    """The answer to `start`: the new server, "" where there are `max_deployments` already."""
+
+    deployment_id: str = ""
 
 
 class Failing(msgspec.Struct, frozen=True):
@@ -180,6 +212,18 @@ def decode_restart(data: bytes) -> RestartGame:
     """The request in `data`; raises `Malformed`."""
     asked = _request(data, RestartGame)
     return RestartGame(_name(asked.game, "game"), _name(asked.version, "version"), _reason(asked.reason))
+
+
+def decode_rollout(data: bytes) -> RolloutGame:
+    """The request in `data`; raises `Malformed`."""
+    asked = _request(data, RolloutGame)
+    return RolloutGame(_name(asked.game, "game"), _name(asked.version, "version"), asked.again)
+
+
+def decode_start(data: bytes) -> StartServer:
+    """The request in `data`; raises `Malformed`."""
+    asked = _request(data, StartServer)
+    return StartServer(_name(asked.game, "game"), _name(asked.version, "version"))
 
 
 def decode_ban(data: bytes) -> BanPlayer:

@@ -113,11 +113,13 @@ class DeploymentRecord(msgspec.Struct, frozen=True, omit_defaults=True):
 
 class FleetRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """`fleets[game.version]`: which deployments may exist, decided by compare-and-set, so that any number of
-    matchmakers together respect `max_deployments`. deployment id -> when it was planned."""
+    matchmakers together respect `max_deployments`. deployment id -> when it was planned. `rollout_at`: when the latest
+    rollout began: servers made before are to be replaced."""
 
     game: str
     version: str
     deployments: dict[str, float] = {}
+    rollout_at: float = 0.0
 
 
 class OrderState(StrEnum):

@@ -116,3 +116,25 @@ async def test_an_operator_publishes_a_file_and_hears_which_part_lacks_what(tmp_
         assert code == 1
         assert "second 1" in out
         assert "launcher: game second 1" in out
+
+
+@pytest.mark.row(103)
+async def test_a_rollout_replaces_servers_and_their_players_play_on(tmp_path: Path) -> None:
+    """With the command that games.toml has now."""
+    games, state = tmp_path / "games.toml", str(tmp_path / "state")
+    games.write_text(FIRST)
+    (tmp_path / "server.py").write_text(SERVER)
+    async with (
+        running_up(tmp_path / "state", games=games) as up,
+        asyncio.timeout(150),
+        connect(up.url, game="first", version="1") as ann,
+    ):
+        assert await anext(aiter(ann)) == b"hello from the first"
+        games.write_text(FIRST.replace("hello from the first", "hello from its successor"))
+        await _told(up, "`tipoff rollout first 1` replaces them")
+        (done,) = await tipoff_json("rollout", "first", "--state-dir", state, "--json")
+        assert done["draining"] == {ann.deployment_id: 1}
+        assert done["left"] == []
+        assert await _play(up, "first") == b"hello from its successor"
+        await ann.send(b"still here")
+        assert await anext(aiter(ann)) == b"still here"

@@ -20,6 +20,10 @@ from tipoff_shared.admin import (
     KickSession,
     Restarted,
     RestartGame,
+    RollingOut,
+    RolloutGame,
+    ServerStarted,
+    StartServer,
     decode_reply,
     encode,
 )
@@ -50,6 +54,17 @@ async def restart(bus: Bus, game: str, version: str = "", reason: str = "") -> R
     """End all servers of a game at once, with their players; new ones start, whatever failed before. Raises a
     `TipoffError`, with code 404 for an unknown game."""
     return await _ask(bus, "restart", RestartGame(game, version, reason), Restarted)
+
+
+async def begin_rollout(bus: Bus, game: str, version: str, *, again: bool = False) -> RollingOut:
+    """Since when servers of the game count as new: now, or since a rollout began of which old servers are left. Raises
+    a `TipoffError`, with code 404 for an unknown game."""
+    return await _ask(bus, "rollout", RolloutGame(game, version, again), RollingOut)
+
+
+async def start_server(bus: Bus, game: str, version: str) -> str:
+    """Start one server more; its id, "" where there are `max_deployments` already. Raises a `TipoffError`."""
+    return (await _ask(bus, "start", StartServer(game, version), ServerStarted)).deployment_id
 
 
 async def ban(bus: Bus, new: Ban, *, lift: bool = False) -> Banned:

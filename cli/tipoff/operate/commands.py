@@ -266,6 +266,62 @@ def restart_command(
     run(work())
 
 
+def rollout_command(
+    game: Annotated[str, typer.Argument(help="Name of the game.")],
+    version: Annotated[
+        str, typer.Argument(help="One version.", show_default="all versions, one after another")
+    ] = "",
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Return when the old servers have ended, with their last players.")
+    ] = False,
+    timeout: Annotated[float, typer.Option(help="Longest time for each version, in seconds.", min=1)] = 600.0,
+    again: Annotated[
+        bool,
+        typer.Option(
+            "--again", help="Replace every server there is now, also those of a rollout that is not over."
+        ),
+    ] = False,
+    state_dir: StateDir = None,
+    nats: NatsUrl = None,
+    namespace: Namespace = None,
+    as_json: AsJson = False,
+) -> None:
+    """Replace the servers of a game one after another without dropping a player: a new one is ready first, then an old
+    one accepts no new players and ends with its last one. Run again, it goes on where it was interrupted."""
+    from tipoff.operate.rollout import RolledOut, roll_out, versions_of
+
+    def say(text: str) -> None:
+        if not as_json:
+            print(text, flush=True)
+
+    async def work() -> list[RolledOut]:
+        async with open_bus("rollout", state_dir, nats, namespace) as bus:
+            done: list[RolledOut] = []
+            for each in [version] if version else await versions_of(bus, game):
+                say(f"replacing the servers of {game} {each}")
+                one = await roll_out(bus, game, each, again=again, wait=wait, timeout=timeout, say=say)
+                done.append(one)
+                if one.problem:
+                    break
+            return done
+
+    done = run(work())
+    if as_json:
+        print(json.dumps(msgspec.to_builtins(done)))
+    elif not done:
+        print(f"no server of {game} runs, so there is none to replace")
+    for one in done if not as_json else ():
+        print(f"{one.game} {one.version}: {one.replaced} server(s) replaced")
+        for server, seats in one.draining.items():
+            print(f"{server} ends with the last of {seats} seat(s)")
+        for server in one.left:
+            print(f"{server} is not replaced")
+        if one.problem:
+            typer.echo(one.problem, err=True)
+    if any(one.problem for one in done):
+        raise typer.Exit(1)
+
+
 def reload_command(
     games: Annotated[
         Path | None,

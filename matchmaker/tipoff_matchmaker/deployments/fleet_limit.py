@@ -77,6 +77,17 @@ class FleetLimit:
 
         await self._change(game, version, without)
 
+    async def begin_rollout(self, game: Game, unfinished: Callable[[float], bool], now: float) -> float:
+        """Begin to replace the game's servers, or go on with a rollout that is `unfinished`; when it began. Raises
+        `Unavailable`."""
+
+        def begin(record: FleetRecord) -> FleetRecord:
+            if record.rollout_at and unfinished(record.rollout_at):
+                return record
+            return msgspec.structs.replace(record, rollout_at=now)
+
+        return (await self._change(game.name, game.version, begin)).rollout_at
+
     async def _change(
         self, game: str, version: str, change: Callable[[FleetRecord], FleetRecord]
     ) -> FleetRecord:

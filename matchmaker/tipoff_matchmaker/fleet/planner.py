@@ -31,7 +31,7 @@ from tipoff_matchmaker.seats.waiting_line import WaitingLines
 from tipoff_matchmaker.sessions.claim_limit import ClaimLimit
 from tipoff_matchmaker.settings import Settings
 from tipoff_orchestrator_client.base import LAST_WORDS, NoCapacity, NotConfigured, OrchestratorError
-from tipoff_shared.errors import OrchestratorFailed, TipoffError
+from tipoff_shared.errors import OrchestratorFailed, TipoffError, Unavailable
 from tipoff_shared.games import Game, GameKey, GamesChange, SomeGames
 from tipoff_shared.names import new_deployment_id
 from tipoff_shared.primitives.retry import backoff
@@ -43,6 +43,9 @@ log = logging.getLogger(__name__)
 
 _RETRY_AFTER = 5.0
 """Seconds after which players may ask again, at the earliest, when nothing can be started."""
+
+
+_TRIES = 8
 
 
 class Planner:
@@ -257,13 +260,38 @@ class Planner:
                     game.key
                 )  # another matchmaker has planned meanwhile: read its records, then plan again
             return
-        near = line.client_ips(10)
+        await self._start(game, reserved, line.client_ips(10), now)
+        log.info("starting %d server(s) of %s %s", len(reserved), game.name, game.version)
+
+    async def _start(self, game: Game, reserved: list[str], near: tuple[str, ...], now: float) -> None:
         own_key = self._settings.gives_own_keys and not game.bevygap and self._peers.know_own_keys
         for deployment_id in reserved:
             planned = state_machine.planned(deployment_id, game, now, own_key=own_key)
             await self._deployments.create(planned)
             self._starter.start(game, deployment_id, near)
-        log.info("starting %d server(s) of %s %s", len(reserved), game.name, game.version)
+
+    async def start_one(self, game: Game) -> str:
+        """Start one server more than the players need, for an operator; its id, "" where there are `max_deployments`
+        already. Raises `Unavailable`."""
+        for _ in range(_TRIES):
+            known = await self._fleet(game)
+            now = self._clock()
+            reserved, record = await self._fleet_limit.add(game, [new_deployment_id(game.name)], known, now)
+            if reserved:
+                await self._start(game, reserved, (), now)
+                return reserved[0]
+            if set(known).issuperset(record.deployments):
+                return ""  # else another matchmaker has planned meanwhile
+        raise Unavailable("other servers of the game are planned all the time; try again", retry_after=1)
+
+    async def begin_rollout(self, game: Game, *, again: bool) -> float:
+        """When the rollout of the game's servers began that goes on, else now. Raises `Unavailable`."""
+        known = await self._fleet(game)
+
+        def unfinished(since: float) -> bool:
+            return not again and any(record.created_at < since for record in known.values())
+
+        return await self._fleet_limit.begin_rollout(game, unfinished, self._clock())
 
     async def _fleet(self, game: Game) -> dict[str, DeploymentRecord]:
         """Every deployment of the game that exists or may come to exist, those reserved by others included."""
