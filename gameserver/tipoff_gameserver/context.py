@@ -159,6 +159,8 @@ class ServerOptions:
     """This many failed ticks in a row end the server."""
     callback_timeout: float | None = 60.0
     """Seconds after which a callback that does not return ends the server; None: never."""
+    resume_ttl: int = 0
+    """Seconds for which a stand-alone server holds a seat after a lost connection."""
     udp: bool = True
     websocket: bool = True
     """Which listeners to open."""

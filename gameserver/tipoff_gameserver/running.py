@@ -125,7 +125,12 @@ class Running:
         matchmaker = None
         if self._context.stand_alone:
             matchmaker = Matchmaker(
-                self._context, self._boot_id, self.endpoints.udp_port, self._roster, self.lock
+                self._context,
+                self._boot_id,
+                self.endpoints.udp_port,
+                self._roster,
+                self.lock,
+                self._options.resume_ttl,
             )
         await self._listeners.open(
             self._roster, self._token_check, self.tasks, self._options.tick_rate, matchmaker

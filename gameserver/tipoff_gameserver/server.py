@@ -93,6 +93,8 @@ class GameServer:
     * `private_key`, `protocol_id`, `dialect`: for a stand-alone server whose tokens another program issues.
     * `context`: everything about the deployment, instead of the environment (tests, other launchers).
     * `udp`, `websocket`: which listeners to open.
+    * `resume_ttl`: seconds for which a stand-alone server holds the seat of a player whose connection was lost (0: not
+      at all, the default). A deployment's stands in games.toml.
     * `framing`: False keeps reliable messages, messages over 1200 bytes and close reasons off the wire (docs/wire.md).
       Clients that know netcode only never see them in any case.
     * `message_limit`: messages per second one player may send, a long one counting once for every 1200 bytes. Those
@@ -123,6 +125,7 @@ class GameServer:
         udp: bool = True,
         websocket: bool = True,
         framing: bool = True,
+        resume_ttl: int = 0,
         message_limit: int = 500,
         flood_limit: int | None = None,
         max_tick_failures: int = 30,
@@ -144,6 +147,8 @@ class GameServer:
                 f"message_limit={message_limit}, flood_limit={flood_limit}: at least 1, and flood_limit not below "
                 "message_limit, is expected"
             )
+        if not (isinstance(resume_ttl, int) and 0 <= resume_ttl <= 3600):
+            raise ValueError(f"resume_ttl={resume_ttl}: whole seconds from 0 to 3600 are possible")
         if callback_timeout is not None and callback_timeout <= 0:
             raise ValueError(f"callback_timeout={callback_timeout}: seconds above 0, or None, are expected")
         self.game = game
@@ -185,6 +190,7 @@ class GameServer:
             udp=udp,
             websocket=websocket,
             framing=framing,
+            resume_ttl=resume_ttl,
         )
         self._running: Running | None = (
             None  # its parts need an event loop, and a game may be made without one

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any
 
 import pytest
 
-from tests.gameserver.players import Recorder, UdpPlayer, WebSocketPlayer, by_udp, by_websocket, token_for
+from tests.gameserver.players import (
+    Recorder,
+    UdpPlayer,
+    WebSocketPlayer,
+    ask,
+    by_udp,
+    by_websocket,
+    ready,
+    token_for,
+    token_of,
+)
 from tests.polling import eventually
 from tipoff_gameserver import Context, GameServer, LeaveReason, Player
 from tipoff_gameserver.transports import websocket
@@ -313,3 +324,33 @@ async def test_a_close_that_is_no_goodbye_is_a_lost_connection(crowd: Crowd, gam
     await second.ws.close(4321, "bye")
     ((_, left, reason),) = await game.saw("leave")
     assert (left.session_id, reason) == ("s2", LeaveReason.LEFT)
+
+
+async def test_a_stand_alone_server_holds_seats_where_it_is_told_to(game: Recorder) -> None:
+    """As a matchmaker would: a key with the seat, the same seat by it, 403 for another key, 409 when it is given up."""
+    async with GameServer(game, stand_alone=True, listen="127.0.0.1:0", capacity=1, resume_ttl=TTL) as server:
+        seat = await ready(server)
+        assert seat.resume_ttl == TTL
+
+        def request(key: object) -> str:
+            return json.dumps({"game": "g", "version": "1", "session": seat.session_id, "resume_key": key})
+
+        async with by_websocket(server, token_of(seat)) as first:
+            vanish(first)
+            await game.saw("drop")
+            (refused,) = [m for m in await ask(server.url, request("x" * 22)) if isinstance(m, Failed)]
+            assert refused.code == 403
+            again = await ready(server, request(seat.resume_key))
+            assert (again.session_id, again.client_id) == (seat.session_id, seat.client_id)
+            async with by_udp(token_of(again)) as back:
+                await game.saw("resume")
+                await echoes(back, b"hello")
+        await game.saw("leave")
+        (over,) = [m for m in await ask(server.url, request(seat.resume_key)) if isinstance(m, Failed)]
+        assert over.code == 409
+
+
+async def test_a_stand_alone_server_gives_no_key_by_default(alone: GameServer) -> None:
+    assert not (await ready(alone)).resume_key
+    with pytest.raises(ValueError, match="resume_ttl=-1"):
+        GameServer(Recorder(), resume_ttl=-1)
