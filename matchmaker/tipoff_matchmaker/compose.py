@@ -126,6 +126,7 @@ class Parts:
     delete_queue: DeleteQueue
     handlers: BoundedHandlers
     pending: PendingRequests
+    resumption: Resumption
     requests: RequestSubscription
     gensession: GenSession
     admin: Admin
@@ -372,6 +373,7 @@ def compose(
         delete_queue=delete_queue,
         handlers=handlers,
         pending=pending,
+        resumption=resumption,
         requests=requests,
         gensession=gensession,
         admin=admin,

@@ -33,6 +33,7 @@ from tests.matchmaker.simulation import (
 from tests.matchmaker.world import games_of
 from tipoff_matchmaker.deployments.state_machine import is_live
 from tipoff_matchmaker.requests.pending import PendingRequest
+from tipoff_matchmaker.requests.resumption import ResumeRequest
 from tipoff_orchestrator_client.base import DeploySpec
 from tipoff_orchestrator_client.fake import FakeOrchestrator
 from tipoff_shared import names
@@ -128,6 +129,8 @@ class World:
         self.players: dict[int, Player] = {}
         self.begun = 0
         self.lives: Counter[str] = Counter()
+        self.tokens: set[str] = set()
+        """All that players who came back were given."""
 
     # What must be true at every moment.
 
@@ -219,6 +222,36 @@ class World:
         if not process.disturbed and self.loop.time() - began > self.game.request_timeout + 12:
             self.wrong.append(f"an answer took {self.loop.time() - began:.0f} s")
 
+    def resume(self, number: int, process: Process) -> None:
+        player = self.players.get(number)
+        if player is not None and player.answers:
+            task = self.nats.spawn(self.come_back(player, player.answers[-1], process))
+            process.tasks.add(task)
+            task.add_done_callback(process.tasks.discard)
+
+    async def come_back(self, player: Player, seat: SessionReady, process: Process) -> None:
+        """A player whose connection was lost asks for its seat; its server goes on saying that it is connected."""
+        request = ResumeRequest(seat.session_id, str(seat.resume_key), self.game, "", 10.0)
+        life = self.lives[seat.session_id]
+        try:
+            await process.reach()
+            ready = await process.matchmaker.parts.resumption.resume(request)
+            await process.reach()
+        except TipoffError:
+            return
+        except Exception as exc:
+            self.wrong.append(f"a resume request failed: {exc!r}")
+            return
+        if life == self.lives[seat.session_id] and (ready.client_id, ready.deployment_id) != (
+            seat.client_id,
+            seat.deployment_id,
+        ):
+            self.wrong.append(f"{seat.session_id} came back to another seat")
+        if ready.token in self.tokens:
+            self.wrong.append(f"{seat.session_id} got the same token twice")
+        self.tokens.add(ready.token)
+        player.answers.append(ready)
+
     def connect(self, number: int) -> None:
         player = self.players.get(number)
         if player is not None and player.answers:
@@ -260,6 +293,7 @@ fates = st.one_of(
     st.tuples(st.just("ask"), st.integers(0, PLAYERS - 1), st.integers(0, PROCESSES - 1)),
     st.tuples(st.just("ask all"), st.integers(0, PLAYERS - 1)),
     st.tuples(st.just("connect"), st.integers(0, PLAYERS - 1)),
+    st.tuples(st.just("resume"), st.integers(0, PLAYERS - 1), st.integers(0, PROCESSES - 1)),
     st.tuples(st.just("leave"), st.integers(0, PLAYERS - 1)),
     st.tuples(st.just("start")),
     st.tuples(st.just("crash"), st.integers(0, PROCESSES - 1)),
@@ -281,6 +315,8 @@ async def _befall(world: World, fate: tuple[Any, ...]) -> None:
             world.ask(player, [processes[number % len(processes)]], broadcast=False)
         case ("ask all", player):
             world.ask(player, processes, broadcast=True)
+        case ("resume", player, number) if processes:
+            world.resume(player, processes[number % len(processes)])
         case ("connect", player):
             world.connect(player)
         case ("leave", player):

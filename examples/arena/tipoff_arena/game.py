@@ -47,6 +47,16 @@ class ArenaGame(Game):
         self._world = self._world.with_body(number)
         self._send_welcome(player)
 
+    def on_drop(self, player: Player) -> None:
+        """The player's connection is lost: its square stands still until it is back or gone."""
+        self._held.pop(self._numbers.get(player, 0), None)
+
+    def on_resume(self, player: Player) -> None:
+        """The player is back, perhaps as a client that counts its inputs anew."""
+        if (number := self._numbers.get(player)) is not None:
+            self._last_input.pop(number, None)
+            self._send_welcome(player)
+
     def on_leave(self, player: Player, reason: LeaveReason) -> None:
         """Remove the player's square."""
         number = self._numbers.pop(player, None)

@@ -32,6 +32,7 @@ const tipoff = (window.tipoff = {
 });
 
 let leaving = null; // AbortController of the press of the button that is being served
+let held = null; // {session, resume_key} of the seat in use: what a lost connection comes back to
 let current = null; // {connection, view, ...} while in a game
 
 // --- the way of one player ------------------------------------------------------------------------------------------
@@ -40,6 +41,7 @@ let current = null; // {connection, view, ...} while in a game
 async function playUntilLeft() {
   const { signal } = (leaving = new AbortController());
   let retry = FIRST_RETRY;
+  held = null;
   let again = false; // what is said about a loss or an error stays until the next game is there
   while (!signal.aborted) {
     try {
@@ -47,13 +49,18 @@ async function playUntilLeft() {
       again = true;
       retry = FIRST_RETRY;
       if (!ended.lost) {
+        held = null;
         phase("idle", "The match is over", ended.reason || "The server said goodbye. Press play for the next one.");
         break;
       }
-      story.add("The server is lost: asking for a new game", "bad");
+      story.add(`The server is lost: asking for ${held ? "the same seat" : "a new game"}`, "bad");
       phase("lost", "Server lost", "Finding you a new game");
     } catch (error) {
       if (signal.aborted) break;
+      if (held && [400, 403, 409].includes(error.code)) {
+        held = null; // it is gone
+        continue;
+      }
       const { headline, detail, passes } = advice(error);
       tipoff.error = { code: error.code ?? 0, message: error.message };
       session.local("gone");
@@ -86,6 +93,7 @@ async function playOnce(signal, again) {
   const seat = await requestSeat({
     game,
     version,
+    held,
     signal,
     onProgress({ text, sessionId }) {
       if (sessionId) session.accepted(sessionId);
@@ -93,6 +101,7 @@ async function playOnce(signal, again) {
       if (!again || tipoff.error === null) $("detail").textContent = text;
     },
   });
+  held = seat.resume_key ? { session: seat.session_id, resume_key: seat.resume_key } : null;
   session.local("ready", seat.session_id || "");
   servers.mine(seat.session_id || "", seat.deployment_id || "");
   story.add(`A seat on ${seat.deployment_id || `${seat.ip}:${seat.port}`}, and a token to take it`);

@@ -28,12 +28,13 @@ export function matchmakerUrl() {
 }
 
 /**
- * Resolves to the content of SessionReady; `onProgress({stage, text, sessionId})` tells what happens meanwhile.
+ * Resolves to the content of SessionReady. `held`: {session, resume_key} of the seat that a lost connection had, to have
+ * it again; `onProgress({stage, text, sessionId})` tells what happens meanwhile.
  * Rejects with MatchmakingError, or with `signal.reason` when aborted.
  */
-export async function requestSeat({ game, version, name, token, signal, onProgress }) {
+export async function requestSeat({ game, version, name, token, held, signal, onProgress }) {
   const auth = token ? { token } : undefined; // the player's login
-  const request = JSON.stringify({ game, version, name, auth, request_id: newRequestId() });
+  const request = JSON.stringify({ game, version, name, auth, ...(held || { request_id: newRequestId() }) });
   const giveUp = performance.now() + ANSWER_WITHIN;
   for (let attempt = 1; ; attempt++) {
     const patience = Math.min(FIRST_WORD * 2 ** (attempt - 1), LONGEST_WORD);

@@ -40,6 +40,9 @@ class Game:
             self.server.lock()  # nobody joins a duel that has begun
             self.begin()
 
+    def on_resume(self, player):  # its connection was lost, and it is back: the ball has waited
+        player.send(json.dumps({"you": self.number_of(player)}).encode(), reliable=True)
+
     def on_leave(self, player, reason):
         self.sides[self.number_of(player)] = None
         self.phase = "waiting"
@@ -64,7 +67,7 @@ class Game:
             if side:
                 way = side.to - side.y
                 side.y += math.copysign(min(abs(way), PADDLE_SPEED * dt), way)
-        if self.phase == "playing":
+        if self.phase == "playing" and not any(side.player.dropped for side in self.sides):
             self.move_ball(dt)
         # A lost one does no harm: the next one is newer.
         server.broadcast(json.dumps(self.state(), ensure_ascii=False).encode())
