@@ -70,6 +70,15 @@ def test_the_readme_has_its_headings(source_tree: Path) -> None:
     assert re.findall(r"^#{1,2} (.*)$", text, re.MULTILINE) == HEADINGS
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md"])
+def test_commands_that_install_can_be_pasted(source_tree: Path, page: str) -> None:
+    """No dots or words in capitals to be replaced first; the wheel's name is found by the shell."""
+    commands = re.findall(r"pip install [^`\n]+", (source_tree / page).read_text())
+    assert commands
+    for command in commands:
+        assert not re.search(r"\.\.\.|…|[A-Z]{4,}|<", command), command
+
+
 def test_links_between_pages_lead_somewhere(source_tree: Path) -> None:
     broken = [
         f"{page.relative_to(source_tree)}: {target}"

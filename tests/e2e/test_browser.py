@@ -181,6 +181,28 @@ async def test_new_pages_fit_a_phone(
     assert box["y"] + box["height"] <= height
 
 
+@pytest.mark.parametrize("template", list(Template))
+async def test_new_pages_speak_of_what_the_device_has(tmp_path: Path, template: Template) -> None:
+    """A phone has no arrow keys. With keys, the first Tab stop is the name, the second the button."""
+    where = (write_game("game", tmp_path, template) / "web/index.html").as_uri()
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
+        try:
+            phone = await (await browser.new_context(has_touch=True, is_mobile=True)).new_page()
+            await phone.goto(where)
+            said = await phone.inner_text("body")
+            assert "key" not in said.lower()
+            assert "finger" in said.lower() or "touch" in said.lower()
+            desk = await (await browser.new_context()).new_page()
+            await desk.goto(where)
+            assert "key" in (await desk.inner_text("body")).lower()
+            for expected in ("name", "go"):
+                await desk.keyboard.press("Tab")
+                assert await desk.evaluate("document.activeElement.id") == expected
+        finally:
+            await browser.close()
+
+
 @pytest.mark.row(70)
 @pytest.mark.skipif(program("nginx") is None, reason="nginx is not installed")
 async def test_pages_play_under_a_path_of_a_proxy(tmp_path: Path, browser: BrowserContext) -> None:

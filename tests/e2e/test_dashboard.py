@@ -248,6 +248,7 @@ async def test_the_page_at_the_root_is_the_games_own_or_the_dashboard(tmp_path: 
     (tmp_path / "web" / "index.html").write_text("my game")
     async with running_up(tmp_path / "a", games=games) as up, httpx.AsyncClient(trust_env=False) as client:
         assert (await client.get(up.url + "/")).text == "my game"
+        assert (await client.head(up.url + "/")).status_code == 200
         assert "dashboard-token" in (await client.get(up.url + "/_tipoff")).text
     without = running_up(tmp_path / "a", games=games, arguments=("--no-dashboard",))
     async with without as up, httpx.AsyncClient(trust_env=False) as client:

@@ -255,7 +255,10 @@ class Client:
         if self._next_address(now):
             return
         self.denial = denial
-        why = denial or "it is full"
+        why = (
+            denial
+            or "it is full, about to end, or keeps this player out (netcode's denial does not say which)"
+        )
         self._finish(
             ClientState.CONNECTION_DENIED, f"the server {self.server_address} refused the connection: {why}"
         )
