@@ -57,6 +57,13 @@ class Reader:
         """Goes elsewhere."""
         await self.page.goto("about:blank")
 
+    async def dashboard(self) -> None:
+        """Sees the game there, and its mistake."""
+        await self.page.goto(f"{HOME}/_tipoff")
+        for text in ("stars", "has no attribute 'begn'"):
+            await self.page.get_by_text(text).first.wait_for()
+        await self.page.goto("about:blank")
+
     async def race(self) -> None:
         """Waits for an opponent, and runs upwards."""
         await self._play_as("Cora")
