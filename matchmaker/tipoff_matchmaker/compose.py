@@ -230,7 +230,7 @@ def compose(
     )
     health = ServiceHealth(write_probe, resilient, planner, ours, games, peers, ban_follower, published)
 
-    rooms = RoomFilling(deployments, sessions, trust, tokens, ours, tasks, settings, clock)
+    rooms = RoomFilling(deployments, sessions, trust, peers, tokens, ours, tasks, settings, clock)
     usual = SeatAllocator(deployments, trust, lines, planner, claims, rooms, tasks, settings, clock)
     others: dict[str, Allocator] = {}
     edgegap: EdgegapSessions | None = None

@@ -168,6 +168,7 @@ async def test_who_fills_rooms_hears_which_game_has_a_promised_seat_less(world: 
             parts.deployments,
             parts.sessions,
             parts.trust,
+            parts.peers,
             Tokens(games_of(rooms), settings.gs_proxy_url),
             games_of(rooms),
             parts.tasks,
@@ -189,6 +190,37 @@ async def test_who_fills_rooms_hears_which_game_has_a_promised_seat_less(world: 
         assert heard == [ARENA.key]
         assert filling.may_open(ARENA.key, 2, staged=0)
         assert not filling.may_open(ARENA.key, 1, staged=0)
+
+
+async def test_who_waits_for_a_promised_seat_wakes_when_its_time_is_over(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not every second: a matchmaker that is alone hears of each claim itself."""
+    rooms = msgspec.structs.replace(ARENA, seats=2, fill_rooms=True, max_deployments=2)
+    world.announce = False
+    async with world.parts(rooms, progress_interval=600) as parts:
+        fleet = Fleet(world, parts)
+        read, reads = parts.sessions.read, []
+
+        async def noted(session_id: str) -> object:
+            reads.append(session_id)
+            return await read(session_id)
+
+        monkeypatch.setattr(parts.sessions, "read", noted)
+        hold = Tokens(games_of(rooms)).hold(rooms) + parts.settings.claim_slack + 5
+        until = time.time() + parts.settings.seat_hold - hold + 1.5
+        await fleet.server(capacity=2, seats={"x": until, "y": until})
+        await fleet.server(id="two", capacity=2)
+        for id in ("one", "two"):
+            parts.trust.add(id)
+        async with asyncio.timeout(60), aclosing(parts.router.of(ARENA.key).allocate(group("a"))) as steps:
+            step = await anext(steps)
+            assert isinstance(step, Progress)
+            assert "has not connected yet" in step.text
+            while not isinstance(step, Seats):
+                step = await anext(steps)
+        assert step.deployment.id == "two"
+        assert reads == []
 
 
 async def test_an_unknown_game_has_no_seats(world: World) -> None:

@@ -4,18 +4,21 @@
     without: Bob gets an empty server, and both wait alone             with: Bob waits, at most the claim time
 
 The number of those who wait and of the seats that are promised decide: as many players as there are promised seats
-wait for those; one more, and an empty room is opened for them. What other matchmakers know shows late, so records of
-sessions are read while somebody waits.
+wait for those; one more, and an empty room is opened for them. A claim that this matchmaker hears of, and the end of a
+promise, are acted on at once. What other matchmakers hear shows late here, so records of sessions are read while
+somebody waits and there are others.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from typing import TypeAlias
 
 from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.fleet.trust import Trust
+from tipoff_matchmaker.peers import Peers
 from tipoff_matchmaker.seats.promised import PromisedSeats
 from tipoff_matchmaker.seats.rules import is_open
 from tipoff_matchmaker.sessions.store import SessionStore
@@ -31,8 +34,11 @@ log = logging.getLogger(__name__)
 
 Listener: TypeAlias = Callable[[GameKey], None]
 
-CHECK_INTERVAL = 1.0
-"""Seconds between two looks at the sessions of promised seats, while somebody waits for one."""
+_LOOK = 1.0
+"""Seconds between two looks at the sessions of promised seats, while somebody waits for one and other matchmakers may
+hear of its claim."""
+_SOONEST = 0.1
+"""Seconds: many promises may end one after another."""
 _CHECKED = 32
 _LATE = 5.0
 """Seconds for which a seat counts beyond its claim time, unless it is freed before: it should be at any moment."""
@@ -46,6 +52,7 @@ class RoomFilling:
         deployments: DeploymentStore,
         sessions: SessionStore,
         trust: Trust,
+        peers: Peers,
         tokens: Tokens,
         games: SomeGames,
         tasks: Tasks,
@@ -55,6 +62,7 @@ class RoomFilling:
         self._deployments = deployments
         self._sessions = sessions
         self._trust = trust
+        self._peers = peers
         self._clock = clock
         self._tokens = tokens
         self._claim_slack = settings.claim_slack
@@ -79,6 +87,12 @@ class RoomFilling:
         """Whether an empty room may be opened when so many `players` wait, and so many seats are being written."""
         seats = self._seats.get(key)
         return seats is None or players > staged + seats.waiting(self._takes_others, self._clock())
+
+    def next_look(self, key: GameKey) -> float:
+        """Seconds after which somebody who waits for a promised seat looks again, unless an event comes before."""
+        seats, now = self._seats.get(key), self._clock()
+        look = math.inf if self._peers.alone else _LOOK
+        return look if seats is None else min(look, max(_SOONEST, seats.next_end(now) - now))
 
     async def check(self, key: GameKey) -> None:
         """Read the sessions of the promised seats again. Without NATS nothing changes. Cancelling is safe."""

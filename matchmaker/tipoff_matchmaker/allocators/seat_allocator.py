@@ -19,7 +19,7 @@ from functools import partial
 
 from tipoff_matchmaker.allocators.interface import Progress, Step
 from tipoff_matchmaker.allocators.packing import Packing
-from tipoff_matchmaker.allocators.room_filling import CHECK_INTERVAL, RoomFilling
+from tipoff_matchmaker.allocators.room_filling import RoomFilling
 from tipoff_matchmaker.deployments.store import DeploymentStore
 from tipoff_matchmaker.errors import NoRecord, NoSeat
 from tipoff_matchmaker.fleet.planner import Planner
@@ -122,11 +122,8 @@ class SeatAllocator:
                 if waiter.seats is None and waiter.error is None:
                     self._planner.want(key)
                     filling = key in self._filling
-                    await waiter.changed(
-                        min(CHECK_INTERVAL, self._settings.progress_interval)
-                        if filling
-                        else self._settings.progress_interval
-                    )
+                    pause = self._settings.progress_interval
+                    await waiter.changed(min(pause, self._rooms.next_look(key)) if filling else pause)
                     if filling and waiter.seats is None:
                         await self._rooms.check(key)
                         self._pump(key)

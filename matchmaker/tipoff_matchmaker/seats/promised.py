@@ -8,6 +8,7 @@ Times are Unix seconds.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Mapping
 
 
@@ -52,6 +53,11 @@ class PromisedSeats:
         """How many seats wait for their players on servers that others may come to, by `is_open(deployment_id)`."""
         self._expire(now)
         return sum(is_open(deployment_id) for deployment_id, _ in self._held.values())
+
+    def next_end(self, now: float) -> float:
+        """When the next seat may stop to count by itself, after `now`; infinity while none is promised."""
+        self._expire(now)
+        return self._ends[0][0] if self._ends else math.inf
 
     def oldest(self, most: int, now: float) -> list[str]:
         """The sessions of the first `most` promised seats."""
