@@ -54,3 +54,9 @@ async def test_bevygaps_clients_are_refused_ipv6_with_the_reason(host: str) -> N
 async def test_every_interface_is_no_address(host: str) -> None:
     with pytest.raises(OrchestratorFailed, match="set TIPOFF_PUBLIC_HOST"):
         await endpoint(udp=host)
+
+
+@pytest.mark.parametrize(("bevygap", "kind"), [(False, "address"), (True, "IPv4 address")])
+async def test_a_name_without_an_address_is_an_error_that_names_it(bevygap: bool, kind: str) -> None:
+    with pytest.raises(OrchestratorFailed, match=f"name no-such-host.invalid has no {kind}: "):
+        await endpoint(udp="no-such-host.invalid", bevygap=bevygap)
