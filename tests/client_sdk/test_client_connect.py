@@ -300,6 +300,7 @@ async def test_a_player_whom_every_server_refuses_is_told_so() -> None:
         with pytest.raises(Refused) as raised:
             await dial_udp(token, token.addresses, Inbox(8), give_up=None, timeout=5)
     assert all(str(address) in str(raised.value) for address in token.addresses)
+    assert str(raised.value).count("refused the connection: ") == 2, "with the reason, where there is one"
 
 
 async def test_a_server_that_is_about_to_listen_is_waited_for() -> None:

@@ -69,6 +69,15 @@ async def test_who_stops_dialling_hears_so_at_once() -> None:
                 await opening
 
 
+async def test_who_sends_on_a_closed_channel_hears_why() -> None:
+    async with dialling() as (channel, opening):
+        await channel.close()
+        with pytest.raises(Closed, match="closed"):
+            await channel.send(b"hello")
+        with pytest.raises(ConnectionFailed):
+            await opening
+
+
 # --- WebSocket ------------------------------------------------------------------------------------------------
 
 
@@ -188,6 +197,52 @@ async def test_a_server_that_lets_nobody_in_is_left(
             await dial(url)
         async with asyncio.timeout(20):
             assert await left.get() == 1000
+
+
+async def test_a_server_that_says_nothing_is_given_up_in_time() -> None:
+    """It may be no WebSocket server at all."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        url = f"ws://127.0.0.1:{silent.getsockname()[1]}/"
+        async with asyncio.timeout(60):
+            with pytest.raises(ConnectionFailed, match=r"no answer within 0\.2 s") as raised:
+                await dial_websocket(url, bytes(2048), Inbox(8), timeout=0.2)
+        assert not raised.value.closed
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("", "/?max_message=65536"),
+        ("/", "/?max_message=65536"),
+        ("/gs/one", "/gs/one?max_message=65536"),
+        ("/?a=b", "/?a=b&max_message=65536"),
+    ],
+)
+async def test_a_url_may_have_any_path(path: str, asked: str) -> None:
+    """Or none. The server is told how long a message the client takes."""
+    seen: list[str] = []
+
+    async def noted(ws: ServerConnection) -> None:
+        assert ws.request is not None
+        seen.append(ws.request.path)
+        await ws.wait_closed()
+
+    async with server(noted) as url:
+        channel, _ = await dial(url.rstrip("/") + path)
+        await channel.close()
+    assert seen == [asked]
+
+
+async def test_a_port_where_nothing_listens_is_known_to_be_closed() -> None:
+    """So nobody waits for another answer there."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(ConnectionFailed, match=f"websocket ws://127.0.0.1:{port}/: ") as raised:
+        await dial(f"ws://127.0.0.1:{port}/")
+    assert raised.value.closed
 
 
 async def test_trust_for_wss_does_no_harm_to_a_plain_connection_to_a_name() -> None:
