@@ -42,10 +42,12 @@ class Cuts:
 def _sockets(kind: int, port: int) -> Iterator[socket.socket]:
     for fd in os.listdir("/proc/self/fd"):
         try:
-            sock = socket.socket(fileno=os.dup(int(fd)))
+            if not os.readlink(f"/proc/self/fd/{fd}").startswith("socket:"):
+                continue
+            copy = os.dup(int(fd))
         except OSError:
-            continue  # no socket, or closed meanwhile
-        with sock:
+            continue  # closed meanwhile
+        with socket.socket(fileno=copy) as sock:
             if sock.type == kind and _peer_port(sock) == port:
                 yield sock
 

@@ -29,7 +29,7 @@ name = "patient"
 version = "1"
 seats = 4
 min_ready = 1
-token_timeout = 2
+token_timeout = 4
 resume_ttl = 120
 
 [game.process]
@@ -40,7 +40,7 @@ name = "hasty"
 version = "1"
 seats = 4
 min_ready = 1
-token_timeout = 2
+token_timeout = 4
 resume_ttl = 2
 
 [game.process]
@@ -51,7 +51,7 @@ name = "strict"
 version = "1"
 seats = 4
 min_ready = 1
-token_timeout = 2
+token_timeout = 4
 resume_ttl = 0
 
 [game.process]

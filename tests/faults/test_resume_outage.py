@@ -16,7 +16,7 @@ from tipoff_gameserver import Player
 from tipoff_shared.messages import SessionReady
 from tipoff_shared.records import SessionState
 
-PATIENT = msgspec.structs.replace(ARENA, min_ready=1, max_deployments=1, empty_ttl=60, token_timeout=1)
+PATIENT = msgspec.structs.replace(ARENA, min_ready=1, max_deployments=1, empty_ttl=60, token_timeout=3)
 
 pytestmark = [pytest.mark.row(99), pytest.mark.slow]  # outages, and what follows them
 

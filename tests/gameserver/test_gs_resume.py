@@ -61,14 +61,17 @@ class Crowd:
         self.server = server
         self._stack = stack
 
-    async def come(self, way: str, session: str = "s1", *, generation: int = 1, ttl: int = TTL) -> Any:
+    async def come(
+        self, way: str, session: str = "s1", *, generation: int = 1, ttl: int = TTL, timeout: int = 20
+    ) -> Any:
+        """`timeout`: seconds of silence after which it is lost by UDP; short for those who vanish only."""
         token = token_for(
             self.server,
             session,
             client_id=int.from_bytes(session.encode(), "little"),
             generation=generation,
             resume_ttl=ttl,
-            timeout=1,
+            timeout=timeout,
         )
         return await self._stack.enter_async_context(WAYS[way](self.server, token))
 
@@ -100,7 +103,7 @@ async def test_who_is_lost_comes_back_as_the_same_player(
     crowd: Crowd, game: Recorder, first: str, again: str
 ) -> None:
     """By the same transport or another one; the object, its id and its data stay."""
-    vanish(await crowd.come(first))
+    vanish(await crowd.come(first, timeout=1))
     ((_, player),) = await game.saw("join")
     player.data = "mine"
     await game.saw("drop")
@@ -118,7 +121,7 @@ async def test_what_is_sent_to_a_dropped_player_goes_nowhere_and_holds_nothing_u
     crowd: Crowd, game: Recorder
 ) -> None:
     """Not even reliable messages, however many: they are neither kept nor the end of the player."""
-    vanish(await crowd.come("websocket"))
+    vanish(await crowd.come("websocket", timeout=1))
     ((_, player),) = await game.saw("drop")
     for _ in range(3000):
         player.send(bytes(1200), reliable=True)
@@ -133,7 +136,7 @@ async def test_what_is_sent_to_a_dropped_player_goes_nowhere_and_holds_nothing_u
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_the_seat_is_free_when_the_time_is_over(crowd: Crowd, game: Recorder, way: str) -> None:
-    vanish(await crowd.come(way, ttl=1))
+    vanish(await crowd.come(way, ttl=1, timeout=1))
     ((_, player, reason),) = await game.saw("leave")
     assert reason is LeaveReason.TIMED_OUT
     assert [kind for kind, *_ in game.happened] == ["join", "drop", "leave"]
@@ -145,7 +148,7 @@ async def test_the_seat_is_free_when_the_time_is_over(crowd: Crowd, game: Record
 async def test_a_token_made_while_the_seat_was_held_is_of_no_use_afterwards(
     crowd: Crowd, game: Recorder, way: str
 ) -> None:
-    vanish(await crowd.come("websocket", ttl=1))
+    vanish(await crowd.come("websocket", ttl=1, timeout=1))
     await game.saw("leave")
     if way == "websocket":
         refused = await crowd.come(way, generation=2)
@@ -175,7 +178,7 @@ async def test_a_goodbye_frees_the_seat_at_once(crowd: Crowd, game: Recorder, wa
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_kick_frees_the_seat_at_once(crowd: Crowd, game: Recorder, way: str, dropped: bool) -> None:
     """And the kicked player cannot come back to it."""
-    client = await crowd.come(way)
+    client = await crowd.come(way, timeout=1 if dropped else 20)
     ((_, player),) = await game.saw("join")
     if dropped:
         vanish(client)
@@ -220,7 +223,7 @@ async def test_an_older_or_equal_token_replaces_nobody(crowd: Crowd, game: Recor
 
 async def test_a_held_seat_is_taken_and_its_owner_needs_no_other(crowd: Crowd, game: Recorder) -> None:
     """A full server stays full while one of its players is away, and takes that one back."""
-    vanish(await crowd.come("udp", "s1"))
+    vanish(await crowd.come("udp", "s1", timeout=1))
     await crowd.come("udp", "s2")
     await game.saw("drop")
     refused = await crowd.come("websocket", "s3")
@@ -232,7 +235,7 @@ async def test_a_held_seat_is_taken_and_its_owner_needs_no_other(crowd: Crowd, g
 async def test_another_session_with_the_same_client_id_takes_no_held_seat(
     crowd: Crowd, game: Recorder
 ) -> None:
-    vanish(await crowd.come("websocket", "s1"))
+    vanish(await crowd.come("websocket", "s1", timeout=1))
     await game.saw("drop")
     token = token_for(
         crowd.server, "s9", client_id=int.from_bytes(b"s1", "little"), generation=9, resume_ttl=TTL
@@ -243,7 +246,7 @@ async def test_another_session_with_the_same_client_id_takes_no_held_seat(
 
 async def test_a_player_comes_back_to_a_server_that_drains(crowd: Crowd, game: Recorder) -> None:
     """It plays there; nobody new comes in."""
-    vanish(await crowd.come("websocket", "s1"))
+    vanish(await crowd.come("websocket", "s1", timeout=1))
     await game.saw("drop")
     crowd.server.drain("an update")
     assert isinstance((await crowd.come("websocket", "s2")).answer, Failed)
@@ -258,20 +261,20 @@ async def test_the_matchmaker_sees_the_session_until_the_seat_is_free(
     async def connected() -> bool:
         return await kv.active_connections.get("s1") is not None
 
-    vanish(await crowd.come("websocket"))
+    vanish(await crowd.come("websocket", timeout=1))
     await eventually(connected, "the session is written", 20)
     await game.saw("drop")
-    vanish(await crowd.come("websocket", generation=2))
+    vanish(await crowd.come("websocket", generation=2, timeout=1))
     await game.saw("drop", 2)
     assert await connected()
-    vanish(await crowd.come("websocket", generation=3, ttl=1))
+    vanish(await crowd.come("websocket", generation=3, ttl=1, timeout=1))
     await game.saw("drop", 3)
     assert await connected()
 
 
 async def test_without_a_time_in_the_token_a_lost_player_has_left(crowd: Crowd, game: Recorder) -> None:
     """Tokens of an earlier matchmaker, and of games with `resume_ttl = 0`."""
-    vanish(await crowd.come("udp", ttl=0))
+    vanish(await crowd.come("udp", ttl=0, timeout=1))
     await game.saw("leave")
     assert [kind for kind, *_ in game.happened] == ["join", "leave"]
 

@@ -17,7 +17,7 @@ from tipoff_shared.settings import NatsSettings
 
 pytestmark = pytest.mark.row(99)
 
-LIVELY = msgspec.structs.replace(ARENA, token_timeout=1, resume_ttl=60, min_ready=1)
+LIVELY = msgspec.structs.replace(ARENA, token_timeout=3, resume_ttl=60, min_ready=1)
 
 
 async def dropped(servers: RealServers, ready: SessionReady, player: UdpPlayer) -> Player:
