@@ -231,7 +231,7 @@ class MixedSystem:
                     return (await client.get(f"{self.url}/readyz", timeout=3)).status_code == 200
             return False
 
-        await self.eventually(answers, "httpd is ready")
+        await self.eventually(answers, "httpd is ready", 60)
 
     async def eventually(
         self, condition: Callable[[], Awaitable[bool]], what: str, timeout: float = 20
