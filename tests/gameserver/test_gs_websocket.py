@@ -121,6 +121,14 @@ async def test_a_player_who_breaks_the_protocol_is_closed(
     assert leave[2] == LeaveReason.MISBEHAVED
 
 
+async def test_a_player_who_reads_stays(alone: GameServer) -> None:
+    async with by_websocket(alone, token_of(await ready(alone))) as player:
+        await asyncio.sleep(1.2)  # once a second the server looks for those who do not read
+        async with asyncio.timeout(20):
+            await (await player.ws.ping())
+        assert len(alone.players) == 1
+
+
 async def test_compression_is_not_negotiated(alone: GameServer) -> None:
     async with connect(url_of(alone), compression="deflate") as ws:
         assert ws.protocol.extensions == []
