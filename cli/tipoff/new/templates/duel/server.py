@@ -44,7 +44,7 @@ class Game:
         player.send(json.dumps({"you": self.number_of(player)}).encode(), reliable=True)
 
     def on_leave(self, player, reason):
-        self.sides[self.number_of(player)] = None
+        self.sides = [side if side and side.player is not player else None for side in self.sides]
         self.phase = "waiting"
         self.server.unlock()  # the one who stays gets another opponent
 

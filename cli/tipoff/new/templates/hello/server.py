@@ -23,7 +23,7 @@ class Game:
         print(player.name or "somebody without a name", "joined")  # `tipoff up` shows it
 
     def on_leave(self, player, reason):
-        del self.dots[player]
+        self.dots.pop(player, None)
 
     def on_message(self, player, data):
         """A client says where it would like to go, and nothing it says can do more than that."""
