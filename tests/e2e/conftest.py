@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from playwright.async_api import BrowserContext, async_playwright
 
 from tests.arena_servers import arena_toml
+from tests.chromium import FLAGS, chromium
 from tipoff.testing import RunningUp, running_up
 
 ARENA = "".join(
@@ -40,3 +42,21 @@ async def own_up(tmp_path: Path, games_file: Path) -> AsyncIterator[RunningUp]:
     """A system of this test's own, to break."""
     async with running_up(tmp_path / "state", games=games_file) as running:
         yield running
+
+
+@pytest.fixture
+async def browser(tmp_path: Path) -> AsyncIterator[BrowserContext]:
+    """Debian's Chromium, headless, with its own profile."""
+    path = chromium()
+    async with async_playwright() as playwright:
+        context = await playwright.chromium.launch_persistent_context(
+            str(tmp_path / "profile"),
+            executable_path=path,
+            headless=True,
+            args=FLAGS,
+            viewport={"width": 1280, "height": 800},
+        )
+        try:
+            yield context
+        finally:
+            await context.close()

@@ -3,7 +3,7 @@
 const BY_CODE = {
   0: ["The server cannot be reached", "Another one is asked for.", true], // seen by this page itself
   400: ["The request was not understood", "Check game and version in the address of this page.", false],
-  401: ["You have to log in first", "This matchmaker wants credentials that this page does not have.", false],
+  401: ["You have to log in first", "Give the token that your login made for you.", false],
   403: ["Not allowed", "This matchmaker does not let you play from here.", false],
   404: ["No such game here", "Check game and version in the address of this page: ?game=arena&version=1", false],
   408: ["No server became ready in time", "It may be starting still. Trying again often helps.", true],

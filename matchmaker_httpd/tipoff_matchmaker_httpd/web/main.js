@@ -4,6 +4,7 @@ import { advice } from "./advice.js";
 import { joinGame } from "./connection.js";
 import { followEvents } from "./events.js";
 import { Keys } from "./keys.js";
+import { loginToken, setLoginToken } from "./login.js";
 import { pause, requestSeat } from "./matchmaking.js";
 import { Renderer } from "./render.js";
 import { ServersPanel } from "./servers_panel.js";
@@ -67,6 +68,7 @@ async function playUntilLeft() {
       story.add(`${headline}: ${detail}`, "bad");
       if (!passes) {
         phase("failed", headline, detail);
+        if (error.code === 401) askForLogin();
         break;
       }
       // After a loss the matchmaker may name the dead server once more: that is the same loss, not a new trouble.
@@ -79,8 +81,8 @@ async function playUntilLeft() {
     }
   }
   if (signal.aborted) phase("idle", "You left", "Your seat is free again. Press play for another game.");
+  if ($("login").hidden) controls();
   leaving = null;
-  controls();
 }
 
 /** One request, one game. Resolves to {lost, reason} when the game is over. */
@@ -94,6 +96,7 @@ async function playOnce(signal, again) {
     game,
     version,
     held,
+    token: loginToken(),
     signal,
     onProgress({ text, sessionId }) {
       if (sessionId) session.accepted(sessionId);
@@ -192,11 +195,20 @@ function phase(name, headline = "", detail = "") {
 
 function controls() {
   const waiting = ["asking", "dialling", "lost"].includes(tipoff.phase);
+  $("login").hidden = true;
   $("play").hidden = waiting;
   $("play").textContent = tipoff.phase === "failed" ? "Try again" : tipoff.connections ? "Play again" : "Play";
   $("cancel").hidden = !waiting;
   $("leave").disabled = current === null;
   $("kill").disabled = current === null || !tipoff.deploymentId;
+}
+
+/** The matchmaker wants a login, or another one: why is said above. */
+function askForLogin() {
+  setLoginToken("");
+  $("play").hidden = true;
+  $("login").hidden = false;
+  $("token").focus();
 }
 
 let frame = 0;
@@ -242,6 +254,12 @@ async function kill() {
 $("play").addEventListener("click", () => leaving ?? playUntilLeft());
 $("play").disabled = false; // a press before this line would have been lost
 history.replaceState(null, ""); // loaded: index.html counts its attempts there
+$("login").addEventListener("submit", (event) => {
+  event.preventDefault();
+  setLoginToken($("token").value);
+  $("token").value = "";
+  if (!leaving) playUntilLeft();
+});
 $("cancel").addEventListener("click", () => leaving?.abort(new Error("left")));
 $("leave").addEventListener("click", () => leaving?.abort(new Error("left")));
 $("kill").addEventListener("click", kill);

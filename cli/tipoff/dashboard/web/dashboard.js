@@ -238,9 +238,19 @@ function drawServers() {
 
 const WAITS = { requested: "waits", ready: "has a seat, not connected yet", active: "plays", closing: "ends" };
 
+/** As the matchmaker tells the player, as far as the records say it (matchmaker/tipoff_matchmaker/fleet/progress.py). */
+function whyItWaits(session) {
+  const fleet = liveServers().filter((server) => of(server) === of(session));
+  const game = games.find(({ name, version }) => `${name} ${version}` === of(session));
+  if (fleet.some(({ state }) => state === "planned" || state === "starting")) return "a server is starting";
+  if (fleet.length && fleet.length >= (game?.max_deployments ?? Infinity)) {
+    return `all servers are full${fleet.some(({ locked }) => locked) ? " or closed to new players" : ""}; it waits for a seat`;
+  }
+  return fleet.length ? "it is about to get a seat, or a server starts" : "no server runs; one is to start";
+}
+
 function drawSessions() {
   const shown = openSessions();
-  const why = new Map((status.matchmakers ?? []).flatMap((one) => (one.waiting ?? []).map((waiting) => [waiting.session_id, waiting.why])));
   cards.sessions.show(shown.map((session) => {
     const who = session.name && session.user_id ? `${session.name} (${session.user_id})` : session.name || session.user_id || session.id;
     return {
@@ -249,7 +259,7 @@ function drawSessions() {
       label: WAITS[session.state],
       title: who,
       text: [who === session.id ? "" : session.id, of(session), session.deployment_id, age(session.created_at)].filter(Boolean).join(" · "),
-      why: session.state === "requested" ? why.get(session.id) ?? "" : "",
+      why: session.state === "requested" ? whyItWaits(session) : "",
       wrong: session.state === "closing" ? session.reason : "",
       buttons: {
         kick: {
@@ -392,7 +402,8 @@ const on = {
   snapshot(data) {
     ({ system, games, status, lines, notes } = data);
     clockAhead = system.now - Date.now() / 1000;
-    setText($("project"), [system.project, system.nats].filter(Boolean).join("  "));
+    setText($("project"), [system.project.split("/").at(-1), system.nats].filter(Boolean).join("  "));
+    $("project").title = system.project;
     replaceAll(servers, data.deployments, "id");
     replaceAll(sessions, data.sessions, "id");
     replaceAll(leases, data.gameservers, "deployment_id");
