@@ -8,8 +8,9 @@ import socket
 from pathlib import Path
 
 import pytest
-from playwright.async_api import BrowserContext, Page
+from playwright.async_api import BrowserContext, Page, async_playwright
 
+from tests.chromium import FLAGS, chromium
 from tests.e2e.reverse_proxies import program, under_a_path
 from tests.polling import eventually
 from tipoff.new.commands import Template, write_game
