@@ -165,6 +165,7 @@ async def test_status_and_watch_speak_json(up: RunningUp) -> None:
     assert set(await up.status()) == {
         "deployments",
         "sessions",
+        "ended",
         "connections",
         "orchestrators",
         "problems",

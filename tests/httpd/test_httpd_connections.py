@@ -275,7 +275,7 @@ async def test_a_flood_of_refusals_is_bounded(start: Any, matchmaker: Any, event
     """Sockets that get no place are held for a moment only, and only a few of them."""
     matchmaker.script = None
     httpd = await start(max_connections=1, linger=30)
-    async with httpx.AsyncClient(trust_env=False, timeout=5) as client:
+    async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
         waiting = asyncio.create_task(client.post(f"{httpd.url}/matchmaker/request/arena/1"))
         await matchmaker.next_request()
         async with opened(httpd, 150) as attackers:
@@ -292,7 +292,7 @@ async def test_behind_a_trusted_proxy_shares_go_by_the_forwarded_address(start: 
     matchmaker.script = None
     httpd = await start(trusted_proxies=("127.0.0.1",), max_connections_per_address=2)
 
-    async with httpx.AsyncClient(base_url=httpd.url, trust_env=False, timeout=5) as client:
+    async with httpx.AsyncClient(base_url=httpd.url, trust_env=False, timeout=60) as client:
 
         def ask(address: str) -> asyncio.Task[httpx.Response]:
             return asyncio.create_task(
