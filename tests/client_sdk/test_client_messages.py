@@ -13,7 +13,7 @@ from websockets.asyncio.client import connect as open_websocket
 from websockets.asyncio.server import ServerConnection
 
 from tests.client_sdk.stubs import ask_upstream, scripted_matchmaker, with_transports
-from tests.gameserver.players import by_udp, by_websocket, ready, token_of
+from tests.gameserver.players import by_udp, by_udp_framed, by_websocket, ready, token_of
 from tests.polling import eventually
 from tipoff_client_sdk import (
     MAX_MESSAGE,
@@ -31,7 +31,7 @@ from tipoff_gameserver import Player as ServerPlayer
 from tipoff_shared.errors import MessageTooLarge, TooLarge
 from tipoff_shared.framing import encode_close
 from tipoff_shared.messages import Admitted
-from tipoff_shared.netcode import Client, ClientState, ConnectToken, Dialect, Frame
+from tipoff_shared.netcode import ClientState, Dialect
 from tipoff_shared.netcode.constants import FRAME
 
 pytestmark = pytest.mark.row(92)
@@ -388,51 +388,6 @@ async def test_a_websocket_that_is_not_read_is_closed_at_the_bound(
         async with asyncio.timeout(TIMEOUT):
             assert await game.left.get() is LeaveReason.TOO_SLOW
         ws.transport.abort()
-
-
-class FramedUdp(asyncio.DatagramProtocol):
-    """A netcode client that knows frames, keeps those it gets, and answers none."""
-
-    def __init__(self, token: bytes) -> None:
-        self._loop = asyncio.get_running_loop()
-        self.client = Client(token, now=self._loop.time(), framing=True)
-        self._address = ConnectToken.decode(token).addresses[0]
-        self.frames: list[bytes] = []
-        self.connected = asyncio.Event()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.DatagramTransport, transport)
-        self.port = transport.get_extra_info("sockname")[1]
-
-    def datagram_received(self, data: bytes, addr: object) -> None:
-        self.client.receive_datagram(data, self._address, self._loop.time())
-        self.frames += [event.data for event in self.client.events() if isinstance(event, Frame)]
-        self.flush()
-
-    def flush(self) -> None:
-        for data, _ in self.client.datagrams_to_send():
-            self.transport.sendto(data)
-        if self.client.state is ClientState.CONNECTED:
-            self.connected.set()
-
-    def send(self, frame: bytes) -> None:
-        assert self.client.send_frame(frame, self._loop.time())
-        self.flush()
-
-
-@asynccontextmanager
-async def by_udp_framed(token: bytes) -> AsyncIterator[FramedUdp]:
-    address = ConnectToken.decode(token).addresses[0]
-    transport, player = await asyncio.get_running_loop().create_datagram_endpoint(
-        lambda: FramedUdp(token), remote_addr=address
-    )
-    try:
-        player.flush()
-        async with asyncio.timeout(TIMEOUT):
-            await player.connected.wait()
-        yield player
-    finally:
-        transport.close()
 
 
 @pytest.mark.parametrize("frame", [b"\x02\0", bytes.fromhex("01ffffffff") + bytes(16), b"\x03" * 8])

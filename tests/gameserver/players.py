@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 from websockets.asyncio.client import ClientConnection, connect
 
@@ -22,8 +22,7 @@ from tipoff_shared.messages import (
     decode_admission,
     decode_feedback,
 )
-from tipoff_shared.netcode import Address, ClientState, Dialect, Payload, issue_token
-from tipoff_shared.netcode.client import Client
+from tipoff_shared.netcode import Address, Client, ClientState, Dialect, Frame, Payload, issue_token
 from tipoff_shared.netcode.packet import PacketWriter, cipher
 from tipoff_shared.netcode.token import ConnectToken
 from tipoff_shared.user_data import TokenUserData
@@ -282,6 +281,51 @@ async def by_udp(
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         player.close()
+
+
+class FramedUdp(asyncio.DatagramProtocol):
+    """A netcode client that knows frames, keeps those it gets, and answers none."""
+
+    def __init__(self, token: bytes) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.client = Client(token, now=self._loop.time(), framing=True)
+        self._address = ConnectToken.decode(token).addresses[0]
+        self.frames: list[bytes] = []
+        self.connected = asyncio.Event()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.DatagramTransport, transport)
+        self.port = transport.get_extra_info("sockname")[1]
+
+    def datagram_received(self, data: bytes, addr: object) -> None:
+        self.client.receive_datagram(data, self._address, self._loop.time())
+        self.frames += [event.data for event in self.client.events() if isinstance(event, Frame)]
+        self.flush()
+
+    def flush(self) -> None:
+        for data, _ in self.client.datagrams_to_send():
+            self.transport.sendto(data)
+        if self.client.state is ClientState.CONNECTED:
+            self.connected.set()
+
+    def send(self, frame: bytes) -> None:
+        assert self.client.send_frame(frame, self._loop.time())
+        self.flush()
+
+
+@asynccontextmanager
+async def by_udp_framed(token: bytes) -> AsyncIterator[FramedUdp]:
+    address = ConnectToken.decode(token).addresses[0]
+    transport, player = await asyncio.get_running_loop().create_datagram_endpoint(
+        lambda: FramedUdp(token), remote_addr=address
+    )
+    try:
+        player.flush()
+        async with asyncio.timeout(TIMEOUT):
+            await player.connected.wait()
+        yield player
+    finally:
+        transport.close()
 
 
 class DeafUdp:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import time
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from ipaddress import ip_network
 from typing import cast
@@ -16,7 +17,15 @@ from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.protocol import State
 
-from tests.gameserver.players import Recorder, by_udp, by_websocket, ready, token_for, token_of
+from tests.gameserver.players import (
+    Recorder,
+    by_udp,
+    by_udp_framed,
+    by_websocket,
+    ready,
+    token_for,
+    token_of,
+)
 from tests.polling import eventually
 from tipoff_gameserver import Context, GameServer, LeaveReason, Player
 from tipoff_gameserver.transports import websocket
@@ -339,3 +348,69 @@ def proxied(deployment: Context) -> Context:
         websocket_url="wss://play.example.org/some/where/arena-1",
         trusted_proxies=(ip_network("127.0.0.0/8"),),
     )
+
+
+async def test_reliable_messages_that_are_not_read_wait_up_to_a_bound(
+    game: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond it the client is disconnected, with a close that says so after all that was kept. The game sends all of it
+    in one turn of the event loop, so it is the bound that ends it, not the time."""
+    monkeypatch.setattr(websocket, "CLOSE_TIMEOUT", 60.0)
+    async with (
+        GameServer(game, stand_alone=True, listen="127.0.0.1:0") as server,
+        by_websocket(server, token_of(await ready(server))) as client,
+    ):
+        ((_, player),) = await game.saw("join")
+        sent = 0
+        while sent < 20_000 and not player.link.dropped:  # 24 MB; the kernel takes some before any wait here
+            player.send(sent.to_bytes(2, "little") + bytes(1198), reliable=True)
+            sent += 1
+        assert player.link.dropped == 1
+        for _ in range(10):
+            player.send(b"too late", reliable=True)
+        numbers: list[int] = []
+
+        async def read() -> None:
+            while True:
+                numbers.append(int.from_bytes((await client.receive())[:2], "little"))
+
+        with pytest.raises(ConnectionClosed) as closed:
+            await read()
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 4001
+        assert "reliable messages" in closed.value.rcvd.reason
+        assert numbers == list(range(sent - 1))
+        assert await game.saw("leave") == [("leave", player, LeaveReason.TOO_SLOW)]
+
+
+@pytest.mark.parametrize(
+    ("way", "message", "rule"),
+    [
+        ("websocket", "text", "messages are binary and have 1 to 1200 bytes"),
+        ("websocket", bytes(1201), "messages are binary and have 1 to 1200 bytes"),
+        ("udp", b"\x02\0", "a frame"),
+        ("udp", bytes.fromhex("01ffffffff") + bytes(16), "an ack for what was never sent"),
+    ],
+)
+async def test_the_matchmaker_is_told_which_rule_a_player_broke(
+    deployment: Context, game: Recorder, kv: Buckets, way: str, message: str | bytes, rule: str
+) -> None:
+    """In what is left of the session's key."""
+    async with GameServer(game, context=deployment) as server, AsyncExitStack() as stack:
+        token = token_for(server, "s1", timeout=30)
+        if way == "websocket":
+            player = await stack.enter_async_context(by_websocket(server, token))
+            await player.ws.send(message)
+        else:
+            framed = await stack.enter_async_context(by_udp_framed(token))
+            await game.saw("join")
+            assert isinstance(message, bytes)
+            framed.send(message)
+        ((_, _, reason),) = await game.saw("leave")
+        assert reason is LeaveReason.MISBEHAVED
+
+        async def told() -> str:
+            latest = await kv.active_connections.latest("s1")
+            return "" if latest is None or latest.value is not None else latest.why
+
+        assert (await eventually(told, "the key is deleted with a reason")).startswith(f"misbehaved: {rule}")
