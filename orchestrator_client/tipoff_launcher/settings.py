@@ -107,7 +107,7 @@ class Settings(BaseSettings):
     """Size at which a server's log is moved aside (to server.log.1, replacing the previous one). Both stay below it."""
 
     max_log_rate: int = Field(default=1024 * 1024, ge=1024)
-    """Bytes a second that a server that runs as a process may log for long. More than that is dropped, and the log says
+    """Bytes a second that a server may log for long. More than that is dropped, and the log says
     how much; a burst may fill a log of `max_log_bytes`."""
 
     keep_stopped: int = Field(default=20, ge=0, le=10_000)

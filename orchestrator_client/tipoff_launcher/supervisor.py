@@ -249,9 +249,6 @@ class Supervisor:
                     cursor=part.cursor,
                     lost=part.lost,
                     reason=record.reason if ended else "",
-                    elsewhere=f"docker logs {record.native_id[:12]}"
-                    if record.backend == "docker" and not ended
-                    else "",
                 )
             )
         return found

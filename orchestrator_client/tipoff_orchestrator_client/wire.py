@@ -94,8 +94,7 @@ class LogRequest(msgspec.Struct, omit_defaults=True):
 
 class ServerLog(msgspec.Struct, omit_defaults=True):
     """New lines of one server. `running`: False once it has ended and this is its last part. `lost`: lines before these
-    were dropped before they could be read. `reason`: why it has ended. `elsewhere`: where its output is until it has
-    ended, for people; "" where it is here."""
+    were dropped before they could be read. `reason`: why it has ended."""
 
     deployment_id: str
     game: str
@@ -105,7 +104,6 @@ class ServerLog(msgspec.Struct, omit_defaults=True):
     cursor: str = ""
     lost: bool = False
     reason: str = ""
-    elsewhere: str = ""
 
 
 class _Error(msgspec.Struct, omit_defaults=True):

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import re
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tipoff_launcher.backends.docker.container_config import (
     owner_labels,
     record_of,
 )
+from tipoff_launcher.backends.docker.container_log import ContainerLogs
 from tipoff_launcher.backends.docker.engine import ContainerState, EngineError, open_engine
 from tipoff_launcher.backends.docker.images import PullProgress, credentials, is_allowed
 from tipoff_launcher.backends.docker.server import DockerServer, KnownContainers
@@ -283,6 +285,14 @@ class ListedContainers:
             raise EngineError(400, f"Invalid signal: {signal}")
         self.ids.remove(id)
 
+    async def output(self, id: str, *, since: str, follow: bool) -> AsyncGenerator[bytes]:
+        await asyncio.Event().wait()
+        yield b""
+
+
+def container_logs(engine: Any) -> ContainerLogs:
+    return ContainerLogs(engine, max_bytes=1000, rate=1000)
+
 
 def recovered() -> KnownContainers:
     """The containers of a launcher that has recovered and starts nothing."""
@@ -295,7 +305,7 @@ async def test_an_orphaned_container_is_removed_at_the_second_look(tmp_path: Pat
     """Not at the first, since its creation may be under way. Known containers and those being created stay."""
     engine: Any = ListedContainers("known", "making", "orphan")
     known = recovered()
-    known.add(DockerServer(engine, "known", tmp_path / "log", 1000, known))
+    known.add(DockerServer(engine, "known", tmp_path / "log", container_logs(engine), known))
     watch = ContainerWatch(engine, {"tipoff.namespace": "x"}, known, interval=0.01)
     with known.creating("making"):
         await watch.look()
@@ -356,7 +366,7 @@ async def test_an_engine_that_tells_of_no_volumes_is_listened_to_all_the_same(
 async def test_a_server_is_killed_although_its_engine_refused_the_first_signal(tmp_path: Path) -> None:
     """Whatever stop signal its image names, SIGKILL follows after the grace."""
     engine: Any = ListedContainers("stubborn")
-    server = DockerServer(engine, "stubborn", tmp_path / "log", 1000, KnownContainers())
+    server = DockerServer(engine, "stubborn", tmp_path / "log", container_logs(engine), KnownContainers())
     server.terminate(0.05)
     async with asyncio.timeout(5):
         await server.wait()
@@ -374,6 +384,6 @@ async def test_a_look_wakes_the_servers_whose_containers_have_ended(tmp_path: Pa
 
     known = KnownContainers()
     for id in ("ended", "lives", "missing"):
-        known.add(Server(engine, id, tmp_path / "log", 1000, known))
+        known.add(Server(engine, id, tmp_path / "log", container_logs(engine), known))
     await ContainerWatch(engine, {}, known).look()
     assert woken == ["ended", "missing"]

@@ -149,8 +149,6 @@ async def follow_logs(
             continue
         away = first = False
         for log in logs:
-            if log.elsewhere and log.deployment_id not in cursors:
-                show(_note(log, f"its output is here when it has ended; until then: {log.elsewhere}"))
             cursors[log.deployment_id] = log.cursor
             _show_part(log, show, since, old)
         if not follow and not any(log.lines for log in logs):

@@ -1,8 +1,8 @@
 """Reads a server's log: its last lines when the server dies, and part after part for those who follow it. Moves aside a
 log that has become too large.
 
-The log of a process is written by tipoff_shared/log_writer, which keeps it small; what is moved here is the log of a
-server that an earlier release started, and the copy of a container's.
+Logs are kept small by what writes them: tipoff_shared/log_writer for processes, docker/container_log.py for containers.
+What is moved here is the log of a server that an earlier release started.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from tipoff_launcher.backends.docker import container_config
+from tipoff_launcher.backends.docker.container_log import ContainerLogs
 from tipoff_launcher.backends.docker.engine import Engine, EngineError, open_engine, start_error
 from tipoff_launcher.backends.docker.images import Images, is_allowed
 from tipoff_launcher.backends.docker.server import DockerServer, KnownContainers
@@ -197,6 +198,7 @@ class DockerBackend:
         self._settings = settings
         self._namespace = namespace
         self._owner_labels = owner_labels
+        self._logs = ContainerLogs(engine, max_bytes=settings.max_log_bytes, rate=settings.max_log_rate)
         self._starts = asyncio.Semaphore(_STARTS_AT_ONCE)
 
     # What a game needs.
@@ -297,7 +299,7 @@ class DockerBackend:
                     raise
 
     def _add(self, container_id: str, log_file: Path) -> DockerServer:
-        server = DockerServer(self._engine, container_id, log_file, self._settings.max_log_bytes, self._known)
+        server = DockerServer(self._engine, container_id, log_file, self._logs, self._known)
         self._known.add(server)
         return server
 

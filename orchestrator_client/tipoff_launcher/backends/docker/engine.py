@@ -5,7 +5,7 @@
     OrchestratorError
     └── EngineError         the engine refuses: `status` is HTTP's (404 not found, 409 conflict, 500 failed)
 
-Every call except the streams (`pull`, `logs`, `end_events`) has a deadline. Cancelling a call is safe, but the engine
+Every call except the streams (`pull`, `output`, `end_events`) has a deadline. Cancelling a call is safe, but the engine
 may still carry it out.
 """
 
@@ -17,7 +17,7 @@ import json
 import logging
 import os
 import tarfile
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +39,8 @@ _CALL = 60.0
 """Seconds for a call that creates, starts or removes; a busy engine takes ten for a start."""
 _SHORT = 15.0
 """Seconds for other calls."""
+_SILENCE = 300.0
+"""Seconds after which a container that says nothing is asked again, in case the connection is broken."""
 _UNREACHABLE = 900
 """aiodocker's "status" for an engine that cannot be reached (aiodocker 0.27)."""
 _FILE_OWNER = 64198
@@ -94,6 +96,7 @@ class ContainerState:
     error: str
     labels: Mapping[str, str]
     stop_signal: str
+    terminal: bool = False
 
 
 class Engine:
@@ -205,6 +208,7 @@ class Engine:
                 error=str(state.get("Error") or ""),
                 labels=config.get("Labels") or {},
                 stop_signal=str(config.get("StopSignal") or "SIGTERM"),
+                terminal=bool(config.get("Tty")),
             )
 
     async def list(self, labels: Mapping[str, str]) -> dict[str, ContainerState]:
@@ -245,13 +249,34 @@ class Engine:
             if exc.status not in (404, 409):
                 raise
 
-    async def logs(self, id: str) -> AsyncIterator[str]:
-        """The output of a container that has ended. No deadline."""
+    async def output(self, id: str, *, since: str, follow: bool) -> AsyncGenerator[bytes]:
+        """The output of a container from `since` (Unix seconds; "": all) on, each entry with its time, as the engine
+        sends it (see output.py). With `follow` it goes on until the container ends, or until it has been silent for
+        long; no deadline."""
+        if self._docker.api_version == "auto":
+            await self.version()  # finds out
+        asked = {"stdout": "1", "stderr": "1", "timestamps": "1", "follow": "1" if follow else "0"}
+        if since:
+            asked["since"] = since
+        timeout = aiohttp.ClientTimeout(sock_connect=_CONNECT, sock_read=_SILENCE)
+        url = f"{self._docker.docker_host}/{self._docker.api_version}/containers/{id}/logs"
         with self._errors():
-            async for piece in self._docker.containers.container(id).log(
-                stdout=True, stderr=True, follow=True
-            ):
-                yield piece
+            async with self._docker.session.get(url, params=asked, timeout=timeout) as response:
+                if response.status != 200:
+                    async with asyncio.timeout(_SHORT):
+                        words = (await response.content.read(_MESSAGE)).decode(errors="replace")
+                    raise EngineError(response.status, f"the Docker engine says: {one_line(words, _MESSAGE)}")
+                pieces = response.content.iter_any()
+                while True:
+                    try:
+                        piece = await anext(pieces, None)
+                    except aiohttp.SocketTimeoutError:  # perhaps the connection is broken
+                        if follow:
+                            return
+                        raise
+                    if piece is None:
+                        return
+                    yield piece
 
     @asynccontextmanager
     async def end_events(self, labels: Mapping[str, str], since: float) -> AsyncIterator[AsyncIterator[str]]:
@@ -311,6 +336,8 @@ async def open_engine(host: str = "") -> AsyncIterator[Engine]:
         raise ConfigError(
             f"TIPOFF_LAUNCHER_DOCKER_HOST (or DOCKER_HOST) {where!r}: {words}; expected is one like {DEFAULT_HOST}"
         ) from exc
+    # Each container whose output is followed has its connection; the other calls must not wait for one of these.
+    docker.connector._limit = 0  # aiodocker makes the connector and takes no limit
     async with docker:
         yield Engine(docker, where)
 

@@ -1,28 +1,25 @@
-"""Watches one container to its end, keeps its output and removes it; and knows all containers of this launcher."""
+"""Watches one container to its end, copies its output and removes it; and knows all containers of this launcher."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tipoff_launcher.backends import server_log
-from tipoff_launcher.backends.docker.engine import ContainerState, Engine, EngineUnavailable
+from tipoff_launcher.backends.docker.container_log import ContainerLog, ContainerLogs
+from tipoff_launcher.backends.docker.engine import ContainerState, Engine
 from tipoff_launcher.backends.interface import ExitStatus
 from tipoff_orchestrator_client.base import OrchestratorError
 from tipoff_shared.primitives.retry import Backoff, retry
-from tipoff_shared.primitives.text import describe
 from tipoff_shared.primitives.waiting import wait_for_event
 
 log = logging.getLogger(__name__)
 
 _KILL_AGAIN = 1.0
 _RETRY_FIRST = 0.2
-_LOG_DEADLINE = 20.0
 _REMOVE_TRIES = 5
 
 
@@ -70,12 +67,12 @@ class DockerServer:
     then asks the engine for its state. It leaves `known` when it has ended."""
 
     def __init__(
-        self, engine: Engine, container_id: str, log_file: Path, max_log_bytes: int, known: KnownContainers
+        self, engine: Engine, container_id: str, log_file: Path, logs: ContainerLogs, known: KnownContainers
     ) -> None:
         self._engine = engine
         self._id = container_id
         self._log_file = log_file
-        self._max_log_bytes = max_log_bytes
+        self._logs = logs
         self._known = known
         self._kill_at: float | None = None
         self._stop_signal_sent = False
@@ -101,18 +98,25 @@ class DockerServer:
         await self._engine.signal(self._id, "SIGKILL")
 
     async def wait(self) -> ExitStatus:
-        """Wait for the container's end, keep its log and remove it. The server counts as running while the engine does
-        not answer."""
+        """Copy the container's output to its log, wait for its end and remove it. The server counts as running while
+        the engine does not answer."""
+        async with self._logs.log(self._id, self._log_file, self.wake) as output:
+            state = await self._wait_for_end(output)
+            if state is not None:
+                await self._remove(output, state)
+        self._known.forget(self._id)
+        return _exit_status(state)
+
+    async def _wait_for_end(self, output: ContainerLog) -> ContainerState | None:
+        """The state in which it ended; None when somebody else has removed it."""
         tries = Backoff(_RETRY_FIRST)
         while True:
             self._wake.clear()
             try:
                 state = await self._engine.inspect(self._id)
-                if state is None:
-                    self._known.forget(self._id)
-                    return ExitStatus(None, "its container was removed by somebody else")
-                if not state.running:
-                    break
+                if state is None or not state.running:
+                    return state
+                output.follow(terminal=state.terminal)
                 pause = await self._carry_out_terminate(state)
                 tries.reset()
             except OrchestratorError as exc:  # without an answer, the server counts as running
@@ -121,9 +125,6 @@ class DockerServer:
                 if tries.failures == 1:
                     log.warning("the state of container %s is unknown: %s", self._id[:12], exc)
             await wait_for_event(self._wake, pause)
-        await self._remove()
-        self._known.forget(self._id)
-        return _exit_status(state)
 
     async def _carry_out_terminate(self, state: ContainerState) -> float | None:
         """Send the signal that is due. Returns the seconds until the next look; None: not before `wake`."""
@@ -138,8 +139,12 @@ class DockerServer:
             self._stop_signal_sent = True
         return left
 
-    async def _remove(self) -> None:
-        """Keep the container's log, then remove it. ContainerWatch removes what cannot be removed now."""
+    async def _remove(self, output: ContainerLog, state: ContainerState) -> None:
+        """Complete the container's log, then remove it. ContainerWatch removes what cannot be removed now."""
+
+        async def finish_and_remove() -> None:
+            await output.finish(terminal=state.terminal)
+            await self._engine.remove(self._id)
 
         def log_first(number: int, exc: Exception) -> None:
             if number == 1:
@@ -147,7 +152,7 @@ class DockerServer:
 
         try:
             await retry(
-                self._keep_log_and_remove,
+                finish_and_remove,
                 tries=_REMOVE_TRIES,
                 first_pause=_RETRY_FIRST,
                 retry_if=lambda exc: isinstance(exc, OrchestratorError),
@@ -156,29 +161,10 @@ class DockerServer:
         except OrchestratorError as exc:
             log.warning("container %s cannot be removed: %s", self._id[:12], exc)
 
-    async def _keep_log_and_remove(self) -> None:
-        await self._keep_log()
-        await self._engine.remove(self._id)
 
-    async def _keep_log(self) -> None:
-        """Raises `EngineUnavailable`; any other failure loses the log."""
-        try:
-            descriptor = server_log.open_log(self._log_file)
-            try:
-                os.ftruncate(descriptor, 0)  # removes what an interrupted attempt wrote
-                async with asyncio.timeout(_LOG_DEADLINE):
-                    async for piece in self._engine.logs(self._id):
-                        os.write(descriptor, piece.encode(errors="replace"))
-                        server_log.rotate(self._log_file, self._max_log_bytes)
-            finally:
-                os.close(descriptor)
-        except EngineUnavailable:
-            raise
-        except (OrchestratorError, OSError, TimeoutError) as exc:
-            log.warning("the log of container %s is lost: %s", self._id[:12], describe(exc))
-
-
-def _exit_status(state: ContainerState) -> ExitStatus:
+def _exit_status(state: ContainerState | None) -> ExitStatus:
+    if state is None:
+        return ExitStatus(None, "its container was removed by somebody else")
     code = state.exit_code
     if 128 < code <= 128 + signal.NSIG:  # how the engine reports a signal
         code = 128 - code
