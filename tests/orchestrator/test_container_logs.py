@@ -185,7 +185,7 @@ async def test_a_log_goes_on_where_the_engine_moves_its_own_aside(
 async def test_a_container_with_a_terminal_is_read_as_well(tmp_path: Path, terminal: bool) -> None:
     """Its stream has no frames."""
     options = ["-t"] if terminal else []
-    script = "echo one; head -c 40000 /dev/zero | tr '\\0' x; echo; echo two >&2; sleep 300"
+    script = "echo one; head -c 40000 /dev/zero | tr '\\0' x; echo; echo two; sleep 300"
     id = docker("run", "-d", *options, "python:3.13-slim", "sh", "-c", script)
     path = tmp_path / "server.log"
     try:
