@@ -259,9 +259,16 @@ class Engine:
         if since:
             asked["since"] = since
         timeout = aiohttp.ClientTimeout(sock_connect=_CONNECT, sock_read=_SILENCE)
-        url = f"{self._docker.docker_host}/{self._docker.api_version}/containers/{id}/logs"
         with self._errors():
-            async with self._docker.session.get(url, params=asked, timeout=timeout) as response:
+            # Its own client: a client has a hundred connections, and no other call must wait for one of many streams.
+            async with (
+                aiodocker.Docker(url=self.host, api_version=self._docker.api_version) as docker,
+                docker.session.get(
+                    f"{docker.docker_host}/{docker.api_version}/containers/{id}/logs",
+                    params=asked,
+                    timeout=timeout,
+                ) as response,
+            ):
                 if response.status != 200:
                     async with asyncio.timeout(_SHORT):
                         words = (await response.content.read(_MESSAGE)).decode(errors="replace")
@@ -336,8 +343,6 @@ async def open_engine(host: str = "") -> AsyncIterator[Engine]:
         raise ConfigError(
             f"TIPOFF_LAUNCHER_DOCKER_HOST (or DOCKER_HOST) {where!r}: {words}; expected is one like {DEFAULT_HOST}"
         ) from exc
-    # Each container whose output is followed has its connection; the other calls must not wait for one of these.
-    docker.connector._limit = 0  # aiodocker makes the connector and takes no limit
     async with docker:
         yield Engine(docker, where)
 
