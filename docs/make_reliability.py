@@ -52,7 +52,7 @@ def tests_by_row(tests: Path) -> dict[int, list[str]]:
         name = path.relative_to(tests)
         for number in whole:
             found.setdefault(number, []).append(str(name))
-        for node in ast.walk(tree):
+        for node in tree.body:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
                 for number in {n for decorator in node.decorator_list for n in _numbers(decorator)} - whole:
                     found.setdefault(number, []).append(f"{name}::{node.name}")

@@ -409,6 +409,7 @@ def _shown(status: dict[str, list[dict[str, Any]]], width: int = 300) -> str:
     return console.file.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.row(68)
 async def test_the_ban_commands(world: World) -> None:
     """What they print, for people and machines, and their exit codes."""

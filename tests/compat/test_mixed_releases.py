@@ -39,6 +39,7 @@ async def killed_server(system: MixedSystem) -> None:
     await one_play(system)
 
 
+@pytest.mark.slow
 async def test_the_previous_release_is_what_its_services_run(previous_release: Path) -> None:
     """Nothing else would be mixed."""
     code = f"for name in {PACKAGES}: print(__import__(name).__file__)"
@@ -53,6 +54,7 @@ async def test_the_previous_release_is_what_its_services_run(previous_release: P
     assert [Path(line).parent.parent for line in out.decode().split()] == [previous_release] * len(PACKAGES)
 
 
+@pytest.mark.slow
 async def test_a_player_of_an_old_httpd_gets_a_seat_from_a_new_matchmaker(system: MixedSystem) -> None:
     await system.start(httpd=OLD)
     await one_play(system)

@@ -29,7 +29,7 @@ def run(command: list[str], variable: str, value: str) -> subprocess.CompletedPr
 
 
 @pytest.mark.parametrize(("name", "module", "variable", "value", "allowed"), WRONG)
-@pytest.mark.parametrize("started", ["python -m", "tipoff"])
+@pytest.mark.parametrize("started", ["python -m", pytest.param("tipoff", marks=pytest.mark.slow)])
 def test_a_wrong_setting_is_one_line(
     started: str, name: str, module: str, variable: str, value: str, allowed: str
 ) -> None:

@@ -21,7 +21,9 @@ from tipoff_shared.settings import NatsSettings
 
 
 @pytest.mark.row(78)
-@pytest.mark.parametrize("limit", [450, 256, 128])
+@pytest.mark.parametrize(
+    "limit", [pytest.param(450, marks=pytest.mark.slow), 256, pytest.param(128, marks=pytest.mark.slow)]
+)
 async def test_a_crowd_at_an_httpd_that_may_open_few_files(settings: NatsSettings, limit: int) -> None:
     """More sockets than the process may open, from one address: it answers a health check among them, says once how
     many it takes and why, and never runs out of files."""

@@ -53,6 +53,7 @@ async def test_any_bytes_go_both_ways_and_both_ends_end(httpd: RunningHttpd) -> 
     assert b"paired with Bob" in said
 
 
+@pytest.mark.slow
 async def test_a_chat_line_arrives_while_both_go_on(httpd: RunningHttpd) -> None:
     ada, bob = await asyncio.gather(relay(httpd, "Ada", "Bob"), relay(httpd, "Bob", "Ada"))
     assert ada.stdin
@@ -72,6 +73,7 @@ async def test_a_chat_line_arrives_while_both_go_on(httpd: RunningHttpd) -> None
         assert await ada.wait() == await bob.wait() == 0
 
 
+@pytest.mark.slow
 async def test_a_partner_that_is_interrupted_ends_the_relay_with_exit_code_1(httpd: RunningHttpd) -> None:
     ada, bob = await asyncio.gather(relay(httpd, "Ada", "Bob"), relay(httpd, "Bob", "Ada"))
     assert ada.stdin
@@ -108,6 +110,7 @@ def test_what_another_program_hands_over_is_a_line_of_text() -> None:
     assert decode("b:not base64!") == b"b:not base64!\n"
 
 
+@pytest.mark.slow
 async def test_the_stress_test_tells_what_it_measured(httpd: RunningHttpd, tmp_path: Path) -> None:
     process = await tipoff(
         "bench", "turn", "--url", httpd.url, "--clients", "4", "--rate", "20", "--seconds", "0.5", "--json"
@@ -130,6 +133,7 @@ async def test_the_stress_test_tells_what_it_measured(httpd: RunningHttpd, tmp_p
     assert added["p99_ms"] == result["p99_ms"]
 
 
+@pytest.mark.slow
 async def test_the_stress_test_of_nothing_fails(httpd: RunningHttpd) -> None:
     process = await tipoff(
         "bench", "turn", "--url", f"{httpd.url}/healthz", "--clients", "2", "--seconds", "0.2"
