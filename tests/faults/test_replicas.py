@@ -83,7 +83,7 @@ async def nothing_is_left(up: RunningUp) -> None:
 
 @pytest.mark.slow
 @pytest.mark.row(34)
-@pytest.mark.parametrize("part", ["tipoff_matchmaker", "tipoff_matchmaker_httpd"])
+@pytest.mark.parametrize("part", ["tipoff_matchmaker", "tipoff.up.httpd"])
 @pytest.mark.parametrize("fault", [signal.SIGSTOP, signal.SIGKILL, signal.SIGTERM])
 async def test_every_player_is_served(tmp_path: Path, part: str, fault: signal.Signals) -> None:
     """Row 34: one of two is stopped, killed, or asked to end."""
