@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,8 @@ def test_a_generated_page_is_what_the_code_says(
     source_tree: Path, page: str, maker: str, function: str
 ) -> None:
     """Run `python docs/make_settings.py` or `python docs/make_cli.py` when this fails."""
+    if maker == "make_cli" and tuple(map(int, version("typer").split(".")[:2])) < (0, 29):
+        pytest.skip("docs/make_cli.py reads what typer has from 0.29 on; the page is held with newer ones")
     code = f"import {maker}, sys; sys.stdout.write({maker}.{function}())"
     made = subprocess.run(
         [sys.executable, "-c", code], cwd=source_tree / "docs", capture_output=True, text=True, check=True
