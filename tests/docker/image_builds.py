@@ -20,6 +20,7 @@ INPUTS = (
     "uv.lock",
     "README.md",
     "LICENSE",
+    "hatch_links.py",
     ".dockerignore",
     "deploy/Dockerfile",
     "deploy/build-requirements.txt",
