@@ -173,8 +173,8 @@ def forged_requests(sources: int) -> Iterator[dict[str, object]]:
     addresses."""
     with _server() as server:
         now = time.monotonic()
-        ready = asyncio.run(tokens(server["url"], PLAYERS + 1))
-        *players, late = [_UdpPlayer(ConnectToken.from_base64(found.token), now) for found in ready]
+        ready = asyncio.run(tokens(server["url"], PLAYERS))
+        players = [_UdpPlayer(ConnectToken.from_base64(found.token), now) for found in ready]
         _play(players, 1.0)
         _play(players, _SETTLE, sending=False)
         quiet = _losses(players, SECONDS)
@@ -184,8 +184,9 @@ def forged_requests(sources: int) -> Iterator[dict[str, object]]:
             _play(players, 1.0)
             _play(players, _SETTLE, sending=False)
             flooded = _losses(players, SECONDS)
+            [last] = asyncio.run(tokens(server["url"], 1))  # now: a token is good for 15 s
             began = time.monotonic()
-            late.client = Client(ConnectToken.from_base64(ready[-1].token), now=began)
+            late = _UdpPlayer(ConnectToken.from_base64(last.token), began)
             while late.client.state is not ClientState.CONNECTED and time.monotonic() < began + 5:
                 _play([*players, late], 0.005)
             joined = time.monotonic() - began
