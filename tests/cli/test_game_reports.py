@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from tipoff.operate.game_reports import AT_ONCE, REPEAT_AFTER, UNANNOUNCED_AFTER, GameReports
 from tipoff.operate.logs import LogLine
-from tipoff.up.game_reports import AT_ONCE, REPEAT_AFTER, UNANNOUNCED_AFTER, GameReports
 from tipoff_orchestrator_client.base import STOPPED_BY_FORCE, Deployment, RunState
 
 

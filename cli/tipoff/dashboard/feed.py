@@ -22,9 +22,9 @@ import msgspec
 from tipoff import __version__
 from tipoff.dashboard.history import History
 from tipoff.dashboard.options import DashboardOptions
+from tipoff.operate.game_reports import report_games
 from tipoff.operate.logs import LogLine
 from tipoff.operate.status import ask_matchmakers
-from tipoff.up.game_reports import report_games
 from tipoff_matchmaker_httpd.routes.demo import DemoFeed
 from tipoff_orchestrator_client.launcher import LauncherOrchestrator
 from tipoff_shared.admission.client_address import Address

@@ -18,13 +18,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from tipoff.operate.game_reports import report_games
 from tipoff.operate.logs import LogLine
 from tipoff.up.addresses import AUTO, Reach, find_reach, is_free, listen, listen_on_first, url_host
 from tipoff.up.certificate import check_certificate
 from tipoff.up.child_process import ChildProcess
 from tipoff.up.compose import compose, write_missing_keys
 from tipoff.up.embedded_nats import EmbeddedNats, embedded_nats
-from tipoff.up.game_reports import report_games
 from tipoff.up.games_file import GamesFile
 from tipoff.up.nats_keeper import NatsKeeper
 from tipoff.up.options import UpOptions, check, check_games, check_open_files, few_open_files

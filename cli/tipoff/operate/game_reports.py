@@ -1,4 +1,4 @@
-"""Says in the terminal of `tipoff up` what happens to game servers: they start, crash, or run without being ready.
+"""Says what happens to game servers, in the terminal of `tipoff up` and on its dashboard: they start, crash, or hang.
 
 `GameReports` decides what is said; `report_games` reads events, logs and records for it. The mistakes of a first day
 (a syntax error, no call of `main()`) show here, so each report names the server, what is wrong, and its last output.
