@@ -21,7 +21,7 @@ up: $(VENV)/.ready ## the whole system on this machine; Ctrl-C stops it
 	$(BIN)/tipoff up $(ARGS)
 
 test: $(VENV)/.ready ## the fast tests (a real nats-server; neither Docker nor a browser)
-	$(BIN)/python -m pytest -n 5 --dist worksteal -m "not slow and not browser" $(ARGS)
+	$(BIN)/python -m pytest -n 4 --dist worksteal -m "not slow and not browser" $(ARGS)
 
 test-all: test test-slow ## all tests, including the slow ones
 

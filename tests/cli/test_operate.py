@@ -294,6 +294,7 @@ async def command(world: World, *arguments: str) -> tuple[int, str, str]:
     return process.returncode, out.decode(), err.decode()
 
 
+@pytest.mark.slow
 async def test_the_commands(world: World) -> None:
     """What they print, for people and machines, and their exit codes."""
     async with world.matchmaker(msgspec.structs.replace(ARENA, empty_ttl=60)):

@@ -135,6 +135,7 @@ async def test_a_killed_server_is_lost(way: Transport) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
+@pytest.mark.slow
 async def test_a_game_may_run_on_uvloop(way: Transport) -> None:
     """Its timers and transports differ in small ways; what is played and how a loss is noticed do not."""
     uvloop = pytest.importorskip("uvloop")

@@ -128,6 +128,7 @@ async def test_certificates_in_an_awkward_directory(tmp_path: Path) -> None:
         assert up.url.startswith("https://")
 
 
+@pytest.mark.slow
 async def test_a_path_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     games = games_in(tmp_path)
     state = tmp_path / os.fsdecode(b"caf\xe9")
@@ -139,6 +140,7 @@ async def test_a_path_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "arguments", [("up", "--port", "0"), ("status",), ("watch",), ("serve", "launcher")], ids=" ".join
 )
+@pytest.mark.slow
 async def test_a_user_without_a_home_reads_one_sentence(
     without_home: Mapping[str, str], arguments: tuple[str, ...]
 ) -> None:

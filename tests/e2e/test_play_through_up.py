@@ -19,7 +19,7 @@ from tipoff_shared.kv.buckets import buckets
 from tipoff_shared.nats.connection import connect as connect_nats
 
 # The system is shared by the tests of this file, and so is its event loop.
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
 
 
 async def test_a_player_plays_and_everything_is_given_back(up: RunningUp) -> None:

@@ -57,6 +57,7 @@ async def test_who_plays_hears_goodbye_when_the_server_is_stopped(
     assert not [line for line in own_up.output if "killed" in line]
 
 
+@pytest.mark.slow
 async def test_a_killed_up_leaves_nothing_running(own_up: RunningUp) -> None:
     """kill -9 of `tipoff up` itself: the kernel ends its parts, and their game servers with them."""
     own_up.process.kill()

@@ -65,6 +65,7 @@ async def test_when_sessions_are_full_players_hear_503_and_those_who_leave_are_l
 
 
 @pytest.mark.row(20)
+@pytest.mark.slow
 async def test_when_connections_are_full_those_who_play_play_on(settings: NatsSettings) -> None:
     """A game server cannot write that a player is there: the game goes on, and the claim is made good when there is
     room again."""
@@ -81,6 +82,7 @@ async def test_when_connections_are_full_those_who_play_play_on(settings: NatsSe
 
 
 @pytest.mark.row(20)
+@pytest.mark.slow
 async def test_when_deployments_are_full_an_empty_server_ends_all_the_same(settings: NatsSettings) -> None:
     """It costs money. Whoever would need a new one hears 503."""
     game = msgspec.structs.replace(ARENA, empty_ttl=0.5)

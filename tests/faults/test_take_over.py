@@ -119,6 +119,7 @@ async def test_everybody_acknowledges_and_one_answers(world: World, processes: P
 
 
 @pytest.mark.row(36)
+@pytest.mark.slow
 async def test_twenty_duplicates_at_three_matchmakers_make_one_session(
     world: World, processes: Processes
 ) -> None:
@@ -136,6 +137,7 @@ async def test_twenty_duplicates_at_three_matchmakers_make_one_session(
 
 
 @pytest.mark.row(35)
+@pytest.mark.slow
 async def test_a_terminated_matchmaker_leaves_its_requests_to_the_other(
     world: World, processes: Processes
 ) -> None:

@@ -293,6 +293,7 @@ def kind_of(message: bytes) -> str:
 
 @settings(max_examples=500, deadline=None)
 @given(st.builds(Deadlines, st.floats(0.05, 30.0), TIMES, TIMES, TIMES, TIMES), TIMES, STEPS)
+@pytest.mark.slow
 def test_every_request_ends_in_time_with_one_answer(
     deadlines: Deadlines, first_retry: float, steps: list[tuple[str, float, bytes, Any, str]]
 ) -> None:

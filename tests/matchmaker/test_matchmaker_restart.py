@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import msgspec
+import pytest
 
 from tests.matchmaker.world import ARENA, World
 from tipoff_matchmaker.deployments.fleet_limit import fleet_key
@@ -162,6 +163,7 @@ async def test_a_reservation_without_a_deployment_does_not_block_for_ever(world:
         assert isinstance(await world.play(), SessionReady)
 
 
+@pytest.mark.slow
 async def test_everything_ends_clean_after_a_storm(world: World) -> None:
     """Two matchmakers, players who come, stay, leave or never connect, servers that die: invariant G at the end."""
     game = msgspec.structs.replace(

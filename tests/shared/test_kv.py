@@ -62,6 +62,7 @@ async def test_update_with_an_old_revision_loses(nats: Bus) -> None:
         await sessions.update("a", record("a", "m3"), first)
 
 
+@pytest.mark.slow
 async def test_list_is_complete_under_concurrent_writes(nats: Bus) -> None:
     """A key that exists during the whole call is in the listing, however much is written meanwhile."""
     sessions = (await create_buckets(nats)).sessions

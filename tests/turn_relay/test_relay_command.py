@@ -88,6 +88,7 @@ async def test_a_partner_that_is_interrupted_ends_the_relay_with_exit_code_1(htt
     assert b"the partner is gone" in said
 
 
+@pytest.mark.slow
 async def test_a_url_without_a_relay_is_one_clear_line(httpd: RunningHttpd) -> None:
     for url, words in (
         ("ftp://x", b"http://HOST:PORT is expected"),

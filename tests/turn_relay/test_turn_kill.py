@@ -83,6 +83,7 @@ def nothing_lost(report: LoadReport) -> None:
     assert report.arrived == report.handed_over > 0
 
 
+@pytest.mark.slow
 async def test_nats_killed_in_the_middle_of_games(tmp_path: Path) -> None:
     async with (
         embedded_nats(tmp_path) as server,
